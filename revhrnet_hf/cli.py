@@ -1,0 +1,36 @@
+"""How every script ends: well, or with one line that says what was wrong, or with the traceback of our own defect."""
+
+import sys
+from collections.abc import Callable
+
+from .errors import RevHRNetError
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's `main`; print the user's errors as `error: …` on stderr and exit with status 1.
+
+    The user's are our own errors, and those of the operating system about a named file (no permission, disk full, not
+    a folder). Anything else keeps its traceback, for it is ours: where a library's `ValueError` can be the user's, the
+    code that calls it says so with a `RevHRNetError`.
+
+    Raises:
+        SystemExit: status 1 after an error, 130 after Ctrl-C.
+    """
+    try:
+        main()
+    except RevHRNetError as error:
+        _fail(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _fail(message: object) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)

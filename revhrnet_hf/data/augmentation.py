@@ -1,0 +1,133 @@
+"""The joint augmentation of picture and label map: random scale, crop and flip, as HRNet does (arXiv 1908.07919)."""
+
+import hashlib
+from typing import Any
+
+import datasets
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as TF
+
+from ..errors import DataError
+
+
+class TrainingTransform:
+    """Scales, crops, flips, normalises and pads one picture with its label map; draws from torch's global generator.
+
+    The picture's long side becomes `base_size` × a factor (antialiased bilinear; labels by nearest neighbour). A crop
+    is cut where the result is larger than `crop_size`. What is smaller is padded at the bottom and right: the picture
+    with 0 after normalising, which is the mean colour, the labels with `ignore_index`.
+
+    Args:
+        image_processor: rescales and normalises, with the backbone's mean and std.
+        crop_size: (height, width) of what comes out, in pixels.
+        base_size: the long side at factor 1, in pixels.
+        scale_range: smallest and largest factor.
+        scale_step: factors are drawn from this grid, both ends included; None draws from the whole range.
+        flip: probability of a left-right flip.
+        ignore_index: the label of padded pixels.
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        crop_size: tuple[int, int],
+        base_size: int,
+        scale_range: tuple[float, float] = (0.5, 2.1),
+        scale_step: float | None = 0.1,
+        flip: float = 0.5,
+        ignore_index: int = 255,
+    ):
+        self.image_processor = image_processor
+        self.crop_size = tuple(crop_size)
+        self.base_size = base_size
+        self.scale_range = tuple(scale_range)
+        self.scale_step = scale_step
+        self.flip = flip
+        self.ignore_index = ignore_index
+
+    def __call__(self, image: PIL.Image.Image, label_map: PIL.Image.Image) -> dict[str, torch.Tensor]:
+        """Augments `image` (RGB) and `label_map` (L, train ids), which must be of one size.
+
+        Returns:
+            `pixel_values` float32 (3, height, width) and `labels` int64 (height, width), of `crop_size`.
+        """
+        image, label_map = TF.to_image(image), tv_tensors.Mask(TF.pil_to_tensor(label_map))
+        image, label_map = self._scale(image, label_map)
+        image, label_map = self._crop(image, label_map)
+        if torch.rand(()) < self.flip:
+            image, label_map = TF.horizontal_flip(image), TF.horizontal_flip(label_map)
+        pixel_values = self.image_processor(
+            image.as_subclass(torch.Tensor), do_resize=False, do_pad=False, return_tensors="pt"
+        )["pixel_values"][0]
+        labels = label_map.as_subclass(torch.Tensor)[0].long()
+        return {"pixel_values": self._pad(pixel_values, 0.0), "labels": self._pad(labels, self.ignore_index)}
+
+    def _scale(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        height, width = image.shape[-2:]
+        ratio = round(self.base_size * self._draw_factor()) / max(height, width)
+        size = [max(1, round(height * ratio)), max(1, round(width * ratio))]
+        return TF.resize(image, size, InterpolationMode.BILINEAR, antialias=True), TF.resize(label_map, size)
+
+    def _draw_factor(self) -> float:
+        low, high = self.scale_range
+        if self.scale_step is None:
+            return low + (high - low) * torch.rand(()).item()
+        steps = round((high - low) / self.scale_step)
+        return low + self.scale_step * torch.randint(steps + 1, ()).item()
+
+    def _crop(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        height, width = (min(have, want) for have, want in zip(image.shape[-2:], self.crop_size, strict=True))
+        top, left, height, width = v2.RandomCrop.get_params(image, (height, width))
+        return TF.crop(image, top, left, height, width), TF.crop(label_map, top, left, height, width)
+
+    def _pad(self, plane: torch.Tensor, value: float) -> torch.Tensor:
+        bottom, right = (want - have for have, want in zip(plane.shape[-2:], self.crop_size, strict=True))
+        return F.pad(plane, (0, right, 0, bottom), value=value)
+
+
+class TrainingSamples(torch.utils.data.Dataset):
+    """A data set with its training augmentation, whose draws depend on nothing but (seed, epoch, index).
+
+    So a resumed run, any number of workers and any number of processes see the same pictures. `set_epoch` reaches
+    workers that are already running.
+
+    Args:
+        dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them.
+        transform: called as `transform(image, label_map)`.
+        seed: of the run.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform, seed: int):
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+        # Shared memory: persistent workers keep the copy of this object that they started with.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.dataset[index]
+        image, label_map = example["image"], example["label_map"]
+        if image.size != label_map.size:
+            raise DataError(
+                f"Picture {example['image_id']} is {image.width}×{image.height} pixels (width×height) but its label "
+                f"map is {label_map.width}×{label_map.height}: bring both to one size "
+                "(label maps by nearest neighbour)."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_draw_seed(self.seed, int(self._epoch), index))
+            return self.transform(image, label_map)
+
+
+def _draw_seed(seed: int, epoch: int, index: int) -> int:
+    digest = hashlib.sha256(f"{seed} {epoch} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)

@@ -1,0 +1,92 @@
+"""The two picture columns of every data set, as `datasets` features: `Picture` (RGB) and `LabelMap` (train ids).
+
+Both store what `datasets.Image` stores, a path or bytes, and decode when an example is read.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import datasets
+import numpy as np
+import PIL.Image
+from datasets.features.features import register_feature
+
+from ..errors import DataError
+from .label_space import get_label_space
+
+SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
+
+
+@dataclass
+class Picture(datasets.Image):
+    """A picture; decodes to a PIL image of mode RGB, whatever the file's mode.
+
+    Raises:
+        DataError: on decoding, if the file is missing, truncated or no picture; the message names it.
+    """
+
+    mode: str | None = "RGB"
+    _type: str = field(default="Picture", init=False, repr=False)
+
+    def decode_example(self, value: dict | PIL.Image.Image, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
+        if isinstance(value, PIL.Image.Image):
+            return value
+        with _unreadable_is_data_error("Picture", value):
+            return super().decode_example(value, token_per_repo_id)
+
+
+@dataclass
+class LabelMap(datasets.Image):
+    """A label map; decodes to a PIL image of mode L that holds train ids, ignored pixels `ignore_index`.
+
+    The file holds raw ids (grey or palette PNG; of a palette the indices count) or raw colours (RGB PNG), which the
+    label space translates. A value without a path is a label map that was decoded before, which is how `Dataset.map`
+    stores PIL images that it is handed: it holds train ids and is not translated again.
+
+    Raises:
+        DataError: on decoding, if the file is unreadable or holds an id outside the label space; the message names it.
+    """
+
+    label_space: str = ""
+    _type: str = field(default="LabelMap", init=False, repr=False)
+
+    def decode_example(self, value: dict | PIL.Image.Image, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
+        if isinstance(value, PIL.Image.Image):
+            return value
+        with _unreadable_is_data_error("Label map", value):
+            image = super().decode_example(value, token_per_repo_id)
+        label_space = get_label_space(self.label_space)
+        translation = label_space if value["path"] else label_space.of_train_ids
+        return PIL.Image.fromarray(translation.train_ids(_raw_array(image), _source(value)))
+
+
+def _raw_array(label_map: PIL.Image.Image) -> np.ndarray:
+    """(height, width) raw ids or (height, width, 3) raw colours. A palette picture's array is its indices."""
+    if label_map.mode in SINGLE_CHANNEL_MODES:
+        return np.asarray(label_map)
+    return np.asarray(label_map.convert("RGB"))
+
+
+def _source(value: dict) -> str:
+    return value["path"] or "(stored inside the data set)"
+
+
+@contextmanager
+def _unreadable_is_data_error(kind: str, value: dict) -> Iterator[None]:
+    try:
+        yield
+    # What Pillow raises for broken files: OSError covers missing, unidentified and truncated ones.
+    except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{kind} {_source(value)} cannot be read ({error}): it is missing, truncated or not a picture. "
+            "Fetch the file again, or take it out of the data set."
+        ) from error
+
+
+with warnings.catch_warnings():
+    # `datasets` calls its register_feature experimental, on every import, to users who never called it.
+    warnings.simplefilter("ignore", UserWarning)
+    register_feature(Picture, "Picture")
+    register_feature(LabelMap, "LabelMap")

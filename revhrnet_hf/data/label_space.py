@@ -1,0 +1,166 @@
+"""Label spaces: the class names, colours and ids of a data set, and the one table that turns raw ids into train ids.
+
+A *raw id* is what a label PNG holds (a number, or a colour where the owner codes classes by colour); a *train id* is
+the network's output channel. Pixels that are not scored hold `ignore_index`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import DataError
+
+Colour = tuple[int, int, int]
+
+MAX_NAMED = 8
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of a data set.
+
+    Attributes:
+        name: key in the registry, for example `"camvid11"`.
+        names: class names in the order of their train ids.
+        colours: one RGB colour (0–255) a class, for pictures of label maps.
+        raw_ids: raw id → train id, or `ignore_index` for what is not scored.
+        ignore_index: the train id of ignored pixels.
+        raw_colours: raw RGB colour → train id, where the owner's label maps are coded by colour.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    colours: tuple[Colour, ...]
+    raw_ids: Mapping[int, int] = field(hash=False)
+    ignore_index: int = 255
+    raw_colours: Mapping[Colour, int] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        if len(self.names) != len(self.colours):
+            raise DataError(
+                f"Label space {self.name!r} has {len(self.names)} names but {len(self.colours)} colours: "
+                "give one colour a class."
+            )
+        if not self.num_classes <= self.ignore_index <= 255:
+            raise DataError(
+                f"Label space {self.name!r}: ignore_index {self.ignore_index} must lie between the number of classes "
+                f"({self.num_classes}) and 255."
+            )
+        train_ids = {*self.raw_ids.values(), *self.raw_colours.values()} - {self.ignore_index}
+        if strays := sorted(train_ids - set(range(self.num_classes))):
+            raise DataError(
+                f"Label space {self.name!r} maps to the train ids {strays}, but it has only the classes "
+                f"0–{self.num_classes - 1}: correct its tables."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {name: train_id for train_id, name in enumerate(self.names)}
+
+    @property
+    def palette(self) -> list[int]:
+        """Red, green, blue of the train ids 0–255 for `PIL.Image.Image.putpalette`, black where there is no class."""
+        flat = [channel for colour in self.colours for channel in colour]
+        return flat + [0] * (768 - len(flat))
+
+    @cached_property
+    def of_train_ids(self) -> "LabelSpace":
+        """The same classes for label maps that hold train ids already."""
+        train_ids = {*range(self.num_classes), self.ignore_index}
+        return replace(self, raw_ids={train_id: train_id for train_id in train_ids}, raw_colours={})
+
+    def train_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
+        """Translates a label map as its owner stores it into train ids.
+
+        Args:
+            raw: (height, width) integers (raw ids), or (height, width, 3) uint8 (raw colours).
+            source: what the label map is called in an error, usually its file.
+
+        Returns:
+            (height, width) uint8; ignored pixels hold `ignore_index`.
+
+        Raises:
+            DataError: `raw` holds an id or colour outside the table; all of them are named.
+        """
+        return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(raw, source)
+
+    def _from_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
+        # mode="clip" sends every larger id to the table's last entry, which is unknown.
+        train_ids = self._id_table.take(raw, mode="clip")
+        self._check_known(train_ids, raw, source, "ids", _ranges(self.raw_ids))
+        return train_ids.astype(np.uint8)
+
+    def _from_colours(self, raw: np.ndarray, source: str) -> np.ndarray:
+        if not self.raw_colours:
+            raise DataError(
+                f"Label map {source} is a colour picture, but label space {self.name!r} knows ids only: "
+                "use the data set's label maps of ids (single-channel or palette PNG)."
+            )
+        known_codes, code_train_ids = self._colour_table
+        codes = _colour_codes(raw)
+        nearest = np.searchsorted(known_codes, codes).clip(max=len(known_codes) - 1)
+        train_ids = np.where(known_codes[nearest] == codes, code_train_ids[nearest], UNKNOWN)
+        self._check_known(train_ids, raw, source, "colours", f"{len(self.raw_colours)} colours")
+        return train_ids.astype(np.uint8)
+
+    def _check_known(self, train_ids: np.ndarray, raw: np.ndarray, source: str, kind: str, known: str) -> None:
+        unknown = train_ids == UNKNOWN
+        if not unknown.any():
+            return
+        strays = np.unique(raw[unknown], axis=0).tolist()
+        shown = ", ".join(str(tuple(stray) if isinstance(stray, list) else stray) for stray in strays[:MAX_NAMED])
+        more = f" and {len(strays) - MAX_NAMED} more" if len(strays) > MAX_NAMED else ""
+        raise DataError(
+            f"Label map {source} holds the {kind} {shown}{more}, which label space {self.name!r} does not know "
+            f"(it knows {known}): correct the file, or load the data set with the label space that it was drawn in."
+        )
+
+    @cached_property
+    def _id_table(self) -> np.ndarray:
+        table = np.full(max(self.raw_ids) + 2, UNKNOWN, dtype=np.int16)
+        for raw_id, train_id in self.raw_ids.items():
+            table[raw_id] = train_id
+        return table
+
+    @cached_property
+    def _colour_table(self) -> tuple[np.ndarray, np.ndarray]:
+        colours = np.array(list(self.raw_colours), dtype=np.uint8)
+        codes = _colour_codes(colours)
+        order = codes.argsort()
+        return codes[order], np.array(list(self.raw_colours.values()), dtype=np.int16)[order]
+
+
+def _ranges(ids: Iterable[int]) -> str:
+    """The ids as text with runs drawn together: `0–10, 255`."""
+    ids = set(ids)
+    starts = sorted(i for i in ids if i - 1 not in ids)
+    ends = sorted(i for i in ids if i + 1 not in ids)
+    return ", ".join(str(start) if start == end else f"{start}–{end}" for start, end in zip(starts, ends, strict=True))
+
+
+def _colour_codes(colours: np.ndarray) -> np.ndarray:
+    """(…, 3) uint8 → (…) int32, one number a colour."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+LABEL_SPACES: dict[str, LabelSpace] = {}
+"""Every known label space by name; each data set's module adds its own."""
+
+
+def get_label_space(name: str) -> LabelSpace:
+    """The label space called `name`; an unknown name is a DataError that lists the known ones."""
+    if name not in LABEL_SPACES:
+        raise DataError(f"Unknown label space {name!r}; known are {', '.join(sorted(LABEL_SPACES))}.")
+    return LABEL_SPACES[name]

@@ -1,0 +1,29 @@
+"""The errors that are the user's to mend: each says what is wrong, where, and what to do.
+
+The scripts print them as one line and exit with status 1; everything else is a defect of ours and keeps its traceback.
+"""
+
+
+class RevHRNetError(ValueError):
+    """Something given to us is wrong: data, recipe or checkpoint."""
+
+    def __init__(self, message: str):
+        # A DataLoader worker's error arrives as text with the worker's traceback in it: keep what the worker said.
+        _, _, worker_said = message.rpartition(f"{type(self).__name__}: ")
+        super().__init__(worker_said.strip() if message.startswith("Caught ") else message)
+
+
+class DataError(RevHRNetError):
+    """A data set on disk is not what it should be; the message names the file, field or id."""
+
+
+class RecipeError(RevHRNetError):
+    """A recipe or a command line asks for something that does not exist or does not fit."""
+
+
+class CheckpointError(RevHRNetError):
+    """A checkpoint or an output folder cannot be used as asked."""
+
+
+class TrainingError(RevHRNetError):
+    """Training cannot go on: the loss is no longer a number."""

@@ -1,0 +1,17 @@
+"""Judging: label maps of whole pictures, one confusion matrix over a data set, and every score read off it."""
+
+from .checkpoint import check_same_classes, load_checkpoint
+from .confusion import ConfusionMatrix, SegmentationMetric
+from .inference import evaluate_dataset, predict_label_maps
+from .scores import format_scores, write_json
+
+__all__ = [
+    "ConfusionMatrix",
+    "SegmentationMetric",
+    "check_same_classes",
+    "evaluate_dataset",
+    "format_scores",
+    "load_checkpoint",
+    "predict_label_maps",
+    "write_json",
+]

@@ -1,0 +1,92 @@
+"""Loading a checkpoint to use it, and holding its classes against a data set's."""
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from ..errors import CheckpointError
+
+
+def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32):
+    """Loads a model for semantic segmentation and its image processor; any that Transformers knows, not only ours.
+
+    Args:
+        checkpoint: a folder written by `save_pretrained`, or a name on the Hub.
+        dtype: of the weights.
+
+    Returns:
+        The model, in eval mode on the CPU, and the image processor.
+
+    Raises:
+        CheckpointError: there is no such folder or Hub name, or what is there lacks files or weights.
+    """
+    checkpoint = str(checkpoint)
+    _check_is_there(checkpoint)
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(checkpoint)
+        model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
+            checkpoint, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        said = str(error).strip().splitlines()[0]
+        advice = "" if Path(checkpoint).is_dir() else "; no folder of that name lies here, so it was sought on the Hub"
+        raise CheckpointError(f"cannot load the checkpoint {checkpoint}: {said}{advice}") from error
+    # Transformers would fill these with random numbers.
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}, …): "
+            "it is incomplete, or was not trained for semantic segmentation"
+        )
+    return model, image_processor
+
+
+def check_same_classes(config, names, dataset_name: str) -> None:
+    """Raises a CheckpointError unless a model's classes are a data set's: as many, with the same names in this order.
+
+    Case does not matter; Transformers' placeholders (`LABEL_0` …) say nothing, so that only the count is compared.
+
+    Args:
+        config: the model's config, with `id2label`.
+        names: the data set's class names in the order of their ids.
+        dataset_name: what the message calls the data set.
+    """
+    advice = "choose a checkpoint that was trained on these classes, or the data set it was trained on"
+    if config.num_labels != len(names):
+        raise CheckpointError(
+            f"the checkpoint has {config.num_labels} classes ({_listed(config.id2label.values())}), but "
+            f"{dataset_name} has {len(names)} ({_listed(names)}): {advice}"
+        )
+    for class_id, name in enumerate(names):
+        own_name = config.id2label[class_id]
+        if own_name.casefold() != name.casefold() and not re.fullmatch(r"LABEL_\d+", own_name):
+            raise CheckpointError(
+                f"class {class_id} is {own_name!r} in the checkpoint, but {name!r} in {dataset_name}: {advice}"
+            )
+
+
+def _check_is_there(checkpoint):
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"the folder {checkpoint} holds no config.json: give the folder that `save_pretrained` wrote"
+            )
+    elif path.exists():
+        raise CheckpointError(f"{checkpoint} is a file: give the checkpoint's folder")
+    elif _is_path(checkpoint):
+        raise CheckpointError(f"there is no checkpoint folder {checkpoint}")
+
+
+def _is_path(checkpoint):
+    """Whether a name can only be meant as a path, so that asking the Hub for it is idle."""
+    is_hub_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", checkpoint)
+    return not is_hub_name or ("/" in checkpoint and Path(checkpoint).parent.is_dir())
+
+
+def _listed(names, most=4):
+    names = list(names)
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")

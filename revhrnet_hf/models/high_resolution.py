@@ -1,0 +1,155 @@
+"""The building block of the high-resolution networks: parallel streams that exchange after every module.
+
+HRNet ("Deep High-Resolution Representation Learning for Visual Recognition", arXiv 1908.07919, section 3) and the reverse
+HRNet ("Early Fusion of Features for Semantic Segmentation", arXiv 2402.06091) are both stacks of `HighResolutionModule`.
+Sub-module names (`branches`, `fuse_layers`, `conv1`, `bn1`, …) are those of the official HRNet checkpoints.
+
+Streams are ordered from the finest to the coarsest: stream i has half the resolution of stream i - 1.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, momentum: float = 0.01) -> list[nn.Module]:
+    """A convolution without bias that keeps the size (up to its stride), and its BatchNorm."""
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(out_channels, momentum=momentum),
+    ]
+
+
+def upsample(x: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool = False) -> Tensor:
+    """Bilinear resize of (batch, channels, height, width) to `size` (height, width); a map of that size passes unchanged."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with a shortcut, ResNet's basic block; (batch, in_channels, h, w) → (batch, channels, h, w)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, momentum: float = 0.01):
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(in_channels, channels, 3, momentum=momentum)
+        self.conv2, self.bn2 = conv_bn(channels, channels, 3, momentum=momentum)
+        self.downsample = shortcut(in_channels, channels, momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.downsample(x), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 with a shortcut, ResNet's bottleneck; (batch, in_channels, h, w) → (batch, 4 · channels, h, w)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, momentum: float = 0.01):
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(in_channels, channels, 1, momentum=momentum)
+        self.conv2, self.bn2 = conv_bn(channels, channels, 3, momentum=momentum)
+        self.conv3, self.bn3 = conv_bn(channels, channels * self.expansion, 1, momentum=momentum)
+        self.downsample = shortcut(in_channels, channels * self.expansion, momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + self.downsample(x), inplace=True)
+
+
+def shortcut(in_channels: int, out_channels: int, momentum: float) -> nn.Module:
+    """The identity, or a 1×1 convolution where the number of channels changes."""
+    if in_channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(*conv_bn(in_channels, out_channels, 1, momentum=momentum))
+
+
+def make_blocks(
+    block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int, num_blocks: int, momentum: float
+) -> nn.Sequential:
+    """`num_blocks` blocks in a row, the first of which changes the number of channels."""
+    out_channels = channels * block.expansion
+    widths = [in_channels] + [out_channels] * (num_blocks - 1)
+    return nn.Sequential(*[block(width, channels, momentum) for width in widths])
+
+
+class HighResolutionModule(nn.Module):
+    """Parallel streams of BasicBlocks followed by the exchange unit (HRNet, section 3.1 and figure 3).
+
+    Output i is ReLU(Σ_j f_ij(x_j)) for the first `num_outputs` streams. The rows of streams that are dropped after this module
+    are not built, so that no parameter goes unused: a dropped stream lives on in what it gives to the finer ones.
+
+    Args:
+        channels: channels of each stream (two at least), finest first.
+        num_blocks: BasicBlocks in each stream.
+        num_outputs: streams that leave the module; all of them if not given.
+        align_corners: of the bilinear upsampling (True on the official branch HRNet-OCR, False on pytorch-v1.1).
+        momentum: of the BatchNorms.
+    """
+
+    def __init__(
+        self,
+        channels: list[int] | tuple[int, ...],
+        num_blocks: int,
+        num_outputs: int | None = None,
+        align_corners: bool = False,
+        momentum: float = 0.01,
+    ):
+        super().__init__()
+        self.align_corners = align_corners
+        self.branches = nn.ModuleList(make_blocks(BasicBlock, c, c, num_blocks, momentum) for c in channels)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(exchange_path(channels, source=j, target=i, momentum=momentum) for j in range(len(channels)))
+            for i in range(len(channels) if num_outputs is None else num_outputs)
+        )
+
+    def forward(self, streams: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Streams (batch, channels[i], h_i, w_i) → the exchanged streams, and the last tensor of each stream that ends here."""
+        streams = [branch(x) for branch, x in zip(self.branches, streams, strict=True)]
+        exchanged = [self.exchange(paths, streams, target) for target, paths in enumerate(self.fuse_layers)]
+        return exchanged, streams[len(exchanged) :]
+
+    def exchange(self, paths: nn.ModuleList, streams: list[Tensor], target: int) -> Tensor:
+        size = streams[target].shape[-2:]
+        total = None
+        for path, x in zip(paths, streams, strict=True):
+            x = upsample(path(x), size, self.align_corners)
+            total = x if total is None else total + x
+        return F.relu(total, inplace=True)
+
+
+def exchange_path(channels: list[int] | tuple[int, ...], source: int, target: int, momentum: float) -> nn.Module:
+    """f_ij of the exchange unit without its upsampling: from stream `source` (j) to the channels of stream `target` (i)."""
+    if source == target:
+        return nn.Identity()
+    if source > target:
+        return nn.Sequential(*conv_bn(channels[source], channels[target], 1, momentum=momentum))
+    steps = []
+    for step in range(target - source):
+        if step < target - source - 1:
+            halve = conv_bn(channels[source], channels[source], 3, stride=2, momentum=momentum)
+            steps.append(nn.Sequential(*halve, nn.ReLU(inplace=True)))
+        else:
+            steps.append(nn.Sequential(*conv_bn(channels[source], channels[target], 3, stride=2, momentum=momentum)))
+    return nn.Sequential(*steps)
+
+
+class SegmentationHead(nn.Sequential):
+    """1×1 (with bias) + BN + ReLU, then the 1×1 classifier: HRNetV2's `last_layer`, with its names 0, 1 and 3.
+
+    (batch, channels, h, w) → logits (batch, num_labels, h, w).
+    """
+
+    def __init__(self, channels: int, num_labels: int, momentum: float = 0.01):
+        super().__init__(
+            nn.Conv2d(channels, channels, 1),
+            nn.BatchNorm2d(channels, momentum=momentum),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, num_labels, 1),
+        )

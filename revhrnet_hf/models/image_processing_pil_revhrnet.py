@@ -1,0 +1,349 @@
+"""Image processor of RevHRNet on Pillow and NumPy, and what it shares with its torchvision twin.
+
+The conventions (names of options, `segmentation_maps` → `labels`, `post_process_semantic_segmentation`) are those of
+Transformers' semantic segmentation processors, SegFormer's first of all, so that it can stand in for them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+class RevHRNetImageProcessorKwargs(ImagesKwargs, total=False):
+    """Options beyond those of every image processor.
+
+    size_divisor (`int`, *optional*, defaults to 32):
+        With `do_pad`, height and width are padded to a multiple of it, in pixels; 1 pads to the largest picture only.
+    ignore_index (`int`, *optional*, defaults to 255):
+        The class id that padded pixels get in the label maps.
+    """
+
+    size_divisor: int | None
+    ignore_index: int
+
+
+def resized_size(image_size: Size, size: SizeDict) -> Size:
+    """Height and width that a picture of `image_size` gets when it is resized to `size`.
+
+    Args:
+        image_size: (height, width) of the picture in pixels.
+        size: exact `height` and `width`; or, keeping the aspect ratio, `shortest_edge`, `longest_edge`, or both (the
+            shortest edge as asked, unless the longest would get too long).
+
+    Raises:
+        ValueError: `size` holds none of these.
+    """
+    height, width = image_size
+    shortest, longest = min(height, width), max(height, width)
+    if size.height and size.width:
+        return size.height, size.width
+    if size.shortest_edge and size.longest_edge:
+        new_height, new_width = get_size_with_aspect_ratio(image_size, size.shortest_edge, size.longest_edge)
+    elif size.shortest_edge:
+        new_height, new_width = (int(size.shortest_edge * edge / shortest) for edge in image_size)
+    elif size.longest_edge:
+        new_height, new_width = ((2 * edge * size.longest_edge + longest) // (2 * longest) for edge in image_size)
+    else:
+        raise ValueError(
+            "size must have 'height' and 'width', or 'shortest_edge', or 'longest_edge', or both edges; "
+            f"got {dict(size)}"
+        )
+    return max(1, new_height), max(1, new_width)
+
+
+def padded_size(image_sizes: Sequence[Size], size_divisor: int | None, pad_size: SizeDict | None) -> Size:
+    """Size of a padded batch: `pad_size` if given, else the largest, rounded up to the divisor's multiple."""
+    if pad_size is not None:
+        return pad_size.height, pad_size.width
+    divisor = size_divisor or 1
+    height, width = (math.ceil(max(edges) / divisor) * divisor for edges in zip(*image_sizes, strict=True))
+    return height, width
+
+
+def nearest_source_indices(length: int, new_length: int) -> np.ndarray:
+    """For each of `new_length` pixels, the index of the pixel among `length` that its centre falls on, int64.
+
+    Whole-number arithmetic: the same for every library, dtype and device, where Pillow's and torch's nearest
+    neighbour may round a tie differently.
+    """
+    return (2 * np.arange(new_length, dtype=np.int64) + 1) * length // (2 * new_length)
+
+
+def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A 16-bit grey picture (modes `I;16…` and `I`) as 8-bit grey; any other picture as it is.
+
+    Pillow's own conversion clips at 255 instead of scaling, which turns nearly all of such a picture white.
+    """
+    if not image.mode.startswith("I"):
+        return image
+    values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+    return PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def resize_logits(logits: torch.Tensor, content: Size, padded: Size, target: Size) -> torch.Tensor:
+    """Bring the logits of one padded picture to the picture's own size, with one bilinear interpolation.
+
+    Args:
+        logits: (1, num_labels, height, width), covering the whole padded picture.
+        content: (height, width) that the picture had in the network's input, padding not counted.
+        padded: (height, width) of the network's input.
+        target: (height, width) of the result.
+
+    Returns:
+        Logits (1, num_labels, *target).
+    """
+    if all(t * p % c == 0 for t, p, c in zip(target, padded, content, strict=True)):
+        canvas = [t * p // c for t, p, c in zip(target, padded, content, strict=True)]
+        logits = F.interpolate(logits, size=canvas, mode="bilinear", align_corners=False)
+    else:
+        # At the target's scale the padded picture has no whole number of pixels: give the factor, get the whole
+        # pixels. The tiny excess keeps a product like 29.999… from losing its last pixel.
+        factors = [
+            t * p / (c * edge) * (1 + 1e-12)
+            for t, p, c, edge in zip(target, padded, content, logits.shape[-2:], strict=True)
+        ]
+        logits = F.interpolate(logits, scale_factor=factors, mode="bilinear", align_corners=False)
+    return logits[..., : target[0], : target[1]]
+
+
+class RevHRNetImageProcessorMixin:
+    """What both backends do alike: options, label maps, sizes, and post-processing.
+
+    Options and defaults:
+        do_resize (`bool`, False): the network takes any size, and scores are taken at native size.
+        size (`dict`, none): see [`resized_size`]; needed by `do_resize`.
+        resample (bilinear): for pictures; label maps are always resized by nearest neighbour.
+        do_rescale, rescale_factor (True, 1/255); do_normalize, image_mean, image_std (True, ImageNet's).
+        do_convert_rgb (`bool`, True): grey, palette, CMYK, 16-bit and transparent pictures (on white) become RGB.
+        do_pad, size_divisor, pad_size (False, 32, none): pad at the bottom and at the right, pictures with 0 after
+            normalising, label maps with `ignore_index`, to the batch's largest height and width, rounded up to a
+            multiple of `size_divisor`; or to exactly `pad_size`.
+        ignore_index (`int`, 255).
+
+    A file name or an address is read upright, as its EXIF orientation says; a `PIL.Image` is taken pixel by pixel as
+    it is, so that label maps and target sizes that were made for it fit (`PIL.ImageOps.exif_transpose` turns it).
+    """
+
+    valid_kwargs = RevHRNetImageProcessorKwargs
+    do_resize = False
+    size = None
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_convert_rgb = True
+    do_pad = False
+    size_divisor = 32
+    ignore_index = 255
+
+    def __init__(self, **kwargs: Unpack[RevHRNetImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[RevHRNetImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Turn pictures, and label maps if given, into a batch for the network.
+
+        Args:
+            images: one picture or a list of them: `PIL.Image`, array or tensor with channels first or last, path, or
+                address. Values 0 to 255, unless `rescale_factor` says otherwise.
+            segmentation_maps: one label map a picture, (height, width) of class ids at the picture's size.
+            **kwargs: any option of the processor, for this call only; `return_tensors="pt"` stacks the batch.
+
+        Returns:
+            `pixel_values`, float32 (3, height, width) a picture, and with `segmentation_maps` also `labels`, int64
+            (height, width) a picture; stacked to (batch, …) with `return_tensors`, lists without.
+
+        Raises:
+            ValueError: pictures and label maps do not fit together, or pictures of different sizes are to be stacked.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _validate_preprocess_kwargs(self, do_center_crop=None, size_divisor=None, **kwargs):
+        super()._validate_preprocess_kwargs(**kwargs)
+        if do_center_crop:
+            raise ValueError("do_center_crop is not supported: a segmentation model labels the whole picture")
+        if size_divisor is not None and size_divisor < 1:
+            raise ValueError(f"size_divisor must be 1 or more pixels, got {size_divisor}")
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        do_convert_rgb: bool,
+        input_data_format: str | ChannelDimension | None,
+        return_tensors: str | None,
+        do_resize: bool,
+        size: SizeDict | None,
+        do_pad: bool,
+        pad_size: SizeDict | None,
+        size_divisor: int | None,
+        ignore_index: int,
+        device: "str | torch.device | None" = None,
+        **kwargs,
+    ) -> BatchFeature:
+        pictures = self._prepare_image_like_inputs(
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
+        )
+        native_sizes = [tuple(picture.shape[-2:]) for picture in pictures]
+        new_sizes = [resized_size(native, size) for native in native_sizes] if do_resize else native_sizes
+        if do_pad:
+            height, width = padded_size(new_sizes, size_divisor, pad_size)
+            pad_size = SizeDict(height=height, width=width)
+        elif return_tensors is not None and len(set(new_sizes)) > 1:
+            found = ", ".join(f"{height}×{width}" for height, width in dict.fromkeys(new_sizes))
+            raise ValueError(
+                f"pictures of different sizes ({found}) cannot be stacked into one batch: pass do_pad=True, or "
+                "do_resize=True with an exact size, or one picture at a time"
+            )
+        data = self._preprocess(
+            pictures, do_resize=do_resize, size=size, do_pad=do_pad, pad_size=pad_size, return_tensors=None, **kwargs
+        )
+        if segmentation_maps is not None:
+            label_maps = self._prepare_label_maps(segmentation_maps, native_sizes)
+            label_maps = [
+                resize_label_map(label_map, new_size)
+                for label_map, new_size in zip(label_maps, new_sizes, strict=True)
+            ]
+            if do_pad:
+                label_maps = self.pad(label_maps, pad_size=pad_size, fill_value=ignore_index)
+            data["labels"] = [label_map[0] for label_map in label_maps]
+        return BatchFeature(data=dict(data), tensor_type=return_tensors)
+
+    def process_image(self, image: ImageInput, **kwargs) -> "torch.Tensor | np.ndarray":
+        """One picture in the backend's form, (channels, height, width); see the backend's `process_image`."""
+        if kwargs.get("do_convert_rgb") and isinstance(image, PIL.Image.Image):
+            image = eight_bit_grey(image)
+        return super().process_image(image, **kwargs)
+
+    def _prepare_label_maps(self, segmentation_maps: ImageInput, image_sizes: list[Size]) -> list:
+        """Label maps (1, height, width), int64, in the backend's form; each as large as its picture."""
+        label_maps = self._prepare_image_like_inputs(
+            images=segmentation_maps,
+            expected_ndims=2,
+            do_convert_rgb=False,
+            input_data_format=ChannelDimension.FIRST,
+        )
+        if len(label_maps) != len(image_sizes):
+            raise ValueError(f"{len(image_sizes)} pictures but {len(label_maps)} segmentation maps were given")
+        for index, (label_map, image_size) in enumerate(zip(label_maps, image_sizes, strict=True)):
+            if tuple(label_map.shape) != (1, *image_size):
+                raise ValueError(
+                    f"segmentation map {index} must be one channel of class ids at its picture's size, "
+                    f"{image_size[0]}×{image_size[1]}; got (channels, height, width) = {tuple(label_map.shape)}"
+                )
+        return [as_class_ids(label_map) for label_map in label_maps]
+
+    def resize(self, image: "torch.Tensor | np.ndarray", size: SizeDict, **kwargs) -> "torch.Tensor | np.ndarray":
+        """Resize pictures (…, height, width) to `size`, whose forms [`resized_size`] explains."""
+        height, width = resized_size(tuple(image.shape[-2:]), size)
+        return super().resize(image, SizeDict(height=height, width=width), **kwargs)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs,
+        target_sizes: "Sequence[Size] | torch.Tensor | None" = None,
+        return_segmentation_scores: bool = False,
+    ) -> list:
+        """Turn a model's logits into label maps.
+
+        With `do_pad` the logits cover the padded batch. The padding is cut off exactly, so `target_sizes` must then be
+        the sizes that the pictures of the *whole batch* had before processing, and the options must be the
+        processor's own, not overridden in the call that made the batch.
+
+        Args:
+            outputs: a model's output with `logits` (batch, num_labels, height, width).
+            target_sizes: (height, width) in pixels of each map, usually the picture's native size. Logits are resized
+                to it bilinearly (`align_corners=False`) before the best class is taken. None leaves the logits' size.
+            return_segmentation_scores: return the resized logits too.
+
+        Returns:
+            A list of int64 maps (height, width), one a picture; with `return_segmentation_scores` a list of
+            [`SemanticSegmentationPostProcessorOutput`] with `segmentation`, the same map, and `segmentation_scores`,
+            (num_labels, height, width).
+
+        Raises:
+            ValueError: the number of target sizes is not the batch size.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            scores = iter(logits)
+        else:
+            if len(target_sizes) != len(logits):
+                raise ValueError(f"{len(target_sizes)} target sizes for a batch of {len(logits)} pictures")
+            targets = [(int(height), int(width)) for height, width in target_sizes]
+            contents = [resized_size(target, self.size) for target in targets] if self.do_resize else targets
+            padded = padded_size(contents, self.size_divisor, self.pad_size)
+            scores = (
+                resize_logits(picture[None], content, padded if self.do_pad else content, target)[0]
+                for picture, content, target in zip(logits, contents, targets, strict=True)
+            )
+        if not return_segmentation_scores:
+            return [picture_scores.argmax(dim=0) for picture_scores in scores]
+        return [
+            SemanticSegmentationPostProcessorOutput(
+                data={"segmentation": picture_scores.argmax(dim=0), "segmentation_scores": picture_scores}
+            )
+            for picture_scores in scores
+        ]
+
+    def to_dict(self) -> dict:
+        """The options as saved in a checkpoint; with remote code, `auto_map` names the class of each backend."""
+        # Remote code carries only files that are imported: the import is also what makes a checkpoint hold both twins.
+        from .image_processing_revhrnet import RevHRNetImageProcessor
+
+        output = super().to_dict()
+        if self._auto_class is not None:
+            twins = {"torchvision": RevHRNetImageProcessor, "pil": RevHRNetImageProcessorPil}
+            output["auto_map"] = {
+                self._auto_class: {
+                    backend: f"{twin.__module__.rpartition('.')[2]}.{twin.__name__}" for backend, twin in twins.items()
+                }
+            }
+        return output
+
+
+def resize_label_map(label_map: "torch.Tensor | np.ndarray", new_size: Size) -> "torch.Tensor | np.ndarray":
+    """Resize a label map (1, height, width) by nearest neighbour: no class id that was not there before."""
+    if tuple(label_map.shape[-2:]) == new_size:
+        return label_map
+    rows, columns = (
+        nearest_source_indices(old, new) for old, new in zip(label_map.shape[-2:], new_size, strict=True)
+    )
+    return label_map[:, rows][:, :, columns]
+
+
+def as_class_ids(label_map: "torch.Tensor | np.ndarray") -> "torch.Tensor | np.ndarray":
+    """The same label map as int64."""
+    return label_map.to(torch.int64) if isinstance(label_map, torch.Tensor) else label_map.astype(np.int64)
+
+
+class RevHRNetImageProcessorPil(RevHRNetImageProcessorMixin, PilBackend):
+    """Image processor of RevHRNet on Pillow and NumPy: the twin of `RevHRNetImageProcessor` for `backend="pil"`."""
+
+
+__all__ = ["RevHRNetImageProcessorPil"]

@@ -1,0 +1,236 @@
+"""Pictures of label maps, drawn with Pillow: colours, overlays, legends, picture beside truth beside prediction."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = Sequence[int]  # red, green, blue, 0 to 255
+
+BACKGROUND = (255, 255, 255)
+INK = (20, 20, 20)
+SWATCH_EDGE = (90, 90, 90)
+
+# Paul Tol's "bright" and "muted" schemes without their greys: told apart with any common colour vision.
+# https://personal.sron.nl/~pault/
+DISTINCT_COLOURS = (
+    (68, 119, 170),
+    (238, 102, 119),
+    (34, 136, 51),
+    (204, 187, 68),
+    (102, 204, 238),
+    (170, 51, 119),
+    (51, 34, 136),
+    (221, 204, 119),
+    (136, 34, 85),
+    (68, 170, 153),
+    (153, 153, 51),
+    (204, 102, 119),
+)
+
+
+def default_palette(num_labels: int) -> list[tuple[int, int, int]]:
+    """A colour for each of `num_labels` classes: always the same, the first dozen safe for colour-blind eyes.
+
+    Each later one is the colour of a grid of 4,096 that lies farthest from those before it, and from black and white.
+    """
+    colours = list(DISTINCT_COLOURS[:num_labels])
+    levels = np.arange(0, 256, 17)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    taken = np.array([(0, 0, 0), (255, 255, 255), *colours])
+    distances = np.square(grid[:, None] - taken).sum(axis=-1).min(axis=1)
+    while len(colours) < num_labels:
+        farthest = grid[distances.argmax()]
+        colours.append(tuple(int(channel) for channel in farthest))
+        distances = np.minimum(distances, np.square(grid - farthest).sum(axis=-1))
+    return colours
+
+
+def ignored_colour(colours: Sequence[Colour]) -> tuple[int, int, int]:
+    """The colour of pixels without a class: black, or white where a class is black already (VOC's background)."""
+    return (255, 255, 255) if (0, 0, 0) in {tuple(colour) for colour in colours} else (0, 0, 0)
+
+
+def colourise(label_map: np.ndarray, colours: Sequence[Colour], ignore_index: int = 255) -> Image.Image:
+    """Draw a label map in colours.
+
+    Args:
+        label_map: (height, width) of whole numbers.
+        colours: (red, green, blue), 0 to 255, of each class id.
+        ignore_index: the id of pixels without a class; see [`ignored_colour`].
+
+    Returns:
+        An RGB picture of the same size.
+
+    Raises:
+        ValueError: an id has no colour; the message names it.
+    """
+    label_map = np.asarray(label_map)
+    unknown = (label_map != ignore_index) & ((label_map < 0) | (label_map >= len(colours)))
+    if unknown.any():
+        raise ValueError(f"class id {label_map[unknown][0]} has no colour: there are {len(colours)} colours")
+    table = np.zeros((max(len(colours), ignore_index + 1), 3), dtype=np.uint8)
+    table[: len(colours)] = np.asarray(colours, dtype=np.uint8).reshape(-1, 3)
+    table[ignore_index] = ignored_colour(colours)
+    return Image.fromarray(table[label_map])
+
+
+def palette_png(label_map: np.ndarray, palette: Sequence[Colour]) -> Image.Image:
+    """A label map as a palette picture (mode P): the pixel's index is the train id, the palette gives its colour.
+
+    Args:
+        label_map: (height, width) of ids from 0 to 255; ids beyond the palette, such as 255 for ignored, are black.
+        palette: (red, green, blue), 0 to 255, of each class id; at most 256.
+
+    Raises:
+        ValueError: an id or the palette does not fit into eight bits.
+    """
+    label_map = np.asarray(label_map)
+    if len(palette) > 256 or (label_map.size and not 0 <= label_map.min() <= label_map.max() <= 255):
+        raise ValueError(
+            f"a palette PNG holds ids 0 to 255; this label map has {label_map.min()} to {label_map.max()} and "
+            f"{len(palette)} colours"
+        )
+    image = Image.fromarray(label_map.astype(np.uint8))
+    image.putpalette(np.asarray(palette, dtype=np.uint8).tobytes() + bytes(3 * (256 - len(palette))))
+    return image
+
+
+def overlay(
+    image: Image.Image,
+    label_map: np.ndarray,
+    colours: Sequence[Colour],
+    opacity: float = 0.5,
+    ignore_index: int = 255,
+) -> Image.Image:
+    """A picture with its label map's colours laid over it; ignored pixels show the picture alone.
+
+    Args:
+        image: the picture; any mode.
+        label_map: (height, width), the picture's size.
+        colours: (red, green, blue), 0 to 255, of each class id.
+        opacity: from 0, only the picture, to 1, only the colours.
+        ignore_index: the id of pixels without a class.
+
+    Raises:
+        ValueError: sizes differ, an id has no colour, or the opacity is not between 0 and 1.
+    """
+    label_map = np.asarray(label_map)
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be between 0 and 1, got {opacity}")
+    if label_map.shape != (image.height, image.width):
+        raise ValueError(
+            f"the label map is {label_map.shape[0]}×{label_map.shape[1]}, its picture {image.height}×{image.width}"
+        )
+    image = image.convert("RGB")
+    blended = Image.blend(image, colourise(label_map, colours, ignore_index), opacity)
+    blended.paste(image, mask=Image.fromarray(label_map == ignore_index))
+    return blended
+
+
+def legend(
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    present: Sequence[int] | None = None,
+    width: int = 480,
+    font_size: int = 16,
+) -> Image.Image:
+    """Colour swatches with the classes' names, in as many columns as fit.
+
+    Args:
+        names: the name of each class id, or the text to print for it.
+        colours: (red, green, blue), 0 to 255, of each class id.
+        present: the class ids to show, in this order; None shows all.
+        width: of the picture in pixels; a name that is wider makes it wider.
+        font_size: in pixels.
+    """
+    present = list(range(len(names)) if present is None else present)
+    font = ImageFont.load_default(size=font_size)
+    line, gap = round(font_size * 1.6), font_size // 2
+    column = max((font.getlength(names[index]) for index in present), default=0) + line + 2 * gap
+    num_columns = min(max(1, int((width - gap) // column)), max(1, len(present)))
+    num_rows = -(-len(present) // num_columns)
+    canvas = Image.new("RGB", (max(width, int(num_columns * column) + gap), num_rows * line + 2 * gap), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for place, index in enumerate(present):
+        left, top = gap + (place // num_rows) * column, gap + (place % num_rows) * line
+        swatch = (left, top + line // 8, left + line - gap // 2, top + line - line // 8)
+        draw.rectangle(swatch, fill=tuple(colours[index]), outline=SWATCH_EDGE)
+        draw.text((left + line + gap // 2, top + line / 2), names[index], fill=INK, font=font, anchor="lm")
+    return canvas
+
+
+def with_legend(
+    image: Image.Image, names: Sequence[str], colours: Sequence[Colour], present: Sequence[int]
+) -> Image.Image:
+    """A picture with a legend of the classes `present` below it."""
+    return stack_vertically([image, legend(names, colours, present, width=image.width, font_size=text_size(image))])
+
+
+def triptych(
+    rows: Sequence[tuple[Image.Image, np.ndarray, np.ndarray]],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    ignore_index: int = 255,
+) -> Image.Image:
+    """Picture | truth | prediction, one row a picture, with column titles and a legend of the classes that occur.
+
+    Args:
+        rows: the picture, its true and its predicted label map, (height, width), all of one size. Rows may differ in
+            size: each is scaled to the first row's width.
+        names: the name of each class id.
+        colours: (red, green, blue), 0 to 255, of each class id.
+        ignore_index: the id of pixels without a class.
+    """
+    if not rows:
+        raise ValueError("a triptych needs at least one row of picture, truth and prediction")
+    column_width = rows[0][0].width
+    font_size, gap = text_size(rows[0][0]), max(2, column_width // 120)
+    titles = _titles(("picture", "truth", "prediction"), column_width, gap, font_size)
+    strips = []
+    for picture, truth, prediction in rows:
+        panels = (
+            picture.convert("RGB"),
+            colourise(truth, colours, ignore_index),
+            colourise(prediction, colours, ignore_index),
+        )
+        height = round(picture.height * column_width / picture.width)
+        strip = Image.new("RGB", (titles.width, height + gap), BACKGROUND)
+        for place, panel in enumerate(panels):
+            resample = Image.Resampling.NEAREST if place else Image.Resampling.BILINEAR  # no mixed colours in maps
+            strip.paste(panel.resize((column_width, height), resample), (place * (column_width + gap), 0))
+        strips.append(strip)
+    ids = np.unique(np.concatenate([np.unique(label_map) for _, *label_maps in rows for label_map in label_maps]))
+    present = [int(index) for index in ids if index != ignore_index]
+    names, colours = list(names), list(colours)
+    if ignore_index in ids:
+        present.append(len(names))
+        names.append("ignored")
+        colours.append(ignored_colour(colours))
+    return stack_vertically([titles, *strips, legend(names, colours, present, titles.width, font_size)])
+
+
+def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one below another on white, flush left."""
+    canvas = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), BACKGROUND)
+    top = 0
+    for image in images:
+        canvas.paste(image, (0, top))
+        top += image.height
+    return canvas
+
+
+def text_size(image: Image.Image) -> int:
+    """Height in pixels of text that is readable when a picture of this size is seen as a whole."""
+    return max(12, round(image.width / 28))
+
+
+def _titles(titles: Sequence[str], column_width: int, gap: int, font_size: int) -> Image.Image:
+    width = len(titles) * (column_width + gap) - gap
+    canvas = Image.new("RGB", (width, round(font_size * 1.7)), BACKGROUND)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=font_size)
+    for place, title in enumerate(titles):
+        middle = place * (column_width + gap) + column_width / 2
+        draw.text((middle, canvas.height / 2), title, fill=INK, font=font, anchor="mm")
+    return canvas
+

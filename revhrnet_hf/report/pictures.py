@@ -1,0 +1,62 @@
+"""Reading pictures as a person sees them, and writing picture files whole or not at all."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from transformers.image_transforms import convert_to_rgb
+
+from ..errors import DataError
+from ..models.image_processing_pil_revhrnet import eight_bit_grey
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read a picture file as RGB: turned upright as EXIF says, 16-bit grey scaled to 8, transparency on white.
+
+    Raises:
+        DataError: the file is missing, truncated, no picture, or suspiciously huge; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            return Image.fromarray(convert_to_rgb(eight_bit_grey(upright), return_numpy=True))
+    # What Pillow raises for broken files; OSError covers missing, unidentified and truncated ones.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read the picture {path}: {error}") from error
+
+
+def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
+    """The picture files that are named, and those that lie directly in folders that are named; each once.
+
+    Raises:
+        DataError: a path does not exist, or a folder holds no picture.
+    """
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += _pictures_in(path)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"there is no picture or folder {path}")
+    return list({path.resolve(): path for path in found}.values())
+
+
+def save_picture(image: Image.Image, path: str | Path) -> None:
+    """Write a PNG under a temporary name and move it into place, so that no half-written file is ever seen there."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        image.save(partial, format="PNG")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    endings = Image.registered_extensions()
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file())
+    if not pictures:
+        raise DataError(f"the folder {folder} holds no pictures (its own files count, sub-folders do not)")
+    return pictures

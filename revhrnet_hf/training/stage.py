@@ -1,0 +1,342 @@
+"""One stage of training on Accelerate: data set → joint augmentation → model → loss → optimizer → checkpoint.
+
+Everything random follows from the recipe's seed, the epoch and the picture's index, so that a run that was interrupted goes on as
+if nothing had happened, and the number of processes and workers does not change what is learnt from.
+"""
+
+import json
+import math
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device, set_seed
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import TimmBackboneConfig
+
+from ..data import LabelSpace, TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset
+from ..errors import RecipeError, TrainingError
+from ..evaluation import evaluate_dataset, format_scores, write_json
+from ..models import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor
+from ..models.backbone import backbone_normalization
+from .checkpoint import (
+    BEST,
+    LAST,
+    LOG_FILE,
+    TRACKER_FOLDER,
+    TrainingState,
+    claim_output_dir,
+    load_training_state,
+    momentum_buffers,
+    restore_momentum_buffers,
+    save_model_folder,
+    save_training_state,
+    write_folder,
+)
+from .recipe import Recipe
+
+
+class EpochBatches:
+    """The order of an epoch, as a batch sampler: for each forward pass of one process, the indices of its pictures.
+
+    A step's pictures are the next `batch_size` of a permutation that depends on seed and epoch only; forward passes and processes
+    share them out. The pictures left over at the end of an epoch are skipped (another epoch has others), as in HRNet.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, passes: int, num_processes: int, process_index: int, seed: int):
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.passes, self.num_processes, self.process_index = passes, num_processes, process_index
+        self.epoch = 0
+        if batch_size % (passes * num_processes):
+            raise RecipeError(
+                f"batch_size {batch_size} cannot be split evenly over {num_processes} processes with {passes} forward passes "
+                "a step (gradient_accumulation_steps): change one of them"
+            )
+        if num_samples < batch_size:
+            raise RecipeError(f"batch_size {batch_size} is more than the {num_samples} pictures of the training split")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        return self.num_samples // self.batch_size
+
+    def __len__(self) -> int:
+        return self.steps * self.passes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.num_samples, generator=generator)[: self.steps * self.batch_size]
+        shares = order.view(len(self), self.num_processes, -1)[:, self.process_index]
+        yield from shares.tolist()
+
+
+def poly_learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+    """HRNet's schedule: the rate of step `step` (from 0) falls to 0 at `total_steps`."""
+    return recipe.learning_rate * (1 - step / total_steps) ** recipe.poly_power
+
+
+def build_model(
+    recipe: Recipe, label_space: LabelSpace
+) -> tuple[RevHRNetForSemanticSegmentation, RevHRNetImageProcessor]:
+    """The recipe's network on its pretrained backbone, and the image processor with the backbone's mean and standard deviation."""
+    settings = {} if recipe.num_modules is None else {"num_modules": recipe.num_modules}
+    try:
+        config = RevHRNetConfig.from_variant(
+            recipe.variant,
+            backbone_config=TimmBackboneConfig(backbone=recipe.backbone, out_indices=[1, 2, 3, 4]),
+            freeze_backbone=recipe.freeze_backbone,
+            num_blocks=recipe.num_blocks,
+            final_block=recipe.final_block,
+            head=recipe.head,
+            batch_norm_momentum=recipe.batch_norm_momentum,
+            semantic_loss_ignore_index=label_space.ignore_index,
+            semantic_loss_class_weights=recipe.class_weights,
+            semantic_loss_ohem_threshold=recipe.ohem_threshold,
+            semantic_loss_ohem_min_kept=recipe.ohem_min_kept,
+            id2label=label_space.id2label,
+            label2id=label_space.label2id,
+            palette=[list(colour) for colour in label_space.colours],
+            **settings,
+        )
+        model = RevHRNetForSemanticSegmentation.from_pretrained_backbone(config, recipe.backbone_weights)
+        mean, std = backbone_normalization(config.backbone_config)
+    except (OSError, ValueError, RuntimeError) as error:  # weights, settings, or a name that timm does not know
+        raise RecipeError(f"The recipe's model cannot be built: {error}") from error
+    return model, RevHRNetImageProcessor(image_mean=mean, image_std=std)
+
+
+class Stage:
+    """One run of a recipe on a data set's folder.
+
+    Args:
+        recipe: what to train.
+        data_dir: folder of the recipe's data set.
+        output_dir: gets `last/` and `best/` (checkpoints), `log.jsonl` and the trackers' files.
+        resume, overwrite: what to do with a run that is already in `output_dir`; without either it is an error.
+
+    Raises:
+        DataError, RecipeError, CheckpointError, OSError: before anything is written, where it can be known by then.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data_dir: str | Path, output_dir: str | Path, resume: bool = False, overwrite: bool = False
+    ):
+        self.recipe, self.output_dir = recipe, Path(output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.precision,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            log_with=recipe.trackers or None,
+            project_config=ProjectConfiguration(str(output_dir), logging_dir=str(self.output_dir / TRACKER_FOLDER)),
+        )
+        train_set = load_segmentation_dataset(recipe.dataset, data_dir, recipe.train_split)
+        self.eval_set = load_segmentation_dataset(recipe.dataset, data_dir, recipe.eval_split)
+        self.label_space = label_space_of(train_set)
+        set_seed(recipe.seed)
+        model, self.image_processor = build_model(recipe, self.label_space)
+        model.to(memory_format=torch.channels_last)  # faster convolutions, on the CPU and with mixed precision on GPUs
+        self.samples, self.batches, self.loader = self._training_data(train_set)
+        self.total_steps = recipe.epochs * self.batches.steps
+
+        is_main = self.accelerator.is_main_process
+        (going_on,) = broadcast_object_list(
+            [claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else None]
+        )
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(
+            trained, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.state = self._restore() if going_on else TrainingState()
+
+    def _training_data(self, train_set: Dataset) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
+        recipe = self.recipe
+        transform = TrainingTransform(
+            self.image_processor,
+            crop_size=recipe.crop_size,
+            base_size=recipe.base_size,
+            scale_range=recipe.scale_range,
+            scale_step=recipe.scale_step,
+            flip=recipe.flip,
+            ignore_index=self.label_space.ignore_index,
+        )
+        samples = TrainingSamples(train_set, transform, recipe.seed)
+        batches = EpochBatches(
+            len(train_set),
+            recipe.batch_size,
+            recipe.gradient_accumulation_steps,
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+            recipe.seed,
+        )
+        loader = DataLoader(
+            samples,
+            batch_sampler=batches,
+            num_workers=recipe.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            persistent_workers=recipe.num_workers > 0,
+        )
+        return samples, batches, loader
+
+    def run(self) -> dict[str, Any] | None:
+        """Train to the recipe's last epoch; the scores of the last evaluation (none if the run was already finished)."""
+        accelerator, recipe = self.accelerator, self.recipe
+        if self.state.epoch >= recipe.epochs:
+            accelerator.print(f"{self.output_dir} is finished: all {recipe.epochs} epochs are done")
+            return None
+        self._start_logs()
+        if recipe.eval_at_start and self.state.epoch == 0:
+            self.evaluate()
+        progress = tqdm(
+            total=self.total_steps,
+            initial=self.state.step,
+            desc="training",
+            unit="step",
+            disable=not accelerator.is_local_main_process,
+        )
+        for epoch in range(self.state.epoch, recipe.epochs):
+            self.train_epoch(epoch, progress)
+            self.state.epoch = epoch + 1
+            evaluated = (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs
+            scores = self.evaluate() if evaluated else None
+            self.save(scores)
+        progress.close()
+        accelerator.end_training()
+        accelerator.print(format_scores(scores, self.label_space.names))
+        return scores
+
+    def train_epoch(self, epoch: int, progress: tqdm) -> None:
+        accelerator, recipe = self.accelerator, self.recipe
+        self.model.train()
+        self.samples.set_epoch(epoch)
+        self.batches.epoch = epoch
+        losses, started, first_step = [], time.perf_counter(), self.state.step
+        for batch in self.loader:
+            batch = send_to_device(batch, accelerator.device, non_blocking=True)
+            batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+            with accelerator.accumulate(self.model):
+                losses.append(self._forward_backward(batch))
+            if not accelerator.sync_gradients:
+                continue
+            self.state.step += 1
+            progress.update()
+            done = self.state.step - first_step
+            if done % recipe.log_every == 0 or done == self.batches.steps:
+                seconds = time.perf_counter() - started
+                self._log_training(losses, recipe.batch_size * done / seconds, progress)
+                losses = []
+        self._log({"epoch_seconds": time.perf_counter() - started, "peak_memory_gib": self._peak_memory_gib()})
+
+    def _forward_backward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        rate = poly_learning_rate(self.recipe, self.state.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.model(**batch).loss
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def _log_training(self, losses: list[torch.Tensor], pictures_per_second: float, progress: tqdm) -> None:
+        """Log the mean of the last losses; this is where the host waits for the device, and where a loss that broke is seen."""
+        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        rate = self.optimizer.param_groups[0]["lr"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The loss is {loss} within the {len(losses)} forward passes up to step {self.state.step} (epoch {self.state.epoch + 1}, "
+                f"learning rate {rate:.3g}); nothing of this epoch is saved. Lower learning_rate, or use another precision than "
+                f"{self.recipe.precision}"
+            )
+        progress.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", pictures_per_s=f"{pictures_per_second:.1f}")
+        self._log({"loss": loss, "learning_rate": rate, "pictures_per_second": pictures_per_second})
+
+    def _peak_memory_gib(self) -> float:
+        """Of this process: allocated on the GPU, else resident (without the loader's workers)."""
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores of the evaluation split at its native size, each picture counted once whatever the number of processes."""
+        accelerator, started = self.accelerator, time.perf_counter()
+        with tqdm(
+            total=len(self.eval_set), desc="evaluating", unit="picture", leave=False, disable=not accelerator.is_local_main_process
+        ) as progress:
+            confusion = evaluate_dataset(
+                accelerator.unwrap_model(self.model),
+                self.image_processor,
+                self.eval_set,
+                self.label_space.num_classes,
+                ignore_index=self.label_space.ignore_index,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+                num_workers=self.recipe.num_workers,
+                progress=lambda done: progress.update(done * accelerator.num_processes),
+            )
+        confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
+        scores = confusion.scores(self.label_space.names)
+        summary = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+        accelerator.print(
+            f"epoch {self.state.epoch}: mIoU {summary['mean_iou']:.4f}, pixel accuracy {summary['overall_accuracy']:.4f}, "
+            f"mean accuracy {summary['mean_accuracy']:.4f}"
+        )
+        per_class = dict(zip(self.label_space.names, scores["per_category_iou"], strict=True))
+        self._log({**summary, "evaluation_seconds": time.perf_counter() - started}, iou=per_class)
+        return scores
+
+    def save(self, scores: dict[str, Any] | None) -> None:
+        """Write `last`, and `best` where the scores are the best so far."""
+        self.accelerator.wait_for_everyone()
+        better = scores is not None and scores["mean_iou"] > (self.state.best_mean_iou or 0)
+        if better:
+            self.state.best_mean_iou = scores["mean_iou"]
+        if self.accelerator.is_main_process:
+            self.state.grad_scale = None if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+            model = self.accelerator.unwrap_model(self.model)
+            result = None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
+
+            def fill_best(folder: Path):
+                save_model_folder(folder, model, self.image_processor, self.recipe, result)
+
+            def fill_last(folder: Path):
+                fill_best(folder)
+                save_training_state(folder, self.state, momentum_buffers(model, self.optimizer.optimizer))
+
+            if better:
+                write_folder(self.output_dir / BEST, fill_best)
+            write_folder(self.output_dir / LAST, fill_last)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> TrainingState:
+        folder, model = self.output_dir / LAST, self.accelerator.unwrap_model(self.model)
+        state, buffers = load_training_state(folder)
+        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+        restore_momentum_buffers(model, self.optimizer.optimizer, buffers)
+        if self.accelerator.scaler is not None and state.grad_scale is not None:
+            self.accelerator.scaler.load_state_dict({**self.accelerator.scaler.state_dict(), "scale": state.grad_scale})
+        self.accelerator.print(f"going on after epoch {state.epoch} of {self.recipe.epochs} in {folder}")
+        return state
+
+    def _start_logs(self) -> None:
+        flat = {name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(self.recipe).items()}
+        self.accelerator.init_trackers("revhrnet", config=flat)
+        if self.accelerator.is_main_process:
+            log = self.output_dir / LOG_FILE
+            # What an interrupted run logged after its last checkpoint is logged again.
+            kept = log.read_text(encoding="utf-8").splitlines(keepends=True)[: self.state.log_lines] if log.exists() else []
+            log.write_text("".join(kept), encoding="utf-8")
+
+    def _log(self, values: dict[str, float], **details: Any) -> None:
+        """One line of log.jsonl, and the numbers to the trackers."""
+        self.accelerator.log(values, step=self.state.step)
+        self.state.log_lines += 1
+        if self.accelerator.is_main_process:
+            entry = {"epoch": self.state.epoch, "step": self.state.step, "time": time.time(), **values, **details}
+            with (self.output_dir / LOG_FILE).open("a", encoding="utf-8") as log:
+                log.write(json.dumps({name: None if value != value else value for name, value in entry.items()}) + "\n")

@@ -1,0 +1,53 @@
+"""Shared by all tests: offline, without progress bars; a tiny network; the place of the real data."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TimmBackboneConfig
+
+import revhrnet_hf
+
+
+@pytest.fixture
+def tiny_config():
+    """Makes a config of a network with few parameters and five classes."""
+
+    def make(**settings):
+        tiny = {
+            "backbone_config": TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4]),
+            "stream_channels": [8, 12, 16, 20],
+            "num_modules": [2, 1, 1],
+            "num_blocks": 1,
+            "num_labels": 5,
+        }
+        return revhrnet_hf.RevHRNetConfig(**{**tiny, **settings})
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    """A tiny network in eval mode whose BatchNorm statistics and classifier are not those of initialisation."""
+    torch.manual_seed(0)
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config())
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    torch.nn.init.normal_(model.head[3].weight)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def shared_dir():
+    """The folder of real data and weights beside the repository; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("no folder of real data beside the repository")
+    return folder

@@ -1,0 +1,135 @@
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from revhrnet_hf.data import load_segmentation_dataset
+from revhrnet_hf.errors import DataError
+
+
+def load(data_dir, split="train", **options):
+    return load_segmentation_dataset("camvid", data_dir, split, **options)
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101), ("trainval", 468)])
+def test_real_camvid(real_camvid, split, count):
+    dataset = load(real_camvid, split)
+    assert len(dataset) == count
+    assert dataset.column_names == ["image", "label_map", "image_id"]
+    row = dataset[count - 1]
+    part = "train" if split == "train" else "val"
+    raw = np.asarray(PIL.Image.open(real_camvid / f"{part}annot" / f"{row['image_id']}.png"))
+    assert np.array_equal(np.asarray(row["label_map"]), np.where(raw == 11, 255, raw))
+    assert np.array_equal(
+        np.asarray(row["image"]), np.asarray(PIL.Image.open(real_camvid / part / f"{row['image_id']}.png"))
+    )
+
+
+def test_list_decides_order_and_members(mini_camvid):
+    lines = (mini_camvid / "train.txt").read_text().splitlines()
+    (mini_camvid / "train.txt").write_text("\n".join([lines[3], lines[1]]) + "\n")
+    assert load(mini_camvid)["image_id"][:] == ["mini_train_00003", "mini_train_00001"]
+
+
+def test_without_a_list_the_folder_is_listed(mini_camvid):
+    (mini_camvid / "train.txt").unlink()
+    assert load(mini_camvid)["image_id"][:] == [f"mini_train_{k:05d}" for k in range(5)]
+
+
+def test_both_forms_hold_the_same(mini_camvid, mini_original):
+    for split in ("train", "val", "trainval"):
+        for segnet, original in zip(load(mini_camvid, split), load(mini_original, split), strict=True):
+            assert segnet["image_id"] == original["image_id"]
+            assert segnet["image"].tobytes() == original["image"].tobytes()
+            assert segnet["label_map"].tobytes() == original["label_map"].tobytes()
+
+
+def test_original_form_does_not_invent_a_split(mini_original):
+    with pytest.raises(DataError, match=r"'test': put SegNet's test\.txt .*lists there: train\.txt, val\.txt"):
+        load(mini_original, "test")
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        load(tmp_path / "nowhere")
+
+
+def test_empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty is empty"):
+        load(tmp_path / "empty")
+
+
+def test_parent_folder_suggests_the_right_one(mini_camvid):
+    with pytest.raises(DataError, match=f"{mini_camvid} looks right"):
+        load(mini_camvid.parent)
+
+
+@pytest.mark.parametrize("below", ["train", "trainannot"])
+def test_sub_folder_suggests_the_right_one(mini_camvid, below, monkeypatch):
+    with pytest.raises(DataError, match=f"{mini_camvid} looks right"):
+        load(mini_camvid / below)
+    monkeypatch.chdir(mini_camvid / below)
+    with pytest.raises(DataError, match=f"{mini_camvid} looks right"):
+        load(".")
+
+
+def test_foreign_folder(tmp_path):
+    (tmp_path / "foreign" / "photos").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"foreign is not CamVid.*Give the folder that holds them"):
+        load(tmp_path / "foreign")
+
+
+def test_absent_split_lists_those_there(mini_camvid):
+    with pytest.raises(DataError, match=r"no split 'test'.*splits there: train, val"):
+        load(mini_camvid, "test")
+
+
+def test_missing_label_maps_folder_is_an_absent_split(mini_camvid):
+    shutil.rmtree(mini_camvid / "trainannot")
+    with pytest.raises(DataError, match=r"no split 'train'.*splits there: val"):
+        load(mini_camvid, "trainval")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(("folder", "kind"), [("trainannot", "Picture"), ("train", "Label map")])
+def test_file_without_partner_is_named(mini_camvid, listed, folder, kind):
+    if not listed:
+        (mini_camvid / "train.txt").unlink()
+    (mini_camvid / folder / "mini_train_00002.png").unlink()
+    with pytest.raises(DataError, match=rf"{kind} without its .*, 1 of 5: .*mini_train_00002\.png"):
+        load(mini_camvid)
+
+
+def test_many_files_without_partner_are_counted(mini_camvid):
+    for label_map in (mini_camvid / "trainannot").glob("*.png"):
+        label_map.unlink()
+    with pytest.raises(DataError, match=r"5 of 5: .*00000\.png.*00002\.png.* and 2 more"):
+        load(mini_camvid)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_differing_sizes_name_both_files_and_sizes(mini_camvid, streaming):
+    odd = mini_camvid / "trainannot" / "mini_train_00004.png"
+    PIL.Image.open(odd).crop((0, 0, 30, 20)).save(odd)
+    sizes = r"train/mini_train_00004\.png is 64×48 .*trainannot/mini_train_00004\.png is 30×20"
+    with pytest.raises(DataError, match=sizes):
+        load(mini_camvid, streaming=streaming)
+
+
+@pytest.mark.parametrize("folder", ["train", "trainannot"])
+def test_file_that_is_no_picture_is_named_while_listing(mini_camvid, folder):
+    (mini_camvid / folder / "mini_train_00001.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=rf"{folder}/mini_train_00001\.png cannot be read"):
+        load(mini_camvid)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("/SegNet/CamVid/train/a.png\n", r"train\.txt: the line .* must name"), ("\n", r"train\.txt is empty")],
+)
+def test_broken_list(mini_camvid, text, message):
+    (mini_camvid / "train.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load(mini_camvid)

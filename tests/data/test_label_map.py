@@ -1,0 +1,161 @@
+import pickle
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets.table import embed_table_storage
+
+from revhrnet_hf.data import LabelMap, LabelSpace, Picture
+from revhrnet_hf.data.label_space import LABEL_SPACES
+from revhrnet_hf.errors import DataError
+
+# Translating twice would show: 0 → 1 → 2.
+SPACE = LabelSpace("shifted", ("a", "b", "c"), ((0, 0, 0),) * 3, {0: 1, 1: 2, 2: 0, 5: 255})
+RAW = np.array([[0, 1, 2], [5, 5, 0]], np.uint8)
+TRAIN_IDS = [[1, 2, 0], [255, 255, 1]]
+
+
+@pytest.fixture(autouse=True)
+def shifted_space(monkeypatch):
+    monkeypatch.setitem(LABEL_SPACES, SPACE.name, SPACE)
+
+
+@pytest.fixture
+def label_png(tmp_path):
+    file = tmp_path / "labels.png"
+    PIL.Image.fromarray(RAW).save(file)
+    return file
+
+
+@pytest.fixture
+def one_row(label_png):
+    columns = datasets.Features({"label_map": LabelMap(label_space="shifted")})
+    return datasets.Dataset.from_dict({"label_map": [str(label_png)]}, features=columns)
+
+
+def ids_of(label_map):
+    assert label_map.mode == "L"
+    return np.asarray(label_map).tolist()
+
+
+def test_grey_ids_become_train_ids(one_row):
+    assert ids_of(one_row[0]["label_map"]) == TRAIN_IDS
+
+
+def test_palette_indices_count_not_their_colours(one_row, label_png):
+    palette_picture = PIL.Image.fromarray(RAW)
+    palette_picture.putpalette([200, 100, 50] * 256)
+    palette_picture.save(label_png)
+    assert PIL.Image.open(label_png).mode == "P"
+    assert ids_of(one_row[0]["label_map"]) == TRAIN_IDS
+
+
+def test_sixteen_bit_ids(one_row, label_png):
+    PIL.Image.fromarray(RAW.astype(np.uint16)).save(label_png)
+    assert PIL.Image.open(label_png).mode.startswith("I")
+    assert ids_of(one_row[0]["label_map"]) == TRAIN_IDS
+    PIL.Image.fromarray(RAW.astype(np.uint16) + 256).save(label_png)
+    with pytest.raises(DataError, match="ids 256, 257, 258, 261"):
+        one_row[0]
+
+
+def test_unknown_id_names_the_file(one_row, label_png):
+    PIL.Image.fromarray(np.array([[0, 9]], np.uint8)).save(label_png)
+    with pytest.raises(DataError, match=r"labels\.png holds the ids 9"):
+        one_row[0]
+
+
+def test_map_does_not_translate_twice(one_row):
+    mapped = one_row.map(lambda row: {"label_map": row["label_map"].transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)})
+    assert mapped.features == one_row.features
+    assert ids_of(mapped[0]["label_map"]) == [row[::-1] for row in TRAIN_IDS]
+    twice = mapped.map(lambda row: {"label_map": row["label_map"]})
+    assert ids_of(twice[0]["label_map"]) == [row[::-1] for row in TRAIN_IDS]
+
+
+def test_mapped_picture_that_holds_no_train_ids_is_refused(one_row):
+    mapped = one_row.map(lambda row: {"label_map": PIL.Image.fromarray(np.array([[0, 3]], np.uint8))})
+    with pytest.raises(DataError, match=r"ids 3.*knows 0–2, 255"):
+        mapped[0]
+
+
+def test_parquet_with_embedded_files_keeps_pixels_and_label_space(one_row, tmp_path):
+    # What push_to_hub does to each shard.
+    embedded = one_row.with_format("arrow").map(embed_table_storage, batched=True)
+    embedded.to_parquet(tmp_path / "embedded.parquet")
+    (tmp_path / "labels.png").unlink()
+    back = datasets.Dataset.from_parquet(str(tmp_path / "embedded.parquet"))
+    assert back.features["label_map"] == LabelMap(label_space="shifted")
+    assert ids_of(back[0]["label_map"]) == TRAIN_IDS
+
+
+def test_save_to_disk_loads_in_another_process(tmp_path):
+    file = tmp_path / "labels.png"
+    PIL.Image.fromarray(np.array([[3, 11]], np.uint8)).save(file)
+    columns = datasets.Features({"label_map": LabelMap(label_space="camvid11")})
+    datasets.Dataset.from_dict({"label_map": [str(file)]}, features=columns).save_to_disk(tmp_path / "saved")
+    program = (
+        "import sys, datasets, revhrnet_hf.data\n"
+        "row = datasets.load_from_disk(sys.argv[1])[0]\n"
+        "print(list(row['label_map'].tobytes()))"
+    )
+    command = [sys.executable, "-W", "error::UserWarning", "-c", program, str(tmp_path / "saved")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[3, 255]"
+
+
+def test_worker_process_reads_and_names_the_broken_file(one_row, label_png):
+    loader = torch.utils.data.DataLoader(one_row, batch_size=None, num_workers=1)
+    assert [ids_of(row["label_map"]) for row in loader] == [TRAIN_IDS]
+    label_png.write_bytes(label_png.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"^Label map .*labels\.png cannot be read"):
+        list(loader)
+
+
+def test_pickles(one_row):
+    assert ids_of(pickle.loads(pickle.dumps(one_row))[0]["label_map"]) == TRAIN_IDS
+
+
+@pytest.mark.parametrize("column", ["image", "label_map"])
+def test_truncated_file_is_named_wherever_it_ends(column, tmp_path):
+    file = tmp_path / "broken.png"
+    noise = np.random.default_rng(0).integers(0, 3, size=(40, 40), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(file)
+    whole = file.read_bytes()
+    feature = {"image": Picture(), "label_map": LabelMap(label_space="shifted")}[column]
+    row = datasets.Dataset.from_dict({column: [str(file)]}, features=datasets.Features({column: feature}))
+    # The last 12 bytes only say that the file ends, and 12 more may be the check sum of complete pixels.
+    for length in (*range(0, 90), *range(90, len(whole) - 24, 37)):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"broken\.png cannot be read"):
+            row[0]
+    file.unlink()
+    with pytest.raises(DataError, match=r"broken\.png cannot be read"):
+        row[0]
+
+
+def test_damaged_second_block_is_named(tmp_path):
+    file = tmp_path / "damaged.png"
+    noise = np.random.default_rng(0).integers(0, 256, size=(200, 200, 3), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(file)
+    damaged = file.read_bytes()
+    file.write_bytes(damaged[::-1].replace(b"TADI", b"\x00ADI", 1)[::-1])
+    assert damaged.count(b"IDAT") == 2
+    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": Picture()}))
+    with pytest.raises(DataError, match=r"damaged\.png cannot be read \(broken PNG file"):
+        row[0]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "RGB"])
+def test_every_picture_comes_out_rgb(mode, tmp_path):
+    file = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    colours = np.random.default_rng(0).integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
+    PIL.Image.fromarray(colours).convert(mode).save(file)
+    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": Picture()}))
+    image = row[0]["image"]
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), np.asarray(PIL.Image.open(file).convert("RGB")))

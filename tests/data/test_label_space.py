@@ -1,0 +1,105 @@
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from revhrnet_hf.data import LabelSpace, get_label_space
+from revhrnet_hf.errors import DataError
+
+METADATA = Path(__file__).parents[3] / "shared" / "metadata" / "camvid_labels.json"
+SPACE = LabelSpace("toy", ("a", "b"), ((10, 20, 30), (1, 2, 3)), {7: 0, 300: 1, 0: 255}, raw_colours={(9, 8, 7): 1})
+
+
+def test_camvid11_is_the_published_table():
+    if not METADATA.is_file():
+        pytest.skip(f"the published table is not at {METADATA}")
+    table = json.loads(METADATA.read_text())
+    space = get_label_space("camvid11")
+    train_id_of = {member: row["trainId"] for row in table["map11"] for member in row["members"]}
+    assert space.id2label == {row["trainId"]: row["name"] for row in table["map11"]}
+    assert space.colours == tuple(tuple(row["colour"]) for row in table["map11"])
+    expected = {tuple(colour): train_id_of.get(name, 255) for name, colour in table["colours32"].items()}
+    assert space.raw_colours == expected
+    assert space.raw_ids == {**{i: i for i in range(11)}, table["void"]["segnet_label"]: 255}
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_ids_are_translated_as_one_by_one(dtype):
+    raw = np.random.default_rng(0).choice([7, 300, 0], size=(13, 17)).astype(dtype)
+    expected = [[SPACE.raw_ids[int(raw_id)] for raw_id in row] for row in raw]
+    train_ids = SPACE.train_ids(raw, "x.png")
+    assert train_ids.dtype == np.uint8
+    assert train_ids.tolist() == expected
+
+
+def test_colours_are_translated_as_one_by_one():
+    space = get_label_space("camvid11")
+    colours = np.array(list(space.raw_colours), np.uint8)
+    raw = colours[np.random.default_rng(0).integers(len(colours), size=(9, 11))]
+    expected = [[space.raw_colours[tuple(pixel)] for pixel in row] for row in raw.tolist()]
+    assert space.train_ids(raw, "x.png").tolist() == expected
+
+
+@pytest.mark.parametrize("stray", [8, 301, 65535])
+def test_unknown_ids_name_file_and_ids(stray):
+    with pytest.raises(DataError, match=rf"street/x\.png holds the ids {stray}, .*'toy'.*knows 0, 7, 300"):
+        SPACE.train_ids(np.array([[7, stray], [stray, 300]], np.uint16), "street/x.png")
+
+
+# (255, 255, 255) is above every known colour, (0, 0, 0) below, (9, 8, 8) next to one.
+@pytest.mark.parametrize("stray", [(255, 255, 255), (0, 0, 0), (9, 8, 8)])
+def test_unknown_colours_name_file_and_colours(stray):
+    with pytest.raises(DataError, match=rf"x\.png holds the colours \({stray[0]}, {stray[1]}, {stray[2]}\)"):
+        SPACE.train_ids(np.array([[(9, 8, 7), stray]], np.uint8), "x.png")
+
+
+def test_many_unknown_ids_are_counted():
+    with pytest.raises(DataError, match=r"20, 21, .*, 27 and 12 more"):
+        SPACE.train_ids(np.arange(20, 40, dtype=np.uint8).reshape(4, 5), "x.png")
+
+
+def test_colour_map_for_a_space_of_ids_says_so():
+    space = LabelSpace("ids", ("a",), ((0, 0, 0),), {0: 0})
+    with pytest.raises(DataError, match=r"x\.png is a colour picture"):
+        space.train_ids(np.zeros((2, 2, 3), np.uint8), "x.png")
+
+
+def test_palette_paints_train_ids_in_their_colours():
+    picture = PIL.Image.fromarray(np.array([[0, 1, 255]], np.uint8))
+    picture.putpalette(SPACE.palette)
+    assert np.asarray(picture.convert("RGB")).tolist() == [[[10, 20, 30], [1, 2, 3], [0, 0, 0]]]
+    assert len(SPACE.palette) == 768
+
+
+def test_label2id_inverts_id2label():
+    space = get_label_space("camvid11")
+    assert [space.label2id[space.id2label[i]] for i in range(space.num_classes)] == list(range(11))
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(DataError, match=r"'camvid12'.*camvid11"):
+        get_label_space("camvid12")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colours": ((0, 0, 0),)}, "2 names but 1 colours"),
+        ({"raw_ids": {0: 2}}, r"train ids \[2\]"),
+        ({"ignore_index": 1}, "ignore_index 1"),
+        ({"ignore_index": 256}, "ignore_index 256"),
+    ],
+)
+def test_contradictory_tables_are_refused(changes, message):
+    table = {"names": ("a", "b"), "colours": ((0, 0, 0), (1, 1, 1)), "raw_ids": {0: 0}}
+    with pytest.raises(DataError, match=message):
+        LabelSpace("bad", **{**table, **changes})
+
+
+def test_pickles_and_hashes():
+    SPACE.train_ids(np.array([[7]], np.uint8), "x.png")
+    assert pickle.loads(pickle.dumps(SPACE)) == SPACE
+    assert hash(SPACE) == hash(pickle.loads(pickle.dumps(SPACE)))

@@ -1,0 +1,114 @@
+import importlib
+import multiprocessing
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from revhrnet_hf.data import get_label_space, label_space_of, load_segmentation_dataset
+from revhrnet_hf.errors import DataError
+
+
+def load(data_dir, split="train", **options):
+    return load_segmentation_dataset("camvid", data_dir, split, **options)
+
+
+def pixels(row):
+    return row["image_id"], row["image"].tobytes(), row["label_map"].tobytes()
+
+
+def test_streaming_gives_the_same(mini_camvid, tmp_path):
+    streamed = load(mini_camvid, "trainval", streaming=True)
+    assert isinstance(streamed, datasets.IterableDataset)
+    assert not any((tmp_path / "datasets_cache").rglob("*.arrow"))
+    assert [pixels(row) for row in streamed] == [pixels(row) for row in load(mini_camvid, "trainval")]
+
+
+def test_streaming_workers_share_the_pictures_out(mini_camvid):
+    streamed = load(mini_camvid, "trainval", streaming=True)
+    loader = torch.utils.data.DataLoader(streamed.select_columns("image_id"), batch_size=None, num_workers=2)
+    assert sorted(row["image_id"] for row in loader) == load(mini_camvid, "trainval")["image_id"][:]
+
+
+def test_nothing_but_paths_is_cached(mini_camvid, tmp_path):
+    dataset = load(mini_camvid)
+    stored = dataset.cast_column("image", datasets.Image(decode=False))[0]["image"]
+    assert stored == {"bytes": None, "path": str(mini_camvid / "train" / "mini_train_00000.png")}
+    in_cache = sum(file.stat().st_size for file in (tmp_path / "datasets_cache").rglob("*") if file.is_file())
+    assert in_cache < 10_000
+
+
+def test_relative_folder_holds_in_another_working_directory(mini_camvid, monkeypatch, tmp_path):
+    monkeypatch.chdir(mini_camvid.parent)
+    dataset = load(mini_camvid.name)
+    monkeypatch.chdir("/")
+    assert dataset[0]["image_id"] == "mini_train_00000"
+
+
+def test_changed_folder_is_seen(mini_camvid):
+    assert len(load(mini_camvid)) == 5
+    (mini_camvid / "train.txt").unlink()
+    for folder in ("train", "trainannot"):
+        (mini_camvid / folder / "mini_train_00004.png").unlink()
+    assert len(load(mini_camvid)) == 4
+    odd = mini_camvid / "train" / "mini_train_00000.png"
+    PIL.Image.open(odd).resize((32, 24)).save(odd)
+    with pytest.raises(DataError, match="32×24"):
+        load(mini_camvid)
+
+
+def test_broken_picture_is_named_when_it_is_read(mini_camvid):
+    broken = mini_camvid / "train" / "mini_train_00002.png"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    dataset = load(mini_camvid)
+    with pytest.raises(DataError, match=r"train/mini_train_00002\.png cannot be read"):
+        dataset[2]
+
+
+def test_label_outside_the_table_is_named_when_it_is_read(mini_camvid):
+    file = mini_camvid / "trainannot" / "mini_train_00002.png"
+    raw = np.asarray(PIL.Image.open(file)).copy()
+    raw[3, 5] = 77
+    PIL.Image.fromarray(raw).save(file)
+    for dataset in (load(mini_camvid), load(mini_camvid, streaming=True)):
+        with pytest.raises(DataError, match=r"mini_train_00002\.png holds the ids 77"):
+            list(dataset)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_label_space_is_read_from_the_features(mini_camvid, streaming):
+    assert label_space_of(load(mini_camvid, streaming=streaming)) is get_label_space("camvid11")
+
+
+def test_data_set_without_label_map_has_no_label_space():
+    with pytest.raises(DataError, match="column 'label_map' is None"):
+        label_space_of(datasets.Dataset.from_dict({"text": ["a"]}))
+
+
+def test_unknown_names_list_the_known(mini_camvid):
+    with pytest.raises(DataError, match="Unknown data set: 'kitti'; known: camvid"):
+        load_segmentation_dataset("kitti", mini_camvid, "train")
+    with pytest.raises(DataError, match="Unknown split of camvid: 'dev'; known: train, val, test, trainval"):
+        load(mini_camvid, "dev")
+    with pytest.raises(DataError, match="Unknown label space for camvid: 'voc21'; known: camvid11"):
+        load(mini_camvid, label_space="voc21")
+
+
+def test_several_processes_load_at_once_and_say_nothing(mini_camvid, capfd, monkeypatch):
+    # The tests' environment switches progress bars off: on again, as a user has them.
+    bars = importlib.import_module("datasets.utils.tqdm")
+    monkeypatch.setattr(bars, "HF_DATASETS_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(bars, "_hf_datasets_progress_bars_disabled", False)
+    processes = [multiprocessing.get_context("fork").Process(target=_load_all, args=(mini_camvid,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert capfd.readouterr() == ("", "")
+
+
+def _load_all(data_dir):
+    assert [row["image_id"] for row in load(data_dir)] == [f"mini_train_{k:05d}" for k in range(5)]

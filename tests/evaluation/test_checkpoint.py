@@ -1,0 +1,97 @@
+"""A checkpoint that cannot be used is one clear error, and a missing folder is never sought on the Hub."""
+
+import pytest
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
+
+from revhrnet_hf.errors import CheckpointError
+from revhrnet_hf.evaluation import check_same_classes, load_checkpoint
+
+CONFIG = dict(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3)
+
+
+@pytest.fixture
+def model():
+    return SegformerForSemanticSegmentation(SegformerConfig(**CONFIG))
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "checkpoint")
+    SegformerImageProcessor(do_resize=False).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_loads_weights_bit_for_bit_and_the_processor(model, folder):
+    loaded, image_processor = load_checkpoint(folder)
+    assert not loaded.training
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert image_processor.do_resize is False
+
+
+def test_dtype_of_the_weights(folder):
+    model, _ = load_checkpoint(folder, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["./absent", "/nowhere/absent", "a/b/c", "~/absent", "runs/absent", "a\\b"])
+def test_a_missing_folder_is_not_sought_on_the_hub(name, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for auto_class in (AutoImageProcessor, AutoModelForSemanticSegmentation):
+        monkeypatch.setattr(auto_class, "from_pretrained", lambda *_, **__: pytest.fail("asked Transformers"))
+    with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
+        load_checkpoint(name)
+
+
+def test_a_name_that_neither_folder_nor_hub_knows():
+    with pytest.raises(CheckpointError, match=r"cannot load the checkpoint nobody/nothing: .*no folder of that name"):
+        load_checkpoint("nobody/nothing")
+
+
+def test_folders_that_are_no_checkpoints(folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json is a file: give the checkpoint's folder"):
+        load_checkpoint(folder / "config.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        load_checkpoint(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("damage", ["processor", "weights", "truncated", "config"])
+def test_damaged_checkpoints_are_one_line(folder, damage):
+    weights = folder / "model.safetensors"
+    if damage == "processor":
+        (folder / "preprocessor_config.json").unlink()
+    elif damage == "weights":
+        weights.unlink()
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot load the checkpoint") as raised:
+        load_checkpoint(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_that_are_missing_are_never_random(model, folder):
+    model.segformer.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match=r"lacks \d+ of the model's weights \(decode_head"):
+        load_checkpoint(folder)
+
+
+def test_classes_must_be_the_same():
+    names = ["Sky", "Road", "Car"]
+    config = SegformerConfig(**CONFIG, id2label=dict(enumerate(names)))
+    check_same_classes(config, names, "camvid")
+    check_same_classes(config, ["sky", "road", "car"], "camvid")
+    check_same_classes(SegformerConfig(**CONFIG), names, "camvid")
+    with pytest.raises(CheckpointError, match=r"has 3 classes \(Sky, Road, Car\), but camvid has 2 \(Sky, Road\)"):
+        check_same_classes(config, names[:2], "camvid")
+    with pytest.raises(CheckpointError, match="class 1 is 'Road' in the checkpoint, but 'Tree' in camvid: choose"):
+        check_same_classes(config, ["Sky", "Tree", "Car"], "camvid")

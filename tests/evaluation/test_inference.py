@@ -1,0 +1,206 @@
+"""Label maps against Transformers' pipeline, and a data set's matrix against counting it by hand."""
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
+
+from revhrnet_hf.data import Picture
+from revhrnet_hf.errors import CheckpointError, DataError
+from revhrnet_hf.evaluation import evaluate_dataset, predict_label_maps
+
+NUM_LABELS = 5
+SIZES = [(33, 47), (64, 40), (40, 64), (33, 47), (35, 90)]
+
+
+def tiny_model(num_labels=NUM_LABELS):
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=[1] * 4,
+        hidden_sizes=[8] * 4,
+        num_attention_heads=[1] * 4,
+        decoder_hidden_size=8,
+        classifier_dropout_prob=0.5,
+        num_labels=num_labels,
+    )
+    model = SegformerForSemanticSegmentation(config).eval()
+    # As initialised, one class wins everywhere.
+    torch.nn.init.normal_(model.decode_head.classifier.weight)
+    return model
+
+
+def pictures():
+    rng = np.random.default_rng(0)
+    return [PIL.Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def image_processor():
+    return SegformerImageProcessor(do_resize=False)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(1)
+    label_maps = [rng.integers(0, NUM_LABELS, size, dtype=np.uint8) for size in SIZES]
+    for label_map in label_maps:
+        label_map[:3] = 255
+    return as_dataset(pictures(), label_maps)
+
+
+def as_dataset(images, label_maps):
+    columns = {
+        "image": images,
+        "label_map": [PIL.Image.fromarray(label_map) for label_map in label_maps],
+        "image_id": [f"frame_{number}" for number in range(len(images))],
+    }
+    features = {"image": datasets.Image(), "label_map": datasets.Image(), "image_id": datasets.Value("string")}
+    return datasets.Dataset.from_dict(columns, datasets.Features(features))
+
+
+def counted_by_hand(label_maps, dataset):
+    matrix = np.zeros((NUM_LABELS, NUM_LABELS), int)
+    for prediction, reference in zip(label_maps, dataset["label_map"], strict=True):
+        reference = np.array(reference)
+        for row in range(NUM_LABELS):
+            for column in range(NUM_LABELS):
+                matrix[row, column] += np.sum((reference == row) & (prediction == column))
+    return matrix.tolist()
+
+
+def test_label_maps_are_the_pipelines(model, image_processor):
+    segment = pipeline("image-segmentation", model=model, image_processor=image_processor, device="cpu")
+    label_maps = predict_label_maps(model, image_processor, pictures())
+    for label_map, picture in zip(label_maps, pictures(), strict=True):
+        from_pipeline = np.full(label_map.shape, 255)
+        for part in segment(picture):
+            from_pipeline[np.array(part["mask"]) == 255] = model.config.label2id[part["label"]]
+        assert label_map.dtype == np.uint8
+        assert len(np.unique(label_map)) > 1, "a constant map would prove nothing"
+        np.testing.assert_array_equal(label_map, from_pipeline)
+
+
+def test_a_picture_s_label_map_does_not_depend_on_its_neighbours(model, image_processor):
+    together = predict_label_maps(model, image_processor, pictures())
+    for label_map, picture in zip(together, pictures(), strict=True):
+        [alone] = predict_label_maps(model, image_processor, [picture])
+        np.testing.assert_array_equal(label_map, alone)
+
+
+def test_target_sizes_are_what_logits_are_resized_to(model, image_processor):
+    picture = pictures()[0]
+    [label_map] = predict_label_maps(model, image_processor, [picture], target_sizes=[(50, 70)])
+    with torch.no_grad():
+        logits = model(**image_processor(picture, return_tensors="pt")).logits
+    expected = torch.nn.functional.interpolate(logits, (50, 70), mode="bilinear").argmax(1)[0]
+    np.testing.assert_array_equal(label_map, expected.numpy())
+    with pytest.raises(DataError, match="1 target sizes were given for 5 pictures"):
+        predict_label_maps(model, image_processor, pictures(), target_sizes=[(50, 70)])
+
+
+def test_runs_in_eval_mode_and_gives_each_module_its_mode_back(image_processor, dataset):
+    model = tiny_model()
+    expected = predict_label_maps(model, image_processor, pictures())
+    model.train()
+    model.segformer.eval()
+    modes = [module.training for module in model.modules()]
+    label_maps = predict_label_maps(model, image_processor, pictures())
+    assert all(np.array_equal(*pair) for pair in zip(label_maps, expected, strict=True))
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(AttributeError):
+        predict_label_maps(model, image_processor, ["no picture"])
+    with pytest.raises(ZeroDivisionError):
+        evaluate_dataset(model, image_processor, dataset, NUM_LABELS, progress=lambda _: 1 / 0)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_more_than_256_classes_need_uint16(image_processor):
+    model = tiny_model(num_labels=300)
+    torch.nn.init.constant_(model.decode_head.classifier.bias, -1e4)
+    model.decode_head.classifier.bias.data[299] = 0
+    [label_map] = predict_label_maps(model, image_processor, pictures()[:1])
+    assert label_map.dtype == np.uint16
+    assert np.all(label_map == 299)
+
+
+def test_a_nan_is_an_error_that_names_the_picture(image_processor, dataset):
+    model = tiny_model()
+    model.decode_head.classifier.bias.data[2] = torch.nan
+    with pytest.raises(CheckpointError, match="picture 0: the model's logits hold NaN"):
+        predict_label_maps(model, image_processor, pictures())
+    with pytest.raises(CheckpointError, match="picture frame_0: the model's logits hold NaN"):
+        evaluate_dataset(model, image_processor, dataset, NUM_LABELS)
+
+
+def test_matrix_of_a_data_set_is_what_counting_by_hand_gives(model, image_processor, dataset):
+    confusion = evaluate_dataset(model, image_processor, dataset, NUM_LABELS)
+    label_maps = predict_label_maps(model, image_processor, dataset["image"])
+    assert confusion.matrix.tolist() == counted_by_hand(label_maps, dataset)
+
+
+def test_each_picture_is_counted_once_whatever_the_number_of_processes(model, image_processor, dataset):
+    whole = evaluate_dataset(model, image_processor, dataset, NUM_LABELS).matrix
+    for num_processes in (2, 3, 7):
+        done = []
+        shares = [
+            evaluate_dataset(
+                model,
+                image_processor,
+                dataset,
+                NUM_LABELS,
+                process_index=index,
+                num_processes=num_processes,
+                progress=done.append,
+            ).matrix
+            for index in range(num_processes)
+        ]
+        assert torch.equal(sum(shares), whole)
+        assert sum(done) == len(dataset)
+
+
+def test_workers_change_nothing(model, image_processor, dataset):
+    alone = evaluate_dataset(model, image_processor, dataset, NUM_LABELS)
+    with_workers = evaluate_dataset(model, image_processor, dataset, NUM_LABELS, num_workers=2)
+    assert torch.equal(with_workers.matrix, alone.matrix)
+
+
+def test_prediction_takes_the_label_map_s_size(model, image_processor):
+    label_maps = [np.random.default_rng(2).integers(0, NUM_LABELS, (h + 7, w + 3), dtype=np.uint8) for h, w in SIZES]
+    dataset = as_dataset(pictures(), label_maps)
+    confusion = evaluate_dataset(model, image_processor, dataset, NUM_LABELS)
+    predictions = predict_label_maps(
+        model, image_processor, pictures(), target_sizes=[label_map.shape for label_map in label_maps]
+    )
+    assert confusion.matrix.tolist() == counted_by_hand(predictions, dataset)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bad_samples_are_named(model, image_processor, dataset, tmp_path, num_workers):
+    label_maps = [np.array(label_map) for label_map in dataset["label_map"]]
+    label_maps[3][5, 5] = 77
+    with pytest.raises(DataError, match=r"^picture frame_3: the references hold id 77"):
+        evaluate_dataset(
+            model, image_processor, as_dataset(pictures(), label_maps), NUM_LABELS, num_workers=num_workers
+        )
+
+    truncated = tmp_path / "truncated.png"
+    pictures()[1].save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:500])
+    rows = dataset.select([0]).remove_columns("image").add_column("image", [str(truncated)])
+    rows = rows.cast_column("image", Picture())
+    with pytest.raises(DataError, match=r"^Picture .*truncated.png cannot be read") as raised:
+        evaluate_dataset(model, image_processor, rows, NUM_LABELS, num_workers=num_workers)
+    assert "\n" not in str(raised.value)
+
+
+def test_pictures_take_the_weights_dtype(image_processor, dataset):
+    model = tiny_model().double()
+    confusion = evaluate_dataset(model, image_processor, dataset.select([0]), NUM_LABELS)
+    assert confusion.matrix.sum() == (np.array(dataset[0]["label_map"]) != 255).sum()

@@ -1,0 +1,290 @@
+"""The network against closed formulas, timm's HRNet module, brute force, and what Transformers promises of its models."""
+
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
+
+import revhrnet_hf
+from revhrnet_hf.models.high_resolution import HighResolutionModule
+from revhrnet_hf.models.segmentation_loss import segmentation_loss
+
+
+def test_variant_sizes(revhrnet_parameter_table):
+    """Millions of parameters, all and trained, with 19 classes: computed for the paper's reading, independently of this code."""
+    for (variant, final_block), (total, trained) in revhrnet_parameter_table.items():
+        config = revhrnet_hf.RevHRNetConfig.from_variant(variant, final_block=final_block, num_labels=19)
+        with torch.device("meta"):
+            model = revhrnet_hf.RevHRNetForSemanticSegmentation(config)
+        assert round(model.num_parameters() / 1e6, 2) == total
+        assert round(model.num_parameters(only_trainable=True) / 1e6, 2) == trained
+        assert sum(p.numel() for p in model.revhrnet.backbone.parameters()) == 23_508_032
+
+
+@pytest.fixture
+def revhrnet_parameter_table():
+    return {
+        ("w18", "basic"): (32.69, 9.19),
+        ("w32", "basic"): (51.96, 28.45),
+        ("w48", "basic"): (86.96, 63.45),
+        ("w48", "bottleneck"): (87.14, 63.64),
+    }
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 47), (31, 129)])
+@pytest.mark.parametrize("head", ["single", "concat"])
+def test_any_size(tiny_config, size, head):
+    """Maps at strides 4, 8, 16, 32, each half of the one before, rounded up; logits at stride 4."""
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(head=head)).eval()
+    with torch.no_grad():
+        outputs = model(torch.randn(2, 3, *size), output_hidden_states=True)
+    for stride, channels, x in zip((4, 8, 16, 32), model.config.stream_channels, outputs.hidden_states, strict=True):
+        assert x.shape == (2, channels, math.ceil(size[0] / stride), math.ceil(size[1] / stride))
+    assert outputs.logits.shape == (2, 5, math.ceil(size[0] / 4), math.ceil(size[1] / 4))
+
+
+def test_backbone_that_rounds_down(tiny_config):
+    """A patchifying backbone drops the rest of an odd size; streams keep halving exactly, so that they can exchange."""
+    from transformers import ConvNextConfig
+
+    backbone = ConvNextConfig(
+        hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(backbone_config=backbone)).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 91, 61)).logits.shape == (1, 5, 22, 15)
+
+
+def test_module_equals_timm():
+    """The building block with timm's HRNet weights gives timm's streams (timm's upsampling set to bilinear, as HRNetV2 has it)."""
+    from timm.models.hrnet import BasicBlock, HighResolutionModule as Reference
+
+    channels = [6, 10, 14]
+    reference = Reference(3, BasicBlock, [2, 2, 2], list(channels), list(channels), "SUM").eval()
+    for layer in reference.modules():
+        if isinstance(layer, torch.nn.Upsample):
+            layer.mode, layer.align_corners = "bilinear", False
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.running_mean, -1, 1)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 2)
+    ours = HighResolutionModule(channels, num_blocks=2).eval()
+    ours.load_state_dict(reference.state_dict())
+    streams = [torch.randn(2, c, 32 // 2**i, 40 // 2**i) for i, c in enumerate(channels)]
+    with torch.no_grad():
+        exchanged, ended = ours([x.clone() for x in streams])
+        expected = reference([x.clone() for x in streams])
+    assert ended == []
+    for x, y in zip(exchanged, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_last_module_builds_only_its_rows():
+    """Dropping a stream changes nothing for those that stay; what the stream was is handed out."""
+    torch.manual_seed(0)
+    whole = HighResolutionModule([6, 10, 14], num_blocks=1).eval()
+    short = HighResolutionModule([6, 10, 14], num_blocks=1, num_outputs=2).eval()
+    short.load_state_dict({k: v for k, v in whole.state_dict().items() if k in short.state_dict()})
+    streams = [torch.randn(1, c, 16 // 2**i, 16 // 2**i) for i, c in enumerate([6, 10, 14])]
+    with torch.no_grad():
+        everything, _ = whole([x.clone() for x in streams])
+        exchanged, ended = short([x.clone() for x in streams])
+        coarsest = whole.branches[2](streams[2])
+    assert all(torch.equal(x, y) for x, y in zip(exchanged, everything[:2], strict=True))
+    assert len(ended) == 1
+    assert torch.equal(ended[0], coarsest)
+
+
+def test_reading_of_the_stages():
+    """R1 has 3 modules of 4 streams, R2 4 of 3, R3 1 of 2, R4 one stream of 4 blocks; only the last of each drops a stream."""
+    with torch.device("meta"):
+        model = revhrnet_hf.RevHRNetModel(revhrnet_hf.RevHRNetConfig.from_variant("w48"))
+    shape = [[(len(m.branches), len(m.fuse_layers), len(m.branches[0])) for m in stage] for stage in model.stages]
+    assert shape == [[(4, 4, 4)] * 2 + [(4, 3, 4)], [(3, 3, 4)] * 3 + [(3, 2, 4)], [(2, 1, 4)]]
+    assert len(model.final_stage) == 4
+    assert [tuple(lateral[0].weight.shape) for lateral in model.laterals] == [
+        (48, 256, 1, 1),
+        (96, 512, 1, 1),
+        (192, 1024, 1, 1),
+        (384, 2048, 1, 1),
+    ]
+
+
+def test_initialisation(tiny_config):
+    """HRNet's: convolutions N(0, 0.001), BatchNorm 1 and 0; the backbone keeps timm's own."""
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config())
+    convolutions = [m for m in model.revhrnet.stages.modules() if isinstance(m, torch.nn.Conv2d)]
+    weights = torch.cat([m.weight.flatten() for m in convolutions])
+    assert weights.std().item() == pytest.approx(0.001, rel=0.02)
+    assert all(bool((m.weight == 1).all()) for m in model.head.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert model.revhrnet.backbone._backbone.conv1[0].weight.std() > 0.01
+
+
+@pytest.mark.parametrize("settings", [{}, {"head": "concat"}, {"final_block": "bottleneck"}])
+def test_no_parameter_is_unused(tiny_config, settings):
+    """Every trained parameter gets a gradient, frozen or not; a frozen backbone gets none and builds no graph."""
+    for freeze in (True, False):
+        model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(freeze_backbone=freeze, **settings)).train()
+        maps = []
+        model.revhrnet.backbone.register_forward_hook(lambda *call, maps=maps: maps.extend(call[2].feature_maps))
+        model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 5, (2, 64, 64))).loss.backward()
+        assert all(x.requires_grad is not freeze for x in maps)
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is None) is (freeze and ".backbone." in name), name
+
+
+def test_outputs_as_tuple_and_dict(tiny_model):
+    x, y = torch.randn(1, 3, 64, 64), torch.randint(0, 5, (1, 64, 64))
+    with torch.no_grad():
+        outputs = tiny_model(x, labels=y, output_hidden_states=True)
+        loss, logits, hidden_states = tiny_model(x, labels=y, output_hidden_states=True, return_dict=False)
+        assert torch.equal(loss, outputs.loss)
+        assert torch.equal(logits, outputs.logits)
+        assert all(torch.equal(a, b) for a, b in zip(hidden_states, outputs.hidden_states, strict=True))
+        assert tiny_model(x).hidden_states is None
+        base = tiny_model.revhrnet(x)
+    assert torch.equal(base.last_hidden_state, hidden_states[0])
+    assert len(base.feature_maps) == 4
+
+
+def test_batching_changes_nothing(tiny_model):
+    x = torch.randn(3, 3, 70, 50)
+    with torch.no_grad():
+        together = tiny_model(x).logits
+        alone = torch.cat([tiny_model(x[i : i + 1]).logits for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_save_and_load(tiny_model, tmp_path):
+    x = torch.randn(1, 3, 64, 64)
+    tiny_model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = tiny_model(x).logits
+        assert torch.equal(AutoModelForSemanticSegmentation.from_pretrained(tmp_path)(x).logits, expected)
+        base = AutoModel.from_pretrained(tmp_path)
+        assert torch.equal(base(x).last_hidden_state, tiny_model.revhrnet(x).last_hidden_state)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is revhrnet_hf.RevHRNetConfig
+    assert config.backbone_config.to_dict() == tiny_model.config.backbone_config.to_dict()
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).state_dict()
+    for name, tensor in tiny_model.state_dict().items():  # BatchNorm statistics among them
+        assert torch.equal(loaded[name], tensor), name
+
+
+class TestFrozen:
+    def test_modes_and_gradients(self, tiny_model, tmp_path):
+        tiny_model.save_pretrained(tmp_path)
+        loaded, _ = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+        for model in (tiny_model, loaded, AutoModel.from_pretrained(tmp_path)):
+            model.train()
+            backbone = model.base_model.backbone
+            assert model.training
+            assert model.base_model.laterals.training
+            assert not any(module.training for module in backbone.modules())
+            assert not any(parameter.requires_grad for parameter in backbone.parameters())
+            assert all(p.requires_grad for name, p in model.named_parameters() if "backbone." not in name)
+
+    def test_training_leaves_it_bit_for_bit(self, tiny_model):
+        backbone = tiny_model.revhrnet.backbone
+        before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+        lateral = tiny_model.revhrnet.laterals[0][0].weight.clone()
+        # All parameters, as somebody who does not know might do.
+        optimizer = torch.optim.SGD(tiny_model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        for _ in range(3):
+            tiny_model.train()
+            tiny_model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 5, (2, 64, 64))).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+        assert not torch.equal(tiny_model.revhrnet.laterals[0][0].weight, lateral)
+
+    def test_can_be_trained_instead(self, tiny_model, tmp_path):
+        tiny_model.save_pretrained(tmp_path)
+        model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, freeze_backbone=False).train()
+        assert model.revhrnet.backbone.training
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class TestLoss:
+    def test_plain_and_weighted_equal_torch(self):
+        logits, labels = torch.randn(2, 4, 6, 8), torch.randint(0, 4, (2, 23, 31))
+        labels[0, :5] = 255
+        up = F.interpolate(logits, size=(23, 31), mode="bilinear", align_corners=False)
+        for weights in (None, [0.5, 1.0, 2.0, 3.0]):
+            weight = None if weights is None else torch.tensor(weights)
+            expected = F.cross_entropy(up, labels, weight=weight, ignore_index=255)
+            torch.testing.assert_close(segmentation_loss(logits, labels, class_weights=weights), expected)
+
+    @pytest.mark.parametrize("min_kept", [0, 50, 900, 10_000])
+    def test_ohem_by_sorting(self, min_kept):
+        """Mean over the pixels below the larger of the threshold and the probability of the `min_kept`-th hardest pixel."""
+        logits, labels = torch.randn(2, 4, 23, 31) * 3, torch.randint(0, 4, (2, 23, 31))
+        labels[1, 3:9] = 255
+        loss = segmentation_loss(logits, labels, ohem_threshold=0.3, ohem_min_kept=min_kept)
+        pixels = []
+        for b, i, j in (labels != 255).nonzero().tolist():
+            probability = logits[b, :, i, j].softmax(0)[labels[b, i, j]].item()
+            pixels.append(probability)
+        pixels.sort()
+        limit = max(0.3, pixels[min_kept]) if min_kept < len(pixels) else 2
+        kept = [-math.log(p) for p in pixels if p < limit - 1e-9]
+        assert loss.item() == pytest.approx(sum(kept) / len(kept), rel=1e-4)
+
+    def test_nothing_labelled_is_zero_and_nan_stays(self):
+        logits = torch.randn(1, 4, 6, 8, requires_grad=True)
+        nothing = torch.full((1, 6, 8), 255)
+        for settings in ({}, {"class_weights": [1.0] * 4}, {"ohem_threshold": 0.9, "ohem_min_kept": 5}):
+            loss = segmentation_loss(logits, nothing, **settings)
+            assert loss.item() == 0
+            (gradient,) = torch.autograd.grad(loss, logits)
+            assert not gradient.any()
+            broken = segmentation_loss(logits * torch.nan, torch.zeros_like(nothing), **settings)
+            assert broken.isnan()
+
+    def test_settings_reach_the_model(self, tiny_config):
+        x, y = torch.randn(1, 3, 64, 64), torch.randint(0, 5, (1, 64, 64))
+        losses = set()
+        for settings in (
+            {},
+            {"semantic_loss_class_weights": [5.0, 0.1, 1.0, 1.0, 1.0]},
+            {"semantic_loss_ohem_threshold": 0.2, "semantic_loss_ohem_min_kept": 10},
+            {"semantic_loss_ignore_index": 0},
+        ):
+            torch.manual_seed(0)
+            model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(**settings)).eval()
+            torch.nn.init.normal_(model.head[3].weight)
+            losses.add(model(x, labels=y).loss.item())
+        assert len(losses) == 4
+
+
+class TestBadConfig:
+    def test_unknown_variant_lists_the_known(self):
+        with pytest.raises(ValueError, match="w18, w32, w48"):
+            revhrnet_hf.RevHRNetConfig.from_variant("w64")
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"num_modules": [1, 1]}, "num_modules must have one entry fewer"),
+            ({"stream_channels": [8]}, "at least two streams"),
+            ({"semantic_loss_class_weights": [1.0, 2.0]}, "2 for 5 classes"),
+            ({"head": "triple"}, "head"),
+            ({"num_blocks": "four"}, "num_blocks"),
+            ({"num_blocks": 0}, "must be positive"),
+        ],
+    )
+    def test_says_what_does_not_fit(self, tiny_config, settings, said):
+        with pytest.raises(Exception, match=said):
+            tiny_config(**settings)
+
+    def test_number_of_maps_and_streams(self, tiny_config):
+        config = tiny_config(stream_channels=[8, 12, 16], num_modules=[1, 1])
+        with pytest.raises(ValueError, match="4 maps .* 3 streams"):
+            revhrnet_hf.RevHRNetForSemanticSegmentation(config)
+
+
+def test_timm_names_are_real():
+    """The default backbone is one that timm has weights for."""
+    assert timm.get_pretrained_cfg(revhrnet_hf.models.configuration_revhrnet.DEFAULT_BACKBONE).hf_hub_id

@@ -1,0 +1,184 @@
+"""scripts/predict.py with another library's model (a tiny SegFormer) and with ours."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    TimmBackboneConfig,
+    pipeline,
+)
+
+from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor
+from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
+NAMES = ["road", "sky", "car", "tree"]
+PALETTE = [[128, 64, 128], [70, 130, 180], [0, 0, 142], [107, 142, 35]]
+
+
+@pytest.fixture(scope="module")
+def predict():
+    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def save(model, processor, folder):
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory):
+    torch.manual_seed(1)
+    config = SegformerConfig(
+        id2label=dict(enumerate(NAMES)),
+        hidden_sizes=[8] * 4,
+        decoder_hidden_size=8,
+        depths=[1] * 4,
+        num_attention_heads=[1] * 4,
+    )
+    processor = SegformerImageProcessor(size={"height": 64, "width": 64})
+    return save(SegformerForSemanticSegmentation(config), processor, tmp_path_factory.mktemp("segformer"))
+
+
+@pytest.fixture(scope="module")
+def revhrnet(tmp_path_factory):
+    torch.manual_seed(1)
+    config = RevHRNetConfig(
+        backbone_config=TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4]),
+        stream_channels=[4, 6, 8, 10],
+        num_modules=[1, 1, 1],
+        num_blocks=1,
+        id2label=dict(enumerate(NAMES)),
+        palette=PALETTE,
+    )
+    model = RevHRNetForSemanticSegmentation(config)
+    return save(model, RevHRNetImageProcessor(), tmp_path_factory.mktemp("revhrnet"))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "street.png"
+    values = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    Image.fromarray(values).resize((75, 50), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def pipelines_label_map(checkpoint, picture):
+    """What Transformers' own pipeline says of the picture, as ids."""
+    label_map = np.full((picture.height, picture.width), 255)
+    for segment in pipeline("image-segmentation", model=checkpoint, device="cpu")(picture):
+        label_map[np.asarray(segment["mask"]) > 0] = NAMES.index(segment["label"])
+    return label_map
+
+
+@pytest.mark.parametrize("model", ["segformer", "revhrnet"])
+def test_label_map_is_the_pipelines(predict, request, model, picture, tmp_path, capsys):
+    checkpoint = request.getfixturevalue(model)
+    out = tmp_path / "out"
+    predict.main([checkpoint, str(picture), "--output_dir", str(out)])
+    assert sorted(path.name for path in out.iterdir()) == ["street_labels.png", "street_overlay.png"]
+    labels = Image.open(out / "street_labels.png")
+    assert (labels.mode, labels.size) == ("P", (75, 50))
+    expected = pipelines_label_map(checkpoint, Image.open(picture))
+    assert len(np.unique(expected)) > 1  # a map of one class would prove little
+    np.testing.assert_array_equal(np.asarray(labels), expected)
+
+    overlay = Image.open(out / "street_overlay.png")
+    assert overlay.width >= 75 and overlay.height > 50  # the legend is below
+    palette = np.array(labels.getpalette()).reshape(-1, 3)
+    if model == "revhrnet":
+        np.testing.assert_array_equal(palette[:4], PALETTE)
+    mixed = (np.asarray(Image.open(picture)).astype(int) + palette[expected]) / 2
+    np.testing.assert_allclose(np.asarray(overlay)[:50, :75], mixed, atol=1)
+
+    printed = capsys.readouterr().out
+    assert "street_labels.png" in printed and "street_overlay.png" in printed
+    for index in np.unique(expected):
+        [line] = [line for line in printed.splitlines() if line.split()[0] == NAMES[index]]
+        assert float(line.split()[1]) == pytest.approx(100 * (expected == index).mean(), abs=0.051)
+
+
+def test_pictures_of_every_kind_get_maps_of_the_size_a_person_sees(predict, segformer, tmp_path):
+    folder, exif = tmp_path / "in", Image.Exif()
+    folder.mkdir()
+    exif[0x0112] = 6
+    grey = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    Image.fromarray(np.dstack([grey] * 3)).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(grey).save(folder / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.new("RGBA", (30, 20)).save(folder / "clear.png")
+    Image.new("CMYK", (30, 20)).save(folder / "print.jpg")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    (folder / "readme.txt").write_text("not a picture")
+    predict.main([segformer, str(folder), "--output_dir", str(tmp_path / "out")])
+    sizes = {path.stem: Image.open(path).size for path in (tmp_path / "out").glob("*_labels.png")}
+    plain = dict.fromkeys(["grey_labels", "deep_labels", "clear_labels", "print_labels"], (30, 20))
+    assert sizes == plain | {"turned_labels": (20, 30), "dot_labels": (1, 1)}
+    # Sixteen bits show the same picture as eight, so they get the same label map.
+    one, other = (np.asarray(Image.open(tmp_path / "out" / f"{name}_labels.png")) for name in ("grey", "deep"))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_results_are_not_replaced_unless_asked(predict, segformer, picture, tmp_path):
+    arguments = [segformer, str(picture), "--output_dir", str(tmp_path / "out")]
+    predict.main(arguments)
+    result = tmp_path / "out" / "street_labels.png"
+    result.write_text("precious")
+    with pytest.raises(DataError, match=r"street_labels\.png is there already"):
+        predict.main(arguments)
+    assert result.read_text() == "precious"
+    predict.main([*arguments, "--overwrite"])
+    assert Image.open(result).size == (75, 50)
+
+
+def test_two_pictures_of_one_name_are_an_error(predict, segformer, picture, tmp_path):
+    namesake = tmp_path / "other" / "street.jpg"
+    namesake.parent.mkdir()
+    Image.new("RGB", (5, 5)).save(namesake)
+    with pytest.raises(DataError, match=r"street\.png and .*street\.jpg would both"):
+        predict.main([segformer, str(picture), str(namesake), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_writes_nothing(predict, segformer, picture, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:60])
+    out = ["--output_dir", str(tmp_path / "out")]
+    with pytest.raises(DataError, match=r"broken\.png"):
+        predict.main([segformer, str(picture), str(broken), *out])
+    with pytest.raises(DataError, match="absent"):
+        predict.main([segformer, str(tmp_path / "absent.png"), *out])
+    with pytest.raises(CheckpointError, match="no_model"):
+        predict.main([str(tmp_path / "no_model"), str(picture), *out])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(RecipeError, match="is a file"):
+        predict.main([segformer, str(picture), "--output_dir", str(picture)])
+
+
+def test_palette_must_fit_the_classes(predict):
+    with pytest.raises(CheckpointError, match="3 colours for 4 classes"):
+        predict.names_and_palette(SegformerConfig(num_labels=4, palette=PALETTE[:3]))
+    with pytest.raises(CheckpointError, match="300 classes"):
+        predict.names_and_palette(SegformerConfig(num_labels=300))
+
+
+@pytest.mark.slow
+def test_as_a_command_an_error_is_one_line_and_status_1(tmp_path):
+    command = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "absent.png")]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert finished.returncode == 1
+    assert finished.stderr == f"error: there is no picture or folder {tmp_path / 'absent.png'}\n"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,101 @@
+"""Recipes: what is read from YAML and the command line, and what is refused with field and value named."""
+
+import importlib.util
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.training.recipe import Recipe
+
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture
+def run_seg():
+    """scripts/run_seg.py as a module."""
+    spec = importlib.util.spec_from_file_location("run_seg", SCRIPTS / "run_seg.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_seg"] = module  # its dataclasses look themselves up here
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["run_seg"]
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((SCRIPTS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_whole(path):
+    assert Recipe.from_yaml(path).dataset
+
+
+def test_yaml_round_trip(tmp_path):
+    recipe = Recipe(dataset="camvid", crop_size=[64, 96], class_weights=[1, 2.5], precision="bf16")
+    assert Recipe.from_yaml(write(tmp_path, recipe.to_yaml())) == recipe
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    """YAML reads 5e-4 as text and 1 as a whole number; both are numbers to a person."""
+    recipe = Recipe.from_yaml(write(tmp_path, "dataset: camvid\nweight_decay: 5e-4\nlearning_rate: 1\n"))
+    assert (recipe.weight_decay, recipe.learning_rate) == (0.0005, 1.0)
+    assert isinstance(recipe.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dataset: camvid\nlearning_rat: 0.1", "Unknown field in .*recipe.yaml: learning_rat. Known are .*learning_rate"),
+        ("dataset: camvid\nepochs: many", "recipe.yaml: Recipe field epochs must be of type int, got 'many'"),
+        ("dataset: camvid\nepochs: 2.5", "epochs must be of type int, got 2.5"),
+        ("dataset: camvid\nepochs: 0", "epochs must be positive"),
+        ("dataset: camvid\nlearning_rate: fast", "learning_rate must be of type float, got 'fast'"),
+        ("dataset: camvid\nlearning_rate: true", "learning_rate must be of type float, got True"),
+        ("dataset: camvid\ncrop_size: 512", "crop_size must be a list"),
+        ("dataset: camvid\ncrop_size: [512]", "crop_size must be two positive numbers"),
+        ("dataset: camvid\ncrop_size: [512, wide]", "crop_size must be of type int, got 'wide'"),
+        ("dataset: camvid\nscale_range: [2, 1]", "smallest first"),
+        ("dataset: camvid\nhead: double", "head must be one of single, concat, got 'double'"),
+        ("dataset: camvid\nflip: 2", "flip is a probability"),
+        ("dataset: camvid\nbatch_size: 5\ngradient_accumulation_steps: 2", "batch_size 5 cannot be split"),
+        ("epochs: 3", "dataset is missing"),
+        ("- camvid", "must be a mapping"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_refused(tmp_path, text, said):
+    with pytest.raises(RecipeError, match=said):
+        Recipe.from_yaml(write(tmp_path, text))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(RecipeError, match=r"Cannot read the recipe .*nothing\.yaml: No such file"):
+        Recipe.from_yaml(tmp_path / "nothing.yaml")
+
+
+def test_command_line_overrides(run_seg, tmp_path, monkeypatch):
+    recipe = write(tmp_path, "dataset: camvid\nepochs: 7\ncrop_size: [64, 96]\nhead: concat\nfreeze_backbone: true\n")
+    command = f"run_seg.py --recipe {recipe} --data_dir D --output_dir O --crop_size 32 48 --no_freeze_backbone"
+    monkeypatch.setattr("sys.argv", [*command.split(), "--learning_rate", "1e-3", "--class_weights", "1", "2.5"])
+    arguments, result = run_seg.parse_command_line()
+    assert (arguments.data_dir, arguments.output_dir, arguments.resume) == ("D", "O", False)
+    assert (result.epochs, result.head) == (7, "concat")
+    assert (result.crop_size, result.freeze_backbone, result.learning_rate) == ([32, 48], False, 0.001)
+    assert result.class_weights == [1.0, 2.5]
+
+
+def test_help_explains_every_field(run_seg, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run_seg.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        run_seg.parse_command_line()
+    assert stop.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for setting in fields(Recipe):
+        assert f"--{setting.name}" in said
+        assert setting.metadata["help"].split(":")[0] in said
