@@ -19,7 +19,6 @@ from .models import (
     RevHRNetModel,
 )
 
-
 __all__ = [
     "RevHRNetConfig",
     "RevHRNetForSemanticSegmentation",

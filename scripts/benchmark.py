@@ -2,8 +2,8 @@
 
     python scripts/benchmark.py loop --recipe scripts/recipes/camvid.yaml --data_dir DIR
 
-`loop`: the training loop (loading, augmentation, logging included) against bare forward + backward + optimizer on one fixed batch in
-memory, both with the recipe's network, batch and precision, in turns of one epoch each; the median of the paired ratios.
+`loop`: the training loop (loading, augmentation, logging included) against bare forward + backward + optimizer on one fixed batch
+in memory, both with the recipe's network, batch and precision, in turns of one epoch each; the median of the paired ratios.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.evaluation import write_json
-from revhrnet_hf.training.checkpoint import versions
 from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.versions import versions
 
 
 def main():

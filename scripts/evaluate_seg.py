@@ -10,8 +10,6 @@ processes does not change a digit (accelerate launch starts several on GPUs only
 """
 
 import argparse
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import accelerate
@@ -22,8 +20,7 @@ from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import check_same_classes, evaluate_dataset, format_scores, load_checkpoint, write_json
-
-PACKAGES = ("revhrnet_hf", "torch", "torchvision", "transformers", "datasets")
+from revhrnet_hf.versions import versions
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -54,8 +51,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="number format of weights and pictures; bfloat16 is faster on a GPU and changes some pixels "
-        "(default: %(default)s)",
+        help="number format of weights and pictures; bfloat16 is faster on a GPU and changes some pixels (default: %(default)s)",
     )
     return parser.parse_args(arguments)
 
@@ -120,7 +116,7 @@ def report(args, output, state, num_pictures, names, confusion) -> None:
             "num_processes": state.num_processes,
             "inference": "whole picture",
         },
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        "versions": versions(),
     }
     write_json(output, record)
     print(f"written: {output}")

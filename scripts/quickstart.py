@@ -1,14 +1,14 @@
 """The whole way in some minutes on two CPU cores: draw a miniature CamVid, train on it, load the checkpoint, look at it.
 
-    bash scripts/quickstart.sh              # makes the environment and calls this
-    python scripts/quickstart.py --output_dir DIR
+bash scripts/quickstart.sh              # makes the environment and calls this
+python scripts/quickstart.py --output_dir DIR
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-from transformers import logging, pipeline
+from transformers import pipeline
 
 import revhrnet_hf  # noqa: F401 (registers the models)
 from revhrnet_hf.cli import run
@@ -18,7 +18,6 @@ from revhrnet_hf.report.figures import triptych
 from revhrnet_hf.report.pictures import save_picture
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.stage import Stage
-
 
 RECIPE = Path(__file__).parent / "recipes" / "camvid_mini.yaml"
 PICTURES = {"train": 64, "val": 16}
@@ -53,7 +52,6 @@ def main():
 
 def draw_predictions(checkpoint: Path, pictures):
     """Picture, truth and the pipeline's prediction, a row each."""
-    logging.disable_progress_bar()
     segmenter = pipeline("image-segmentation", model=str(checkpoint))
     space = label_space_of(pictures)
     rows = []

@@ -44,9 +44,7 @@ def main():
     run_arguments, recipe = parse_command_line()
     from revhrnet_hf.training.stage import Stage  # after parsing, so that --help answers at once
 
-    Stage(
-        recipe, run_arguments.data_dir, run_arguments.output_dir, run_arguments.resume, run_arguments.overwrite
-    ).run()
+    Stage(recipe, run_arguments.data_dir, run_arguments.output_dir, run_arguments.resume, run_arguments.overwrite).run()
 
 
 if __name__ == "__main__":

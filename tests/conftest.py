@@ -35,7 +35,7 @@ def tiny_config():
 def tiny_model(tiny_config):
     """A tiny network in eval mode whose BatchNorm statistics and classifier are not those of initialisation."""
     torch.manual_seed(0)
-    model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config())
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(initializer="he"))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)

@@ -60,9 +60,9 @@ class TrainingTransform:
         image, label_map = self._crop(image, label_map)
         if torch.rand(()) < self.flip:
             image, label_map = TF.horizontal_flip(image), TF.horizontal_flip(label_map)
-        pixel_values = self.image_processor(
-            image.as_subclass(torch.Tensor), do_resize=False, do_pad=False, return_tensors="pt"
-        )["pixel_values"][0]
+        pixel_values = self.image_processor(image.as_subclass(torch.Tensor), do_resize=False, do_pad=False, return_tensors="pt")[
+            "pixel_values"
+        ][0]
         labels = label_map.as_subclass(torch.Tensor)[0].long()
         return {"pixel_values": self._pad(pixel_values, 0.0), "labels": self._pad(labels, self.ignore_index)}
 

@@ -142,9 +142,7 @@ class CamVid(datasets.GeneratorBasedBuilder):
 
 def _form_of(data_dir: Path) -> ListForm:
     if not data_dir.is_dir():
-        raise DataError(
-            f"CamVid's data folder {data_dir} does not exist: give the folder that holds train/, trainannot/ …"
-        )
+        raise DataError(f"CamVid's data folder {data_dir} does not exist: give the folder that holds train/, trainannot/ …")
     if not any(data_dir.iterdir()):
         raise DataError(f"CamVid's data folder {data_dir} is empty: put the data set there, or give another folder.")
     if form := _recognise(data_dir):

@@ -41,8 +41,7 @@ class LabelSpace:
     def __post_init__(self):
         if len(self.names) != len(self.colours):
             raise DataError(
-                f"Label space {self.name!r} has {len(self.names)} names but {len(self.colours)} colours: "
-                "give one colour a class."
+                f"Label space {self.name!r} has {len(self.names)} names but {len(self.colours)} colours: give one colour a class."
             )
         if not self.num_classes <= self.ignore_index <= 255:
             raise DataError(

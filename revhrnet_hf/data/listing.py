@@ -61,9 +61,7 @@ def _size(file: Path) -> tuple[int, int]:
         with PIL.Image.open(file) as image:
             return image.size
     except OSError as error:
-        raise DataError(
-            f"{file} cannot be read ({error}): it is truncated or not a picture. Fetch the file again."
-        ) from error
+        raise DataError(f"{file} cannot be read ({error}): it is truncated or not a picture. Fetch the file again.") from error
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -507,9 +507,7 @@ def _side_wheels(canvas: _Canvas, x: float, z: float, length: float, name: str) 
             canvas.face(circle, colour, name)
 
 
-def _vehicle_front(
-    canvas: _Canvas, x: float, z: float, half: float, roof: float, waist: float, height: float, name: str
-) -> None:
+def _vehicle_front(canvas: _Canvas, x: float, z: float, half: float, roof: float, waist: float, height: float, name: str) -> None:
     for side in (-1, 1):
         canvas.board(x, z, _box(side * (half - 0.28), 0, side * (half - 0.02), 0.35), TYRE, name)
     sill, top = (half * 0.86, waist + 0.04), (roof * 0.88, height - 0.1)

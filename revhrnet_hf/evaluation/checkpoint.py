@@ -27,9 +27,7 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32):
     _check_is_there(checkpoint)
     try:
         image_processor = AutoImageProcessor.from_pretrained(checkpoint)
-        model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
-            checkpoint, dtype=dtype, output_loading_info=True
-        )
+        model, loaded = AutoModelForSemanticSegmentation.from_pretrained(checkpoint, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         said = str(error).strip().splitlines()[0]
         advice = "" if Path(checkpoint).is_dir() else "; no folder of that name lies here, so it was sought on the Hub"
@@ -63,18 +61,14 @@ def check_same_classes(config, names, dataset_name: str) -> None:
     for class_id, name in enumerate(names):
         own_name = config.id2label[class_id]
         if own_name.casefold() != name.casefold() and not re.fullmatch(r"LABEL_\d+", own_name):
-            raise CheckpointError(
-                f"class {class_id} is {own_name!r} in the checkpoint, but {name!r} in {dataset_name}: {advice}"
-            )
+            raise CheckpointError(f"class {class_id} is {own_name!r} in the checkpoint, but {name!r} in {dataset_name}: {advice}")
 
 
 def _check_is_there(checkpoint):
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"the folder {checkpoint} holds no config.json: give the folder that `save_pretrained` wrote"
-            )
+            raise CheckpointError(f"the folder {checkpoint} holds no config.json: give the folder that `save_pretrained` wrote")
     elif path.exists():
         raise CheckpointError(f"{checkpoint} is a file: give the checkpoint's folder")
     elif _is_path(checkpoint):

@@ -37,9 +37,7 @@ def predict_label_maps(model, image_processor, images, target_sizes=None) -> lis
         raise DataError(f"{len(sizes)} target sizes were given for {len(images)} pictures: give one a picture")
     with _inference(model):
         return [
-            _predict(model, image_processor, _model_inputs(image_processor, image), size, f"picture {number}")
-            .cpu()
-            .numpy()
+            _predict(model, image_processor, _model_inputs(image_processor, image), size, f"picture {number}").cpu().numpy()
             for number, (image, size) in enumerate(zip(images, sizes, strict=True))
         ]
 

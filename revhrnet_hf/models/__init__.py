@@ -11,7 +11,6 @@ from .image_processing_pil_revhrnet import RevHRNetImageProcessorPil
 from .image_processing_revhrnet import RevHRNetImageProcessor
 from .modeling_revhrnet import RevHRNetForSemanticSegmentation, RevHRNetModel
 
-
 __all__ = [
     "RevHRNetConfig",
     "RevHRNetForSemanticSegmentation",

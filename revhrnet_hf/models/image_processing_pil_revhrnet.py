@@ -64,8 +64,7 @@ def resized_size(image_size: Size, size: SizeDict) -> Size:
         new_height, new_width = ((2 * edge * size.longest_edge + longest) // (2 * longest) for edge in image_size)
     else:
         raise ValueError(
-            "size must have 'height' and 'width', or 'shortest_edge', or 'longest_edge', or both edges; "
-            f"got {dict(size)}"
+            f"size must have 'height' and 'width', or 'shortest_edge', or 'longest_edge', or both edges; got {dict(size)}"
         )
     return max(1, new_height), max(1, new_width)
 
@@ -118,8 +117,7 @@ def resize_logits(logits: torch.Tensor, content: Size, padded: Size, target: Siz
         # At the target's scale the padded picture has no whole number of pixels: give the factor, get the whole
         # pixels. The tiny excess keeps a product like 29.999… from losing its last pixel.
         factors = [
-            t * p / (c * edge) * (1 + 1e-12)
-            for t, p, c, edge in zip(target, padded, content, logits.shape[-2:], strict=True)
+            t * p / (c * edge) * (1 + 1e-12) for t, p, c, edge in zip(target, padded, content, logits.shape[-2:], strict=True)
         ]
         logits = F.interpolate(logits, scale_factor=factors, mode="bilinear", align_corners=False)
     return logits[..., : target[0], : target[1]]
@@ -226,8 +224,7 @@ class RevHRNetImageProcessorMixin:
         if segmentation_maps is not None:
             label_maps = self._prepare_label_maps(segmentation_maps, native_sizes)
             label_maps = [
-                resize_label_map(label_map, new_size)
-                for label_map, new_size in zip(label_maps, new_sizes, strict=True)
+                resize_label_map(label_map, new_size) for label_map, new_size in zip(label_maps, new_sizes, strict=True)
             ]
             if do_pad:
                 label_maps = self.pad(label_maps, pad_size=pad_size, fill_value=ignore_index)
@@ -331,9 +328,7 @@ def resize_label_map(label_map: "torch.Tensor | np.ndarray", new_size: Size) -> 
     """Resize a label map (1, height, width) by nearest neighbour: no class id that was not there before."""
     if tuple(label_map.shape[-2:]) == new_size:
         return label_map
-    rows, columns = (
-        nearest_source_indices(old, new) for old, new in zip(label_map.shape[-2:], new_size, strict=True)
-    )
+    rows, columns = (nearest_source_indices(old, new) for old, new in zip(label_map.shape[-2:], new_size, strict=True))
     return label_map[:, rows][:, :, columns]
 
 

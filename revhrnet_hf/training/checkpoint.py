@@ -1,13 +1,11 @@
 """Checkpoints of a run: written beside and moved into place, and what a run needs to go on exactly where it stopped.
 
-A checkpoint folder is a model folder (it loads with the Auto classes) with the recipe, the versions, the scores, and, in `last`, the
-training state: `training_state.json` and the optimizer's tensors in `optimizer.safetensors`.
+A checkpoint folder is a model folder (it loads with the Auto classes) with the recipe, the versions, the scores, and, in `last`,
+the training state: `training_state.json` and the optimizer's tensors in `optimizer.safetensors`.
 """
 
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError
 from ..evaluation import write_json
+from ..versions import versions
 from .recipe import Recipe, read_settings
-
 
 LAST, BEST = "last", "best"
 LOG_FILE = "log.jsonl"
@@ -80,12 +78,6 @@ def recover(output_dir: Path) -> None:
         shutil.rmtree(output_dir / f"{name}.new", ignore_errors=True)
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result depends on."""
-    packages = ("revhrnet_hf", "torch", "torchvision", "transformers", "timm", "datasets", "accelerate", "numpy", "pillow")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-
-
 def save_model_folder(folder: Path, model, image_processor, recipe: Recipe, scores: dict[str, Any] | None) -> None:
     """A folder that loads with the Auto classes, and what it was made from."""
     model.save_pretrained(folder)
@@ -99,6 +91,15 @@ def save_model_folder(folder: Path, model, image_processor, recipe: Recipe, scor
 def save_training_state(folder: Path, state: TrainingState, optimizer_tensors: dict[str, torch.Tensor]) -> None:
     save_file(optimizer_tensors, folder / "optimizer.safetensors")
     write_json(folder / "training_state.json", asdict(state))
+
+
+def save_averages(folder: Path, averaged: torch.nn.Module) -> None:
+    """The moving average of the weights, which `last` keeps beside the weights themselves."""
+    save_file({name: tensor.contiguous() for name, tensor in averaged.state_dict().items()}, folder / "averaged.safetensors")
+
+
+def load_averages(folder: Path, averaged: torch.nn.Module) -> None:
+    averaged.load_state_dict(load_file(folder / "averaged.safetensors"))
 
 
 def load_training_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Tensor]]:
@@ -119,9 +120,7 @@ def momentum_buffers(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     }
 
 
-def restore_momentum_buffers(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, buffers: dict[str, torch.Tensor]
-) -> None:
+def restore_momentum_buffers(model: torch.nn.Module, optimizer: torch.optim.Optimizer, buffers: dict[str, torch.Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, buffer in buffers.items():
         parameter = parameters[name]
@@ -132,8 +131,8 @@ def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: 
     """Make `output_dir` ready for a run; True if there is a checkpoint to go on from.
 
     Raises:
-        CheckpointError: the folder holds a run and neither `resume` nor `overwrite` is asked for; or the run to resume was started
-            with another recipe.
+        CheckpointError: the folder holds a run and neither `resume` nor `overwrite` is asked for; or the run to resume was
+            started with another recipe.
     """
     if resume and overwrite:
         raise CheckpointError("--resume and --overwrite exclude each other")
@@ -147,7 +146,7 @@ def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: 
     has_run = any((output_dir / name).exists() for name in (LAST, BEST))
     if has_run and not (resume or overwrite):
         raise CheckpointError(
-            f"{output_dir} already holds a run: go on with it by --resume, start anew by --overwrite, or choose another --output_dir"
+            f"{output_dir} already holds a run: go on with it by --resume, start anew by --overwrite, or choose another folder"
         )
     if resume and (output_dir / LAST).exists():
         _check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
@@ -163,4 +162,6 @@ def _check_same_recipe(path: Path, recipe: Recipe) -> None:
     changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
     if changed:
         lines = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
-        raise CheckpointError(f"The run in {path.parent} was started with another recipe: {lines}. Resume with the same, or start a new run")
+        raise CheckpointError(
+            f"The run in {path.parent} was started with another recipe: {lines}. Resume with the same, or start a new run"
+        )

@@ -43,6 +43,9 @@ class Recipe:
     num_blocks: int = _setting(4, "BasicBlocks a stream in each module")
     final_block: Literal["basic", "bottleneck"] = _setting("basic", "Block of the last stage")
     head: Literal["single", "concat"] = _setting("single", "Classify the finest stream, or all streams concatenated")
+    initializer: Literal["hrnet", "he"] = _setting(
+        "hrnet", "Of the trained convolutions; he learns faster below some thousand steps"
+    )
     batch_norm_momentum: float = _setting(0.01, "Of the trained BatchNorms, share a step; 0.1 for runs below some thousand steps")
 
     # augmentation
@@ -67,6 +70,11 @@ class Recipe:
     poly_power: float = _setting(0.9, "Exponent of the poly schedule")
     momentum: float = _setting(0.9, "Of SGD (no Nesterov)")
     weight_decay: float = _setting(5e-4, "Of SGD, on all trained parameters")
+    ema_decay: float | None = _setting(
+        None,
+        "Score, and keep as best, an exponential moving average of the weights: the share that stays at each step, e.g. 0.99 "
+        "(less at the start: at most (1 + steps) / (10 + steps)); not given, the weights themselves",
+    )
     precision: Literal["no", "bf16", "fp16"] = _setting("no", "Mixed precision; no means float32")
     seed: int = _setting(0, "Of weights, order and augmentation")
 
@@ -98,6 +106,8 @@ class Recipe:
             raise RecipeError(f"Recipe field scale_range must be smallest first, got {self.scale_range}")
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
         if self.batch_size % self.gradient_accumulation_steps:
             raise RecipeError(
                 f"batch_size {self.batch_size} cannot be split into {self.gradient_accumulation_steps} equal forward passes "
@@ -117,7 +127,7 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Recipe":
-        """Raises `RecipeError` for a file that is missing or is no YAML mapping, an unknown field, or a value of the wrong type."""
+        """Raises `RecipeError` for a file that is missing or no YAML mapping, an unknown field, or a value of the wrong type."""
         return cls.from_dict(read_settings(path), source=str(path))
 
     def to_yaml(self) -> str:

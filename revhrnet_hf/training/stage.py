@@ -17,13 +17,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device, set_seed
 from datasets import Dataset
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import TimmBackboneConfig
+from transformers.utils import logging as transformers_logging
 
 from ..data import LabelSpace, TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset
 from ..errors import RecipeError, TrainingError
-from ..evaluation import evaluate_dataset, format_scores, write_json
+from ..evaluation import evaluate_dataset, format_scores
 from ..models import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor
 from ..models.backbone import backbone_normalization
 from .checkpoint import (
@@ -33,9 +35,11 @@ from .checkpoint import (
     TRACKER_FOLDER,
     TrainingState,
     claim_output_dir,
+    load_averages,
     load_training_state,
     momentum_buffers,
     restore_momentum_buffers,
+    save_averages,
     save_model_folder,
     save_training_state,
     write_folder,
@@ -82,10 +86,8 @@ def poly_learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     return recipe.learning_rate * (1 - step / total_steps) ** recipe.poly_power
 
 
-def build_model(
-    recipe: Recipe, label_space: LabelSpace
-) -> tuple[RevHRNetForSemanticSegmentation, RevHRNetImageProcessor]:
-    """The recipe's network on its pretrained backbone, and the image processor with the backbone's mean and standard deviation."""
+def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[RevHRNetForSemanticSegmentation, RevHRNetImageProcessor]:
+    """The recipe's network on its pretrained backbone, and the image processor with the backbone's mean and std."""
     settings = {} if recipe.num_modules is None else {"num_modules": recipe.num_modules}
     try:
         config = RevHRNetConfig.from_variant(
@@ -95,6 +97,7 @@ def build_model(
             num_blocks=recipe.num_blocks,
             final_block=recipe.final_block,
             head=recipe.head,
+            initializer=recipe.initializer,
             batch_norm_momentum=recipe.batch_norm_momentum,
             semantic_loss_ignore_index=label_space.ignore_index,
             semantic_loss_class_weights=recipe.class_weights,
@@ -118,7 +121,7 @@ class Stage:
     Args:
         recipe: what to train.
         data_dir: folder of the recipe's data set.
-        output_dir: gets `last/` and `best/` (checkpoints), `log.jsonl` and the trackers' files.
+        output_dir: gets `last/` and `best/` (checkpoints), `log.jsonl` (`epoch` counts the finished ones), trackers' files.
         resume, overwrite: what to do with a run that is already in `output_dir`; without either it is an error.
 
     Raises:
@@ -128,6 +131,7 @@ class Stage:
     def __init__(
         self, recipe: Recipe, data_dir: str | Path, output_dir: str | Path, resume: bool = False, overwrite: bool = False
     ):
+        transformers_logging.disable_progress_bar()  # of saving and loading weights, between two lines of ours
         self.recipe, self.output_dir = recipe, Path(output_dir)
         self.accelerator = Accelerator(
             mixed_precision=recipe.precision,
@@ -145,13 +149,13 @@ class Stage:
         self.total_steps = recipe.epochs * self.batches.steps
 
         is_main = self.accelerator.is_main_process
-        (going_on,) = broadcast_object_list(
-            [claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else None]
-        )
+        (going_on,) = broadcast_object_list([claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else None])
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(
-            trained, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+        optimizer = torch.optim.SGD(trained, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        self.averaged = None
+        if recipe.ema_decay is not None:
+            # Its copy of the network is made before Accelerate wraps the network.
+            self.averaged = AveragedModel(model, self.accelerator.device, multi_avg_fn=self._average, use_buffers=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.state = self._restore() if going_on else TrainingState()
 
@@ -226,12 +230,19 @@ class Stage:
                 continue
             self.state.step += 1
             progress.update()
+            if self.averaged is not None:
+                self.averaged.update_parameters(accelerator.unwrap_model(self.model))
             done = self.state.step - first_step
             if done % recipe.log_every == 0 or done == self.batches.steps:
                 seconds = time.perf_counter() - started
                 self._log_training(losses, recipe.batch_size * done / seconds, progress)
                 losses = []
         self._log({"epoch_seconds": time.perf_counter() - started, "peak_memory_gib": self._peak_memory_gib()})
+
+    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
+        """One step of the moving average, over fewer steps at the start, so that it soon forgets the initial weights."""
+        step = self.state.step
+        get_ema_multi_avg_fn(min(self.recipe.ema_decay, (1 + step) / (10 + step)))(averaged, current, count)
 
     def _forward_backward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         rate = poly_learning_rate(self.recipe, self.state.step, self.total_steps)
@@ -249,9 +260,9 @@ class Stage:
         rate = self.optimizer.param_groups[0]["lr"]
         if not math.isfinite(loss):
             raise TrainingError(
-                f"The loss is {loss} within the {len(losses)} forward passes up to step {self.state.step} (epoch {self.state.epoch + 1}, "
-                f"learning rate {rate:.3g}); nothing of this epoch is saved. Lower learning_rate, or use another precision than "
-                f"{self.recipe.precision}"
+                f"The loss is {loss} within the {len(losses)} forward passes up to step {self.state.step} "
+                f"(epoch {self.state.epoch + 1}, learning rate {rate:.3g}); nothing of this epoch is saved. "
+                f"Lower learning_rate, or use another precision than {self.recipe.precision}"
             )
         progress.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", pictures_per_s=f"{pictures_per_second:.1f}")
         self._log({"loss": loss, "learning_rate": rate, "pictures_per_second": pictures_per_second})
@@ -262,14 +273,26 @@ class Stage:
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
+    @property
+    def scored_model(self) -> torch.nn.Module:
+        """The network that is scored and kept as best: with `ema_decay` the average, else the one that is trained."""
+        return self.accelerator.unwrap_model(self.model) if self.averaged is None else self.averaged.module
+
     def evaluate(self) -> dict[str, Any]:
         """Scores of the evaluation split at its native size, each picture counted once whatever the number of processes."""
         accelerator, started = self.accelerator, time.perf_counter()
-        with tqdm(
-            total=len(self.eval_set), desc="evaluating", unit="picture", leave=False, disable=not accelerator.is_local_main_process
-        ) as progress:
+        with (
+            tqdm(
+                total=len(self.eval_set),
+                desc="evaluating",
+                unit="picture",
+                leave=False,
+                disable=not accelerator.is_local_main_process,
+            ) as progress,
+            accelerator.autocast(),
+        ):
             confusion = evaluate_dataset(
-                accelerator.unwrap_model(self.model),
+                self.scored_model,
                 self.image_processor,
                 self.eval_set,
                 self.label_space.num_classes,
@@ -302,11 +325,13 @@ class Stage:
             result = None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
 
             def fill_best(folder: Path):
-                save_model_folder(folder, model, self.image_processor, self.recipe, result)
+                save_model_folder(folder, self.scored_model, self.image_processor, self.recipe, result)
 
             def fill_last(folder: Path):
-                fill_best(folder)
+                save_model_folder(folder, model, self.image_processor, self.recipe, result)
                 save_training_state(folder, self.state, momentum_buffers(model, self.optimizer.optimizer))
+                if self.averaged is not None:
+                    save_averages(folder, self.averaged)
 
             if better:
                 write_folder(self.output_dir / BEST, fill_best)
@@ -318,13 +343,17 @@ class Stage:
         state, buffers = load_training_state(folder)
         model.load_state_dict(type(model).from_pretrained(folder).state_dict())
         restore_momentum_buffers(model, self.optimizer.optimizer, buffers)
+        if self.averaged is not None:
+            load_averages(folder, self.averaged)
         if self.accelerator.scaler is not None and state.grad_scale is not None:
             self.accelerator.scaler.load_state_dict({**self.accelerator.scaler.state_dict(), "scale": state.grad_scale})
         self.accelerator.print(f"going on after epoch {state.epoch} of {self.recipe.epochs} in {folder}")
         return state
 
     def _start_logs(self) -> None:
-        flat = {name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(self.recipe).items()}
+        flat = {
+            name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(self.recipe).items()
+        }
         self.accelerator.init_trackers("revhrnet", config=flat)
         if self.accelerator.is_main_process:
             log = self.output_dir / LOG_FILE

@@ -21,9 +21,7 @@ def test_real_camvid(real_camvid, split, count):
     part = "train" if split == "train" else "val"
     raw = np.asarray(PIL.Image.open(real_camvid / f"{part}annot" / f"{row['image_id']}.png"))
     assert np.array_equal(np.asarray(row["label_map"]), np.where(raw == 11, 255, raw))
-    assert np.array_equal(
-        np.asarray(row["image"]), np.asarray(PIL.Image.open(real_camvid / part / f"{row['image_id']}.png"))
-    )
+    assert np.array_equal(np.asarray(row["image"]), np.asarray(PIL.Image.open(real_camvid / part / f"{row['image_id']}.png")))
 
 
 def test_list_decides_order_and_members(mini_camvid):

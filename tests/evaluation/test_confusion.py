@@ -68,9 +68,7 @@ def test_scores_are_those_of_a_loop_over_pixels():
 def test_agrees_with_torchmetrics():
     predictions, references = (torch.from_numpy(m) for m in random_maps(11, 4, 64, 48, dtype=np.int64))
     confusion = confusion_of(predictions, references, 11)
-    assert torch.equal(
-        confusion.matrix, multiclass_confusion_matrix(predictions, references, 11, ignore_index=255)
-    )
+    assert torch.equal(confusion.matrix, multiclass_confusion_matrix(predictions, references, 11, ignore_index=255))
     # Its mean_iou knows no ignored pixels, and averages over pictures: one picture, all labelled.
     predictions, references = (torch.from_numpy(m)[None] for m in random_maps(11, 64, 48, ignored=0, dtype=np.int64))
     expected = torchmetrics_mean_iou(predictions, references, 11, input_format="index", per_class=True)
@@ -115,9 +113,7 @@ def test_chunking_and_summing_over_processes_change_nothing():
     assert torch.equal(summed.matrix, 2 * whole)
 
 
-@pytest.mark.parametrize(
-    ("ignore_index", "dtype"), [(255, np.uint8), (-100, np.int64), (-1, np.int16), (65535, np.uint16)]
-)
+@pytest.mark.parametrize(("ignore_index", "dtype"), [(255, np.uint8), (-100, np.int64), (-1, np.int16), (65535, np.uint16)])
 def test_ignored_pixels_do_not_count_whatever_their_id(ignore_index, dtype):
     predictions = np.array([[0, 1, 2]], dtype)
     references = np.array([[0, 2, ignore_index]], dtype)

@@ -186,9 +186,7 @@ def test_bad_samples_are_named(model, image_processor, dataset, tmp_path, num_wo
     label_maps = [np.array(label_map) for label_map in dataset["label_map"]]
     label_maps[3][5, 5] = 77
     with pytest.raises(DataError, match=r"^picture frame_3: the references hold id 77"):
-        evaluate_dataset(
-            model, image_processor, as_dataset(pictures(), label_maps), NUM_LABELS, num_workers=num_workers
-        )
+        evaluate_dataset(model, image_processor, as_dataset(pictures(), label_maps), NUM_LABELS, num_workers=num_workers)
 
     truncated = tmp_path / "truncated.png"
     pictures()[1].save(truncated)

@@ -59,8 +59,9 @@ def test_backbone_that_rounds_down(tiny_config):
 
 
 def test_module_equals_timm():
-    """The building block with timm's HRNet weights gives timm's streams (timm's upsampling set to bilinear, as HRNetV2 has it)."""
-    from timm.models.hrnet import BasicBlock, HighResolutionModule as Reference
+    """The building block with timm's HRNet weights gives timm's streams (timm's upsampling set to bilinear, as in HRNetV2)."""
+    from timm.models.hrnet import BasicBlock
+    from timm.models.hrnet import HighResolutionModule as Reference
 
     channels = [6, 10, 14]
     reference = Reference(3, BasicBlock, [2, 2, 2], list(channels), list(channels), "SUM").eval()
@@ -281,7 +282,7 @@ class TestBadConfig:
 
     def test_number_of_maps_and_streams(self, tiny_config):
         config = tiny_config(stream_channels=[8, 12, 16], num_modules=[1, 1])
-        with pytest.raises(ValueError, match="4 maps .* 3 streams"):
+        with pytest.raises(ValueError, match=r"4 maps .* 3 streams"):
             revhrnet_hf.RevHRNetForSemanticSegmentation(config)
 
 

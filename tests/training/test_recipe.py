@@ -10,7 +10,6 @@ import pytest
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.training.recipe import Recipe
 
-
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 

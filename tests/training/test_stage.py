@@ -1,0 +1,285 @@
+"""Training end to end on drawn scenes: it learns, leaves the backbone alone, can be killed, and says what is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import revhrnet_hf
+from revhrnet_hf.cli import run
+from revhrnet_hf.data.miniature import write_camvid
+from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
+from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.training.stage import EpochBatches, Stage, poly_learning_rate
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def mini_camvid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("camvid")
+    write_camvid(folder, {"train": 10, "val": 3}, size=(96, 128))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of timm's keys: the tests' stand-in for pretrained weights."""
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def recipe(weights):
+    return Recipe(
+        dataset="camvid",
+        variant="w18",
+        backbone="test_resnet",
+        backbone_weights=str(weights),
+        num_modules=[1, 1, 1],
+        num_blocks=1,
+        head="concat",
+        initializer="he",
+        batch_norm_momentum=0.1,
+        crop_size=[64, 96],
+        base_size=128,
+        epochs=3,
+        batch_size=4,
+        learning_rate=0.05,
+        num_workers=0,
+        log_every=1,
+        trackers=[],
+    )
+
+
+def log_of(output_dir):
+    lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
+
+
+CLOCK = {"time", "pictures_per_second", "epoch_seconds", "evaluation_seconds", "peak_memory_gib"}
+
+
+def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, tmp_path, capsys):
+    recipe.eval_at_start, recipe.epochs, recipe.trackers = True, 8, ["tensorboard"]
+    scores = Stage(recipe, mini_camvid, tmp_path).run()
+    log = log_of(tmp_path)
+    evaluations = [line for line in log if "mean_iou" in line]
+    losses = [line["loss"] for line in log if "loss" in line]
+    assert [line["epoch"] for line in evaluations] == list(range(9))
+    assert evaluations[-1]["mean_iou"] == scores["mean_iou"] > evaluations[0]["mean_iou"] + 0.05
+    assert losses[-1] < losses[0] / 1.5
+    rates = [line["learning_rate"] for line in log if "loss" in line]
+    assert rates == [pytest.approx(0.05 * (1 - step / 16) ** 0.9) for step in range(16)]
+
+    last, best = (load_file(tmp_path / name / "model.safetensors") for name in ("last", "best"))
+    backbone = {k: v for k, v in last.items() if ".backbone." in k}
+    given = load_file(weights)
+    for name, tensor in backbone.items():
+        assert torch.equal(tensor, given[name.removeprefix("revhrnet.backbone._backbone.")]), name
+    assert len(backbone) > 20
+    assert best.keys() == last.keys()
+    best_scores = json.loads((tmp_path / "best" / "scores.json").read_text())
+    assert best_scores["mean_iou"] == max(line["mean_iou"] for line in evaluations)
+    assert Recipe.from_yaml(tmp_path / "best" / "recipe.yaml") == recipe
+    assert json.loads((tmp_path / "best" / "versions.json").read_text())["torch"] == torch.__version__.split("+")[0]
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation.from_pretrained(tmp_path / "best")
+    assert model.config.id2label[3] == "Road"
+    assert model.config.palette[3] == [128, 64, 128]
+    assert "Bicyclist" in capsys.readouterr().out
+
+
+def test_same_recipe_same_result(recipe, mini_camvid, tmp_path):
+    """Bit for bit, with the pictures loaded by workers or not."""
+    for name, recipe.num_workers in (("a", 0), ("b", 2)):
+        Stage(recipe, mini_camvid, tmp_path / name).run()
+    assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
+    a, b = (load_file(tmp_path / name / "last" / "model.safetensors") for name in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(recipe, mini_camvid, tmp_path):
+    """A run that is killed in the third epoch and resumed ends with the weights, optimizer and log of one that was not."""
+    recipe.epochs, recipe.num_workers, recipe.ema_decay = 5, 1, 0.9
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    paths = ["--recipe", tmp_path / "recipe.yaml", "--data_dir", mini_camvid, "--output_dir"]
+    command = [sys.executable, SCRIPTS / "run_seg.py", *paths]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True, env=environment)
+
+    process = subprocess.Popen(
+        [*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    log = tmp_path / "killed" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"epoch": 2, "step": 5' in log.read_text()):
+        assert time.monotonic() < deadline, "the run never came to its third epoch"
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = json.loads((tmp_path / "killed" / "last" / "training_state.json").read_text())
+    assert 2 <= state["epoch"] < 5
+
+    refused = subprocess.run([*command, tmp_path / "killed"], capture_output=True, text=True, env=environment)
+    assert refused.returncode == 1
+    assert "already holds a run" in refused.stderr.splitlines()[-1]
+    subprocess.run([*command, tmp_path / "killed", "--resume"], check=True, capture_output=True, env=environment)
+
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+    for file in ("model.safetensors", "optimizer.safetensors", "averaged.safetensors"):
+        resumed, whole = (load_file(tmp_path / run / "last" / file) for run in ("killed", "whole"))
+        assert resumed.keys() == whole.keys()
+        assert all(torch.equal(resumed[name], whole[name]) for name in whole), file
+    again = subprocess.run([*command, tmp_path / "killed", "--resume"], capture_output=True, text=True, env=environment)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_count_each_picture_once(recipe, mini_camvid, tmp_path):
+    """Three validation pictures on two processes: as many labelled pixels as on one, and the run ends well."""
+    recipe.epochs = 1
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    arguments = [SCRIPTS / "run_seg.py", "--recipe", tmp_path / "recipe.yaml", "--data_dir", mini_camvid, "--output_dir"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([*launch, *arguments, tmp_path / "two"], check=True, env=environment)
+    Stage(recipe, mini_camvid, tmp_path / "one").run()
+    one, two = (json.loads((tmp_path / name / "last" / "scores.json").read_text()) for name in ("one", "two"))
+    assert one["labelled_pixels"] == two["labelled_pixels"] > 0
+    assert one["per_category_pixels"] == two["per_category_pixels"]
+
+
+def test_average_of_the_weights(recipe, mini_camvid, tmp_path):
+    """The closed formula: from the second step on it keeps the smaller of the decay and (1 + steps) / (10 + steps)."""
+    recipe.ema_decay, recipe.epochs = 0.26, 2
+    stage = Stage(recipe, mini_camvid, tmp_path)
+    weight = "head.3.bias"
+    seen = []
+    update = stage.averaged.update_parameters
+    stage.averaged.update_parameters = lambda model: (seen.append(model.state_dict()[weight].clone()), update(model))
+    stage.run()
+    assert len(seen) == 4
+    expected = seen[0]
+    for step, weights in zip((2, 3, 4), seen[1:], strict=True):
+        kept = min(0.26, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * weights
+    torch.testing.assert_close(stage.averaged.module.state_dict()[weight], expected)
+    torch.testing.assert_close(load_file(tmp_path / "last" / "averaged.safetensors")["module." + weight], expected)
+    assert torch.equal(load_file(tmp_path / "last" / "model.safetensors")[weight], seen[3])
+    best = load_file(tmp_path / "best" / "model.safetensors")[weight]
+    assert not any(torch.equal(best, weights) for weights in seen)
+
+
+class TestOrder:
+    def batches(self, process_index=0, passes=1, num_processes=1, epoch=0):
+        order = EpochBatches(23, 6, passes, num_processes, process_index, seed=1)
+        order.epoch = epoch
+        return list(order)
+
+    def test_each_picture_at_most_once(self):
+        epoch = [i for batch in self.batches() for i in batch]
+        assert len(epoch) == 18  # 3 steps of 6; 5 pictures are left over
+        assert len(set(epoch)) == 18
+        assert set(epoch) <= set(range(23))
+        assert epoch != [i for batch in self.batches(epoch=1) for i in batch]
+        assert epoch == [i for batch in self.batches() for i in batch]
+
+    def test_processes_and_passes_share_the_same_steps(self):
+        steps = [sorted(batch) for batch in self.batches()]
+        for passes, num_processes in ((1, 2), (3, 2), (2, 1), (1, 6)):
+            shares = [self.batches(p, passes, num_processes) for p in range(num_processes)]
+            for step, expected in enumerate(steps):
+                parts = [share[step * passes + k] for share in shares for k in range(passes)]
+                assert sorted(i for part in parts for i in part) == expected
+
+    def test_refused(self):
+        with pytest.raises(RecipeError, match="batch_size 6 cannot be split evenly over 4 processes"):
+            EpochBatches(23, 6, 1, 4, 0, seed=0)
+        with pytest.raises(RecipeError, match="batch_size 6 is more than the 5 pictures"):
+            EpochBatches(5, 6, 1, 1, 0, seed=0)
+
+
+def test_poly_schedule():
+    recipe = Recipe(dataset="camvid", learning_rate=0.4, poly_power=0.5)
+    assert poly_learning_rate(recipe, 0, 100) == 0.4
+    assert poly_learning_rate(recipe, 75, 100) == pytest.approx(0.2)
+    assert poly_learning_rate(recipe, 100, 100) == 0
+
+
+class TestBadInput:
+    def test_loss_that_is_no_number(self, recipe, mini_camvid, tmp_path):
+        recipe.learning_rate = 1e30
+        with pytest.raises(TrainingError, match=r"The loss is (nan|inf) .* up to step 2 \(epoch 1, learning rate 8\.49e\+29\)"):
+            Stage(recipe, mini_camvid, tmp_path).run()
+        assert not (tmp_path / "last").exists()
+
+    def test_nothing_is_written_before_all_is_known(self, recipe, mini_camvid, tmp_path):
+        output_dir = tmp_path / "out"
+        for field, value, said in (
+            ("dataset", "camvit", "Unknown data set: 'camvit'; known: camvid"),
+            ("eval_split", "test", "no split 'test'"),
+            ("backbone", "resnet5o", "Unknown model"),
+            ("backbone_weights", None, "Cannot fetch"),
+            ("backbone_weights", "nothing.pth", "No backbone weights at nothing.pth"),
+            ("variant", "w64", "known are w18, w32, w48"),
+            ("num_modules", [1, 1], "num_modules must have one entry fewer"),
+            ("class_weights", [1.0], "one value a class: 1 for 11 classes"),
+            ("batch_size", 64, "more than the 10 pictures"),
+        ):
+            broken = Recipe(**{**vars(recipe), field: value})
+            with pytest.raises((DataError, RecipeError), match=said):
+                Stage(broken, mini_camvid, output_dir)
+            assert not output_dir.exists(), field
+
+    @pytest.mark.parametrize("num_workers", [0, 1])
+    @pytest.mark.parametrize("fault", ["truncated picture", "truncated label map", "unknown id"])
+    def test_bad_file_in_the_middle(self, recipe, mini_camvid, tmp_path, capsys, num_workers, fault):
+        """One line that names the file, also out of a loader's worker; no checkpoint, so that the folder is free again."""
+        import numpy as np
+        import PIL.Image
+
+        data_dir, output_dir = tmp_path / "data", tmp_path / "out"
+        shutil.copytree(mini_camvid, data_dir)
+        folder = "train" if fault == "truncated picture" else "trainannot"
+        path = data_dir / folder / "mini_train_00004.png"
+        if fault == "unknown id":
+            ids = np.array(PIL.Image.open(path))
+            ids[3, 5] = 77
+            PIL.Image.fromarray(ids).save(path)
+        else:
+            path.write_bytes(path.read_bytes()[:-400])
+        recipe.num_workers, recipe.batch_size = num_workers, 10
+        with pytest.raises(SystemExit) as stop:
+            run(lambda: Stage(recipe, data_dir, output_dir).run())
+        assert stop.value.code == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "error: " in said
+        assert str(path) in said
+        assert fault != "unknown id" or "77" in said
+        assert not (output_dir / "last").exists()
+        shutil.rmtree(data_dir)
+        shutil.copytree(mini_camvid, data_dir)
+        recipe.epochs = 1
+        Stage(recipe, data_dir, output_dir).run()
+
+    def test_resume_with_another_recipe(self, recipe, mini_camvid, tmp_path):
+        recipe.epochs = 1
+        Stage(recipe, mini_camvid, tmp_path).run()
+        recipe.learning_rate = 0.01
+        with pytest.raises(CheckpointError, match=r"learning_rate was 0\.05, is 0\.01"):
+            Stage(recipe, mini_camvid, tmp_path, resume=True)
