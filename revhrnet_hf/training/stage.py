@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device, set_seed
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -110,7 +111,8 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[RevHRNetForSem
         )
         model = RevHRNetForSemanticSegmentation.from_pretrained_backbone(config, recipe.backbone_weights)
         mean, std = backbone_normalization(config.backbone_config)
-    except (OSError, ValueError, RuntimeError) as error:  # weights, settings, or a name that timm does not know
+    # Of weights, of settings, of a name that timm does not know.
+    except (OSError, ValueError, StrictDataclassError, RuntimeError) as error:
         raise RecipeError(f"The recipe's model cannot be built: {error}") from error
     return model, RevHRNetImageProcessor(image_mean=mean, image_std=std)
 

