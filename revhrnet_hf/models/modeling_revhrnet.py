@@ -158,7 +158,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         """
         with torch.no_grad() if self.config.freeze_backbone else nullcontext():
             maps = self.backbone(pixel_values, return_dict=True).feature_maps
-        streams = self.to_streams(maps)
+        streams = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
         ended = []
         for stage in self.stages:
             streams, last_map = stage(streams)
@@ -172,15 +172,6 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             feature_maps=feature_maps,
             hidden_states=feature_maps if output_hidden_states else None,
         )
-
-    def to_streams(self, maps: tuple[Tensor, ...]) -> list[Tensor]:
-        """Laterals; and each map halves the one before, rounded up, whatever the backbone's own rounding at odd sizes."""
-        height, width = maps[0].shape[-2:]
-        streams = []
-        for lateral, x in zip(self.laterals, maps, strict=True):
-            streams.append(upsample(lateral(x), (height, width)))
-            height, width = (height + 1) // 2, (width + 1) // 2
-        return streams
 
 
 class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):

@@ -47,7 +47,7 @@ def test_any_size(tiny_config, size, head):
 
 
 def test_backbone_that_rounds_down(tiny_config):
-    """A patchifying backbone drops the rest of an odd size; streams keep halving exactly, so that they can exchange."""
+    """A patchifying backbone drops the rest of an odd size (22×15, 11×7, 5×3, 2×1), so that streams do not halve exactly."""
     from transformers import ConvNextConfig
 
     backbone = ConvNextConfig(
@@ -129,6 +129,8 @@ def test_no_parameter_is_unused(tiny_config, settings):
     for freeze in (True, False):
         model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(freeze_backbone=freeze, **settings)).train()
         maps = []
+        if freeze:  # somebody who thaws by accident gets no graph either
+            model.revhrnet.backbone.requires_grad_(True)
         model.revhrnet.backbone.register_forward_hook(lambda *call, maps=maps: maps.extend(call[2].feature_maps))
         model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 5, (2, 64, 64))).loss.backward()
         assert all(x.requires_grad is not freeze for x in maps)
