@@ -40,8 +40,8 @@ class RevHRNetConfig(PreTrainedConfig):
         batch_norm_momentum (`float`, defaults to 0.01):
             Of the trained BatchNorms. HRNet's 0.01 suits long training; below some thousand steps 0.1 is better.
         initializer (`"hrnet"` or `"he"`, defaults to `"hrnet"`):
-            Of the trained convolutions: HRNet's N(0, 0.001), or N(0, √(2 / fan-in)) (He et al., arXiv 1502.01852), which learns
-            somewhat faster in short training.
+            Of the trained convolutions: HRNet's N(0, 0.001), or N(0, √(2 / fan-in)) (He et al., arXiv 1502.01852), whose
+            larger weights want a higher learning rate.
         semantic_loss_ignore_index (`int`, defaults to 255):
             Label of pixels that do not count.
         semantic_loss_class_weights (`list[float]`, *optional*):

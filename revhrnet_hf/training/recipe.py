@@ -44,7 +44,7 @@ class Recipe:
     final_block: Literal["basic", "bottleneck"] = _setting("basic", "Block of the last stage")
     head: Literal["single", "concat"] = _setting("single", "Classify the finest stream, or all streams concatenated")
     initializer: Literal["hrnet", "he"] = _setting(
-        "hrnet", "Of the trained convolutions; he learns faster below some thousand steps"
+        "hrnet", "Of the trained convolutions: N(0, 0.001), or he, whose larger weights want a higher learning_rate"
     )
     batch_norm_momentum: float = _setting(0.01, "Of the trained BatchNorms, share a step; 0.1 for runs below some thousand steps")
 
