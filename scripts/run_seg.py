@@ -2,10 +2,9 @@
 
     accelerate launch scripts/run_seg.py --recipe scripts/recipes/camvid.yaml --data_dir DIR --output_dir OUT
 
-On two CPU cores within a minute, on small scenes that are drawn first:
+On two CPU cores in some minutes, on the small scenes that scripts/quickstart.sh has drawn:
 
-    python -m revhrnet_hf.data.miniature DIR
-    accelerate launch scripts/run_seg.py --recipe scripts/recipes/camvid_mini.yaml --data_dir DIR --output_dir OUT
+    python scripts/run_seg.py --recipe scripts/recipes/camvid_mini.yaml --data_dir quickstart/camvid_mini --output_dir OUT
 
 Any field of the recipe can be overridden: --epochs 5 --crop_size 360 480. OUT/best and OUT/last load with the Auto classes.
 """

@@ -71,6 +71,9 @@ class RevHRNetPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ("HighResolutionModule",)
+    # Our loss is a mean over the batch at hand; Trainer would else take `**kwargs` to mean that the loss divides itself over
+    # accumulated passes, and leave it undivided.
+    accepts_loss_kwargs = False
     _supports_sdpa = True  # says that there is nothing to switch; otherwise timm backbones warn about eager attention
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, Trainer, TrainingArguments, pipeline
 
 import revhrnet_hf
 from revhrnet_hf.evaluation import predict_label_maps
@@ -121,3 +121,36 @@ def test_torch_that_does_not_fit_torchvision(tmp_path):
     assert result.returncode == 1
     assert "torch and torchvision do not fit together" in result.stderr
     assert "pip install --force-reinstall torch torchvision -c constraints.txt" in result.stderr
+
+
+@pytest.mark.slow
+def test_trainer_accumulates(tiny_config, tmp_path):
+    """One SGD step of transformers.Trainer on four equal samples is the same in one pass and in two accumulated ones."""
+    generator = torch.Generator().manual_seed(1)
+    sample = {
+        "pixel_values": torch.randn(3, 64, 64, generator=generator),
+        "labels": torch.randint(0, 5, (64, 64), generator=generator),
+    }
+    steps = []
+    for batch_size, passes in ((4, 1), (2, 2)):
+        torch.manual_seed(0)
+        model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(initializer="he"))
+        before = model.head[3].bias.detach().clone()
+        settings = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=passes,
+            max_steps=1,
+            learning_rate=0.01,
+            optim="sgd",
+            lr_scheduler_type="constant",
+            max_grad_norm=0,
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(model=model, args=settings, train_dataset=[sample] * 4).train()
+        steps.append(model.head[3].bias.detach() - before)
+    assert steps[0].norm() > 1e-4
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-3, atol=1e-6)
