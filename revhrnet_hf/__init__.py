@@ -12,6 +12,9 @@ except RuntimeError as error:
     ) from error
 
 from .models import (
+    HRNetV2Backbone,
+    HRNetV2Config,
+    HRNetV2ForSemanticSegmentation,
     RevHRNetConfig,
     RevHRNetForSemanticSegmentation,
     RevHRNetImageProcessor,
@@ -20,6 +23,9 @@ from .models import (
 )
 
 __all__ = [
+    "HRNetV2Backbone",
+    "HRNetV2Config",
+    "HRNetV2ForSemanticSegmentation",
     "RevHRNetConfig",
     "RevHRNetForSemanticSegmentation",
     "RevHRNetImageProcessor",

