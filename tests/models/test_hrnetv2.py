@@ -1,4 +1,4 @@
-"""HRNetV2 against timm's HRNet, published sizes, and what Transformers promises of models and backbones; RevHRNet on top of it."""
+"""HRNetV2 against timm's HRNet, published sizes, and what Transformers promises of backbones; RevHRNet on top of it."""
 
 import math
 import os
@@ -102,7 +102,7 @@ def test_timm_weights_are_whole_or_an_error(tmp_path):
     save_file(weights, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=r"1 keys missing \(stage2\.0\.branches.0.0.conv1.weight\)"):
         HRNetV2Backbone.from_pretrained_backbone(HRNetV2Config.from_variant("w18-small-v1"), tmp_path / "weights.safetensors")
-    with pytest.raises(OSError, match="Cannot fetch timm's weights 'hrnet_w18.ms_aug_in1k'"):
+    with pytest.raises(OSError, match=r"Cannot fetch timm's weights 'hrnet_w18\.ms_aug_in1k'"):
         HRNetV2Backbone.from_pretrained_backbone(HRNetV2Config.from_variant("w18"))
     with pytest.raises(ValueError, match="timm has no HRNet of these"):
         HRNetV2Backbone.from_pretrained_backbone(HRNetV2Config(**TINY), tmp_path / "weights.safetensors")
