@@ -1,4 +1,4 @@
-"""Official HRNet checkpoints as ours: HRNet/HRNet-Semantic-Segmentation, branches pytorch-v1.1 and HRNet-OCR (model seg_hrnet)."""
+"""Checkpoints of HRNet/HRNet-Semantic-Segmentation (model seg_hrnet, branches pytorch-v1.1 and HRNet-OCR) as ours."""
 
 import re
 from pathlib import Path

@@ -1,0 +1,130 @@
+"""What every variant costs: parameters, multiply-adds, and the bytes that one training picture keeps for the backward pass.
+
+All is measured on the meta device, where tensors have shapes but no values: no weights, no time, the same figures everywhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetConfig, RevHRNetForSemanticSegmentation
+from ..models import configuration_hrnetv2 as hrnetv2
+from ..models import configuration_revhrnet as revhrnet
+
+NUM_CLASSES = 19  # Cityscapes
+WHOLE_PICTURE = (1024, 2048)  # height, width: Cityscapes at native size
+TRAINING_CROP = (512, 1024)
+
+
+@dataclass
+class ModelCosts:
+    """Costs of one network with 19 classes.
+
+    Args:
+        parameters: all of them.
+        trainable: those that are not frozen.
+        multiply_adds: of convolutions, for the logits of one picture of 1024×2048.
+        saved_bytes: kept for the backward pass by the logits of one picture of 512×1024, in float32; each storage once,
+            parameters and running statistics excluded.
+        saved_bytes_checkpointed: the same after `gradient_checkpointing_enable()`.
+    """
+
+    name: str
+    parameters: int
+    trainable: int
+    multiply_adds: int
+    saved_bytes: int
+    saved_bytes_checkpointed: int
+
+
+def all_models() -> dict[str, Callable[[], nn.Module]]:
+    """Every variant under the name that the table prints, each made when it is called."""
+
+    def hrnet(variant):
+        return lambda: HRNetV2ForSemanticSegmentation(HRNetV2Config.from_variant(variant, num_labels=NUM_CLASSES))
+
+    def reverse(variant, **settings):
+        config = RevHRNetConfig.from_variant(variant, num_labels=NUM_CLASSES, **settings)
+        return lambda: RevHRNetForSemanticSegmentation(config)
+
+    full = {"backbone_config": HRNetV2Config.from_variant("w48"), "freeze_backbone": False}
+    return {
+        **{f"HRNetV2 {variant}": hrnet(variant) for variant in hrnetv2.VARIANTS},
+        **{f"RevHRNet {variant}, frozen ResNet-50": reverse(variant) for variant in revhrnet.VARIANTS},
+        "RevHRNet w48, frozen ResNet-50, bottlenecks": reverse("w48", final_block="bottleneck"),
+        "RevHRNet w48, trained HRNetV2 w48": reverse("w48", **full),
+    }
+
+
+def measure(name: str, make_model: Callable[[], nn.Module]) -> ModelCosts:
+    """The costs of one network. `make_model` is called on the meta device."""
+    with torch.device("meta"):
+        model = make_model()
+        parameters = model.num_parameters()
+        trainable = model.num_parameters(only_trainable=True)
+        multiply_adds = count_multiply_adds(model.eval(), WHOLE_PICTURE)
+        saved = count_saved_bytes(model.train(), TRAINING_CROP)
+        model.activation_checkpointing_enable()
+        saved_checkpointed = count_saved_bytes(model, TRAINING_CROP)
+    return ModelCosts(name, parameters, trainable, multiply_adds, saved, saved_checkpointed)
+
+
+def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
+    """Multiplications with their additions in the forward pass of one picture of `size` (height, width) pixels."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(picture(model, size))
+    return counter.get_total_flops() // 2
+
+
+def count_saved_bytes(model: nn.Module, size: tuple[int, int]) -> int:
+    """Bytes that autograd keeps between forward and backward for one picture of `size` (height, width) pixels."""
+    weights = {storage_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    saved = {}
+
+    def pack(tensor):
+        storage = storage_of(tensor)
+        if storage not in weights:
+            saved[storage] = tensor  # kept alive, so that no other storage gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(picture(model, size))
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # data_ptr() is 0 on the meta device
+
+
+def picture(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
+    return torch.empty(1, 3, *size, device=model.device)
+
+
+def format_table(rows: list[ModelCosts]) -> str:
+    """The rows as text: parameters in millions, multiply-adds in 10⁹, saved bytes in GiB."""
+    heads = ("parameters M", "trained M", "multiply-adds G", "saved GiB", "checkpointed GiB")
+    width = max(len(row.name) for row in rows)
+    lines = ["  ".join([f"{NUM_CLASSES} classes".ljust(width), *heads])]
+    for row in rows:
+        values = (
+            f"{row.parameters / 1e6:.2f}",
+            f"{row.trainable / 1e6:.2f}",
+            f"{row.multiply_adds / 1e9:.1f}",
+            f"{row.saved_bytes / 2**30:.2f}",
+            f"{row.saved_bytes_checkpointed / 2**30:.2f}",
+        )
+        lines.append("  ".join([row.name.ljust(width), *(v.rjust(len(h)) for v, h in zip(values, heads, strict=True))]))
+    return "\n".join(lines)
+
+
+def as_json(rows: list[ModelCosts]) -> dict:
+    """The rows with what they were measured at, for `json.dump`."""
+    return {
+        "num_classes": NUM_CLASSES,
+        "multiply_adds_size": list(WHOLE_PICTURE),
+        "saved_bytes_size": list(TRAINING_CROP),
+        "models": [asdict(row) for row in rows],
+    }
