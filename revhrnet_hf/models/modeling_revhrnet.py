@@ -212,7 +212,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
 
 
 class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
-    """RevHRNet with a classifier of pixels; logits at the finest stream's stride (4)."""
+    """RevHRNet with a classifier of pixels; logits at the finest stream's stride (4, or 2 for five streams)."""
 
     def __init__(self, config: RevHRNetConfig):
         super().__init__(config)

@@ -67,7 +67,7 @@ def measure(name: str, make_model: Callable[[], nn.Module]) -> ModelCosts:
         trainable = model.num_parameters(only_trainable=True)
         multiply_adds = count_multiply_adds(model.eval(), WHOLE_PICTURE)
         saved = count_saved_bytes(model.train(), TRAINING_CROP)
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()
         saved_checkpointed = count_saved_bytes(model, TRAINING_CROP)
     return ModelCosts(name, parameters, trainable, multiply_adds, saved, saved_checkpointed)
 
