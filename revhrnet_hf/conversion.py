@@ -93,9 +93,7 @@ def convert_official(
     # Checkpoints older than torch 0.4.1 have no counters of batches; a fixed momentum does not need them.
     missing = [key for key in expected.keys() - names.values() if not key.endswith("num_batches_tracked")]
     if missing or unused:
-        raise CheckpointError(
-            f"the checkpoint is not this HRNet. Missing: {_listed(sorted(missing))}. Unused: {_listed(unused)}"
-        )
+        raise CheckpointError(f"the checkpoint is not this HRNet. Missing: {_listed(sorted(missing))}. Unused: {_listed(unused)}")
     for key, ours in names.items():
         if weights[key].shape != expected[ours].shape:
             raise CheckpointError(

@@ -127,9 +127,7 @@ def official(align_corners=False, **settings):
 def test_the_reference_has_the_published_size():
     """W48 with 19 classes: 65.86 million parameters; so what we compare with is HRNetV2, not a copy of our own idea."""
     with torch.device("meta"):
-        network = official(
-            widths=[48, 96, 192, 384], modules=[1, 4, 3], blocks=4, bottlenecks=4, bottleneck_width=64, classes=19
-        )
+        network = official(widths=[48, 96, 192, 384], modules=[1, 4, 3], blocks=4, bottlenecks=4, bottleneck_width=64, classes=19)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 65.86
 
 

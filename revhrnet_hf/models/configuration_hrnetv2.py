@@ -50,9 +50,10 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
             Of the bilinear upsampling inside the network: True on the official branch HRNet-OCR, False on pytorch-v1.1.
         out_features (`list[str]`, *optional*), out_indices (`list[int]`, *optional*):
             Maps that the backbone gives, of `stage_names`: `"stem"` (after the first convolution, stride 2) and the last stage's
-            streams `"stage1"`, `"stage2"`, … from the finest on. All streams if neither is given.
-        batch_norm_momentum, initializer, semantic_loss_ignore_index, semantic_loss_class_weights, semantic_loss_ohem_threshold,
-        semantic_loss_ohem_min_kept, palette:
+            streams `"stage1"`, `"stage2"`, … from the finest on. The last of them if neither is given, as in all of Transformers'
+            backbones; all streams for the backbone of a [`RevHRNetConfig`].
+        batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
+        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette:
             See [`SegmentationConfig`].
 
     Example:
@@ -78,13 +79,14 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
     align_corners: bool = False
 
     def __post_init__(self, **kwargs):
-        streams = [f"stage{i}" for i in range(1, len(self.stream_channels) + 1)]
-        self.stage_names = ["stem", *streams]
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        if out_features is None and out_indices is None:
-            out_features = streams
-        self.set_output_features_output_indices(out_features, out_indices)
+        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(self.stream_channels) + 1))]
+        self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Stages that have a map of their own: the streams."""
+        return len(self.stream_channels)
 
     @classmethod
     def from_variant(cls, variant: str, **overrides) -> "HRNetV2Config":

@@ -1,5 +1,6 @@
 """Configuration of the reverse HRNet ("Early Fusion of Features for Semantic Segmentation", arXiv 2402.06091)."""
 
+import copy
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -47,8 +48,8 @@ class RevHRNetConfig(SegmentationConfig):
             Block of the last stage: BasicBlocks of the finest stream's width, or Bottlenecks 64 → 256 (HRNet's stage 1 mirrored).
         head (`"single"` or `"concat"`, defaults to `"single"`):
             Classify the finest stream, or all streams' last maps, upsampled and concatenated as in HRNetV2.
-        batch_norm_momentum, initializer, semantic_loss_ignore_index, semantic_loss_class_weights, semantic_loss_ohem_threshold,
-        semantic_loss_ohem_min_kept, palette:
+        batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
+        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette:
             See [`SegmentationConfig`].
 
     Example:
@@ -77,6 +78,8 @@ class RevHRNetConfig(SegmentationConfig):
             self.backbone_config = TimmBackboneConfig(backbone=DEFAULT_BACKBONE, out_indices=[1, 2, 3, 4])
         elif isinstance(self.backbone_config, dict):
             self.backbone_config = backbone_config_of(self.backbone_config)
+        if self.backbone_config.model_type == HRNetV2Config.model_type:
+            self.backbone_config = with_all_streams(self.backbone_config)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -99,3 +102,12 @@ def backbone_config_of(settings: dict) -> PreTrainedConfig:
     if model_type == HRNetV2Config.model_type:
         return HRNetV2Config(**settings)
     return CONFIG_MAPPING[model_type](**settings)
+
+
+def with_all_streams(config: HRNetV2Config) -> HRNetV2Config:
+    """The same network giving all streams, where nothing but the default, the last stream alone, was asked for."""
+    if config.out_features != config.stage_names[-1:]:
+        return config
+    config = copy.deepcopy(config)
+    config.out_features = config.stage_names[1:]
+    return config

@@ -8,7 +8,7 @@ Streams are ordered from the finest to the coarsest: stream i has half the resol
 """
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbone import load_backbone_weights
 from .configuration_segmentation import SegmentationConfig
@@ -36,40 +37,26 @@ def upsample(x: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool 
     return F.interpolate(x, size=size, mode=mode, align_corners=align_corners if mode == "bilinear" else None)
 
 
-class Recomputable(nn.Module):
+class Recomputable(GradientCheckpointingLayer):
     """A module that keeps its inputs only, and computes the rest again in the backward pass, once that is enabled.
 
-    `gradient_checkpointing` and `_gradient_checkpointing_func` are what Transformers' `gradient_checkpointing_enable()` sets.
     Tensors go in one by one and come out as a tensor or a flat tuple, so that both kinds of torch's checkpoint can trace them.
     Sub-classes define `compute`.
     """
 
-    gradient_checkpointing = False
-
     def forward(self, *tensors: Tensor):
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(_CountedOnce(self), *tensors)
-        return self.compute(*tensors)
+        with _running_statistics_held(self) if is_recomputing(self) else nullcontext():
+            return self.compute(*tensors)
 
 
-class _CountedOnce:
-    """One forward call of a `Recomputable`; when it is run again, BatchNorms do not count the batch a second time."""
-
-    def __init__(self, module: Recomputable):
-        self.module = module
-        self.is_recomputed = False
-
-    def __call__(self, *tensors: Tensor):
-        if self.is_recomputed:
-            with _running_statistics_held(self.module):
-                return self.module.compute(*tensors)
-        self.is_recomputed = True
-        return self.module.compute(*tensors)
+def is_recomputing(module: Recomputable) -> bool:
+    """Whether this forward pass is run a second time, by torch's checkpoint in the midst of a backward pass."""
+    return module.training and module.gradient_checkpointing and torch._C._current_graph_task_id() != -1
 
 
 @contextmanager
 def _running_statistics_held(module: nn.Module):
-    """BatchNorms in training mode normalise as ever, and their running statistics stay."""
+    """BatchNorms in training mode normalise as ever, and their running statistics and counters of batches stay."""
     # Without tracking, or with buffers copied back, torch's checkpoint would find other saved tensors than the first time.
     norms = [(m, m.momentum, m.num_batches_tracked.clone()) for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm, _, _ in norms:
@@ -91,6 +78,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = conv_bn(in_channels, channels, 3, momentum=momentum)
         self.conv2, self.bn2 = conv_bn(channels, channels, 3, momentum=momentum)
+        self.bn2.ends_residual = True
         self.downsample = shortcut(in_channels, channels, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,6 +97,7 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = conv_bn(in_channels, channels, 1, momentum=momentum)
         self.conv2, self.bn2 = conv_bn(channels, channels, 3, momentum=momentum)
         self.conv3, self.bn3 = conv_bn(channels, channels * self.expansion, 1, momentum=momentum)
+        self.bn3.ends_residual = True
         self.downsample = shortcut(in_channels, channels * self.expansion, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -249,7 +238,10 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
+            # A mark on the norm, not a rule for its block: Transformers asks modules without tensors of their own only where the
+            # code is not a checkpoint's.
+            zero = self.config.zero_init_residual and getattr(module, "ends_residual", False)
+            init.constant_(module.weight, 0.0 if zero else 1.0)
             init.zeros_(module.bias)
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)

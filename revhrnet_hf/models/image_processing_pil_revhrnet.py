@@ -150,7 +150,6 @@ class RevHRNetImageProcessorMixin:
     it is, so that label maps and target sizes that were made for it fit (`PIL.ImageOps.exif_transpose` turns it).
     """
 
-    valid_kwargs = RevHRNetImageProcessorKwargs
     do_resize = False
     size = None
     resample = PILImageResampling.BILINEAR
@@ -348,6 +347,8 @@ def as_class_ids(label_map: "torch.Tensor | np.ndarray") -> "torch.Tensor | np.n
 
 class RevHRNetImageProcessorPil(RevHRNetImageProcessorMixin, PilBackend):
     """Image processor of RevHRNet on Pillow and NumPy: the twin of `RevHRNetImageProcessor` for `backend="pil"`."""
+
+    valid_kwargs = RevHRNetImageProcessorKwargs
 
 
 __all__ = ["RevHRNetImageProcessorPil"]

@@ -89,9 +89,7 @@ class HRNetV2Backbone(BackboneMixin, HRNetV2PreTrainedModel):
         self.conv1, self.bn1 = conv_bn(3, config.stem_channels, 3, stride=STEM_STRIDE, momentum=momentum)
         second_stride = config.stem_stride // STEM_STRIDE
         self.conv2, self.bn2 = conv_bn(config.stem_channels, config.stem_channels, 3, stride=second_stride, momentum=momentum)
-        self.layer1 = RecomputableBlocks(
-            Bottleneck, config.stem_channels, config.stage1_channels, config.stage1_blocks, momentum
-        )
+        self.layer1 = RecomputableBlocks(Bottleneck, config.stem_channels, config.stage1_channels, config.stage1_blocks, momentum)
         before = [config.stage1_channels * Bottleneck.expansion]
         for stage, num_modules in enumerate(config.num_modules, start=2):
             after = channels[:stage]

@@ -46,6 +46,9 @@ class Recipe:
     initializer: Literal["hrnet", "he"] = _setting(
         "hrnet", "Of the trained convolutions: N(0, 0.001), or he, whose larger weights want a higher learning_rate"
     )
+    zero_init_residual: bool = _setting(
+        False, "Residual blocks begin as the identity (last BatchNorm weight 0), which learns faster in short runs"
+    )
     batch_norm_momentum: float = _setting(0.01, "Of the trained BatchNorms, share a step; 0.1 for runs below some thousand steps")
 
     # augmentation
@@ -78,10 +81,17 @@ class Recipe:
     precision: Literal["no", "bf16", "fp16"] = _setting("no", "Mixed precision; no means float32")
     seed: int = _setting(0, "Of weights, order and augmentation")
 
-    # the run
-    num_workers: int = _setting(2, "Processes that load pictures, for each training process")
+    # scores
+    eval_size: int | None = _setting(
+        None,
+        "Long side that the image processor brings pictures to before the network sees them, in scoring and with the finished "
+        "checkpoint, pixels; not given, they stay as they are. Scores are at the label maps' own size either way",
+    )
     eval_every: int = _setting(1, "Epochs between two evaluations; the last epoch is always evaluated")
     eval_at_start: bool = _setting(False, "Evaluate once before training")
+
+    # the run
+    num_workers: int = _setting(2, "Processes that load pictures, for each training process")
     log_every: int = _setting(10, "Steps between two log entries")
     trackers: list[str] = _setting(["tensorboard"], "Where to log besides log.jsonl: any trackers that Accelerate knows")
 
@@ -98,6 +108,8 @@ class Recipe:
         for name in (*positive, "eval_every", "log_every", "num_blocks", "batch_norm_momentum"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
+        if self.eval_size is not None and self.eval_size <= 0:
+            raise RecipeError(f"Recipe field eval_size must be positive, got {self.eval_size}")
         for name in ("crop_size", "scale_range"):
             pair = getattr(self, name)
             if len(pair) != 2 or min(pair) <= 0:

@@ -99,6 +99,7 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[RevHRNetForSem
             final_block=recipe.final_block,
             head=recipe.head,
             initializer=recipe.initializer,
+            zero_init_residual=recipe.zero_init_residual,
             batch_norm_momentum=recipe.batch_norm_momentum,
             semantic_loss_ignore_index=label_space.ignore_index,
             semantic_loss_class_weights=recipe.class_weights,
@@ -114,7 +115,8 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[RevHRNetForSem
     # Of weights, of settings, of a name that timm does not know.
     except (OSError, ValueError, StrictDataclassError, RuntimeError) as error:
         raise RecipeError(f"The recipe's model cannot be built: {error}") from error
-    return model, RevHRNetImageProcessor(image_mean=mean, image_std=std)
+    resize = {} if recipe.eval_size is None else {"do_resize": True, "size": {"longest_edge": recipe.eval_size}}
+    return model, RevHRNetImageProcessor(image_mean=mean, image_std=std, **resize)
 
 
 class Stage:

@@ -23,7 +23,13 @@ from transformers import (
 )
 
 import revhrnet_hf
-from revhrnet_hf import HRNetV2Backbone, HRNetV2Config, HRNetV2ForSemanticSegmentation
+from revhrnet_hf import (
+    HRNetV2Backbone,
+    HRNetV2Config,
+    HRNetV2ForSemanticSegmentation,
+    RevHRNetConfig,
+    RevHRNetForSemanticSegmentation,
+)
 from revhrnet_hf.models.backbone import backbone_normalization
 
 TINY = {
@@ -121,13 +127,25 @@ def test_any_size(tiny_hrnet_config, size, settings, finest):
 
 
 class TestBackbone:
-    def test_all_streams_unless_chosen(self, tiny_hrnet_config):
+    def test_last_stream_unless_chosen(self, tiny_hrnet_config):
+        """As Transformers' own backbones have it."""
         config = tiny_hrnet_config()
         assert config.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
-        assert config.out_features == config.stage_names[1:]
+        assert (config.out_features, config.num_hidden_layers) == (["stage4"], 4)
         backbone = AutoBackbone.from_config(config)
         assert type(backbone) is HRNetV2Backbone
+        assert (backbone.channels, backbone.strides) == ([20], [32])
+
+    def test_all_streams_for_the_reverse_net(self, tiny_hrnet_config, tiny_config):
+        given = tiny_hrnet_config()
+        config = tiny_config(backbone_config=given)
+        assert config.backbone_config.out_features == ["stage1", "stage2", "stage3", "stage4"]
+        assert given.out_features == ["stage4"]
+        assert RevHRNetConfig.from_dict(config.to_dict()).backbone_config.out_features == config.backbone_config.out_features
+        backbone = RevHRNetForSemanticSegmentation(config).revhrnet.backbone
         assert (backbone.channels, backbone.strides) == ([8, 12, 16, 20], [4, 8, 16, 32])
+        with pytest.raises(ValueError, match="gives 2 maps"):
+            RevHRNetForSemanticSegmentation(tiny_config(backbone_config=tiny_hrnet_config(out_features=["stage1", "stage2"])))
 
     @pytest.mark.parametrize("chosen", [{"out_features": ["stem", "stage3"]}, {"out_indices": [0, 3]}])
     def test_chosen_maps(self, tiny_hrnet_config, chosen):
@@ -153,7 +171,8 @@ class TestBackbone:
         assert type(backbone) is HRNetV2Backbone
         with torch.no_grad():
             expected = tiny_hrnet(x, output_hidden_states=True).hidden_states
-            assert all(torch.equal(a, b) for a, b in zip(backbone(x).feature_maps, expected, strict=True))
+            _, *streams = backbone(x, output_hidden_states=True).hidden_states
+            assert all(torch.equal(a, b) for a, b in zip(streams, expected, strict=True))
 
     def test_normalization(self):
         assert backbone_normalization(HRNetV2Config()) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -121,6 +121,22 @@ def test_initialisation(tiny_config):
     assert model.revhrnet.backbone._backbone.conv1[0].weight.std() > 0.01
 
 
+@pytest.mark.parametrize("final_block", ["basic", "bottleneck"])
+def test_residual_blocks_begin_as_the_identity(tiny_config, final_block):
+    """With `zero_init_residual`; so the network begins as its laterals, exchange units and head, and learns all the same."""
+    torch.manual_seed(0)
+    config = tiny_config(initializer="he", zero_init_residual=True, final_block=final_block)
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation(config).train()
+    for channels, branch in zip(config.stream_channels, model.revhrnet.stages[0][0].branches, strict=True):
+        x = torch.rand(2, channels, 8, 8)
+        assert torch.equal(branch(x), x)
+    model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 5, (2, 64, 64))).loss.backward()
+    ends = [p for name, p in model.revhrnet.final_stage.named_parameters() if name.endswith(("bn2.weight", "bn3.weight"))]
+    assert any(bool(p.grad.abs().sum() > 0) for p in ends)
+    bare = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(initializer="he", final_block=final_block)).train()
+    assert not torch.equal(bare.revhrnet.stages[0][0].branches[0](x[:, :8]), x[:, :8])
+
+
 @pytest.mark.parametrize("settings", [{}, {"head": "concat"}, {"final_block": "bottleneck"}])
 def test_no_parameter_is_unused(tiny_config, settings):
     """Every trained parameter gets a gradient, frozen or not; a frozen backbone gets none and builds no graph."""

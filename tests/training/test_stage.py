@@ -9,15 +9,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor
 
 import revhrnet_hf
 from revhrnet_hf.cli import run
+from revhrnet_hf.data import load_segmentation_dataset
 from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
+from revhrnet_hf.evaluation import SegmentationMetric
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.stage import EpochBatches, Stage, poly_learning_rate
 
@@ -183,6 +187,22 @@ def test_average_of_the_weights(recipe, mini_camvid, tmp_path):
     assert torch.equal(load_file(tmp_path / "last" / "model.safetensors")[weight], seen[3])
     best = load_file(tmp_path / "best" / "model.safetensors")[weight]
     assert not any(torch.equal(best, weights) for weights in seen)
+
+
+def test_pictures_resized_for_the_network(recipe, mini_camvid, tmp_path):
+    """With `eval_size` the checkpoint's own processor resizes, and scores are still those of native label maps."""
+    recipe.epochs, recipe.eval_size = 1, 64  # of 96×128 pictures
+    logged = Stage(recipe, mini_camvid, tmp_path).run()
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation.from_pretrained(tmp_path / "best")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "best")
+    metric = SegmentationMetric(num_labels=11, ignore_index=255)
+    for row in load_segmentation_dataset("camvid", mini_camvid, "val"):
+        inputs = processor(row["image"], return_tensors="pt")
+        assert inputs["pixel_values"].shape == (1, 3, 48, 64)
+        with torch.no_grad():
+            logits = torch.nn.functional.interpolate(model(**inputs).logits, (96, 128), mode="bilinear")
+        metric.add(prediction=logits.argmax(1)[0].numpy(), reference=np.array(row["label_map"]))
+    assert metric.compute()["mean_iou"] == logged["mean_iou"]
 
 
 class TestOrder:
