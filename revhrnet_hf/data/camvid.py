@@ -5,20 +5,18 @@
   SegNet's, read from `train.txt`, `val.txt` and `test.txt` beside the two folders.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-import datasets
+from collections.abc import Callable
+from pathlib import PurePosixPath
 
 from ..errors import DataError
-from .label_map import LabelMap, Picture
+from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, LabelSpace
-from .listing import Sample, check_partners, check_same_sizes
+from .listing import Listed
+from .tree import DataTree
 
 SEGNET_VOID = 11
 STILLS, LABELS = "701_StillsRaw_full", "LabeledApproved_full"
-ListForm = Callable[[Path, str], list[Sample]]
+ListForm = Callable[[DataTree, str], list[Listed]]
 PARTS = ("train", "val", "test")
 SPLIT_PARTS = {part: (part,) for part in PARTS} | {"trainval": ("train", "val")}
 
@@ -88,125 +86,73 @@ CAMVID11 = _camvid11()
 LABEL_SPACES[CAMVID11.name] = CAMVID11
 
 
-@dataclass
-class CamVidConfig(datasets.BuilderConfig):
-    """What to load: `data_dir`, `split` (train, val, test or trainval), `label_space`.
+class CamVid(SegmentationBuilder):
+    """CamVid in either form, recognised from the folders."""
 
-    `listing_digest` stands for the files as they are now, so that a changed folder is never answered from the cache.
-    """
-
-    split: str = "train"
-    label_space: str = CAMVID11.name
-    listing_digest: str = ""
-
-
-class CamVid(datasets.GeneratorBasedBuilder):
-    """CamVid with the columns `image` (RGB), `label_map` (train ids, 255 ignored) and `image_id` (the file's stem)."""
-
-    VERSION = datasets.Version("1.0.0")
-    BUILDER_CONFIG_CLASS = CamVidConfig
+    TITLE = "CamVid"
     LABEL_SPACES = (CAMVID11.name,)
     SPLITS = tuple(SPLIT_PARTS)
+    HINT = f"the SegNet form (train/, trainannot/ …) or the original form ({STILLS}/, {LABELS}/)"
 
     @staticmethod
-    def list_samples(data_dir: Path, split: str) -> list[Sample]:
-        """The split's pictures with their label maps, in the list's order; the form is recognised from the folders.
+    def recognises(tree: DataTree) -> bool:
+        return _form_of(tree) is not None
 
-        Raises:
-            DataError: the folder is missing, empty or of another level; the split is absent; a file has no partner.
-        """
-        form = _form_of(data_dir)
-        samples = [sample for part in SPLIT_PARTS[split] for sample in form(data_dir, part)]
-        check_partners(samples)
-        return samples
-
-    def _info(self) -> datasets.DatasetInfo:
-        columns = {
-            "image": Picture(),
-            "label_map": LabelMap(label_space=self.config.label_space),
-            "image_id": datasets.Value("string"),
-        }
-        return datasets.DatasetInfo(features=datasets.Features(columns))
-
-    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        samples = self.list_samples(Path(self.config.data_dir), self.config.split)
-        check_same_sizes(samples)
-        # A list is what `datasets` shards over workers and processes when streaming.
-        return [datasets.SplitGenerator(name=self.config.split, gen_kwargs={"samples": samples})]
-
-    def _generate_examples(self, samples: list[Sample]) -> Iterator[tuple[str, dict[str, str]]]:
-        for sample in samples:
-            columns = {"image": str(sample.image), "label_map": str(sample.label_map), "image_id": sample.image_id}
-            yield sample.image_id, columns
+    @staticmethod
+    def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
+        form = _form_of(tree)
+        return [item for part in SPLIT_PARTS[split] for item in form(tree, part)]
 
 
-def _form_of(data_dir: Path) -> ListForm:
-    if not data_dir.is_dir():
-        raise DataError(f"CamVid's data folder {data_dir} does not exist: give the folder that holds train/, trainannot/ …")
-    if not any(data_dir.iterdir()):
-        raise DataError(f"CamVid's data folder {data_dir} is empty: put the data set there, or give another folder.")
-    if form := _recognise(data_dir):
-        return form
-    raise DataError(
-        f"{data_dir} is not CamVid: neither the SegNet form (train/, trainannot/ …) nor the original form "
-        f"({STILLS}/, {LABELS}/) lies there.{_better_level(data_dir)}"
-    )
-
-
-def _recognise(data_dir: Path) -> ListForm | None:
-    if (data_dir / STILLS).is_dir() or (data_dir / LABELS).is_dir():
+def _form_of(tree: DataTree) -> ListForm | None:
+    if tree.has_folder(STILLS) or tree.has_folder(LABELS):
         return _list_original
-    if any((data_dir / folder).is_dir() for part in PARTS for folder in (part, f"{part}annot")):
+    if any(tree.has_folder(folder) for part in PARTS for folder in (part, f"{part}annot")):
         return _list_segnet
     return None
 
 
-def _better_level(data_dir: Path) -> str:
-    below = sorted(folder for folder in data_dir.iterdir() if folder.is_dir())
-    # resolve: "." has no parent of its own.
-    right = [folder for folder in [*below, data_dir.resolve().parent] if _recognise(folder)]
-    return f" But {right[0]} looks right: give that folder." if right else " Give the folder that holds them."
-
-
-def _list_segnet(data_dir: Path, part: str) -> list[Sample]:
-    images, label_maps = data_dir / part, data_dir / f"{part}annot"
-    if not images.is_dir() or not label_maps.is_dir():
-        present = [p for p in PARTS if (data_dir / p).is_dir() and (data_dir / f"{p}annot").is_dir()]
+def _list_segnet(tree: DataTree, part: str) -> list[Listed]:
+    images, label_maps = part, f"{part}annot"
+    if not tree.has_folder(images) or not tree.has_folder(label_maps):
+        present = [p for p in PARTS if tree.has_folder(p) and tree.has_folder(f"{p}annot")]
         raise DataError(
-            f"CamVid in {data_dir} has no split {part!r} (it needs {part}/ and {part}annot/); "
+            f"CamVid in {tree.root} has no split {part!r} (it needs {part}/ and {part}annot/); "
             f"splits there: {', '.join(present) or 'none'}."
         )
-    list_file = data_dir / f"{part}.txt"
-    if list_file.is_file():
-        return [_segnet_sample(data_dir, line, list_file) for line in _lines(list_file)]
-    names = sorted({png.name for folder in (images, label_maps) for png in folder.glob("*.png")})
+    list_file = f"{part}.txt"
+    if tree.has_file(list_file):
+        return [_segnet_item(line, tree.expected(list_file)) for line in _lines(tree, list_file)]
+    names = sorted({*tree.files(images, [".png"]), *tree.files(label_maps, [".png"])})
     if not names:
-        raise DataError(f"CamVid's folder {images} holds no PNG: put the pictures there.")
-    return [Sample(images / name, label_maps / name, Path(name).stem) for name in names]
+        raise DataError(f"CamVid's folder {tree.root / images} holds no PNG: put the pictures there.")
+    return [Listed(f"{images}/{name}", f"{label_maps}/{name}", PurePosixPath(name).stem) for name in names]
 
 
-def _segnet_sample(data_dir: Path, line: str, list_file: Path) -> Sample:
+def _segnet_item(line: str, list_file: str) -> Listed:
     """`/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`: only the last two parts hold on this machine."""
-    paths = [data_dir.joinpath(*Path(entry).parts[-2:]) for entry in line.split()]
+    paths = ["/".join(PurePosixPath(entry).parts[-2:]) for entry in line.split()]
     if len(paths) != 2:
         raise DataError(f"{list_file}: the line {line!r} must name a picture and a label map, with a blank between.")
-    return Sample(*paths, image_id=paths[0].stem)
+    if ".." in "/".join(paths).split("/"):
+        raise DataError(f"{list_file}: the line {line!r} leads outside the data folder: correct it.")
+    return Listed(*paths, image_id=PurePosixPath(paths[0]).stem)
 
 
-def _list_original(data_dir: Path, part: str) -> list[Sample]:
-    list_file = data_dir / f"{part}.txt"
-    if not list_file.is_file():
-        present = [f"{p}.txt" for p in PARTS if (data_dir / f"{p}.txt").is_file()]
+def _list_original(tree: DataTree, part: str) -> list[Listed]:
+    list_file = f"{part}.txt"
+    if not tree.has_file(list_file):
+        present = [f"{p}.txt" for p in PARTS if tree.has_file(f"{p}.txt")]
         raise DataError(
             f"CamVid's original form does not say which frames are {part!r}: put SegNet's {part}.txt (one frame a "
-            f"line) into {data_dir}, beside {STILLS}/ (lists there: {', '.join(present) or 'none'})."
+            f"line) into {tree.root}, beside {STILLS}/ (lists there: {', '.join(present) or 'none'})."
         )
-    stems = [Path(line.split()[0]).stem for line in _lines(list_file)]
-    return [Sample(data_dir / STILLS / f"{stem}.png", data_dir / LABELS / f"{stem}_L.png", stem) for stem in stems]
+    stems = [PurePosixPath(line.split()[0]).stem for line in _lines(tree, list_file)]
+    return [Listed(f"{STILLS}/{stem}.png", f"{LABELS}/{stem}_L.png", stem) for stem in stems]
 
 
-def _lines(list_file: Path) -> list[str]:
-    lines = [line for line in list_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _lines(tree: DataTree, list_file: str) -> list[str]:
+    lines = [line for line in tree.read_text(list_file).splitlines() if line.strip()]
     if not lines:
-        raise DataError(f"{list_file} is empty: it must name the split's pictures, one a line.")
+        raise DataError(f"{tree.expected(list_file)} is empty: it must name the split's pictures, one a line.")
     return lines

@@ -1,8 +1,11 @@
 """The two picture columns of every data set, as `datasets` features: `Picture` (RGB) and `LabelMap` (train ids).
 
-Both store what `datasets.Image` stores, a path or bytes, and decode when an example is read.
+Both store what `datasets.Image` stores, a path or bytes, and decode when an example is read. The path may lead into a zip or tar
+file (see tree.py). Pictures stay as they lie in the file, even where EXIF says that a viewer should turn them: label maps were
+drawn on the pixels as stored.
 """
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +14,27 @@ from dataclasses import dataclass, field
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 from datasets.features.features import register_feature
 
 from ..errors import DataError
 from .label_space import get_label_space
+from .tree import location_name, read_location, split_location
 
 SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 
+class StoredFile(datasets.Image):
+    """What `Picture` and `LabelMap` share: the stored file's bytes, and their copy into a data set that is to travel."""
+
+    def embed_storage(self, storage: pa.StructArray, *args, **kwargs) -> pa.StructArray:
+        """As for `datasets.Image`, with members of archives as well: the files' bytes go into the table, with their names."""
+        values = [value and _embedded(value) for value in storage.to_pylist()]
+        return pa.array(values, type=self.pa_type)
+
+
 @dataclass
-class Picture(datasets.Image):
+class Picture(StoredFile):
     """A picture; decodes to a PIL image of mode RGB, whatever the file's mode.
 
     Raises:
@@ -34,11 +48,11 @@ class Picture(datasets.Image):
         if isinstance(value, PIL.Image.Image):
             return value
         with _unreadable_is_data_error("Picture", value):
-            return super().decode_example(value, token_per_repo_id)
+            return _open_picture(value).convert(self.mode)
 
 
 @dataclass
-class LabelMap(datasets.Image):
+class LabelMap(StoredFile):
     """A label map; decodes to a PIL image of mode L that holds train ids, ignored pixels `ignore_index`.
 
     The file holds raw ids (grey or palette PNG; of a palette the indices count) or raw colours (RGB PNG), which the
@@ -55,11 +69,28 @@ class LabelMap(datasets.Image):
     def decode_example(self, value: dict | PIL.Image.Image, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         if isinstance(value, PIL.Image.Image):
             return value
-        with _unreadable_is_data_error("Label map", value):
-            image = super().decode_example(value, token_per_repo_id)
         label_space = get_label_space(self.label_space)
+        with _unreadable_is_data_error("Label map", value):
+            raw = _raw_array(_open_picture(value))
         translation = label_space if value["path"] else label_space.of_train_ids
-        return PIL.Image.fromarray(translation.train_ids(_raw_array(image), _source(value)))
+        return PIL.Image.fromarray(translation.train_ids(raw, _source(value)))
+
+
+def _embedded(value: dict) -> dict:
+    path, data = value["path"], value["bytes"]
+    if data is None:
+        with _unreadable_is_data_error("File", value):
+            data = read_location(path)
+    return {"bytes": data, "path": path and location_name(path)}
+
+
+def _open_picture(value: dict) -> PIL.Image.Image:
+    path, data = value["path"], value["bytes"]
+    if data is None and split_location(path)[1] is not None:
+        data = read_location(path)
+    image = PIL.Image.open(path if data is None else io.BytesIO(data))
+    image.load()  # to avoid "Too many open files" errors
+    return image
 
 
 def _raw_array(label_map: PIL.Image.Image) -> np.ndarray:

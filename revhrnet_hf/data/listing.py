@@ -1,43 +1,72 @@
 """What every data set does with the list of its files: find missing partners, differing sizes, and changes."""
 
 import hashlib
-from pathlib import Path
+import io
 from typing import NamedTuple
 
 import PIL.Image
+from tqdm.auto import tqdm
 
 from ..errors import DataError
+from .tree import DataTree, location_stamp, read_location, split_location
 
 MAX_NAMED = 3
+LONG_CHECK = 2000  # pictures; below, opening every header takes no time worth a bar
+
+
+class Listed(NamedTuple):
+    """One picture with its label map, as a data set lists them: paths in its DataTree.
+
+    `annotation` is the label map itself where it is no file of its own but part of a larger one (COCO's JSON); `label_map` then
+    says where that is, for messages, as `FILE#ID`.
+    """
+
+    image: str
+    label_map: str
+    image_id: str
+    annotation: bytes | None = None
 
 
 class Sample(NamedTuple):
-    """One picture with its label map, still files."""
+    """The same with locations (see tree.py)."""
 
-    image: Path
-    label_map: Path
+    image: str
+    label_map: str
     image_id: str
+    annotation: bytes | None = None
 
 
-def check_partners(samples: list[Sample]) -> None:
-    """Raises a DataError that counts the listed files that are not there, and names the first few."""
+def locate(tree: DataTree, listed: list[Listed]) -> list[Sample]:
+    """The files' locations. Raises a DataError that counts the listed files that are not there, and names the first few."""
+    samples = [
+        Sample(
+            tree.location(item.image),
+            tree.location(item.label_map) if item.annotation is None else item.label_map,
+            item.image_id,
+            item.annotation,
+        )
+        for item in listed
+    ]
     for kind, partner, lost in (
-        ("Picture", "label map", [(s.image, s.label_map) for s in samples if not s.label_map.is_file()]),
-        ("Label map", "picture", [(s.label_map, s.image) for s in samples if not s.image.is_file()]),
+        ("Picture", "label map", [(i.image, i.label_map) for i, s in zip(listed, samples, strict=True) if s.label_map is None]),
+        ("Label map", "picture", [(i.label_map, i.image) for i, s in zip(listed, samples, strict=True) if s.image is None]),
     ):
         if lost:
-            shown = ", ".join(f"{file} (expected {missing})" for file, missing in lost[:MAX_NAMED])
+            named = [(tree.expected(file), tree.expected(missing)) for file, missing in lost[:MAX_NAMED]]
+            shown = ", ".join(f"{file} (expected {missing})" for file, missing in named)
             more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
             raise DataError(
                 f"{kind} without its {partner}, {len(lost)} of {len(samples)}: {shown}{more}. "
                 "Add the missing files, or take these entries out of the split."
             )
+    return samples
 
 
 def check_same_sizes(samples: list[Sample]) -> None:
     """Raises a DataError for the first picture of another size than its label map; reads only the files' headers."""
-    for sample in samples:
-        image_size, label_map_size = _size(sample.image), _size(sample.label_map)
+    files = [sample for sample in samples if sample.annotation is None and sample.label_map.lower().endswith(".png")]
+    for sample in tqdm(files, desc="checking sizes", unit="picture", leave=False, disable=len(files) < LONG_CHECK):
+        image_size, label_map_size = picture_size(sample.image), picture_size(sample.label_map)
         if image_size != label_map_size:
             raise DataError(
                 f"Picture {sample.image} is {_by(image_size)} pixels (width×height) but its label map "
@@ -50,18 +79,24 @@ def listing_digest(samples: list[Sample]) -> str:
     """A short hash of the files' names, sizes in bytes and times of change."""
     digest = hashlib.sha256()
     for sample in samples:
-        for file in (sample.image, sample.label_map):
-            status = file.stat()
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(f"{location_stamp(sample.image)}\n".encode())
+        if sample.annotation is None:
+            digest.update(f"{location_stamp(sample.label_map)}\n".encode())
+        else:
+            digest.update(sample.annotation)
     return digest.hexdigest()[:16]
 
 
-def _size(file: Path) -> tuple[int, int]:
+def picture_size(location: str) -> tuple[int, int]:
+    """Width and height from the picture's header."""
+    file, member = split_location(location)
     try:
-        with PIL.Image.open(file) as image:
+        with PIL.Image.open(file if member is None else io.BytesIO(read_location(location))) as image:
             return image.size
     except OSError as error:
-        raise DataError(f"{file} cannot be read ({error}): it is truncated or not a picture. Fetch the file again.") from error
+        raise DataError(
+            f"{location} cannot be read ({error}): it is truncated or not a picture. Fetch the file again."
+        ) from error
 
 
 def _by(size: tuple[int, int]) -> str:

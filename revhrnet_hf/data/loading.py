@@ -7,12 +7,12 @@ from pathlib import Path
 import datasets
 
 from ..errors import DataError
+from .builder import SegmentationBuilder
 from .camvid import CamVid
 from .label_map import LabelMap
 from .label_space import LabelSpace, get_label_space
-from .listing import listing_digest
 
-DATASETS: dict[str, type[datasets.GeneratorBasedBuilder]] = {"camvid": CamVid}
+DATASETS: dict[str, type[SegmentationBuilder]] = {"camvid": CamVid}
 
 
 def load_segmentation_dataset(
@@ -24,7 +24,7 @@ def load_segmentation_dataset(
 
     Args:
         name: the data set, for example `"camvid"`.
-        data_dir: its folder, laid out as the owner does it.
+        data_dir: its folder, laid out as the owner does it; zip and tar files in it are read without unpacking.
         split: for example `"train"`, `"val"`, `"trainval"`.
         label_space: the classes to translate to; the data set's usual ones if None.
         streaming: gives an `IterableDataset`, which writes no cache at all.
@@ -42,7 +42,7 @@ def load_segmentation_dataset(
     _check_known(f"label space for {name}", label_space, builder_class.LABEL_SPACES)
     # Absolute: the paths that are stored must hold whatever the working directory is later.
     data_dir = Path(data_dir).expanduser().absolute()
-    digest = listing_digest(builder_class.list_samples(data_dir, split))
+    digest = builder_class.digest(data_dir, split, label_space)
     builder = builder_class(data_dir=str(data_dir), split=split, label_space=label_space, listing_digest=digest)
     if streaming:
         return builder.as_streaming_dataset(split)

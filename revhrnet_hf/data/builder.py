@@ -1,0 +1,103 @@
+"""What the builder of every data set shares: columns, listing, checks. A data set's own module says where its files lie."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+
+from ..errors import DataError
+from .label_map import LabelMap, Picture
+from .listing import Listed, Sample, check_same_sizes, listing_digest, locate
+from .tree import DataTree
+
+
+@dataclass
+class SegmentationConfig(datasets.BuilderConfig):
+    """What to load: `data_dir`, `split`, `label_space`.
+
+    `listing_digest` stands for the files as they are now, so that a changed folder is never answered from the cache.
+    """
+
+    split: str = "train"
+    label_space: str = ""
+    listing_digest: str = ""
+
+
+class SegmentationBuilder(datasets.GeneratorBasedBuilder):
+    """A data set with the columns `image` (RGB), `label_map` (train ids, 255 ignored) and `image_id`.
+
+    Sub-classes say:
+        TITLE: its name in messages.
+        LABEL_SPACES: names of the label spaces that its label maps can be translated to, the usual one first.
+        SPLITS: its splits.
+        HINT: what lies in the right folder, for messages.
+        recognises(tree): whether the data set lies directly in this tree.
+        list_split(tree, split, label_space): its pictures with their label maps; a DataError if the split is not there.
+    """
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = SegmentationConfig
+    TITLE: ClassVar[str]
+    LABEL_SPACES: ClassVar[tuple[str, ...]]
+    SPLITS: ClassVar[tuple[str, ...]]
+    HINT: ClassVar[str]
+
+    @staticmethod
+    def recognises(tree: DataTree) -> bool:
+        raise NotImplementedError
+
+    @staticmethod
+    def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
+        raise NotImplementedError
+
+    @classmethod
+    def list_samples(cls, data_dir: Path, split: str, label_space: str) -> list[Sample]:
+        """The split's pictures with their label maps, in the data set's order.
+
+        Raises:
+            DataError: the folder is missing, empty or of another level; the split is absent; a file has no partner.
+        """
+        tree = DataTree(data_dir)
+        if not cls.recognises(tree):
+            raise DataError(cls._not_here(tree))
+        return locate(tree, cls.list_split(tree, split, label_space))
+
+    @classmethod
+    def digest(cls, data_dir: Path, split: str, label_space: str) -> str:
+        return listing_digest(cls.list_samples(data_dir, split, label_space))
+
+    @classmethod
+    def _not_here(cls, tree: DataTree) -> str:
+        if tree.is_empty:
+            return f"{cls.TITLE}'s data folder {tree.root} is empty: put the data set there, or give another folder."
+        said = f"{tree.root} is not {cls.TITLE}: {cls.HINT} should lie there."
+        # resolve: "." has no parent of its own.
+        levels = [tree.root / folder for folder in tree.folders()] + [tree.root.resolve().parent]
+        right = [level for level in levels if level.is_dir() and cls.recognises(DataTree(level))]
+        if right:
+            return f"{said} But {right[0]} looks right: give that folder."
+        if packed := tree.unreadable_archives():
+            return f"{said} {packed[0].name} is compressed as a whole, so pictures cannot be read out of it: unpack it."
+        return f"{said} Give the folder that holds them."
+
+    def _info(self) -> datasets.DatasetInfo:
+        columns = {
+            "image": Picture(),
+            "label_map": LabelMap(label_space=self.config.label_space),
+            "image_id": datasets.Value("string"),
+        }
+        return datasets.DatasetInfo(features=datasets.Features(columns))
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+        config = self.config
+        samples = self.list_samples(Path(config.data_dir), config.split, config.label_space)
+        check_same_sizes(samples)
+        # A list is what `datasets` shards over workers and processes when streaming.
+        return [datasets.SplitGenerator(name=config.split, gen_kwargs={"samples": samples})]
+
+    def _generate_examples(self, samples: list[Sample]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for sample in samples:
+            label_map = {"path": sample.label_map, "bytes": sample.annotation}
+            yield sample.image_id, {"image": sample.image, "label_map": label_map, "image_id": sample.image_id}
