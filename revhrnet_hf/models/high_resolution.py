@@ -50,8 +50,13 @@ class Recomputable(GradientCheckpointingLayer):
 
 
 def is_recomputing(module: Recomputable) -> bool:
-    """Whether this forward pass is run a second time, by torch's checkpoint in the midst of a backward pass."""
-    return module.training and module.gradient_checkpointing and torch._C._current_graph_task_id() != -1
+    """Whether this forward pass is run a second time, by torch's checkpoint in the midst of a backward pass.
+
+    A compiled model's backward pass holds the sums alone, not the statistics' changes: nothing to do there.
+    """
+    if torch.compiler.is_compiling() or not (module.training and module.gradient_checkpointing):
+        return False
+    return torch._C._current_graph_task_id() != -1
 
 
 @contextmanager

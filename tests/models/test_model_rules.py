@@ -176,6 +176,20 @@ class TestSegmentationModels:
         model(**batch).loss.backward()
 
     @pytest.mark.slow
+    def test_recomputation_compiled(self, make, batch, name):
+        """One graph, and the plain model's loss, gradients and BatchNorm statistics."""
+        plain, model = make(name), make(name)
+        plain(**batch).loss.backward()
+        model.gradient_checkpointing_enable()
+        torch._dynamo.reset()
+        torch.compile(model, fullgraph=True, backend="aot_eager")(**batch).loss.backward()
+        for (key, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+            if expected.grad is not None:
+                torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-5, atol=1e-5, msg=key)
+        for key, tensor in plain.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
+
+    @pytest.mark.slow
     def test_trained_compiled(self, make, batch, name):
         """Forward with loss and backward in one graph each; the loss of the plain model."""
         torch._dynamo.reset()
