@@ -5,7 +5,8 @@
     torchrun --nproc_per_node 2 scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --device cpu
 
 CHECKPOINT is a folder or a Hub name; any model that Transformers loads as AutoModelForSemanticSegmentation will do, if
-its classes are the data set's. Prints a table and writes scores, confusion matrix and settings as JSON. The number of
+its classes are the data set's, or are joined to them by a table (Mapillary Vistas → Cityscapes, COCO → VOC, …): then the
+probabilities of partners are summed. Prints a table and writes scores, confusion matrix and settings as JSON. The number of
 processes does not change a digit (accelerate launch starts several on GPUs only; torchrun on the CPU too).
 """
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.evaluation import check_same_classes, evaluate_dataset, format_scores, load_checkpoint, write_json
+from revhrnet_hf.evaluation import class_sources, evaluate_dataset, format_scores, load_checkpoint, write_json
 from revhrnet_hf.versions import versions
 
 
@@ -67,7 +68,9 @@ def main(arguments=None) -> None:
     dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split)
     label_space = label_space_of(dataset)
     model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype))
-    check_same_classes(model.config, label_space.names, args.dataset)
+    sources = class_sources(model.config, label_space, args.dataset)
+    if sources is not None and state.is_main_process:
+        print(format_sources(model.config, label_space, sources))
 
     share = len(range(state.process_index, len(dataset), state.num_processes))
     with tqdm(total=share, unit="picture", disable=not state.is_main_process) as bar:
@@ -77,6 +80,7 @@ def main(arguments=None) -> None:
             dataset,
             label_space.num_classes,
             ignore_index=label_space.ignore_index,
+            sources=sources,
             process_index=state.process_index,
             num_processes=state.num_processes,
             num_workers=args.num_workers,
@@ -86,6 +90,15 @@ def main(arguments=None) -> None:
     if state.is_main_process:
         report(args, output, state, len(dataset), label_space.names, confusion)
     state.destroy_process_group()
+
+
+def format_sources(config, label_space, sources) -> str:
+    """What each of the data set's classes is made of."""
+    lines = [f"The checkpoint has other classes ({config.num_labels}); what each of {label_space.name!r} is made of:"]
+    for name, of in zip(label_space.names, sources, strict=True):
+        made_of = " + ".join(config.id2label[class_id] for class_id in of)
+        lines.append(f"  {name} = {made_of or 'nothing: it is never predicted'}")
+    return "\n".join(lines)
 
 
 def output_file(args) -> Path:

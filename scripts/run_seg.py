@@ -1,12 +1,15 @@
-"""Train a network by a recipe.
+"""Train a network by a recipe, or several stages after each other by a chain's recipe.
 
     accelerate launch scripts/run_seg.py --recipe scripts/recipes/camvid.yaml --data_dir DIR --output_dir OUT
+    accelerate launch scripts/run_seg.py --recipe scripts/recipes/mapillary_to_cityscapes.yaml \\
+        --data_dir mapillary_vistas=DIR cityscapes=DIR --output_dir OUT
 
 On two CPU cores in some minutes, on the small scenes that scripts/quickstart.sh has drawn:
 
     python scripts/run_seg.py --recipe scripts/recipes/camvid_mini.yaml --data_dir quickstart/camvid_mini --output_dir OUT
 
-Any field of the recipe can be overridden: --epochs 5 --crop_size 360 480. OUT/best and OUT/last load with the Auto classes.
+Any field of the recipe can be overridden, for all stages alike: --epochs 5 --crop_size 360 480. OUT/best and OUT/last (of a chain
+OUT/1_…/best and so on) load with the Auto classes.
 """
 
 import argparse
@@ -15,35 +18,44 @@ from dataclasses import asdict, dataclass, field
 from transformers import HfArgumentParser
 
 from revhrnet_hf.cli import run
-from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.training.recipe import Recipe, read_chain
 
 
 @dataclass
 class RunArguments:
     recipe: str = field(metadata={"help": "YAML file with the fields below that differ from their defaults"})
-    data_dir: str = field(metadata={"help": "Folder of the data set, as its owner ships it"})
+    data_dir: list[str] = field(
+        metadata={"help": "Folder of the data set, as its owner ships it; for several data sets NAME=DIR NAME=DIR …"}
+    )
     output_dir: str = field(metadata={"help": "Folder for checkpoints (best/, last/), log.jsonl and the trackers' files"})
     resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir after its last checkpoint"})
     overwrite: bool = field(default=False, metadata={"help": "Delete the run in output_dir and start anew"})
 
 
-def parse_command_line() -> tuple[RunArguments, Recipe]:
-    """The run's arguments, and the recipe: the file's fields over the defaults, the command line's over both."""
+def parse_command_line() -> tuple[RunArguments, list[Recipe]]:
+    """The run's arguments, and each stage's recipe: the file's fields over the defaults, the command line's over both."""
     only_recipe = argparse.ArgumentParser(add_help=False)
     only_recipe.add_argument("--recipe")
     path = only_recipe.parse_known_args()[0].recipe
+    if path is None:
+        return _parse(None)  # --help, or a complaint
+    parsed = [_parse(recipe) for recipe in read_chain(path)]
+    return parsed[0][0], [recipe for _, recipe in parsed]
+
+
+def _parse(recipe: Recipe | None) -> tuple[RunArguments, Recipe]:
     parser = HfArgumentParser([RunArguments, Recipe], description=__doc__.splitlines()[0], allow_abbrev=False)
-    if path is not None:
-        parser.set_defaults(**asdict(Recipe.from_yaml(path)))
-    run_arguments, recipe = parser.parse_args_into_dataclasses()
-    return run_arguments, recipe
+    if recipe is not None:
+        parser.set_defaults(**asdict(recipe))
+    return parser.parse_args_into_dataclasses()
 
 
 def main():
-    run_arguments, recipe = parse_command_line()
-    from revhrnet_hf.training.stage import Stage  # after parsing, so that --help answers at once
+    arguments, recipes = parse_command_line()
+    from revhrnet_hf.training.chain import data_dirs_by_name, run_chain  # after parsing, so that --help answers at once
 
-    Stage(recipe, run_arguments.data_dir, run_arguments.output_dir, run_arguments.resume, run_arguments.overwrite).run()
+    data_dirs = data_dirs_by_name(arguments.data_dir, recipes)
+    run_chain(recipes, data_dirs, arguments.output_dir, arguments.resume, arguments.overwrite)
 
 
 if __name__ == "__main__":

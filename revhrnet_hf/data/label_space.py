@@ -158,6 +158,16 @@ LABEL_SPACES: dict[str, LabelSpace] = {}
 """Every known label space by name; each data set's module adds its own."""
 
 
+def label_space_of_names(names: Iterable[str]) -> LabelSpace:
+    """The label space with these class names in this order: a known one, or one of names alone."""
+    names = tuple(names)
+    for label_space in LABEL_SPACES.values():
+        if label_space.names == names:
+            return label_space
+    ids = {train_id: train_id for train_id in range(len(names))}
+    return LabelSpace("unnamed", names, ((0, 0, 0),) * len(names), ids)
+
+
 def get_label_space(name: str) -> LabelSpace:
     """The label space called `name`; an unknown name is a DataError that lists the known ones."""
     if name not in LABEL_SPACES:

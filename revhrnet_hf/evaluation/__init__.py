@@ -1,6 +1,6 @@
 """Judging: label maps of whole pictures, one confusion matrix over a data set, and every score read off it."""
 
-from .checkpoint import check_same_classes, load_checkpoint
+from .checkpoint import check_same_classes, class_sources, load_checkpoint
 from .confusion import ConfusionMatrix, SegmentationMetric
 from .inference import evaluate_dataset, predict_label_maps
 from .scores import format_scores, write_json
@@ -9,6 +9,7 @@ __all__ = [
     "ConfusionMatrix",
     "SegmentationMetric",
     "check_same_classes",
+    "class_sources",
     "evaluate_dataset",
     "format_scores",
     "load_checkpoint",

@@ -7,6 +7,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from ..data.label_space import LabelSpace, label_space_of_names
+from ..data.translation import are_joined, sources_of
 from ..errors import CheckpointError
 
 
@@ -40,6 +42,24 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32):
             "it is incomplete, or was not trained for semantic segmentation"
         )
     return model, image_processor
+
+
+def class_sources(config, label_space: LabelSpace, dataset_name: str) -> list[list[int]] | None:
+    """How a model's classes become a data set's: None where they are the same, else for each class of the data set the model's
+    classes that are its partners (see data/translation.py).
+
+    Classes are joined by a table, or by equal names if these leave none of the data set's classes without a partner.
+
+    Raises:
+        CheckpointError: the model's classes are others, and nothing joins the two.
+    """
+    theirs = label_space_of_names(config.id2label[class_id] for class_id in range(config.num_labels))
+    if theirs.names != label_space.names:
+        by_table = are_joined(theirs, label_space)
+        if by_table or {name.casefold() for name in label_space.names} < {name.casefold() for name in theirs.names}:
+            return sources_of(theirs, label_space)
+    check_same_classes(config, label_space.names, dataset_name)
+    return None
 
 
 def check_same_classes(config, names, dataset_name: str) -> None:

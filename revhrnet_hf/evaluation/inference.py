@@ -49,6 +49,7 @@ def evaluate_dataset(
     num_labels: int,
     *,
     ignore_index: int = 255,
+    sources: list[list[int]] | None = None,
     process_index: int = 0,
     num_processes: int = 1,
     num_workers: int = 0,
@@ -63,8 +64,10 @@ def evaluate_dataset(
         model, image_processor: as in `predict_label_maps`; the bare model, not one wrapped for distributed training.
         dataset: a `datasets.Dataset` with the columns `image` (PIL, RGB), `label_map` (PIL, mode L, train ids) and
             `image_id`.
-        num_labels: number of classes of the label maps and of the model.
+        num_labels: number of classes of the label maps, and of the model unless `sources` is given.
         ignore_index: the id of pixels that do not count.
+        sources: for each class of the label maps the model's classes that count as it, whose probabilities are summed;
+            the model's own classes if None.
         process_index, num_processes: which share of the pictures to take, of how many.
         num_workers: processes that read and prepare pictures; 0 does it in this one.
         progress: is called with 1 after each picture (a progress bar's `update`).
@@ -82,7 +85,7 @@ def evaluate_dataset(
     with _inference(model):
         for inputs, references, image_id in loader:
             where = f"picture {image_id}"
-            predictions = _predict(model, image_processor, inputs, references.shape, where)
+            predictions = _predict(model, image_processor, inputs, references.shape, where, sources)
             confusion.update(predictions, references, image_ids=[image_id])
             if progress is not None:
                 progress(1)
@@ -112,7 +115,24 @@ def _model_inputs(image_processor, image):
     return image_processor(images=[image], return_tensors="pt")
 
 
-def _predict(model, image_processor, inputs, size, where):
+def merge_classes(logits: torch.Tensor, sources: list[list[int]]) -> torch.Tensor:
+    """Logits of classes that are each made of several: their probabilities summed.
+
+    A class without sources is never the best. As the softmax's denominator is common to all, the logit of a sum of probabilities
+    is the logarithm of the sum of exponentials.
+
+    Args:
+        logits: (batch, classes, height, width).
+        sources: for each new class the old classes it is made of.
+
+    Returns:
+        (batch, len(sources), height, width).
+    """
+    never = torch.full_like(logits[:, :1], torch.finfo(logits.dtype).min / 4)
+    return torch.cat([logits[:, of].logsumexp(1, keepdim=True) if of else never for of in sources], dim=1)
+
+
+def _predict(model, image_processor, inputs, size, where, sources=None):
     """Class ids (height, width) on the model's device, in the smallest type that holds them."""
     parameter = _parameter(model)
     # Dtype applies to the floating-point inputs only.
@@ -122,6 +142,8 @@ def _predict(model, image_processor, inputs, size, where):
             f"{where}: the model's logits hold NaN or infinity, so its label map would mean nothing; the training has "
             f"diverged, or {outputs.logits.dtype} is too narrow (try float32)"
         )
+    if sources is not None:
+        outputs.logits = merge_classes(outputs.logits, sources)
     label_map = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[tuple(size)])[0]
     return label_map.to(torch.uint8 if outputs.logits.shape[1] <= 256 else torch.uint16)
 

@@ -53,7 +53,7 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
             streams `"stage1"`, `"stage2"`, … from the finest on. The last of them if neither is given, as in all of Transformers'
             backbones; all streams for the backbone of a [`RevHRNetConfig`].
         batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
-        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette:
+        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette, training_history:
             See [`SegmentationConfig`].
 
     Example:

@@ -49,7 +49,7 @@ class RevHRNetConfig(SegmentationConfig):
         head (`"single"` or `"concat"`, defaults to `"single"`):
             Classify the finest stream, or all streams' last maps, upsampled and concatenated as in HRNetV2.
         batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
-        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette:
+        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette, training_history:
             See [`SegmentationConfig`].
 
     Example:

@@ -30,6 +30,9 @@ class SegmentationConfig(PreTrainedConfig):
             … but at least this many pixels a batch.
         palette (`list[list[int]]`, *optional*):
             Colour [red, green, blue] of each class, for pictures of the label map.
+        training_history (`list[dict]`, *optional*):
+            What the network was trained on, stage by stage: data, recipe, scores. Written by training, read by nobody but people
+            and model cards.
     """
 
     batch_norm_momentum: float = 0.01
@@ -40,6 +43,7 @@ class SegmentationConfig(PreTrainedConfig):
     semantic_loss_ohem_threshold: float | None = None
     semantic_loss_ohem_min_kept: int = 131_072
     palette: list[list[int]] | None = None
+    training_history: list[dict] | None = None
 
     def validate_loss(self):
         """Run by `strict` on construction: the loss's settings fit the classes."""

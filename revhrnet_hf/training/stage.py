@@ -17,18 +17,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device, set_seed
 from datasets import Dataset
-from huggingface_hub.errors import StrictDataclassError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import TimmBackboneConfig
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from ..data import LabelSpace, TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset
+from ..data import TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset
 from ..errors import RecipeError, TrainingError
 from ..evaluation import evaluate_dataset, format_scores
-from ..models import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor
-from ..models.backbone import backbone_normalization
 from .checkpoint import (
     BEST,
     LAST,
@@ -45,7 +42,11 @@ from .checkpoint import (
     save_training_state,
     write_folder,
 )
+from .handover import hand_over
+from .network import build_model
 from .recipe import Recipe
+
+SUMMARY = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
 class EpochBatches:
@@ -87,38 +88,6 @@ def poly_learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     return recipe.learning_rate * (1 - step / total_steps) ** recipe.poly_power
 
 
-def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[RevHRNetForSemanticSegmentation, RevHRNetImageProcessor]:
-    """The recipe's network on its pretrained backbone, and the image processor with the backbone's mean and std."""
-    settings = {} if recipe.num_modules is None else {"num_modules": recipe.num_modules}
-    try:
-        config = RevHRNetConfig.from_variant(
-            recipe.variant,
-            backbone_config=TimmBackboneConfig(backbone=recipe.backbone, out_indices=[1, 2, 3, 4]),
-            freeze_backbone=recipe.freeze_backbone,
-            num_blocks=recipe.num_blocks,
-            final_block=recipe.final_block,
-            head=recipe.head,
-            initializer=recipe.initializer,
-            zero_init_residual=recipe.zero_init_residual,
-            batch_norm_momentum=recipe.batch_norm_momentum,
-            semantic_loss_ignore_index=label_space.ignore_index,
-            semantic_loss_class_weights=recipe.class_weights,
-            semantic_loss_ohem_threshold=recipe.ohem_threshold,
-            semantic_loss_ohem_min_kept=recipe.ohem_min_kept,
-            id2label=label_space.id2label,
-            label2id=label_space.label2id,
-            palette=[list(colour) for colour in label_space.colours],
-            **settings,
-        )
-        model = RevHRNetForSemanticSegmentation.from_pretrained_backbone(config, recipe.backbone_weights)
-        mean, std = backbone_normalization(config.backbone_config)
-    # Of weights, of settings, of a name that timm does not know.
-    except (OSError, ValueError, StrictDataclassError, RuntimeError) as error:
-        raise RecipeError(f"The recipe's model cannot be built: {error}") from error
-    resize = {} if recipe.eval_size is None else {"do_resize": True, "size": {"longest_edge": recipe.eval_size}}
-    return model, RevHRNetImageProcessor(image_mean=mean, image_std=std, **resize)
-
-
 class Stage:
     """One run of a recipe on a data set's folder.
 
@@ -153,6 +122,9 @@ class Stage:
         self.total_steps = recipe.epochs * self.batches.steps
 
         is_main = self.accelerator.is_main_process
+        handed_over = None
+        if recipe.init_from is not None and not (resume and (self.output_dir / LAST).exists()):
+            handed_over = hand_over(model, self.label_space, recipe.init_from, recipe.hand_over_classifier)
         (going_on,) = broadcast_object_list([claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else None])
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(trained, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
@@ -162,6 +134,12 @@ class Stage:
             self.averaged = AveragedModel(model, self.accelerator.device, multi_avg_fn=self._average, use_buffers=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.state = self._restore() if going_on else TrainingState()
+        self.history = [] if handed_over is None else handed_over.history
+        if going_on:
+            *self.history, _ = AutoConfig.from_pretrained(self.output_dir / LAST).training_history
+        elif handed_over is not None:
+            self.accelerator.print(handed_over)
+            self._log({}, init_from=handed_over.checkpoint, classifier_rows=handed_over.rows)
 
     def _training_data(self, train_set: Dataset) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
         recipe = self.recipe
@@ -308,7 +286,7 @@ class Stage:
             )
         confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
         scores = confusion.scores(self.label_space.names)
-        summary = {name: scores[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+        summary = {name: scores[name] for name in SUMMARY}
         accelerator.print(
             f"epoch {self.state.epoch}: mIoU {summary['mean_iou']:.4f}, pixel accuracy {summary['overall_accuracy']:.4f}, "
             f"mean accuracy {summary['mean_accuracy']:.4f}"
@@ -327,6 +305,8 @@ class Stage:
             self.state.grad_scale = None if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
             model = self.accelerator.unwrap_model(self.model)
             result = None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
+            for config in (model.config, self.scored_model.config):
+                config.training_history = [*self.history, self._history_entry(scores)]
 
             def fill_best(folder: Path):
                 save_model_folder(folder, self.scored_model, self.image_processor, self.recipe, result)
@@ -341,6 +321,21 @@ class Stage:
                 write_folder(self.output_dir / BEST, fill_best)
             write_folder(self.output_dir / LAST, fill_last)
         self.accelerator.wait_for_everyone()
+
+    def _history_entry(self, scores: dict[str, Any] | None) -> dict[str, Any]:
+        """What this stage was: data, recipe, and the scores of the checkpoint that it is written into."""
+        entry = {
+            "dataset": self.recipe.dataset,
+            "label_space": self.label_space.name,
+            "pictures": len(self.samples),
+            "epochs": self.state.epoch,
+            "steps": self.state.step,
+            "recipe": self.recipe.own_settings,
+        }
+        if scores is not None:
+            entry["eval_split"] = self.recipe.eval_split
+            entry["scores"] = {name: scores[name] for name in SUMMARY}
+        return entry
 
     def _restore(self) -> TrainingState:
         folder, model = self.output_dir / LAST, self.accelerator.unwrap_model(self.model)

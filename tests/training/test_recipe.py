@@ -6,9 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
+from revhrnet_hf.data import get_label_space
+from revhrnet_hf.data.loading import DATASETS
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.training.chain import data_dirs_by_name
+from revhrnet_hf.training.network import build_model
+from revhrnet_hf.training.recipe import Recipe, read_chain
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -32,7 +37,46 @@ def write(tmp_path, text):
 
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_whole(path):
-    assert Recipe.from_yaml(path).dataset
+    """All their data sets are known, and their networks can be built (on the meta device, without weights)."""
+    for recipe in read_chain(path):
+        assert recipe.dataset in DATASETS
+        label_space = get_label_space(DATASETS[recipe.dataset].LABEL_SPACES[0])
+        recipe.backbone_weights = "random"
+        with torch.device("meta"):
+            model, _ = build_model(recipe, label_space)
+        assert model.config.num_labels == label_space.num_classes
+
+
+def test_chain_of_recipes(tmp_path):
+    path = write(tmp_path, "variant: w18\nepochs: 3\nstages:\n- dataset: camvid\n- dataset: camvid\n  epochs: 5\n")
+    assert [(recipe.variant, recipe.epochs) for recipe in read_chain(path)] == [("w18", 3), ("w18", 5)]
+    assert read_chain(write(tmp_path, "dataset: camvid\n")) == [Recipe(dataset="camvid")]
+    with pytest.raises(RecipeError, match=r"recipe\.yaml, stage 2: Recipe field epochs must be positive"):
+        read_chain(write(tmp_path, "dataset: camvid\nstages:\n- epochs: 3\n- epochs: 0\n"))
+    for stages in ("camvid", "[]", "[camvid]"):
+        with pytest.raises(RecipeError, match="stages must be a list of mappings"):
+            read_chain(write(tmp_path, f"stages: {stages}\n"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["camvid=A", "coco=B"], ["A", "B", "A"]),
+        (["coco=B=C", "camvid=A"], ["A", "B=C", "A"]),
+        (["A"], None),
+        (["camvid=A"], None),
+        (["camvid=A", "coco=B", "camvid=C"], None),
+        (["camvid=A", "coco=B", "kitti=C"], None),
+    ],
+)
+def test_data_folders_by_name(given, expected):
+    recipes = [Recipe(dataset=name) for name in ("camvid", "coco", "camvid")]
+    if expected is None:
+        with pytest.raises(RecipeError, match="give camvid=DIR coco=DIR"):
+            data_dirs_by_name(given, recipes)
+    else:
+        assert data_dirs_by_name(given, recipes) == [Path(folder) for folder in expected]
+    assert data_dirs_by_name(["A=B"], recipes[:1]) == [Path("A=B")]
 
 
 def test_yaml_round_trip(tmp_path):
@@ -82,8 +126,8 @@ def test_command_line_overrides(run_seg, tmp_path, monkeypatch):
     recipe = write(tmp_path, "dataset: camvid\nepochs: 7\ncrop_size: [64, 96]\nhead: concat\nfreeze_backbone: true\n")
     command = f"run_seg.py --recipe {recipe} --data_dir D --output_dir O --crop_size 32 48 --no_freeze_backbone"
     monkeypatch.setattr("sys.argv", [*command.split(), "--learning_rate", "1e-3", "--class_weights", "1", "2.5"])
-    arguments, result = run_seg.parse_command_line()
-    assert (arguments.data_dir, arguments.output_dir, arguments.resume) == ("D", "O", False)
+    arguments, (result,) = run_seg.parse_command_line()
+    assert (arguments.data_dir, arguments.output_dir, arguments.resume) == (["D"], "O", False)
     assert (result.epochs, result.head) == (7, "concat")
     assert (result.crop_size, result.freeze_backbone, result.learning_rate) == ([32, 48], False, 0.001)
     assert result.class_weights == [1.0, 2.5]

@@ -1,0 +1,230 @@
+"""Which class of one label space is which class of another: to hand over classifiers, and to score across data sets.
+
+Each table reads: class of the target space ← classes of the source space. Classes under `None` have no partner there. Judgements
+follow the owners' definitions: Cityscapes' sidewalk takes curbs and cycle paths, its traffic signs are fronts only, its bridges,
+guard rails, caravans and trailers are not scored; CamVid's eleven classes are SegNet's merging of the 32.
+"""
+
+from itertools import chain
+
+from ..errors import DataError
+from .label_space import LabelSpace
+
+Table = dict[str | None, tuple[str, ...]]
+
+MAPILLARY65_TO_CITYSCAPES19: Table = {
+    "road": (
+        "Road",
+        "Service Lane",
+        "Crosswalk - Plain",
+        "Lane Marking - Crosswalk",
+        "Lane Marking - General",
+        "Manhole",
+        "Pothole",
+        "Catch Basin",
+    ),
+    "sidewalk": ("Sidewalk", "Curb", "Curb Cut", "Pedestrian Area", "Bike Lane"),
+    "building": ("Building",),
+    "wall": ("Wall",),
+    "fence": ("Fence", "Barrier"),
+    "pole": ("Pole", "Utility Pole", "Street Light"),
+    "traffic light": ("Traffic Light",),
+    "traffic sign": ("Traffic Sign (Front)",),
+    "vegetation": ("Vegetation",),
+    "terrain": ("Terrain", "Sand"),
+    "sky": ("Sky",),
+    "person": ("Person",),
+    "rider": ("Bicyclist", "Motorcyclist", "Other Rider"),
+    "car": ("Car",),
+    "truck": ("Truck",),
+    "bus": ("Bus",),
+    "train": ("On Rails",),
+    "motorcycle": ("Motorcycle",),
+    "bicycle": ("Bicycle",),
+    None: (
+        "Bird",
+        "Ground Animal",
+        "Guard Rail",
+        "Parking",
+        "Rail Track",
+        "Bridge",
+        "Tunnel",
+        "Mountain",
+        "Snow",
+        "Water",
+        "Banner",
+        "Bench",
+        "Bike Rack",
+        "Billboard",
+        "CCTV Camera",
+        "Fire Hydrant",
+        "Junction Box",
+        "Mailbox",
+        "Phone Booth",
+        "Traffic Sign Frame",
+        "Traffic Sign (Back)",
+        "Trash Can",
+        "Boat",
+        "Caravan",
+        "Other Vehicle",
+        "Trailer",
+        "Wheeled Slow",
+        "Car Mount",
+        "Ego Vehicle",
+    ),
+}
+
+MAPILLARY65_TO_CAMVID11: Table = {
+    "Sky": ("Sky",),
+    "Building": ("Building", "Bridge", "Tunnel", "Wall"),
+    "Pole": ("Pole", "Utility Pole", "Street Light"),
+    "Road": (
+        "Road",
+        "Service Lane",
+        "Bike Lane",
+        "Crosswalk - Plain",
+        "Lane Marking - Crosswalk",
+        "Lane Marking - General",
+        "Manhole",
+        "Pothole",
+        "Catch Basin",
+    ),
+    "Pavement": ("Sidewalk", "Curb", "Curb Cut", "Pedestrian Area", "Parking"),
+    "Tree": ("Vegetation", "Terrain"),
+    "SignSymbol": ("Traffic Sign (Front)", "Traffic Sign (Back)", "Traffic Sign Frame", "Traffic Light", "Billboard", "Banner"),
+    "Fence": ("Fence", "Barrier", "Guard Rail"),
+    "Car": ("Car", "Bus", "Truck", "On Rails", "Caravan", "Trailer", "Other Vehicle"),
+    "Pedestrian": ("Person", "Ground Animal", "Wheeled Slow"),
+    "Bicyclist": ("Bicyclist", "Motorcyclist", "Other Rider", "Bicycle", "Motorcycle"),
+    None: (
+        "Bird",
+        "Rail Track",
+        "Mountain",
+        "Sand",
+        "Snow",
+        "Water",
+        "Bench",
+        "Bike Rack",
+        "CCTV Camera",
+        "Fire Hydrant",
+        "Junction Box",
+        "Mailbox",
+        "Phone Booth",
+        "Trash Can",
+        "Boat",
+        "Car Mount",
+        "Ego Vehicle",
+    ),
+}
+
+CITYSCAPES19_TO_CAMVID11: Table = {
+    "Sky": ("sky",),
+    "Building": ("building", "wall"),
+    "Pole": ("pole",),
+    "Road": ("road",),
+    "Pavement": ("sidewalk",),
+    "Tree": ("vegetation", "terrain"),
+    "SignSymbol": ("traffic light", "traffic sign"),
+    "Fence": ("fence",),
+    "Car": ("car", "truck", "bus", "train"),
+    "Pedestrian": ("person",),
+    "Bicyclist": ("rider", "motorcycle", "bicycle"),
+}
+
+# Categories that VOC does not know are background there, as in its own label maps.
+COCO81_TO_VOC21: Table = {
+    "background": (
+        "background",
+        *("truck", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench"),
+        *("elephant", "bear", "zebra", "giraffe"),
+        *("backpack", "umbrella", "handbag", "tie", "suitcase"),
+        *("frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove"),
+        *("skateboard", "surfboard", "tennis racket"),
+        *("wine glass", "cup", "fork", "knife", "spoon", "bowl"),
+        *("banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake"),
+        *("bed", "toilet", "laptop", "mouse", "remote", "keyboard", "cell phone"),
+        *("microwave", "oven", "toaster", "sink", "refrigerator"),
+        *("book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+    ),
+    "aeroplane": ("airplane",),
+    "bicycle": ("bicycle",),
+    "bird": ("bird",),
+    "boat": ("boat",),
+    "bottle": ("bottle",),
+    "bus": ("bus",),
+    "car": ("car",),
+    "cat": ("cat",),
+    "chair": ("chair",),
+    "cow": ("cow",),
+    "diningtable": ("dining table",),
+    "dog": ("dog",),
+    "horse": ("horse",),
+    "motorbike": ("motorcycle",),
+    "person": ("person",),
+    "pottedplant": ("potted plant",),
+    "sheep": ("sheep",),
+    "sofa": ("couch",),
+    "train": ("train",),
+    "tvmonitor": ("tv",),
+}
+
+TABLES: dict[tuple[str, str], Table] = {
+    ("mapillary65", "cityscapes19"): MAPILLARY65_TO_CITYSCAPES19,
+    ("mapillary65", "camvid11"): MAPILLARY65_TO_CAMVID11,
+    ("cityscapes19", "camvid11"): CITYSCAPES19_TO_CAMVID11,
+    ("coco81", "voc21"): COCO81_TO_VOC21,
+    ("coco81", "coco_voc21"): COCO81_TO_VOC21,
+}
+"""(source, target) → table. Read backwards, a class has a partner where the table names exactly one."""
+
+
+def partners(source: LabelSpace, target: LabelSpace) -> tuple[int | None, ...]:
+    """For each class of `source`, by train id: the train id of its partner in `target`, or None.
+
+    Two spaces that no table joins (a user's own, say) are joined by equal names, upper and lower case aside.
+
+    Raises:
+        DataError: no table joins the two, and they have no name in common.
+    """
+    if source.names == target.names:
+        return tuple(range(source.num_classes))
+    if (source.name, target.name) in TABLES:
+        partner_of = _forwards(TABLES[source.name, target.name])
+    elif (target.name, source.name) in TABLES:
+        partner_of = _backwards(TABLES[target.name, source.name])
+    else:
+        partner_of = _by_equal_names(source, target)
+    return tuple(target.label2id.get(partner_of.get(name)) for name in source.names)
+
+
+def are_joined(source: LabelSpace, target: LabelSpace) -> bool:
+    """Whether the two are the same classes, or a table joins them; else only equal names do."""
+    return source.names == target.names or not TABLES.keys().isdisjoint({(source.name, target.name), (target.name, source.name)})
+
+
+def sources_of(source: LabelSpace, target: LabelSpace) -> list[list[int]]:
+    """For each class of `target`, the train ids of `source` that are its partners; empty where there is none."""
+    targets = partners(source, target)
+    return [[train_id for train_id, partner in enumerate(targets) if partner == wanted] for wanted in range(target.num_classes)]
+
+
+def _forwards(table: Table) -> dict[str, str | None]:
+    return {name: partner for partner, names in table.items() for name in names}
+
+
+def _backwards(table: Table) -> dict[str, str | None]:
+    partner_of = {partner: names[0] for partner, names in table.items() if partner is not None and len(names) == 1}
+    # Background is background, whatever else is background on the other side.
+    same = set(table) & set(chain.from_iterable(table.values()))
+    return partner_of | {name: name for name in same}
+
+
+def _by_equal_names(source: LabelSpace, target: LabelSpace) -> dict[str, str | None]:
+    names = {name.casefold(): name for name in target.names}
+    partner_of = {name: names.get(name.casefold()) for name in source.names}
+    if not any(partner_of.values()):
+        raise DataError(
+            f"No class of {source.name!r} has a partner in {target.name!r}: no table joins the two, and no names are equal. "
+            f"Tables join {', '.join(f'{a} → {b}' for a, b in TABLES)}."
+        )
+    return partner_of

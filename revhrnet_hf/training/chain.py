@@ -1,0 +1,67 @@
+"""A chain: stage after stage, each on a data set of its own, each starting from the best checkpoint of the one before."""
+
+from pathlib import Path
+from typing import Any
+
+from ..data import load_segmentation_dataset
+from ..errors import RecipeError
+from .checkpoint import BEST
+from .recipe import Recipe
+from .stage import Stage
+
+
+def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> list[Path]:
+    """Each stage's data folder, from `NAME=DIR …`, or from one folder where all stages train on one data set.
+
+    Raises:
+        RecipeError: a data set has no folder or two, or a folder is given for one that no stage trains on.
+    """
+    names = list(dict.fromkeys(recipe.dataset for recipe in recipes))
+    pairs = [text.partition("=") for text in given if text.partition("=")[0] in names and "=" in text]
+    if not pairs and len(given) == 1 and len(names) == 1:
+        return [Path(given[0])] * len(recipes)
+    folders = {name: folder for name, _, folder in pairs}
+    if len(pairs) != len(given) or len(folders) != len(pairs) or set(folders) != set(names):
+        wanted = " ".join(f"{name}=DIR" for name in names)
+        raise RecipeError(f"--data_dir {' '.join(given)} does not give each data set of the recipe one folder: give {wanted}")
+    return [Path(folders[recipe.dataset]) for recipe in recipes]
+
+
+def stage_dir(output_dir: Path, recipes: list[Recipe], position: int) -> Path:
+    """The folder of the stage at `position` (from 0); a single stage has the output folder for itself."""
+    return output_dir if len(recipes) == 1 else output_dir / f"{position + 1}_{recipes[position].dataset}"
+
+
+def run_chain(
+    recipes: list[Recipe], data_dirs: list[Path], output_dir: str | Path, resume: bool = False, overwrite: bool = False
+) -> list[dict[str, Any] | None]:
+    """Train stage after stage; with `resume`, finished stages are passed over and an interrupted one goes on.
+
+    A stage starts from the best checkpoint of the stage before, unless its recipe says `init_from`.
+
+    Args:
+        recipes, data_dirs: one a stage.
+        output_dir: gets a folder a stage, `1_DATASET`, `2_DATASET`, …; the last one's `best/` is the result.
+
+    Returns:
+        The last scores of each stage; None for a stage that was finished before.
+
+    Raises:
+        DataError, RecipeError, CheckpointError: as for `Stage`; data sets of all stages are looked at before the first begins.
+    """
+    output_dir = Path(output_dir)
+    if len({recipe.precision for recipe in recipes}) > 1:
+        raise RecipeError("All stages of a chain have the same precision: Accelerate keeps it for the whole process")
+    for recipe, data_dir in zip(recipes[1:], data_dirs[1:], strict=True):
+        for split in (recipe.train_split, recipe.eval_split):
+            load_segmentation_dataset(recipe.dataset, data_dir, split)
+    results = []
+    for position, (recipe, data_dir) in enumerate(zip(recipes, data_dirs, strict=True)):
+        folder = stage_dir(output_dir, recipes, position)
+        if position > 0 and recipe.init_from is None:
+            recipe.init_from = str(stage_dir(output_dir, recipes, position - 1) / BEST)
+        stage = Stage(recipe, data_dir, folder, resume, overwrite)
+        if len(recipes) > 1:
+            stage.accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
+        results.append(stage.run())
+    return results

@@ -1,0 +1,89 @@
+"""From one stage of a chain to the next: the weights of a checkpoint, and of its classifier the rows that mean the same there."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..data.label_space import LabelSpace, label_space_of_names
+from ..data.translation import sources_of
+from ..errors import DataError, RecipeError
+from ..evaluation import load_checkpoint
+
+CLASSIFIER = ("head.3.weight", "head.3.bias")  # the last convolution, one row a class
+
+
+@dataclass
+class HandOver:
+    """What a stage began with.
+
+    Attributes:
+        checkpoint: the folder or Hub name.
+        rows: class of the new classifier → classes of the old one whose rows' mean it starts from; empty where it is random.
+        history: what the checkpoint was trained on, stage by stage (its config's `training_history`).
+    """
+
+    checkpoint: str
+    rows: dict[str, list[str]]
+    history: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        lines = [f"weights of {self.checkpoint}; the classifier's rows:"]
+        lines += [f"  {name} ← {' + '.join(of) or 'random'}" for name, of in self.rows.items()]
+        return "\n".join(lines)
+
+
+def hand_over(model, label_space: LabelSpace, checkpoint: str, with_classifier: bool = True) -> HandOver:
+    """Fill `model` with a checkpoint's weights; of the classifier, with the rows that have a partner (see data/translation.py).
+
+    Args:
+        model: freshly made, for the classes of `label_space`; classifier rows without a partner keep their random weights.
+        checkpoint: a folder or Hub name of the same network, for any classes.
+        with_classifier: False leaves the whole classifier random.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        RecipeError: it is of another network; the first differing tensor is named.
+    """
+    before, _ = load_checkpoint(checkpoint)
+    weights, expected = before.state_dict(), model.state_dict()
+    _check_same_network(weights, expected, checkpoint)
+    before_space = label_space_of_names(before.config.id2label[row] for row in range(before.config.num_labels))
+    sources = _sources(before_space, label_space) if with_classifier else [[] for _ in label_space.names]
+    for name in CLASSIFIER:
+        rows = expected[name].clone()
+        for row, of in enumerate(sources):
+            if of:
+                rows[row] = weights[name][of].mean(0)
+        weights[name] = rows
+    model.load_state_dict(weights)
+    named = {name: [before_space.names[row] for row in of] for name, of in zip(label_space.names, sources, strict=True)}
+    return HandOver(str(checkpoint), named, list(getattr(before.config, "training_history", None) or []))
+
+
+def _sources(before: LabelSpace, after: LabelSpace) -> list[list[int]]:
+    try:
+        return sources_of(before, after)
+    except DataError as error:
+        raise RecipeError(
+            f"The classifier cannot be handed over: {error} Set hand_over_classifier to false for one with random weights."
+        ) from error
+
+
+def _check_same_network(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], checkpoint: str) -> None:
+    strays = sorted(weights.keys() ^ expected.keys())
+    if strays:
+        where = "the checkpoint" if strays[0] in weights else "the recipe's network"
+        raise RecipeError(
+            f"init_from {checkpoint} is of another network than the recipe's: {strays[0]} (and {len(strays) - 1} more) is in "
+            f"{where} only. Give the stage the settings that the checkpoint was trained with"
+        )
+    for name, tensor in expected.items():
+        given, wanted = weights[name].shape, tensor.shape
+        if name in CLASSIFIER:
+            given, wanted = given[1:], wanted[1:]
+        if given != wanted:
+            raise RecipeError(
+                f"init_from {checkpoint} is of another network than the recipe's: {name} is {tuple(weights[name].shape)} there "
+                f"and {tuple(tensor.shape)} here. Give the stage the settings that the checkpoint was trained with"
+            )

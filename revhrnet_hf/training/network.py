@@ -1,0 +1,80 @@
+"""The recipe's network: its config, its first weights, and the image processor that goes with it."""
+
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, PreTrainedModel, TimmBackboneConfig
+
+from ..data import LabelSpace
+from ..errors import RecipeError
+from ..models import (
+    HRNetV2Config,
+    HRNetV2ForSemanticSegmentation,
+    RevHRNetConfig,
+    RevHRNetForSemanticSegmentation,
+    RevHRNetImageProcessor,
+)
+from ..models.backbone import backbone_normalization
+from .recipe import RANDOM, Recipe
+
+
+def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[PreTrainedModel, RevHRNetImageProcessor]:
+    """The network, on pretrained weights unless it is to start from a checkpoint, and the processor with their mean and std.
+
+    Raises:
+        RecipeError: settings that do not fit, an unknown name, or pretrained weights that cannot be had.
+    """
+    make_config, model_class = ARCHITECTURES[recipe.architecture]
+    try:
+        config = make_config(recipe, _common_settings(recipe, label_space))
+        if recipe.init_from is not None or recipe.backbone_weights == RANDOM:
+            model = model_class(config)
+        else:
+            model = model_class.from_pretrained_backbone(config, recipe.backbone_weights)
+        mean, std = backbone_normalization(getattr(config, "backbone_config", config))
+    # Of weights, of settings, of a name that timm does not know.
+    except (OSError, ValueError, StrictDataclassError, RuntimeError) as error:
+        raise RecipeError(f"The recipe's model cannot be built: {error}") from error
+    resize = {} if recipe.eval_size is None else {"do_resize": True, "size": {"longest_edge": recipe.eval_size}}
+    return model, RevHRNetImageProcessor(image_mean=mean, image_std=std, **resize)
+
+
+def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
+    settings = {
+        "initializer": recipe.initializer,
+        "zero_init_residual": recipe.zero_init_residual,
+        "batch_norm_momentum": recipe.batch_norm_momentum,
+        "semantic_loss_ignore_index": label_space.ignore_index,
+        "semantic_loss_class_weights": recipe.class_weights,
+        "semantic_loss_ohem_threshold": recipe.ohem_threshold,
+        "semantic_loss_ohem_min_kept": recipe.ohem_min_kept,
+        "id2label": label_space.id2label,
+        "label2id": label_space.label2id,
+        "palette": [list(colour) for colour in label_space.colours],
+    }
+    # Not given, they are the variant's own.
+    for name in ("num_modules", "num_blocks"):
+        if getattr(recipe, name) is not None:
+            settings[name] = getattr(recipe, name)
+    return settings
+
+
+def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
+    return RevHRNetConfig.from_variant(
+        recipe.variant,
+        backbone_config=TimmBackboneConfig(backbone=recipe.backbone, out_indices=[1, 2, 3, 4]),
+        freeze_backbone=recipe.freeze_backbone,
+        final_block=recipe.final_block,
+        head=recipe.head,
+        **settings,
+    )
+
+
+def _hrnetv2_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
+    return HRNetV2Config.from_variant(recipe.variant, **settings)
+
+
+ARCHITECTURES = {
+    "revhrnet": (_revhrnet_config, RevHRNetForSemanticSegmentation),
+    "hrnetv2": (_hrnetv2_config, HRNetV2ForSemanticSegmentation),
+}

@@ -1,0 +1,76 @@
+"""Scoring a model of one label space on another: probabilities of partners are summed."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+from revhrnet_hf.data import get_label_space
+from revhrnet_hf.data.label_space import label_space_of_names
+from revhrnet_hf.errors import CheckpointError
+from revhrnet_hf.evaluation import class_sources, evaluate_dataset
+from revhrnet_hf.evaluation.inference import merge_classes
+
+TINY = dict(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8)
+
+
+def config_of(names):
+    return SegformerConfig(**TINY, id2label=dict(enumerate(names)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_merged_logits_are_sums_of_probabilities(dtype):
+    logits = torch.randn(2, 6, 5, 7).to(dtype) * 4
+    sources = [[3], [0, 5, 1], [], [4, 2]]
+    merged = merge_classes(logits, sources).float().softmax(1)
+    probabilities = logits.float().softmax(1)
+    expected = torch.stack([probabilities[:, of].sum(1) if of else torch.zeros(2, 5, 7) for of in sources], dim=1)
+    torch.testing.assert_close(merged, expected, atol=1e-6 if dtype == torch.float32 else 0.02, rtol=0)
+
+
+def test_identity_is_exact():
+    logits = torch.randn(1, 4, 3, 3)
+    assert torch.equal(merge_classes(logits, [[0], [1], [2], [3]]), logits)
+
+
+def test_a_sum_can_beat_the_best_single_class():
+    """Of 0.4, 0.3 and 0.3 the first is the best; where the others mean the same, they win."""
+    logits = torch.tensor([0.4, 0.3, 0.3]).log().view(1, 3, 1, 1)
+    assert merge_classes(logits, [[0], [1, 2]]).argmax(1).item() == 1
+
+
+def test_evaluated_on_other_classes():
+    """Against a loop over pixels with the model's own probabilities."""
+    torch.manual_seed(0)
+    model = SegformerForSemanticSegmentation(config_of(get_label_space("cityscapes19").names)).eval()
+    torch.nn.init.normal_(model.decode_head.classifier.weight, std=2)
+    processor = SegformerImageProcessor(do_resize=False)
+    camvid = get_label_space("camvid11")
+    rng = np.random.default_rng(0)
+    image = PIL.Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    truth = rng.integers(0, 11, (8, 8), dtype=np.uint8)  # the size of the logits
+    sources = class_sources(model.config, camvid, "camvid")
+    rows = [{"image": image, "label_map": PIL.Image.fromarray(truth), "image_id": "a"}]
+    confusion = evaluate_dataset(model, processor, rows, 11, sources=sources)
+
+    with torch.no_grad():
+        probabilities = model(**processor(image, return_tensors="pt")).logits[0].softmax(0)
+    expected = np.zeros((11, 11), dtype=int)
+    for row in range(8):
+        for column in range(8):
+            sums = [sum(probabilities[k, row, column].item() for k in of) for of in sources]
+            expected[truth[row, column], int(np.argmax(sums))] += 1
+    assert np.array_equal(confusion.matrix.numpy(), expected)
+
+
+def test_which_classes_are_joined():
+    camvid = get_label_space("camvid11")
+    assert class_sources(config_of(camvid.names), camvid, "camvid") is None
+    assert class_sources(config_of(get_label_space("cityscapes19").names), camvid, "camvid")[8] == [13, 14, 15, 16]
+    road = label_space_of_names(["road", "sky"])
+    assert class_sources(config_of(["Sky", "Tree", "Road"]), road, "own") == [[2], [0]]
+    with pytest.raises(CheckpointError, match="has 2 classes"):
+        class_sources(config_of(["Sky", "Tree"]), label_space_of_names(["sky", "road", "car"]), "own")
+    with pytest.raises(CheckpointError, match="class 1 is 'Tree' in the checkpoint, but 'road' in own"):
+        class_sources(config_of(["Sky", "Tree"]), label_space_of_names(["sky", "road"]), "own")
