@@ -36,29 +36,42 @@ class Sample(NamedTuple):
     annotation: bytes | None = None
 
 
+class Lost(NamedTuple):
+    """A file that a data set lists and that is not there: where it should be, and its partner, which may be lost as well."""
+
+    kind: str
+    missing: str
+    partner_kind: str
+    partner: str
+
+
+def locate_all(tree: DataTree, listed: list[Listed]) -> tuple[list[Sample], list[Lost]]:
+    """The locations of the pictures and label maps that are both there, and every file that is not."""
+    samples, lost = [], []
+    for item in listed:
+        image = tree.location(item.image)
+        label_map = tree.location(item.label_map) if item.annotation is None else item.label_map
+        if image is None:
+            lost.append(Lost("picture", tree.expected(item.image), "Label map", tree.expected(item.label_map)))
+        if label_map is None:
+            lost.append(Lost("label map", tree.expected(item.label_map), "Picture", tree.expected(item.image)))
+        if image is not None and label_map is not None:
+            samples.append(Sample(image, label_map, item.image_id, item.annotation))
+    return samples, lost
+
+
 def locate(tree: DataTree, listed: list[Listed]) -> list[Sample]:
     """The files' locations. Raises a DataError that counts the listed files that are not there, and names the first few."""
-    samples = [
-        Sample(
-            tree.location(item.image),
-            tree.location(item.label_map) if item.annotation is None else item.label_map,
-            item.image_id,
-            item.annotation,
+    samples, lost = locate_all(tree, listed)
+    if lost:
+        kind, partner_kind = lost[0].kind, lost[0].partner_kind
+        alike = [item for item in lost if item.kind == kind]
+        shown = ", ".join(f"{item.partner} (expected {item.missing})" for item in alike[:MAX_NAMED])
+        more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
+        raise DataError(
+            f"{partner_kind} without its {kind}, {len(alike)} of {len(listed)}: {shown}{more}. "
+            "Add the missing files, or take these entries out of the split."
         )
-        for item in listed
-    ]
-    for kind, partner, lost in (
-        ("Picture", "label map", [(i.image, i.label_map) for i, s in zip(listed, samples, strict=True) if s.label_map is None]),
-        ("Label map", "picture", [(i.label_map, i.image) for i, s in zip(listed, samples, strict=True) if s.image is None]),
-    ):
-        if lost:
-            named = [(tree.expected(file), tree.expected(missing)) for file, missing in lost[:MAX_NAMED]]
-            shown = ", ".join(f"{file} (expected {missing})" for file, missing in named)
-            more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
-            raise DataError(
-                f"{kind} without its {partner}, {len(lost)} of {len(samples)}: {shown}{more}. "
-                "Add the missing files, or take these entries out of the split."
-            )
     return samples
 
 
