@@ -54,7 +54,7 @@ class Folder(SegmentationBuilder):
         if location is None:
             raise DataError(
                 f"{tree.expected(USUAL_NAME)} is missing, so that nobody knows what the ids in the label maps mean: write it "
-                "(one line, such as names: [road, car, person], is enough), or give a label table or a label space as label_space."
+                "(one line, such as names: [road, car, person], is enough), or name a label table or a label space (label_space)."
             )
         return location
 

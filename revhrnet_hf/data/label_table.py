@@ -109,7 +109,7 @@ def read_label_table(path: str | Path) -> LabelTable:
             raise DataError(f"The label table {source} is empty: it needs at least names: [first class, second class].")
         return _Reader(source).table(root)
     except yaml.YAMLError as error:
-        raise DataError(f"The label table {source} is no YAML: {error}") from error
+        raise DataError(f"The label table {source} is no YAML: {' '.join(str(error).split())}") from error
 
 
 class _Reader:

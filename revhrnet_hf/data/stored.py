@@ -144,7 +144,8 @@ def _complete_streamed(dataset: datasets.IterableDataset, feature: LabelMap, for
     for column in (IMAGE, LABEL_MAP):
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
     features = datasets.Features({IMAGE: Picture(), LABEL_MAP: feature, IMAGE_ID: datasets.Value("string")})
-    return dataset.map(_completed, features=features, fn_kwargs={"foreign": foreign})
+    # cast: what `map` gives with features counts as decoded.
+    return dataset.map(_completed, fn_kwargs={"foreign": foreign}).cast(features)
 
 
 def _completed(row: dict[str, Any], foreign: bool) -> dict[str, Any]:
