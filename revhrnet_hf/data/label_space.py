@@ -155,7 +155,7 @@ class LabelSpace:
             )
         # mode="clip" sends every larger id to the table's last entry, which is unknown.
         train_ids = self._id_table.take(raw, mode="clip")
-        self._check_known(train_ids, raw, source, "ids", _ranges(self.raw_ids))
+        self._check_known(train_ids, raw, source, "ids", id_ranges(self.raw_ids))
         return train_ids.astype(np.uint8)
 
     def _from_colours(self, raw: np.ndarray, source: str) -> np.ndarray:
@@ -198,7 +198,7 @@ class LabelSpace:
         return codes[order], np.array(list(self.raw_colours.values()), dtype=np.int16)[order]
 
 
-def _ranges(ids: Iterable[int]) -> str:
+def id_ranges(ids: Iterable[int]) -> str:
     """The ids as text with runs drawn together: `0–10, 255`."""
     ids = set(ids)
     starts = sorted(i for i in ids if i - 1 not in ids)

@@ -82,8 +82,8 @@ def check_same_sizes(samples: list[Sample]) -> None:
         image_size, label_map_size = picture_size(sample.image), picture_size(sample.label_map)
         if image_size != label_map_size:
             raise DataError(
-                f"Picture {sample.image} is {_by(image_size)} pixels (width×height) but its label map "
-                f"{sample.label_map} is {_by(label_map_size)}: bring both to one size "
+                f"Picture {sample.image} is {by(image_size)} pixels (width×height) but its label map "
+                f"{sample.label_map} is {by(label_map_size)}: bring both to one size "
                 "(label maps by nearest neighbour)."
             )
 
@@ -112,5 +112,5 @@ def picture_size(location: str) -> tuple[int, int]:
         ) from error
 
 
-def _by(size: tuple[int, int]) -> str:
+def by(size: tuple[int, int]) -> str:
     return "×".join(map(str, size))

@@ -48,18 +48,13 @@ def load_segmentation_dataset(
     Raises:
         DataError: an unknown name, split or label space, or a folder in which something is missing or does not fit.
     """
-    _check_known("data set", name, (*DATASETS, STORED))
+    check_known("data set", name, (*DATASETS, STORED))
     if name == STORED:
         return load_stored(data_dir, split, label_space, streaming, image_column or IMAGE, label_column or LABEL_MAP)
     if image_column or label_column:
         raise DataError(f"image_column and label_column are for the data set {STORED!r} only: leave them out with {name!r}.")
-    builder_class = DATASETS[name]
-    # Absolute: the paths that are stored must hold whatever the working directory is later.
-    data_dir = Path(data_dir).expanduser().absolute()
-    label_space = builder_class.default_label_space(data_dir) if label_space is None else str(label_space)
-    _check_known(f"split of {name}", split, builder_class.splits(data_dir, label_space))
-    if builder_class.LABEL_SPACES:
-        _check_known(f"label space for {name}", label_space, builder_class.LABEL_SPACES)
+    builder_class, data_dir, label_space = find_builder(name, data_dir, label_space)
+    check_known(f"split of {name}", split, builder_class.splits(data_dir, label_space))
     digest = builder_class.digest(data_dir, split, label_space)
     builder = builder_class(data_dir=str(data_dir), split=split, label_space=label_space, listing_digest=digest)
     if streaming:
@@ -67,6 +62,22 @@ def load_segmentation_dataset(
     with _without_progress_bars():
         builder.download_and_prepare()
     return builder.as_dataset(split)
+
+
+def find_builder(name: str, data_dir: str | Path, label_space: str | Path | None) -> tuple[type[SegmentationBuilder], Path, str]:
+    """The builder of a data set in a folder, that folder's absolute path, and the label space to read it with.
+
+    Raises:
+        DataError: no such data set, or it cannot be read with this label space.
+    """
+    check_known("data set", name, DATASETS)
+    builder_class = DATASETS[name]
+    # Absolute: the paths that are stored must hold whatever the working directory is later.
+    data_dir = Path(data_dir).expanduser().absolute()
+    label_space = builder_class.default_label_space(data_dir) if label_space is None else str(label_space)
+    if builder_class.LABEL_SPACES:
+        check_known(f"label space for {name}", label_space, builder_class.LABEL_SPACES)
+    return builder_class, data_dir, label_space
 
 
 def label_space_of(dataset: datasets.Dataset | datasets.IterableDataset) -> LabelSpace:
@@ -77,7 +88,7 @@ def label_space_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Labe
     return feature.space
 
 
-def _check_known(what: str, given: str, known: Iterable[str]) -> None:
+def check_known(what: str, given: str, known: Iterable[str]) -> None:
     if given not in known:
         raise DataError(f"Unknown {what}: {given!r}; known: {', '.join(known)}.")
 

@@ -274,5 +274,5 @@ def test_nothing_there(tmp_path):
 def test_damaged_saved_set(own, tmp_path):
     own["val"].save_to_disk(tmp_path / "saved")
     next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"no arrow")
-    with pytest.raises(DataError, match="saved cannot be read .*: save it again"):
+    with pytest.raises(DataError, match=r"saved cannot be read .*: save it again"):
         load(tmp_path / "saved", "val")
