@@ -17,6 +17,10 @@ class DataError(RevHRNetError):
     """A data set on disk is not what it should be; the message names the file, field or id."""
 
 
+class AbsentSplitError(DataError):
+    """The data set is there, but not this split of it."""
+
+
 class RecipeError(RevHRNetError):
     """A recipe or a command line asks for something that does not exist or does not fit."""
 

@@ -27,9 +27,14 @@ from revhrnet_hf.versions import versions
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
-    parser.add_argument("--dataset", required=True, help="data set by name, such as camvid")
-    parser.add_argument("--data_dir", required=True, type=Path, help="the data set's folder, as its owner ships it")
+    parser.add_argument("--dataset", required=True, help="data set by name: camvid, folder, hub …")
+    parser.add_argument(
+        "--data_dir", required=True, type=Path, help="the data set's folder, as its owner ships it; for hub, its name or folder"
+    )
     parser.add_argument("--split", default="val", help="part of the data set to score (default: %(default)s)")
+    parser.add_argument("--label_space", help="classes by name, or a label table (default: the data set's usual ones)")
+    parser.add_argument("--image_column", help="for hub, the column of pictures (default: image)")
+    parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
     parser.add_argument(
         "--output",
         type=Path,
@@ -65,7 +70,14 @@ def main(arguments=None) -> None:
     if args.num_workers < 0:
         raise RecipeError(f"--num_workers {args.num_workers}: give 0 or more")
     output = output_file(args)
-    dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split)
+    dataset = load_segmentation_dataset(
+        args.dataset,
+        args.data_dir,
+        args.split,
+        label_space=args.label_space,
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
     label_space = label_space_of(dataset)
     model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype))
     sources = class_sources(model.config, label_space, args.dataset)
@@ -88,7 +100,7 @@ def main(arguments=None) -> None:
         )
     confusion.matrix = accelerate.utils.reduce(confusion.matrix, reduction="sum")
     if state.is_main_process:
-        report(args, output, state, len(dataset), label_space.names, confusion)
+        report(args, output, state, len(dataset), label_space, confusion)
     state.destroy_process_group()
 
 
@@ -110,7 +122,8 @@ def output_file(args) -> Path:
     return output
 
 
-def report(args, output, state, num_pictures, names, confusion) -> None:
+def report(args, output, state, num_pictures, label_space, confusion) -> None:
+    names = label_space.names
     scores = confusion.scores(names)
     print(format_scores(scores, names))
     print(f"pictures: {num_pictures}")
@@ -119,6 +132,7 @@ def report(args, output, state, num_pictures, names, confusion) -> None:
         "checkpoint": Path(args.checkpoint).resolve().name if Path(args.checkpoint).is_dir() else args.checkpoint,
         "dataset": args.dataset,
         "split": args.split,
+        "label_space": label_space.name,
         "pictures": num_pictures,
         "class_names": list(names),
         "scores": scores,

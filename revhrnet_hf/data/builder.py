@@ -9,13 +9,14 @@ import datasets
 
 from ..errors import DataError
 from .label_map import LabelMap, Picture
+from .label_space import find_label_space
 from .listing import Listed, Sample, check_same_sizes, listing_digest, locate
 from .tree import DataTree
 
 
 @dataclass
 class SegmentationConfig(datasets.BuilderConfig):
-    """What to load: `data_dir`, `split`, `label_space`.
+    """What to load: `data_dir`, `split`, `label_space` (a registered name, or a label table's file).
 
     `listing_digest` stands for the files as they are now, so that a changed folder is never answered from the cache.
     """
@@ -30,11 +31,12 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
 
     Sub-classes say:
         TITLE: its name in messages.
-        LABEL_SPACES: names of the label spaces that its label maps can be translated to, the usual one first.
+        LABEL_SPACES: names of the label spaces that its label maps can be translated to, the usual one first; empty if any can.
         SPLITS: its splits.
         HINT: what lies in the right folder, for messages.
+        PUBLISHED_COUNTS: pictures by split, where its owner says how many there are; the audit compares.
         recognises(tree): whether the data set lies directly in this tree.
-        list_split(tree, split, label_space): its pictures with their label maps; a DataError if the split is not there.
+        list_split(tree, split, label_space): its pictures with their label maps; an AbsentSplitError if the split is not there.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -43,6 +45,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     LABEL_SPACES: ClassVar[tuple[str, ...]]
     SPLITS: ClassVar[tuple[str, ...]]
     HINT: ClassVar[str]
+    PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {}
 
     @staticmethod
     def recognises(tree: DataTree) -> bool:
@@ -53,15 +56,30 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         raise NotImplementedError
 
     @classmethod
+    def default_label_space(cls, data_dir: Path) -> str:
+        return cls.LABEL_SPACES[0]
+
+    @classmethod
+    def splits(cls, data_dir: Path, label_space: str) -> tuple[str, ...]:
+        """The splits that can be asked for."""
+        return cls.SPLITS
+
+    @classmethod
+    def open_tree(cls, data_dir: Path) -> DataTree:
+        """Raises a DataError if the folder is missing, empty or of another level."""
+        tree = DataTree(data_dir)
+        if not cls.recognises(tree):
+            raise DataError(cls._not_here(tree))
+        return tree
+
+    @classmethod
     def list_samples(cls, data_dir: Path, split: str, label_space: str) -> list[Sample]:
         """The split's pictures with their label maps, in the data set's order.
 
         Raises:
             DataError: the folder is missing, empty or of another level; the split is absent; a file has no partner.
         """
-        tree = DataTree(data_dir)
-        if not cls.recognises(tree):
-            raise DataError(cls._not_here(tree))
+        tree = cls.open_tree(data_dir)
         return locate(tree, cls.list_split(tree, split, label_space))
 
     @classmethod
@@ -85,7 +103,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         columns = {
             "image": Picture(),
-            "label_map": LabelMap(label_space=self.config.label_space),
+            "label_map": LabelMap.of(find_label_space(self.config.label_space)),
             "image_id": datasets.Value("string"),
         }
         return datasets.DatasetInfo(features=datasets.Features(columns))

@@ -8,7 +8,7 @@
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from ..errors import DataError
+from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, LabelSpace
 from .listing import Listed
@@ -116,7 +116,7 @@ def _list_segnet(tree: DataTree, part: str) -> list[Listed]:
     images, label_maps = part, f"{part}annot"
     if not tree.has_folder(images) or not tree.has_folder(label_maps):
         present = [p for p in PARTS if tree.has_folder(p) and tree.has_folder(f"{p}annot")]
-        raise DataError(
+        raise AbsentSplitError(
             f"CamVid in {tree.root} has no split {part!r} (it needs {part}/ and {part}annot/); "
             f"splits there: {', '.join(present) or 'none'}."
         )
@@ -143,7 +143,7 @@ def _list_original(tree: DataTree, part: str) -> list[Listed]:
     list_file = f"{part}.txt"
     if not tree.has_file(list_file):
         present = [f"{p}.txt" for p in PARTS if tree.has_file(f"{p}.txt")]
-        raise DataError(
+        raise AbsentSplitError(
             f"CamVid's original form does not say which frames are {part!r}: put SegNet's {part}.txt (one frame a "
             f"line) into {tree.root}, beside {STILLS}/ (lists there: {', '.join(present) or 'none'})."
         )

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import datasets
 import numpy as np
@@ -18,8 +19,8 @@ import pyarrow as pa
 from datasets.features.features import register_feature
 
 from ..errors import DataError
-from .label_space import get_label_space
-from .tree import location_name, read_location, split_location
+from .label_space import LABEL_SPACES, LabelSpace, get_label_space
+from .tree import location_name, read_location
 
 SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
@@ -59,21 +60,45 @@ class LabelMap(StoredFile):
     label space translates. A value without a path is a label map that was decoded before, which is how `Dataset.map`
     stores PIL images that it is handed: it holds train ids and is not translated again.
 
+    Make one with `LabelMap.of(label_space)`, and read its `space`.
+
+    Attributes:
+        label_space: the label space's name.
+        definition: None for a registered label space; for any other its whole table as JSON, which travels with the data set,
+            so that other processes, the cache, and whoever loads it from the Hub know the classes. (Text, because
+            `datasets` takes dicts in a feature for features.)
+
     Raises:
         DataError: on decoding, if the file is unreadable or holds an id outside the label space; the message names it.
     """
 
     label_space: str = ""
+    definition: str | None = None
     _type: str = field(default="LabelMap", init=False, repr=False)
+
+    @classmethod
+    def of(cls, space: LabelSpace) -> "LabelMap":
+        registered = LABEL_SPACES.get(space.name) == space
+        return cls(label_space=space.name, definition=None if registered else space.to_json())
+
+    @property
+    def space(self) -> LabelSpace:
+        return get_label_space(self.label_space) if self.definition is None else _defined(self.definition)
 
     def decode_example(self, value: dict | PIL.Image.Image, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         if isinstance(value, PIL.Image.Image):
             return value
-        label_space = get_label_space(self.label_space)
+        label_space = self.space
         with _unreadable_is_data_error("Label map", value):
             raw = _raw_array(_open_picture(value))
         translation = label_space if value["path"] else label_space.of_train_ids
         return PIL.Image.fromarray(translation.train_ids(raw, _source(value)))
+
+
+@lru_cache(maxsize=16)
+def _defined(definition: str) -> LabelSpace:
+    """One object for each table, which keeps its look-up table from one label map to the next."""
+    return LabelSpace.from_json(definition)
 
 
 def _embedded(value: dict) -> dict:
@@ -86,7 +111,7 @@ def _embedded(value: dict) -> dict:
 
 def _open_picture(value: dict) -> PIL.Image.Image:
     path, data = value["path"], value["bytes"]
-    if data is None and split_location(path)[1] is not None:
+    if data is None and "://" in path:
         data = read_location(path)
     image = PIL.Image.open(path if data is None else io.BytesIO(data))
     image.load()  # to avoid "Too many open files" errors

@@ -4,13 +4,16 @@ A *raw id* is what a label PNG holds (a number, or a colour where the owner code
 the network's output channel. Pixels that are not scored hold `ignore_index`.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
+from .label_table import is_label_table, read_label_table
 
 Colour = tuple[int, int, int]
 
@@ -55,6 +58,56 @@ class LabelSpace:
                 f"0–{self.num_classes - 1}: correct its tables."
             )
 
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "LabelSpace":
+        """The label space of a label table that somebody wrote for data of their own; label_table.py shows the form.
+
+        Raises:
+            DataError: the file is missing or no YAML, something in it cannot be (the line is named), or it has the name of
+                another label space.
+        """
+        table = read_label_table(path)
+        space = cls(
+            name=table.name,
+            names=tuple(table.names),
+            colours=tuple(table.colours),
+            raw_ids=table.raw_ids,
+            raw_colours=table.raw_colours,
+        )
+        if LABEL_SPACES.get(space.name, space) != space:
+            raise DataError(f"Label table {path}: {space.name!r} is another label space already; give name: something else.")
+        return space
+
+    def to_json(self) -> str:
+        """The whole table as one line of JSON, which `from_json` reads."""
+        return json.dumps(
+            {
+                "name": self.name,
+                "names": self.names,
+                "colours": self.colours,
+                "raw_ids": sorted(self.raw_ids.items()),
+                "ignore_index": self.ignore_index,
+                "raw_colours": sorted(self.raw_colours.items()),
+            },
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "LabelSpace":
+        """Raises a DataError for a text that `to_json` has not written."""
+        try:
+            table = json.loads(text)
+            return cls(
+                name=table["name"],
+                names=tuple(table["names"]),
+                colours=tuple(tuple(colour) for colour in table["colours"]),
+                raw_ids={raw_id: train_id for raw_id, train_id in table["raw_ids"]},
+                ignore_index=table["ignore_index"],
+                raw_colours={tuple(colour): train_id for colour, train_id in table["raw_colours"]},
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise DataError(f"No label space can be read from the JSON {text[:80]!r} ({error!r}).") from error
+
     @property
     def num_classes(self) -> int:
         return len(self.names)
@@ -95,9 +148,14 @@ class LabelSpace:
         return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(raw, source)
 
     def _from_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
+        if not self.raw_ids:
+            raise DataError(
+                f"Label map {source} holds ids, but label space {self.name!r} knows colours only: use label maps in its "
+                "colours, or give the classes' ids."
+            )
         # mode="clip" sends every larger id to the table's last entry, which is unknown.
         train_ids = self._id_table.take(raw, mode="clip")
-        self._check_known(train_ids, raw, source, "ids", _ranges(self.raw_ids))
+        self._check_known(train_ids, raw, source, "ids", id_ranges(self.raw_ids))
         return train_ids.astype(np.uint8)
 
     def _from_colours(self, raw: np.ndarray, source: str) -> np.ndarray:
@@ -140,7 +198,7 @@ class LabelSpace:
         return codes[order], np.array(list(self.raw_colours.values()), dtype=np.int16)[order]
 
 
-def _ranges(ids: Iterable[int]) -> str:
+def id_ranges(ids: Iterable[int]) -> str:
     """The ids as text with runs drawn together: `0–10, 255`."""
     ids = set(ids)
     starts = sorted(i for i in ids if i - 1 not in ids)
@@ -173,3 +231,8 @@ def get_label_space(name: str) -> LabelSpace:
     if name not in LABEL_SPACES:
         raise DataError(f"Unknown label space {name!r}; known are {', '.join(sorted(LABEL_SPACES))}.")
     return LABEL_SPACES[name]
+
+
+def find_label_space(given: str | Path) -> LabelSpace:
+    """A registered label space by its name, or the one of a label table by its file (.yaml or .yml)."""
+    return LabelSpace.from_yaml(given) if is_label_table(given) else get_label_space(str(given))

@@ -36,29 +36,42 @@ class Sample(NamedTuple):
     annotation: bytes | None = None
 
 
+class Lost(NamedTuple):
+    """A file that a data set lists and that is not there: where it should be, and its partner, which may be lost as well."""
+
+    kind: str
+    missing: str
+    partner_kind: str
+    partner: str
+
+
+def locate_all(tree: DataTree, listed: list[Listed]) -> tuple[list[Sample], list[Lost]]:
+    """The locations of the pictures and label maps that are both there, and every file that is not."""
+    samples, lost = [], []
+    for item in listed:
+        image = tree.location(item.image)
+        label_map = tree.location(item.label_map) if item.annotation is None else item.label_map
+        if image is None:
+            lost.append(Lost("picture", tree.expected(item.image), "Label map", tree.expected(item.label_map)))
+        if label_map is None:
+            lost.append(Lost("label map", tree.expected(item.label_map), "Picture", tree.expected(item.image)))
+        if image is not None and label_map is not None:
+            samples.append(Sample(image, label_map, item.image_id, item.annotation))
+    return samples, lost
+
+
 def locate(tree: DataTree, listed: list[Listed]) -> list[Sample]:
     """The files' locations. Raises a DataError that counts the listed files that are not there, and names the first few."""
-    samples = [
-        Sample(
-            tree.location(item.image),
-            tree.location(item.label_map) if item.annotation is None else item.label_map,
-            item.image_id,
-            item.annotation,
+    samples, lost = locate_all(tree, listed)
+    if lost:
+        kind, partner_kind = lost[0].kind, lost[0].partner_kind
+        alike = [item for item in lost if item.kind == kind]
+        shown = ", ".join(f"{item.partner} (expected {item.missing})" for item in alike[:MAX_NAMED])
+        more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
+        raise DataError(
+            f"{partner_kind} without its {kind}, {len(alike)} of {len(listed)}: {shown}{more}. "
+            "Add the missing files, or take these entries out of the split."
         )
-        for item in listed
-    ]
-    for kind, partner, lost in (
-        ("Picture", "label map", [(i.image, i.label_map) for i, s in zip(listed, samples, strict=True) if s.label_map is None]),
-        ("Label map", "picture", [(i.label_map, i.image) for i, s in zip(listed, samples, strict=True) if s.image is None]),
-    ):
-        if lost:
-            named = [(tree.expected(file), tree.expected(missing)) for file, missing in lost[:MAX_NAMED]]
-            shown = ", ".join(f"{file} (expected {missing})" for file, missing in named)
-            more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
-            raise DataError(
-                f"{kind} without its {partner}, {len(lost)} of {len(samples)}: {shown}{more}. "
-                "Add the missing files, or take these entries out of the split."
-            )
     return samples
 
 
@@ -69,8 +82,8 @@ def check_same_sizes(samples: list[Sample]) -> None:
         image_size, label_map_size = picture_size(sample.image), picture_size(sample.label_map)
         if image_size != label_map_size:
             raise DataError(
-                f"Picture {sample.image} is {_by(image_size)} pixels (width×height) but its label map "
-                f"{sample.label_map} is {_by(label_map_size)}: bring both to one size "
+                f"Picture {sample.image} is {by(image_size)} pixels (width×height) but its label map "
+                f"{sample.label_map} is {by(label_map_size)}: bring both to one size "
                 "(label maps by nearest neighbour)."
             )
 
@@ -99,5 +112,5 @@ def picture_size(location: str) -> tuple[int, int]:
         ) from error
 
 
-def _by(size: tuple[int, int]) -> str:
+def by(size: tuple[int, int]) -> str:
     return "×".join(map(str, size))

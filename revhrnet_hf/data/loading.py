@@ -9,25 +9,38 @@ import datasets
 from ..errors import DataError
 from .builder import SegmentationBuilder
 from .camvid import CamVid
+from .folder import Folder
 from .label_map import LabelMap
-from .label_space import LabelSpace, get_label_space
+from .label_space import LabelSpace
+from .stored import IMAGE, LABEL_MAP, load_stored
 
-DATASETS: dict[str, type[SegmentationBuilder]] = {"camvid": CamVid}
+DATASETS: dict[str, type[SegmentationBuilder]] = {"camvid": CamVid, "folder": Folder}
+STORED = "hub"
 
 
 def load_segmentation_dataset(
-    name: str, data_dir: str | Path, split: str, label_space: str | None = None, streaming: bool = False
+    name: str,
+    data_dir: str | Path,
+    split: str,
+    label_space: str | Path | None = None,
+    streaming: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Loads one split of a data set from the folder in which it lies.
+    """Loads one split of a data set from the folder in which it lies, or from the Hub.
 
     Pictures stay files and are read with each example; the `datasets` cache holds only their paths.
 
     Args:
-        name: the data set, for example `"camvid"`.
-        data_dir: its folder, laid out as the owner does it; zip and tar files in it are read without unpacking.
+        name: the data set, for example `"camvid"`; `"folder"` for pictures and label maps of your own (folder.py says how they
+            should lie); `"hub"` for any data set on the Hub, in a copy of its repository, or saved with `save_to_disk`.
+        data_dir: its folder, laid out as the owner does it; zip and tar files in it are read without unpacking. With `"hub"`
+            the name on the Hub, or the folder.
         split: for example `"train"`, `"val"`, `"trainval"`.
-        label_space: the classes to translate to; the data set's usual ones if None.
+        label_space: the classes to translate to; the data set's usual ones if None. With `"folder"` and `"hub"` the classes that
+            the label maps are drawn in: a label table (a YAML file; label_table.py shows its form) or a name.
         streaming: gives an `IterableDataset`, which writes no cache at all.
+        image_column, label_column: with `"hub"` only, the names of these columns there; `"image"` and `"label_map"` if None.
 
     Returns:
         Columns `image` (PIL, RGB), `label_map` (PIL, mode L: train ids, 255 ignored) and `image_id` (str).
@@ -35,13 +48,13 @@ def load_segmentation_dataset(
     Raises:
         DataError: an unknown name, split or label space, or a folder in which something is missing or does not fit.
     """
-    _check_known("data set", name, DATASETS)
-    builder_class = DATASETS[name]
-    label_space = label_space or builder_class.LABEL_SPACES[0]
-    _check_known(f"split of {name}", split, builder_class.SPLITS)
-    _check_known(f"label space for {name}", label_space, builder_class.LABEL_SPACES)
-    # Absolute: the paths that are stored must hold whatever the working directory is later.
-    data_dir = Path(data_dir).expanduser().absolute()
+    check_known("data set", name, (*DATASETS, STORED))
+    if name == STORED:
+        return load_stored(data_dir, split, label_space, streaming, image_column or IMAGE, label_column or LABEL_MAP)
+    if image_column or label_column:
+        raise DataError(f"image_column and label_column are for the data set {STORED!r} only: leave them out with {name!r}.")
+    builder_class, data_dir, label_space = find_builder(name, data_dir, label_space)
+    check_known(f"split of {name}", split, builder_class.splits(data_dir, label_space))
     digest = builder_class.digest(data_dir, split, label_space)
     builder = builder_class(data_dir=str(data_dir), split=split, label_space=label_space, listing_digest=digest)
     if streaming:
@@ -51,15 +64,31 @@ def load_segmentation_dataset(
     return builder.as_dataset(split)
 
 
+def find_builder(name: str, data_dir: str | Path, label_space: str | Path | None) -> tuple[type[SegmentationBuilder], Path, str]:
+    """The builder of a data set in a folder, that folder's absolute path, and the label space to read it with.
+
+    Raises:
+        DataError: no such data set, or it cannot be read with this label space.
+    """
+    check_known("data set", name, DATASETS)
+    builder_class = DATASETS[name]
+    # Absolute: the paths that are stored must hold whatever the working directory is later.
+    data_dir = Path(data_dir).expanduser().absolute()
+    label_space = builder_class.default_label_space(data_dir) if label_space is None else str(label_space)
+    if builder_class.LABEL_SPACES:
+        check_known(f"label space for {name}", label_space, builder_class.LABEL_SPACES)
+    return builder_class, data_dir, label_space
+
+
 def label_space_of(dataset: datasets.Dataset | datasets.IterableDataset) -> LabelSpace:
     """The label space of the data set's `label_map` column; a data set without one is a DataError."""
     feature = (dataset.features or {}).get("label_map")
     if not isinstance(feature, LabelMap):
         raise DataError(f"The data set's column 'label_map' is {feature!r}, no LabelMap, so its classes are unknown.")
-    return get_label_space(feature.label_space)
+    return feature.space
 
 
-def _check_known(what: str, given: str, known: Iterable[str]) -> None:
+def check_known(what: str, given: str, known: Iterable[str]) -> None:
     if given not in known:
         raise DataError(f"Unknown {what}: {given!r}; known: {', '.join(known)}.")
 

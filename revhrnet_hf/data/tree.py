@@ -13,6 +13,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from threading import Lock
 
+import fsspec
+
 from ..errors import DataError
 
 ARCHIVES = (".zip", ".tar")
@@ -134,6 +136,9 @@ def split_location(location: str) -> tuple[str, str | None]:
 def read_location(location: str) -> bytes:
     """The file's bytes; an OSError if it is missing or damaged."""
     file, member = split_location(location)
+    if "://" in file:  # where a streamed data set lies: on the Hub, or in any other file system that fsspec knows
+        with fsspec.open(location) as remote:
+            return remote.read()
     return Path(file).read_bytes() if member is None else _open_archive(os.getpid(), file).read(member)
 
 

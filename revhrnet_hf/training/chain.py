@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ..data import load_segmentation_dataset
 from ..errors import RecipeError
 from .checkpoint import BEST
 from .recipe import Recipe
-from .stage import Stage
+from .stage import Stage, load_split
 
 
 def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> list[Path]:
@@ -54,7 +53,7 @@ def run_chain(
         raise RecipeError("All stages of a chain have the same precision: Accelerate keeps it for the whole process")
     for recipe, data_dir in zip(recipes[1:], data_dirs[1:], strict=True):
         for split in (recipe.train_split, recipe.eval_split):
-            load_segmentation_dataset(recipe.dataset, data_dir, split)
+            load_split(recipe, data_dir, split)
     results = []
     for position, (recipe, data_dir) in enumerate(zip(recipes, data_dirs, strict=True)):
         folder = stage_dir(output_dir, recipes, position)

@@ -28,7 +28,14 @@ class Recipe:
     """One stage of training. Every field can be given as `--field value` on the command line of `run_seg.py`."""
 
     # data
-    dataset: str = _setting("", "Data set, such as camvid; has no default")
+    dataset: str = _setting(
+        "", "Data set, such as camvid; folder, for pictures of your own; hub, for one that datasets has stored; has no default"
+    )
+    label_space: str | None = _setting(
+        None, "Classes to translate to, by name; with folder and hub, a label table (YAML); not given, the data set's usual ones"
+    )
+    image_column: str | None = _setting(None, "Of a data set of hub: the column of pictures (image)")
+    label_column: str | None = _setting(None, "Of a data set of hub: the column of label maps (label_map)")
     train_split: str = _setting("train", "Split to train on")
     eval_split: str = _setting("val", "Split to score on")
 

@@ -88,6 +88,17 @@ def poly_learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     return recipe.learning_rate * (1 - step / total_steps) ** recipe.poly_power
 
 
+def load_split(recipe: Recipe, data_dir: str | Path, split: str) -> Dataset:
+    return load_segmentation_dataset(
+        recipe.dataset,
+        data_dir,
+        split,
+        label_space=recipe.label_space,
+        image_column=recipe.image_column,
+        label_column=recipe.label_column,
+    )
+
+
 class Stage:
     """One run of a recipe on a data set's folder.
 
@@ -112,8 +123,7 @@ class Stage:
             log_with=recipe.trackers or None,
             project_config=ProjectConfiguration(str(output_dir), logging_dir=str(self.output_dir / TRACKER_FOLDER)),
         )
-        train_set = load_segmentation_dataset(recipe.dataset, data_dir, recipe.train_split)
-        self.eval_set = load_segmentation_dataset(recipe.dataset, data_dir, recipe.eval_split)
+        train_set, self.eval_set = (load_split(recipe, data_dir, split) for split in (recipe.train_split, recipe.eval_split))
         self.label_space = label_space_of(train_set)
         set_seed(recipe.seed)
         model, self.image_processor = build_model(recipe, self.label_space)

@@ -1,0 +1,177 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from revhrnet_hf.data import CamVid
+from revhrnet_hf.data.audit import audit_dataset
+from revhrnet_hf.errors import DataError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "audit_data.py"
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    monkeypatch.setattr(CamVid, "PUBLISHED_COUNTS", {"train": 5, "val": 3})
+
+
+@pytest.fixture
+def run_script(monkeypatch):
+    spec = importlib.util.spec_from_file_location("audit_data", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(*arguments):
+        """The exit status."""
+        monkeypatch.setattr(sys, "argv", ["audit_data.py", *map(str, arguments), "--num_workers", "0"])
+        with pytest.raises(SystemExit) as stopped:
+            script.run(script.main)
+        return stopped.value.code
+
+    return run
+
+
+def break_everything(camvid):
+    """One file of each kind of damage, and what the audit should call it."""
+    (camvid / "train" / "mini_train_00000.png").unlink()
+    (camvid / "trainannot" / "mini_train_00001.png").unlink()
+    truncate(camvid / "train" / "mini_train_00002.png")
+    write_ids(camvid / "trainannot" / "mini_train_00003.png", [[77, 3], [200, 78]])
+    file = camvid / "trainannot" / "mini_train_00004.png"
+    PIL.Image.open(file).crop((0, 0, 30, 20)).save(file)
+    truncate(camvid / "valannot" / "mini_val_00001.png")
+    return [
+        ("missing", "mini_train_00000.png", r"Label map without its picture: .*trainannot/mini_train_00000\.png"),
+        ("missing", "mini_train_00001.png", r"Picture without its label map: .*train/mini_train_00001\.png"),
+        ("picture", "mini_train_00002.png", "cannot be read"),
+        ("label map", "mini_train_00003.png", "holds the ids 77, 78, 200, which"),
+        ("size", "mini_train_00004.png", "is 64×48 pixels .* label map is 30×20"),
+        ("label map", "mini_val_00001.png", "cannot be read"),
+    ]
+
+
+def truncate(file):
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+
+
+def write_ids(file, ids):
+    raw = np.asarray(PIL.Image.open(file)).copy()
+    raw[:2, :2] = ids
+    PIL.Image.fromarray(raw).save(file)
+
+
+def test_pixels_are_counted_as_numpy_does(mini_camvid):
+    audit = audit_dataset("camvid", mini_camvid)
+    assert not audit.findings
+    assert list(audit.splits) == ["train", "val", "trainval"]
+    assert list(audit.absent) == ["test"]
+    for split, folders in (("train", ["train"]), ("val", ["val"]), ("trainval", ["train", "val"])):
+        files = [file for folder in folders for file in (mini_camvid / f"{folder}annot").glob("*.png")]
+        raw = np.stack([np.asarray(PIL.Image.open(file)) for file in files])
+        report = audit.splits[split]
+        assert report.pictures == len(files)
+        assert report.sizes == {(64, 48): len(files)}
+        # Raw id 11 is CamVid's void.
+        assert report.pixels.tolist() == [(raw == raw_id).sum() for raw_id in range(12)]
+        assert report.occurrences.tolist() == [(raw == raw_id).any((1, 2)).sum() for raw_id in range(12)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_finding_is_listed_once(mini_camvid, num_workers):
+    expected = break_everything(mini_camvid)
+    findings = audit_dataset("camvid", mini_camvid, num_workers=num_workers).findings
+    assert sorted((problem.kind, Path(problem.file).name) for problem in findings) == sorted(e[:2] for e in expected)
+    for kind, name, text in expected:
+        ((problem, splits),) = [(p, s) for p, s in findings.items() if (p.kind, Path(p.file).name) == (kind, name)]
+        assert splits == [name.split("_")[1], "trainval"]
+        with pytest.raises(DataError, match=text):
+            raise DataError(problem.text)
+
+
+def test_broken_pictures_do_not_count(mini_camvid):
+    break_everything(mini_camvid)
+    report = audit_dataset("camvid", mini_camvid, ["train"]).splits["train"]
+    assert report.pictures == 5
+    assert report.sizes == {(64, 48): 2}
+    # Read were the label maps 2 and 4, the latter cut to 30×20.
+    assert report.pixels.sum() == 64 * 48 + 30 * 20
+
+
+def test_count_is_compared_with_the_published(mini_camvid):
+    lines = (mini_camvid / "val.txt").read_text().splitlines(keepends=True)
+    (mini_camvid / "val.txt").write_text("".join(lines[:2]))
+    ((problem, splits),) = audit_dataset("camvid", mini_camvid).findings.items()
+    assert (problem.kind, splits) == ("count", ["val"])
+    assert problem.text == "val has 2 pictures, but CamVid was published with 3."
+
+
+def test_broken_list_does_not_hide_the_other_splits(mini_camvid):
+    (mini_camvid / "train.txt").write_text("one_name_only.png\n")
+    audit = audit_dataset("camvid", mini_camvid)
+    ((problem, splits),) = audit.findings.items()
+    assert (problem.kind, splits) == ("listing", ["train", "trainval"])
+    assert "must name a picture and a label map" in problem.text
+    assert audit.splits["val"].pictures == 3
+
+
+def test_script_says_it_all_and_fails(mini_camvid, tmp_path, run_script, capsys):
+    expected = break_everything(mini_camvid)
+    assert run_script("camvid", mini_camvid, "--json", tmp_path / "audit.json") == 1
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "audit.json").read_text())
+    assert len(record["findings"]) == len(expected)
+    for finding in record["findings"]:
+        assert finding["text"] in printed
+    assert "6 in all" in printed
+    assert "not there: test" in printed
+    assert record["splits"]["val"]["sizes"] == {"64×48": 3}
+
+
+def test_script_on_a_clean_split(mini_camvid, run_script, capsys):
+    (mini_camvid / "train" / "mini_train_00000.png").unlink()
+    assert run_script("camvid", mini_camvid, "--split", "val") == 0
+    printed = capsys.readouterr().out
+    assert "no findings" in printed
+    assert ["val", "3", "3", "64×48", "(3)"] in [line.split() for line in printed.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kitti", "."], "Unknown data set: 'kitti'; known: camvid"),
+        (["camvid", "DIR", "--split", "dev"], "Unknown split of camvid: 'dev'"),
+        (["camvid", "DIR", "--split", "test"], "no split 'test'"),
+        (["camvid", "DIR", "--label_space", "voc21"], "Unknown label space for camvid: 'voc21'"),
+        (["camvid", "DIR/train"], "DIR looks right"),
+        (["camvid", "DIR", "--json", "DIR/none/x.json"], "there is no folder"),
+    ],
+)
+def test_wrong_questions(mini_camvid, run_script, capsys, arguments, message):
+    assert run_script(*(argument.replace("DIR", str(mini_camvid)) for argument in arguments)) == 1
+    error = capsys.readouterr().err
+    assert message.replace("DIR", str(mini_camvid)) in error
+    assert "Traceback" not in error
+
+
+def test_folder_of_ones_own(tmp_path, run_script, capsys):
+    for split in ("train", "val"):
+        for kind, array in (("images", np.zeros((2, 3, 3), np.uint8)), ("labels", np.array([[0, 1, 1], [1, 255, 0]], np.uint8))):
+            (tmp_path / split / kind).mkdir(parents=True)
+            PIL.Image.fromarray(array).save(tmp_path / split / kind / "a.png")
+    (tmp_path / "labels.yaml").write_text("name: own\nnames: [road, car]\n")
+    assert run_script("folder", tmp_path) == 0
+    assert ["car", "1", "50.000", "1", "50.000", "1"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    (tmp_path / "val" / "labels" / "a.png").unlink()
+    assert run_script("folder", tmp_path) == 1
+
+
+def test_nothing_but_absent_splits(mini_original):
+    for split in ("train", "val"):
+        (mini_original / f"{split}.txt").unlink()
+    with pytest.raises(DataError, match=r"does not say which frames are 'train'.*'val'.*'test'"):
+        audit_dataset("camvid", mini_original)
