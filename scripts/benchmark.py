@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.evaluation import write_json
-from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.training.recipe import Recipe, read_chain
 from revhrnet_hf.versions import versions
 
 
@@ -25,13 +25,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     loop = commands.add_parser("loop", help="step time of the training loop against the bare step")
-    loop.add_argument("--recipe", required=True, help="YAML file of the recipe")
+    loop.add_argument("--recipe", required=True, help="YAML file of the recipe; of a chain, its first stage")
     loop.add_argument("--data_dir", required=True, help="folder of the recipe's data set")
     loop.add_argument("--rounds", type=int, default=3, help="pairs of measured epochs (default: 3)")
     loop.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
 
-    result = benchmark_loop(Recipe.from_yaml(arguments.recipe), arguments.data_dir, arguments.rounds)
+    result = benchmark_loop(read_chain(arguments.recipe)[0], arguments.data_dir, arguments.rounds)
     print(f"{'round':>5}  {'bare s/step':>11}  {'loop s/step':>11}  {'ratio':>6}")
     for position, pair in enumerate(result["rounds"], start=1):
         print(f"{position:>5}  {pair['bare_s']:>11.3f}  {pair['loop_s']:>11.3f}  {pair['ratio']:>6.3f}")

@@ -146,7 +146,7 @@ class Stage:
         self.state = self._restore() if going_on else TrainingState()
         self.history = [] if handed_over is None else handed_over.history
         if going_on:
-            *self.history, _ = AutoConfig.from_pretrained(self.output_dir / LAST).training_history
+            self.history = AutoConfig.from_pretrained(self.output_dir / LAST).training_history[:-1]
         elif handed_over is not None:
             self.accelerator.print(handed_over)
             self._log({}, init_from=handed_over.checkpoint, classifier_rows=handed_over.rows)
