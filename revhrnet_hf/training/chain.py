@@ -27,8 +27,8 @@ def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> list[Path]:
 
 
 def stage_dir(output_dir: Path, recipes: list[Recipe], position: int) -> Path:
-    """The folder of the stage at `position` (from 0); a single stage has the output folder for itself."""
-    return output_dir if len(recipes) == 1 else output_dir / f"{position + 1}_{recipes[position].dataset}"
+    """The folder of the stage at `position` (from 0): the last one's, the chain's result, is the output folder itself."""
+    return output_dir if position == len(recipes) - 1 else output_dir / f"{position + 1}_{recipes[position].dataset}"
 
 
 def run_chain(
@@ -40,7 +40,7 @@ def run_chain(
 
     Args:
         recipes, data_dirs: one a stage.
-        output_dir: gets a folder a stage, `1_DATASET`, `2_DATASET`, …; the last one's `best/` is the result.
+        output_dir: gets what the last stage writes, and a folder `1_DATASET`, `2_DATASET`, … for each stage before.
 
     Returns:
         The last scores of each stage; None for a stage that was finished before.
