@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from .checkpoint import BEST
+from .checkpoint import BEST, refuse_second_run, remove_run
 from .recipe import Recipe
 from .stage import Stage, load_split
 
@@ -54,12 +54,18 @@ def run_chain(
     for recipe, data_dir in zip(recipes[1:], data_dirs[1:], strict=True):
         for split in (recipe.train_split, recipe.eval_split):
             load_split(recipe, data_dir, split)
+    folders = [stage_dir(output_dir, recipes, position) for position in range(len(recipes))]
+    for folder in folders:
+        refuse_second_run(folder, resume, overwrite)
     results = []
-    for position, (recipe, data_dir) in enumerate(zip(recipes, data_dirs, strict=True)):
-        folder = stage_dir(output_dir, recipes, position)
+    for position, (recipe, data_dir, folder) in enumerate(zip(recipes, data_dirs, folders, strict=True)):
         if position > 0 and recipe.init_from is None:
-            recipe.init_from = str(stage_dir(output_dir, recipes, position - 1) / BEST)
+            recipe.init_from = str(folders[position - 1] / BEST)
         stage = Stage(recipe, data_dir, folder, resume, overwrite)
+        if overwrite and position == 0 and stage.accelerator.is_main_process:
+            # Else a chain that is killed now and resumed would find later stages finished.
+            for later in folders[1:]:
+                remove_run(later)
         if len(recipes) > 1:
             stage.accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
         results.append(stage.run())

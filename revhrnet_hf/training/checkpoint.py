@@ -24,8 +24,8 @@ LAST, BEST = "last", "best"
 LOG_FILE = "log.jsonl"
 TRACKER_FOLDER = "tensorboard"
 
-# Fields that may change between a run and its continuation: they do not change what is learnt.
-FREE_TO_CHANGE = {"num_workers", "eval_every", "eval_at_start", "log_every", "trackers"}
+# Fields that may change between a run and its continuation: they do not change what is learnt from there on.
+FREE_TO_CHANGE = {"num_workers", "eval_every", "eval_at_start", "log_every", "trackers", "init_from"}
 
 
 @dataclass
@@ -134,27 +134,36 @@ def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: 
         CheckpointError: the folder holds a run and neither `resume` nor `overwrite` is asked for; or the run to resume was
             started with another recipe.
     """
-    if resume and overwrite:
-        raise CheckpointError("--resume and --overwrite exclude each other")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise CheckpointError(f"{output_dir} is a file; --output_dir must be a folder")
+    refuse_second_run(output_dir, resume, overwrite)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"Cannot make the output folder {output_dir}: {error.strerror}") from error
     recover(output_dir)
-    has_run = any((output_dir / name).exists() for name in (LAST, BEST))
+    if resume and (output_dir / LAST).exists():
+        _check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
+        return True
+    remove_run(output_dir)
+    return False
+
+
+def refuse_second_run(output_dir: Path, resume: bool, overwrite: bool) -> None:
+    """Raises a CheckpointError if the folder holds a run and it is not said what to do with it."""
+    if resume and overwrite:
+        raise CheckpointError("--resume and --overwrite exclude each other")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise CheckpointError(f"{output_dir} is a file; --output_dir must be a folder")
+    has_run = any((output_dir / f"{name}{ending}").exists() for name in (LAST, BEST) for ending in ("", ".old"))
     if has_run and not (resume or overwrite):
         raise CheckpointError(
             f"{output_dir} already holds a run: go on with it by --resume, start anew by --overwrite, or choose another folder"
         )
-    if resume and (output_dir / LAST).exists():
-        _check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
-        return True
+
+
+def remove_run(output_dir: Path) -> None:
     for name in (LAST, BEST, TRACKER_FOLDER):
         shutil.rmtree(output_dir / name, ignore_errors=True)
     (output_dir / LOG_FILE).unlink(missing_ok=True)
-    return False
 
 
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:

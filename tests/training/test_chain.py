@@ -1,0 +1,157 @@
+"""Chains on drawn scenes: stage after stage, hand-over, what is finished stays, what was interrupted goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import revhrnet_hf
+from revhrnet_hf.data import get_label_space
+from revhrnet_hf.data.miniature import write_camvid, write_cityscapes, write_mapillary_vistas
+from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
+from revhrnet_hf.training import chain
+from revhrnet_hf.training.chain import run_chain
+from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.training.stage import Stage
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    counts = {"train": 8, "val": 2}
+    write_mapillary_vistas(folder / "mapillary_vistas", counts, size=(96, 128))
+    write_cityscapes(folder / "cityscapes", counts, size=(96, 128))
+    write_camvid(folder / "camvid", counts, size=(96, 128))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def recipes(weights):
+    """Makes the recipes of a chain over the data sets of these names."""
+
+    def make(*names, **settings):
+        common = {
+            "variant": "w18",
+            "backbone": "test_resnet",
+            "backbone_weights": str(weights),
+            "num_modules": [1, 1, 1],
+            "num_blocks": 1,
+            "head": "concat",
+            "initializer": "he",
+            "batch_norm_momentum": 0.1,
+            "crop_size": [64, 96],
+            "base_size": 128,
+            "epochs": 2,
+            "batch_size": 4,
+            "learning_rate": 0.05,
+            "num_workers": 0,
+            "log_every": 1,
+            "trackers": [],
+        }
+        return [Recipe(dataset=name, **{**common, **settings}) for name in names]
+
+    return make
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_three_stages(data, recipes, tmp_path, capsys):
+    names = ["mapillary_vistas", "cityscapes", "camvid"]
+    results = run_chain(recipes(*names), [data / name for name in names], tmp_path)
+    said = capsys.readouterr().out
+    assert "stage 2 of 3: cityscapes" in said
+    assert "  road ← Road + Crosswalk - Plain" in said
+    folders = [tmp_path / "1_mapillary_vistas", tmp_path / "2_cityscapes", tmp_path]
+    classes = [65, 19, 11]
+    for folder, num_labels, scores in zip(folders, classes, results, strict=True):
+        model = revhrnet_hf.RevHRNetForSemanticSegmentation.from_pretrained(folder / "best")
+        assert model.config.num_labels == num_labels
+        assert log_of(folder)[-1]["mean_iou"] == scores["mean_iou"]
+    history = model.config.training_history
+    assert [entry["dataset"] for entry in history] == names
+    assert [entry["pictures"] for entry in history] == [8, 8, 8]
+    assert history[2]["scores"]["mean_iou"] == json.loads((tmp_path / "best" / "scores.json").read_text())["mean_iou"]
+    assert str(tmp_path) not in json.dumps(history)
+
+    # The second stage began with the first one's best weights: its frozen backbone has them, and the log its rows.
+    first, second = (load_file(folder / "best" / "model.safetensors") for folder in folders[:2])
+    assert all(torch.equal(first[name], second[name]) for name in first if ".backbone." in name)
+    begun = log_of(folders[1])[0]
+    assert begun["classifier_rows"]["sidewalk"] == ["Curb", "Bike Lane", "Curb Cut", "Pedestrian Area", "Sidewalk"]
+
+    # All is finished: nothing is trained again.
+    assert run_chain(recipes(*names), [data / name for name in names], tmp_path, resume=True) == [None, None, None]
+
+
+def test_interrupted_chain_ends_as_one_that_was_not(data, recipes, tmp_path, monkeypatch):
+    names = ["mapillary_vistas", "camvid"]
+    folders = [data / name for name in names]
+    run_chain(recipes(*names), folders, tmp_path / "whole")
+
+    train_epoch = Stage.train_epoch
+
+    def interrupted(self, epoch, progress):
+        if self.recipe.dataset == "camvid" and epoch == 1:
+            raise KeyboardInterrupt
+        train_epoch(self, epoch, progress)
+
+    monkeypatch.setattr(Stage, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_chain(recipes(*names), folders, tmp_path / "broken")
+    monkeypatch.undo()
+    first, second = run_chain(recipes(*names), folders, tmp_path / "broken", resume=True)
+    assert first is None
+    assert second is not None
+    whole, broken = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    configs = [json.loads((tmp_path / name / "last" / "config.json").read_text()) for name in ("whole", "broken")]
+    assert configs[0] == configs[1]
+
+
+def test_without_hand_over_the_rows_are_random(data, recipes, tmp_path):
+    run_chain(recipes("cityscapes", epochs=1), [data / "cityscapes"], tmp_path / "first")
+    rows = []
+    for hand_over in (True, False):
+        (recipe,) = recipes("camvid", init_from=str(tmp_path / "first" / "best"), hand_over_classifier=hand_over)
+        rows.append(Stage(recipe, data / "camvid", tmp_path / str(hand_over)).model.head[3].weight.detach())
+    before = load_file(tmp_path / "first" / "best" / "model.safetensors")["head.3.weight"]
+    road = get_label_space("camvid11").label2id["Road"]
+    assert torch.equal(rows[0][road], before[0])
+    assert not torch.equal(rows[1][road], before[0])
+
+
+def test_all_is_looked_at_before_the_first_stage_begins(data, recipes, tmp_path, monkeypatch):
+    monkeypatch.setattr(chain, "Stage", None)  # nothing may be trained
+    names = ["mapillary_vistas", "camvid"]
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        run_chain(recipes(*names), [data / "mapillary_vistas", Path("nowhere")], tmp_path / "out")
+    first, second = recipes(*names)
+    second.precision = "bf16"
+    with pytest.raises(RecipeError, match="same precision"):
+        run_chain([first, second], [data / name for name in names], tmp_path / "out")
+    (tmp_path / "out" / "best").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        run_chain(recipes(*names), [data / name for name in names], tmp_path / "out")
+
+
+def test_hrnet_from_scratch(data, recipes, tmp_path):
+    """The baseline by the same recipes; its ImageNet weights are asked for unless it is told to begin at random."""
+    settings = {"architecture": "hrnetv2", "variant": "w18-small-v1", "num_blocks": None, "num_modules": None, "epochs": 1}
+    with pytest.raises(RecipeError, match=r"Cannot fetch timm's weights 'hrnet_w18_small"):
+        run_chain(recipes("camvid", **settings, backbone_weights=None), [data / "camvid"], tmp_path / "a")
+    run_chain(recipes("camvid", **settings, backbone_weights="random"), [data / "camvid"], tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "best" / "config.json").read_text())
+    assert (config["model_type"], config["stream_channels"]) == ("hrnetv2", [16, 32, 64, 128])
