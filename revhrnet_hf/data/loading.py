@@ -9,10 +9,16 @@ import datasets
 from ..errors import DataError
 from .builder import SegmentationBuilder
 from .camvid import CamVid
+from .cityscapes import Cityscapes
 from .label_map import LabelMap
 from .label_space import LabelSpace, get_label_space
+from .mapillary_vistas import MapillaryVistas
 
-DATASETS: dict[str, type[SegmentationBuilder]] = {"camvid": CamVid}
+DATASETS: dict[str, type[SegmentationBuilder]] = {
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "mapillary_vistas": MapillaryVistas,
+}
 
 
 def load_segmentation_dataset(
