@@ -139,7 +139,7 @@ class Cityscapes(SegmentationBuilder):
 
     @staticmethod
     def recognises(tree: DataTree) -> bool:
-        return any(tree.has_folder(folder) for folder in (PICTURES, "gtFine", "gtCoarse"))
+        return tree.has_folder(PICTURES) and any(tree.has_folder(labels) for labels in ("gtFine", "gtCoarse"))
 
     @staticmethod
     def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:

@@ -86,6 +86,7 @@ def _label_maps_folder(tree: DataTree, split: str, label_space: str) -> str:
             f"The label maps in {tree.root / folder} are of Mapillary Vistas {found} ({len(LABELS[found])} labels), but label "
             f"space {label_space!r} is for {version}: ask for label_space={SPACE_OF_VERSION[found]!r}, or put {version} there."
         )
+    _check_config(tree, f"config_{version}.json", version)
     return there[version]
 
 
@@ -95,8 +96,6 @@ def _label_maps_folders(tree: DataTree, split: str) -> dict[str, str]:
     if not tree.has_folder(f"{folder}/images"):
         return {}
     nested = {version: f"{folder}/{version}/labels" for version in LABELS if tree.has_folder(f"{folder}/{version}/labels")}
-    for version in nested:
-        _check_config(tree, f"config_{version}.json", version)
     if nested or not tree.has_folder(f"{folder}/labels"):
         return nested
     # Without a list the labels count as v1.2's, the only version that comes in this layout.
