@@ -141,8 +141,9 @@ def test_damaged_archive_far_above_is_not_the_error(mini_cityscapes):
         load(mini_cityscapes / "leftImg8bit" / "train")
 
 
-def test_pictures_without_label_folders_are_not_the_data_set(mini_cityscapes):
-    for folder in ("gtFine", "gtCoarse"):
+@pytest.mark.parametrize("lost", [("gtFine", "gtCoarse"), ("leftImg8bit",)])
+def test_pictures_or_label_maps_alone_are_not_the_data_set(mini_cityscapes, lost):
+    for folder in lost:
         shutil.rmtree(mini_cityscapes / folder)
     with pytest.raises(DataError, match=r"is not Cityscapes: leftImg8bit/ and gtFine/ .* should lie there"):
         load(mini_cityscapes)
