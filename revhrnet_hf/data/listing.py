@@ -11,6 +11,7 @@ from ..errors import DataError
 from .tree import DataTree, location_stamp, read_location, split_location
 
 MAX_NAMED = 3
+HEADER_BYTES = 1 << 16  # enough for the size of nearly every picture; unpacking all of it would take a hundred times longer
 LONG_CHECK = 2000  # pictures; below, opening every header takes no time worth a bar
 
 
@@ -104,12 +105,21 @@ def picture_size(location: str) -> tuple[int, int]:
     """Width and height from the picture's header."""
     file, member = split_location(location)
     try:
-        with PIL.Image.open(file if member is None else io.BytesIO(read_location(location))) as image:
-            return image.size
+        if member is None:
+            return _size(file)
+        try:
+            return _size(io.BytesIO(read_location(location, HEADER_BYTES)))
+        except OSError:  # perhaps a JPEG with much before its header
+            return _size(io.BytesIO(read_location(location)))
     except OSError as error:
         raise DataError(
             f"{location} cannot be read ({error}): it is truncated or not a picture. Fetch the file again."
         ) from error
+
+
+def _size(file: str | io.BytesIO) -> tuple[int, int]:
+    with PIL.Image.open(file) as image:
+        return image.size
 
 
 def by(size: tuple[int, int]) -> str:

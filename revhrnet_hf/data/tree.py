@@ -133,13 +133,16 @@ def split_location(location: str) -> tuple[str, str | None]:
     return location, None
 
 
-def read_location(location: str) -> bytes:
-    """The file's bytes; an OSError if it is missing or damaged."""
+def read_location(location: str, most: int | None = None) -> bytes:
+    """The file's bytes, or only its first `most`; an OSError if it is missing or damaged."""
     file, member = split_location(location)
     if "://" in file:  # where a streamed data set lies: on the Hub, or in any other file system that fsspec knows
         with fsspec.open(location) as remote:
             return remote.read()
-    return Path(file).read_bytes() if member is None else _open_archive(os.getpid(), file).read(member)
+    if member is not None:
+        return _open_archive(os.getpid(), file).read(member, most)
+    with open(file, "rb") as opened:
+        return opened.read(most)
 
 
 def location_name(location: str) -> str:
@@ -173,16 +176,17 @@ class _Archive:
         except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
             raise DataError(f"The archive {file} is damaged ({error}): fetch it again.") from error
 
-    def read(self, member: str) -> bytes:
+    def read(self, member: str, most: int | None = None) -> bytes:
         try:
             if self._zip is not None:
-                with self.lock:
-                    return self._zip.read(member)
+                with self.lock, self._zip.open(member) as opened:
+                    return opened.read(most)
             offset, size = self._members[member]
         except KeyError as error:
             raise FileNotFoundError(f"no member {member}") from error
         except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
             raise OSError(str(error)) from error  # damaged, encrypted, or of an unknown compression
+        size = size if most is None else min(size, most)
         data = os.pread(self._descriptor, size, offset)
         if len(data) < size:
             raise OSError("the archive ends too early")

@@ -1,10 +1,11 @@
+import json
 import shutil
 from pathlib import Path
 
 import datasets
 import pytest
 
-from revhrnet_hf.data.miniature import write_camvid
+from revhrnet_hf.data.miniature import write_camvid, write_cityscapes, write_mapillary_vistas
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -23,6 +24,21 @@ def drawn_once(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def drawn_cityscapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cityscapes")
+    write_cityscapes(folder, {"train": 5, "val": 2, "train_extra": 2}, size=(48, 96))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_vistas(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vistas")
+    for version in ("v1.2", "v2.0"):
+        write_mapillary_vistas(folder / version, {"train": 4, "val": 2}, size=(48, 64), version=version)
+    return folder
+
+
 @pytest.fixture
 def mini_camvid(drawn_once, tmp_path):
     """CamVid in SegNet's form, 64×48: 5 pictures to train, 3 to validate; the test may break it."""
@@ -33,6 +49,31 @@ def mini_camvid(drawn_once, tmp_path):
 def mini_original(drawn_once, tmp_path):
     """The same pictures in the original form."""
     return Path(shutil.copytree(drawn_once / "original", tmp_path / "original"))
+
+
+@pytest.fixture
+def mini_cityscapes(drawn_cityscapes, tmp_path):
+    """Cityscapes, 96×48, of three cities a split: 5 pictures to train, 2 to validate, 2 extra; the test may break it."""
+    return Path(shutil.copytree(drawn_cityscapes, tmp_path / "cityscapes"))
+
+
+@pytest.fixture
+def mini_vistas(drawn_vistas, tmp_path):
+    """Copies Mapillary Vistas of a version, 64×48: 4 pictures to train, 2 to validate; the test may break it."""
+    return lambda version: Path(shutil.copytree(drawn_vistas / version, tmp_path / version))
+
+
+@pytest.fixture
+def published_table():
+    """Reads a table of labels from the folder of real data."""
+
+    def read(name):
+        file = SHARED / "metadata" / name
+        if not file.is_file():
+            pytest.skip(f"the published table is not at {file}")
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    return read
 
 
 @pytest.fixture
