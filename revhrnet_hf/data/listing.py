@@ -113,6 +113,8 @@ def picture_size(location: str) -> tuple[int, int]:
             return _size_of(io.BytesIO(read_location(location, HEADER)))
         except OSError:
             return _size_of(io.BytesIO(read_location(location)))
+    except PIL.Image.DecompressionBombError as error:
+        raise DataError(f"{location} is refused ({error}). Take it out of the data set, or make it smaller.") from error
     except OSError as error:
         raise DataError(
             f"{location} cannot be read ({error}): it is truncated or not a picture. Fetch the file again."
