@@ -8,10 +8,10 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from .tree import DataTree, location_stamp, read_location, split_location
+from .tree import DataTree, location_name, location_stamp, read_location, split_location
 
 MAX_NAMED = 3
-HEADER_BYTES = 1 << 16  # enough for the size of nearly every picture; unpacking all of it would take a hundred times longer
+HEADER = 65536  # bytes of an archive's member in which the picture's size mostly stands
 LONG_CHECK = 2000  # pictures; below, opening every header takes no time worth a bar
 
 
@@ -78,7 +78,9 @@ def locate(tree: DataTree, listed: list[Listed]) -> list[Sample]:
 
 def check_same_sizes(samples: list[Sample]) -> None:
     """Raises a DataError for the first picture of another size than its label map; reads only the files' headers."""
-    files = [sample for sample in samples if sample.annotation is None and sample.label_map.lower().endswith(".png")]
+    files = [
+        sample for sample in samples if sample.annotation is None and location_name(sample.label_map).lower().endswith(".png")
+    ]
     for sample in tqdm(files, desc="checking sizes", unit="picture", leave=False, disable=len(files) < LONG_CHECK):
         image_size, label_map_size = picture_size(sample.image), picture_size(sample.label_map)
         if image_size != label_map_size:
@@ -106,18 +108,20 @@ def picture_size(location: str) -> tuple[int, int]:
     file, member = split_location(location)
     try:
         if member is None:
-            return _size(file)
+            return _size_of(file)
         try:
-            return _size(io.BytesIO(read_location(location, HEADER_BYTES)))
-        except OSError:  # perhaps a JPEG with much before its header
-            return _size(io.BytesIO(read_location(location)))
+            return _size_of(io.BytesIO(read_location(location, HEADER)))
+        except OSError:
+            return _size_of(io.BytesIO(read_location(location)))
+    except PIL.Image.DecompressionBombError as error:
+        raise DataError(f"{location} is refused ({error}). Take it out of the data set, or make it smaller.") from error
     except OSError as error:
         raise DataError(
             f"{location} cannot be read ({error}): it is truncated or not a picture. Fetch the file again."
         ) from error
 
 
-def _size(file: str | io.BytesIO) -> tuple[int, int]:
+def _size_of(file: str | io.BytesIO) -> tuple[int, int]:
     with PIL.Image.open(file) as image:
         return image.size
 

@@ -19,6 +19,8 @@ from ..errors import DataError
 
 ARCHIVES = (".zip", ".tar")
 COMPRESSED_WHOLE = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+MACOS_LITTER = "._"  # macOS puts `._X` beside X on foreign disks and into zips.
+TAR_BLOCK = 512
 
 
 class DataTree:
@@ -39,7 +41,7 @@ class DataTree:
             raise DataError(f"The data folder {self.root} does not exist: give the folder that holds the data set.")
         self._folder = self.root if self.root.is_dir() else None
         below = sorted(self.root.iterdir()) if self._folder else [self.root]
-        self.archives = [path for path in below if path.suffix.lower() in ARCHIVES and path.is_file()]
+        self.archives = [path for path in below if _is_archive(path)]
         if not self._folder and not self.archives:
             raise DataError(f"{self.root} is neither a folder nor a zip or tar file: give the folder that holds the data set.")
 
@@ -52,7 +54,7 @@ class DataTree:
         """Folder in the archives → name → location."""
         members: dict[str, dict[str, str]] = defaultdict(dict)
         for archive in self.archives:
-            for member in _open_archive(os.getpid(), str(archive)).names:
+            for member in _open_archive(str(archive)).names:
                 path = PurePosixPath(member)
                 members[_folder_key(path.parent)].setdefault(path.name, archive_location(archive, member))
                 for folder in path.parents:
@@ -82,8 +84,7 @@ class DataTree:
         if self._folder and (self._folder / folder).is_dir():
             names.update(entry.name for entry in os.scandir(self._folder / folder) if entry.is_file())
         endings = tuple(suffixes)
-        # macOS puts `._X` beside X on foreign disks and into zips.
-        return sorted(name for name in names if not name.startswith("._") and (not endings or name.endswith(endings)))
+        return sorted(name for name in names if not name.startswith(MACOS_LITTER) and (not endings or name.endswith(endings)))
 
     def folders(self, folder: str = "") -> list[str]:
         """Sorted names of the folders in `folder`."""
@@ -114,6 +115,10 @@ class DataTree:
         return sorted(path for path in self._folder.iterdir() if path.name.endswith(COMPRESSED_WHOLE)) if self._folder else []
 
 
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in ARCHIVES and path.is_file() and not path.name.startswith(MACOS_LITTER)
+
+
 def _folder_key(path: PurePosixPath) -> str:
     return "" if path == PurePosixPath(".") else str(path)
 
@@ -133,16 +138,16 @@ def split_location(location: str) -> tuple[str, str | None]:
     return location, None
 
 
-def read_location(location: str, most: int | None = None) -> bytes:
-    """The file's bytes, or only its first `most`; an OSError if it is missing or damaged."""
+def read_location(location: str, size: int = -1) -> bytes:
+    """The file's bytes, or the first `size` of them; an OSError if it is missing or damaged."""
     file, member = split_location(location)
     if "://" in file:  # where a streamed data set lies: on the Hub, or in any other file system that fsspec knows
         with fsspec.open(location) as remote:
-            return remote.read()
+            return remote.read(size)
     if member is not None:
-        return _open_archive(os.getpid(), file).read(member, most)
-    with open(file, "rb") as opened:
-        return opened.read(most)
+        return _open_archive(file).read(member, size)
+    with open(file, "rb") as stream:
+        return stream.read(size)
 
 
 def location_name(location: str) -> str:
@@ -172,28 +177,37 @@ class _Archive:
                 with tarfile.open(file, "r:") as tar:
                     self._members = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in tar if m.isfile()}
                 self._descriptor = os.open(file, os.O_RDONLY)
+                # tarfile takes a file that was cut off within a header for a whole one.
+                if any(os.pread(self._descriptor, TAR_BLOCK, os.stat(file).st_size - TAR_BLOCK)):
+                    raise EOFError("it ends before its end mark")
                 self.names = list(self._members)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
             raise DataError(f"The archive {file} is damaged ({error}): fetch it again.") from error
 
-    def read(self, member: str, most: int | None = None) -> bytes:
+    def read(self, member: str, size: int) -> bytes:
+        """The member's first `size` bytes, all if it is negative."""
         try:
             if self._zip is not None:
-                with self.lock, self._zip.open(member) as opened:
-                    return opened.read(most)
-            offset, size = self._members[member]
+                with self.lock, self._zip.open(member) as stream:
+                    return stream.read(size)
+            offset, whole = self._members[member]
         except KeyError as error:
             raise FileNotFoundError(f"no member {member}") from error
         except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
             raise OSError(str(error)) from error  # damaged, encrypted, or of an unknown compression
-        size = size if most is None else min(size, most)
-        data = os.pread(self._descriptor, size, offset)
-        if len(data) < size:
+        wanted = whole if size < 0 else min(size, whole)
+        data = os.pread(self._descriptor, wanted, offset)
+        if len(data) < wanted:
             raise OSError("the archive ends too early")
         return data
 
 
+def _open_archive(file: str) -> _Archive:
+    """One for each process, for forked workers would share the position in the file; a new one where the file has changed."""
+    status = os.stat(file)
+    return _opened_archive(os.getpid(), file, status.st_mtime_ns, status.st_size)
+
+
 @lru_cache(maxsize=16)
-def _open_archive(process: int, file: str) -> _Archive:
-    """One for each process: forked workers would share the position in the file."""
+def _opened_archive(process: int, file: str, changed: int, size: int) -> _Archive:
     return _Archive(file)

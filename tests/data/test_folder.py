@@ -190,11 +190,6 @@ def test_label_maps_coded_by_colour(tmp_path):
     assert list(load(data_dir)[0]["label_map"].tobytes()) == [0, 255, 1]
 
 
-def test_columns_are_for_the_hub_only(own):
-    with pytest.raises(DataError, match="image_column and label_column are for the data set 'hub' only"):
-        load(own, image_column="image")
-
-
 def test_home_folder_is_expanded(own, monkeypatch):
     monkeypatch.setenv("HOME", str(Path(own).parent))
     assert len(load("~/own")) == 3

@@ -1,5 +1,7 @@
 import importlib
 import multiprocessing
+import struct
+import zlib
 
 import datasets
 import numpy as np
@@ -67,6 +69,16 @@ def test_broken_picture_is_named_when_it_is_read(mini_camvid):
         dataset[2]
 
 
+def test_decompression_bomb_is_refused(mini_camvid):
+    """A file of a few bytes that says it is 30000×30000 pixels."""
+    bomb = mini_camvid / "train" / "mini_train_00002.png"
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+    with pytest.raises(DataError, match=r"mini_train_00002\.png is refused \(Image size \(900000000 pixels\)"):
+        load(mini_camvid)
+
+
 def test_label_outside_the_table_is_named_when_it_is_read(mini_camvid):
     file = mini_camvid / "trainannot" / "mini_train_00002.png"
     raw = np.asarray(PIL.Image.open(file)).copy()
@@ -94,6 +106,12 @@ def test_unknown_names_list_the_known(mini_camvid):
         load(mini_camvid, "dev")
     with pytest.raises(DataError, match="Unknown label space for camvid: 'voc21'; known: camvid11"):
         load(mini_camvid, label_space="voc21")
+
+
+@pytest.mark.parametrize("options", [{"image_column": "image"}, {"label_column": "label_map"}])
+def test_columns_are_for_the_hub_only(mini_camvid, options):
+    with pytest.raises(DataError, match="are for the data set 'hub' only"):
+        load(mini_camvid, **options)
 
 
 def test_several_processes_load_at_once_and_say_nothing(mini_camvid, capfd, monkeypatch):
