@@ -2,14 +2,18 @@
 
 from .augmentation import TrainingSamples, TrainingTransform
 from .camvid import CamVid
+from .coco import Coco
 from .label_map import LabelMap, Picture
 from .label_space import LabelSpace, get_label_space
 from .loading import label_space_of, load_segmentation_dataset
+from .pascal_voc import PascalVoc
 
 __all__ = [
     "CamVid",
+    "Coco",
     "LabelMap",
     "LabelSpace",
+    "PascalVoc",
     "Picture",
     "TrainingSamples",
     "TrainingTransform",

@@ -59,10 +59,16 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         Raises:
             DataError: the folder is missing, empty or of another level; the split is absent; a file has no partner.
         """
+        tree = cls.open_tree(data_dir)
+        return locate(tree, cls.list_split(tree, split, label_space))
+
+    @classmethod
+    def open_tree(cls, data_dir: Path) -> DataTree:
+        """The data folder; a DataError if the data set does not lie there."""
         tree = DataTree(data_dir)
         if not cls.recognises(tree):
             raise DataError(cls._not_here(tree))
-        return locate(tree, cls.list_split(tree, split, label_space))
+        return tree
 
     @classmethod
     def digest(cls, data_dir: Path, split: str, label_space: str) -> str:

@@ -9,10 +9,12 @@ import datasets
 from ..errors import DataError
 from .builder import SegmentationBuilder
 from .camvid import CamVid
+from .coco import Coco
 from .label_map import LabelMap
 from .label_space import LabelSpace, get_label_space
+from .pascal_voc import PascalVoc
 
-DATASETS: dict[str, type[SegmentationBuilder]] = {"camvid": CamVid}
+DATASETS: dict[str, type[SegmentationBuilder]] = {"camvid": CamVid, "coco": Coco, "pascal_voc": PascalVoc}
 
 
 def load_segmentation_dataset(

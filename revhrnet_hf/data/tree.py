@@ -112,6 +112,12 @@ class DataTree:
         return sorted(path for path in self._folder.iterdir() if path.name.endswith(COMPRESSED_WHOLE)) if self._folder else []
 
 
+def leads_outside(path: str) -> bool:
+    """Whether a path that a data set's own file gives is no file below the data folder."""
+    relative = PurePosixPath(path.replace("\\", "/"))
+    return relative.is_absolute() or ".." in relative.parts or not relative.parts
+
+
 def _folder_key(path: PurePosixPath) -> str:
     return "" if path == PurePosixPath(".") else str(path)
 
