@@ -125,8 +125,8 @@ def _run_lengths(segmentation: list | dict, height: int, width: int, where: str)
         counts = np.asarray(_uncompressed(counts, where) if isinstance(counts, str) else counts, np.int64)
         if segmentation["size"] != [height, width] or counts.sum() != height * width or (counts < 0).any():
             raise DataError(
-                f"{where}: its run lengths are for {counts.sum()} pixels and a height and width of {segmentation['size']}, but the "
-                f"picture's are {height} and {width}: correct them."
+                f"{where}: its run lengths are for {counts.sum()} pixels and the [height, width] {segmentation['size']}, but the "
+                f"picture's is [{height}, {width}]: correct them."
             )
         return [mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)]
     for polygon in segmentation:

@@ -12,6 +12,8 @@ from .label_map import LabelMap, Picture
 from .listing import Listed, Sample, check_same_sizes, listing_digest, locate
 from .tree import DataTree
 
+MAX_LEVELS_UP = 3  # as far above the given folder as the right one is looked for
+
 
 @dataclass
 class SegmentationConfig(datasets.BuilderConfig):
@@ -33,6 +35,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         LABEL_SPACES: names of the label spaces that its label maps can be translated to, the usual one first.
         SPLITS: its splits.
         HINT: what lies in the right folder, for messages.
+        PUBLISHED_COUNTS: split → pictures, as the owner publishes them; for data sets that everybody has the same.
         recognises(tree): whether the data set lies directly in this tree.
         list_split(tree, split, label_space): its pictures with their label maps; a DataError if the split is not there.
     """
@@ -43,6 +46,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     LABEL_SPACES: ClassVar[tuple[str, ...]]
     SPLITS: ClassVar[tuple[str, ...]]
     HINT: ClassVar[str]
+    PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {}
 
     @staticmethod
     def recognises(tree: DataTree) -> bool:
@@ -80,13 +84,21 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
             return f"{cls.TITLE}'s data folder {tree.root} is empty: put the data set there, or give another folder."
         said = f"{tree.root} is not {cls.TITLE}: {cls.HINT} should lie there."
         # resolve: "." has no parent of its own.
-        levels = [tree.root / folder for folder in tree.folders()] + [tree.root.resolve().parent]
-        right = [level for level in levels if level.is_dir() and cls.recognises(DataTree(level))]
+        levels = [tree.root / folder for folder in tree.folders()] + list(tree.root.resolve().parents[:MAX_LEVELS_UP])
+        right = [level for level in levels if level.is_dir() and cls._looks_right(level)]
         if right:
             return f"{said} But {right[0]} looks right: give that folder."
         if packed := tree.unreadable_archives():
             return f"{said} {packed[0].name} is compressed as a whole, so pictures cannot be read out of it: unpack it."
         return f"{said} Give the folder that holds them."
+
+    @classmethod
+    def _looks_right(cls, folder: Path) -> bool:
+        try:
+            return cls.recognises(DataTree(folder))
+        # A damaged archive or a closed folder elsewhere is not what the user asked about.
+        except (DataError, PermissionError):
+            return False
 
     def _info(self) -> datasets.DatasetInfo:
         columns = {

@@ -97,6 +97,8 @@ class LabelSpace:
     def _from_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
         # mode="clip" sends every larger id to the table's last entry, which is unknown.
         train_ids = self._id_table.take(raw, mode="clip")
+        if raw.dtype.kind == "i":
+            train_ids[raw < 0] = UNKNOWN
         self._check_known(train_ids, raw, source, "ids", _ranges(self.raw_ids))
         return train_ids.astype(np.uint8)
 

@@ -9,12 +9,20 @@ import datasets
 from ..errors import DataError
 from .builder import SegmentationBuilder
 from .camvid import CamVid
+from .cityscapes import Cityscapes
 from .coco import Coco
 from .label_map import LabelMap
 from .label_space import LabelSpace, get_label_space
+from .mapillary_vistas import MapillaryVistas
 from .pascal_voc import PascalVoc
 
-DATASETS: dict[str, type[SegmentationBuilder]] = {"camvid": CamVid, "coco": Coco, "pascal_voc": PascalVoc}
+DATASETS: dict[str, type[SegmentationBuilder]] = {
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "coco": Coco,
+    "mapillary_vistas": MapillaryVistas,
+    "pascal_voc": PascalVoc,
+}
 
 
 def load_segmentation_dataset(
