@@ -384,13 +384,19 @@ def _object(source: _AnnotationFile, record: dict[str, Any], space: LabelSpace, 
 
 
 def _drop_nearly_empty(listed: list[Listed], space: LabelSpace) -> list[Listed]:
-    """Without the pictures in which VOC's classes cover 1,000 pixels or fewer, half of the train split being free of them.
+    """Without the pictures in which VOC's classes cover 1,000 pixels or fewer: they teach little but background.
 
-    torchvision's reference recipe for segmentation does so. It adds up the areas that the annotations state; here pixels are
-    counted, each once.
+    torchvision's reference recipe for segmentation drops them, by the sum of the areas that the annotations state. Here the
+    pixels are drawn and counted, each once.
     """
     shown = tqdm(listed, desc="counting labelled pixels", unit="picture", leave=False, disable=len(listed) < LONG_CHECK)
-    return [item for item in shown if labelled_pixels(item.annotation, space, item.label_map) > FEWEST_LABELLED]
+    kept = [item for item in shown if labelled_pixels(item.annotation, space, item.label_map) > FEWEST_LABELLED]
+    if not kept:
+        raise DataError(
+            f"In none of the {len(listed)} pictures of COCO's train split do VOC's classes cover more than {FEWEST_LABELLED} "
+            f"pixels, which label space {space.name!r} asks for: take larger pictures, or label space {COCO81.name!r}."
+        )
+    return kept
 
 
 def _panoptic_folder(tree: DataTree, split: str) -> tuple[DataTree, str]:
