@@ -8,10 +8,18 @@ import numpy as np
 
 from .camvid import CAMVID11, COLOURS_32, LABELS, SEGNET_VOID, STILLS
 from .miniature_files import draw_scenes, empty_folder, save_png
+from .miniature_objects import write_coco, write_pascal_voc
 from .miniature_street import write_cityscapes, write_mapillary_vistas
 from .street_scene import SCENE_CLASSES, Scene
 
-__all__ = ["draw_scenes", "write_camvid", "write_cityscapes", "write_mapillary_vistas"]
+__all__ = [
+    "draw_scenes",
+    "write_camvid",
+    "write_cityscapes",
+    "write_coco",
+    "write_mapillary_vistas",
+    "write_pascal_voc",
+]
 
 CAMVID_NAMES = {
     "void": "Void",

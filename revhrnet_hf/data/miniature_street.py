@@ -1,6 +1,5 @@
 """Miniatures of the two big street data sets: Cityscapes and Mapillary Vistas, in their owners' layouts."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,7 +12,7 @@ from .cityscapes import LABELS as CITYSCAPES_LABELS
 from .cityscapes import PICTURES
 from .mapillary_vistas import FOLDERS, V12, V20
 from .mapillary_vistas import LABELS as VISTAS_LABELS
-from .miniature_files import draw_scenes, empty_folder, save_png
+from .miniature_files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
 from .street_scene import SCENE_CLASSES, Scene
 
 CITYSCAPES_NAMES = {
@@ -75,7 +74,6 @@ CITYSCAPES_COUNTS = {"train": 40, "val": 12}
 VISTAS_COUNTS = {"train": 40, "val": 12}
 COARSE_MARGIN = 3  # pixels on both sides of a border that coarse label maps leave unlabelled
 UNLABELLED = 0
-JPEG_QUALITY = 95
 KEY_LENGTH = 22  # of the owner's names of pictures
 
 
@@ -125,7 +123,7 @@ def _write_annotation(prefix: Path, ids: np.ndarray, objects: np.ndarray) -> Non
     save_png(prefix.with_name(f"{prefix.name}_labelIds.png"), ids)
     save_png(prefix.with_name(f"{prefix.name}_instanceIds.png"), instance_ids)
     save_png(prefix.with_name(f"{prefix.name}_color.png"), _CITYSCAPES_COLOURS[ids])
-    _save_json(prefix.with_name(f"{prefix.name}_polygons.json"), {"imgHeight": height, "imgWidth": width, "objects": polygons})
+    save_json(prefix.with_name(f"{prefix.name}_polygons.json"), {"imgHeight": height, "imgWidth": width, "objects": polygons})
 
 
 def _coarse(ids: np.ndarray) -> np.ndarray:
@@ -206,12 +204,12 @@ def write_mapillary_vistas(
     data_dir = empty_folder(data_dir)
     places = VISTAS_PLACES[version]
     for labels_of, (_, config) in places.items():
-        _save_json(data_dir / config, _vistas_config(labels_of))
+        save_json(data_dir / config, _vistas_config(labels_of))
     for split, count in counts.items():
         folder, prefix = data_dir / FOLDERS[split], f"mini_{FOLDERS[split]}_"
         for k, scene in enumerate(draw_scenes(split, count, size, seed)):
             key = f"{prefix}{k:0{KEY_LENGTH - len(prefix)}d}"
-            _save_jpeg(folder / "images" / f"{key}.jpg", scene.image)
+            save_jpeg(folder / "images" / f"{key}.jpg", scene.image)
             for labels_of, (below, _) in places.items():
                 _write_vistas_labels(folder / below, key, scene, labels_of)
 
@@ -242,15 +240,6 @@ def _vistas_config(version: str) -> dict[str, Any]:
         "mapping": {V12: "public", V20: "mvd20"}[version],
         "folder_structure": "{split}/{content}/{key:.{22}}.{ext}",
     }
-
-
-def _save_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _save_jpeg(file: Path, image: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(image).save(file, quality=JPEG_QUALITY)
 
 
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # along the top, right, bottom and left of a pixel, in pictures' y down
