@@ -11,7 +11,7 @@ from ..errors import DataError
 from .tree import DataTree, location_stamp, read_location, split_location
 
 MAX_NAMED = 3
-HEADER_BYTES = 1 << 16  # enough for the size of nearly every picture; unpacking all of it would take a hundred times longer
+HEADER_BYTES = 1 << 16  # of a zipped picture: nearly always enough for its size
 LONG_CHECK = 2000  # pictures; below, opening every header takes no time worth a bar
 
 
