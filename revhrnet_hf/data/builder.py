@@ -13,6 +13,8 @@ from .label_space import find_label_space
 from .listing import Listed, Sample, check_same_sizes, listing_digest, locate
 from .tree import DataTree
 
+MAX_LEVELS_UP = 3  # as far above the given folder as the right one is looked for
+
 
 @dataclass
 class SegmentationConfig(datasets.BuilderConfig):
@@ -92,13 +94,21 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
             return f"{cls.TITLE}'s data folder {tree.root} is empty: put the data set there, or give another folder."
         said = f"{tree.root} is not {cls.TITLE}: {cls.HINT} should lie there."
         # resolve: "." has no parent of its own.
-        levels = [tree.root / folder for folder in tree.folders()] + [tree.root.resolve().parent]
-        right = [level for level in levels if level.is_dir() and cls.recognises(DataTree(level))]
+        levels = [tree.root / folder for folder in tree.folders()] + list(tree.root.resolve().parents[:MAX_LEVELS_UP])
+        right = [level for level in levels if level.is_dir() and cls._looks_right(level)]
         if right:
             return f"{said} But {right[0]} looks right: give that folder."
         if packed := tree.unreadable_archives():
             return f"{said} {packed[0].name} is compressed as a whole, so pictures cannot be read out of it: unpack it."
         return f"{said} Give the folder that holds them."
+
+    @classmethod
+    def _looks_right(cls, folder: Path) -> bool:
+        try:
+            return cls.recognises(DataTree(folder))
+        # A damaged archive or a closed folder elsewhere is not what the user asked about.
+        except (DataError, PermissionError):
+            return False
 
     def _info(self) -> datasets.DatasetInfo:
         columns = {

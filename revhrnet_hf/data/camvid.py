@@ -7,12 +7,13 @@
 
 from collections.abc import Callable
 from pathlib import PurePosixPath
+from typing import ClassVar
 
 from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, LabelSpace
 from .listing import Listed
-from .tree import DataTree
+from .tree import DataTree, leads_outside
 
 SEGNET_VOID = 11
 STILLS, LABELS = "701_StillsRaw_full", "LabeledApproved_full"
@@ -93,6 +94,7 @@ class CamVid(SegmentationBuilder):
     LABEL_SPACES = (CAMVID11.name,)
     SPLITS = tuple(SPLIT_PARTS)
     HINT = f"the SegNet form (train/, trainannot/ …) or the original form ({STILLS}/, {LABELS}/)"
+    PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 367, "val": 101, "test": 233}
 
     @staticmethod
     def recognises(tree: DataTree) -> bool:
@@ -134,7 +136,7 @@ def _segnet_item(line: str, list_file: str) -> Listed:
     paths = ["/".join(PurePosixPath(entry).parts[-2:]) for entry in line.split()]
     if len(paths) != 2:
         raise DataError(f"{list_file}: the line {line!r} must name a picture and a label map, with a blank between.")
-    if ".." in "/".join(paths).split("/"):
+    if any(map(leads_outside, paths)):
         raise DataError(f"{list_file}: the line {line!r} leads outside the data folder: correct it.")
     return Listed(*paths, image_id=PurePosixPath(paths[0]).stem)
 

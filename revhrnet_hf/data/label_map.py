@@ -19,6 +19,7 @@ import pyarrow as pa
 from datasets.features.features import register_feature
 
 from ..errors import DataError
+from .annotation import JSON_START, MATLAB_START, draw_annotation, read_matlab, self_contained
 from .label_space import LABEL_SPACES, LabelSpace, get_label_space
 from .tree import location_name, read_location
 
@@ -49,7 +50,7 @@ class Picture(StoredFile):
         if isinstance(value, PIL.Image.Image):
             return value
         with _unreadable_is_data_error("Picture", value):
-            return _open_picture(value).convert(self.mode)
+            return _open_picture(_stored_bytes(value)).convert(self.mode)
 
 
 @dataclass
@@ -57,8 +58,9 @@ class LabelMap(StoredFile):
     """A label map; decodes to a PIL image of mode L that holds train ids, ignored pixels `ignore_index`.
 
     The file holds raw ids (grey or palette PNG; of a palette the indices count) or raw colours (RGB PNG), which the
-    label space translates. A value without a path is a label map that was decoded before, which is how `Dataset.map`
-    stores PIL images that it is handed: it holds train ids and is not translated again.
+    label space translates; or it is no picture but an annotation (see annotation.py). A value without a path is a label map
+    that was decoded before, which is how `Dataset.map` stores PIL images that it is handed: it holds train ids and is not
+    translated again.
 
     Make one with `LabelMap.of(label_space)`, and read its `space`.
 
@@ -89,10 +91,10 @@ class LabelMap(StoredFile):
         if isinstance(value, PIL.Image.Image):
             return value
         label_space = self.space
-        with _unreadable_is_data_error("Label map", value):
-            raw = _raw_array(_open_picture(value))
         translation = label_space if value["path"] else label_space.of_train_ids
-        return PIL.Image.fromarray(translation.train_ids(raw, _source(value)))
+        with _unreadable_is_data_error("Label map", value):
+            train_ids = _train_ids(_stored_bytes(value), translation, _source(value))
+        return PIL.Image.fromarray(train_ids)
 
 
 @lru_cache(maxsize=16)
@@ -102,19 +104,29 @@ def _defined(definition: str) -> LabelSpace:
 
 
 def _embedded(value: dict) -> dict:
-    path, data = value["path"], value["bytes"]
-    if data is None:
-        with _unreadable_is_data_error("File", value):
-            data = read_location(path)
+    path = value["path"]
+    with _unreadable_is_data_error("File", value):
+        data = _stored_bytes(value)
+        if data.startswith(JSON_START):
+            data = self_contained(data)
     return {"bytes": data, "path": path and location_name(path)}
 
 
-def _open_picture(value: dict) -> PIL.Image.Image:
-    path, data = value["path"], value["bytes"]
-    if data is None and "://" in path:
-        data = read_location(path)
-    image = PIL.Image.open(path if data is None else io.BytesIO(data))
-    image.load()  # to avoid "Too many open files" errors
+def _stored_bytes(value: dict) -> bytes:
+    return read_location(value["path"]) if value["bytes"] is None else value["bytes"]
+
+
+def _train_ids(data: bytes, label_space: LabelSpace, source: str) -> np.ndarray:
+    """Of an annotation or a picture, which is seen from how the bytes begin."""
+    if data.startswith(JSON_START):
+        return draw_annotation(data, label_space, source)
+    raw = read_matlab(data) if data.startswith(MATLAB_START) else _raw_array(_open_picture(data))
+    return label_space.train_ids(raw, source)
+
+
+def _open_picture(data: bytes) -> PIL.Image.Image:
+    image = PIL.Image.open(io.BytesIO(data))
+    image.load()  # a truncated file is an error here and not later
     return image
 
 
@@ -133,6 +145,8 @@ def _source(value: dict) -> str:
 def _unreadable_is_data_error(kind: str, value: dict) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise  # says already what is wrong and where
     # What Pillow raises for broken files: OSError covers missing, unidentified and truncated ones.
     except (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise DataError(

@@ -155,6 +155,8 @@ class LabelSpace:
             )
         # mode="clip" sends every larger id to the table's last entry, which is unknown.
         train_ids = self._id_table.take(raw, mode="clip")
+        if raw.dtype.kind == "i":
+            train_ids[raw < 0] = UNKNOWN
         self._check_known(train_ids, raw, source, "ids", id_ranges(self.raw_ids))
         return train_ids.astype(np.uint8)
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import PIL.Image
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from .annotation import annotation_size, matlab_size
 from .tree import DataTree, location_name, location_stamp, read_location, split_location
 
 MAX_NAMED = 3
@@ -77,16 +79,13 @@ def locate(tree: DataTree, listed: list[Listed]) -> list[Sample]:
 
 
 def check_same_sizes(samples: list[Sample]) -> None:
-    """Raises a DataError for the first picture of another size than its label map; reads only the files' headers."""
-    files = [
-        sample for sample in samples if sample.annotation is None and location_name(sample.label_map).lower().endswith(".png")
-    ]
-    for sample in tqdm(files, desc="checking sizes", unit="picture", leave=False, disable=len(files) < LONG_CHECK):
-        image_size, label_map_size = picture_size(sample.image), picture_size(sample.label_map)
-        if image_size != label_map_size:
+    """Raises a DataError for the first picture of another size than its label map; of pictures it reads only the headers."""
+    for sample in tqdm(samples, desc="checking sizes", unit="picture", leave=False, disable=len(samples) < LONG_CHECK):
+        image_size, labelled_size = picture_size(sample.image), label_map_size(sample)
+        if image_size != labelled_size:
             raise DataError(
                 f"Picture {sample.image} is {by(image_size)} pixels (width×height) but its label map "
-                f"{sample.label_map} is {by(label_map_size)}: bring both to one size "
+                f"{sample.label_map} is {by(labelled_size)}: bring both to one size "
                 "(label maps by nearest neighbour)."
             )
 
@@ -101,6 +100,20 @@ def listing_digest(samples: list[Sample]) -> str:
         else:
             digest.update(sample.annotation)
     return digest.hexdigest()[:16]
+
+
+def files_digest(locations: Iterable[str]) -> str:
+    """The same of single files."""
+    return hashlib.sha256("\n".join(map(location_stamp, locations)).encode()).hexdigest()[:16]
+
+
+def label_map_size(sample: Sample) -> tuple[int, int]:
+    """Width and height of the sample's label map; a DataError if it cannot be read."""
+    if sample.annotation is not None:
+        return annotation_size(sample.annotation)
+    if location_name(sample.label_map).lower().endswith(".mat"):
+        return matlab_size(sample.label_map)
+    return picture_size(sample.label_map)
 
 
 def picture_size(location: str) -> tuple[int, int]:

@@ -9,12 +9,23 @@ import datasets
 from ..errors import DataError
 from .builder import SegmentationBuilder
 from .camvid import CamVid
+from .cityscapes import Cityscapes
+from .coco import Coco
 from .folder import Folder
 from .label_map import LabelMap
 from .label_space import LabelSpace
+from .mapillary_vistas import MapillaryVistas
+from .pascal_voc import PascalVoc
 from .stored import IMAGE, LABEL_MAP, load_stored
 
-DATASETS: dict[str, type[SegmentationBuilder]] = {"camvid": CamVid, "folder": Folder}
+DATASETS: dict[str, type[SegmentationBuilder]] = {
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "coco": Coco,
+    "folder": Folder,
+    "mapillary_vistas": MapillaryVistas,
+    "pascal_voc": PascalVoc,
+}
 STORED = "hub"
 
 

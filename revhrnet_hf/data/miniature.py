@@ -1,16 +1,25 @@
 """Miniature data sets: drawn street scenes, written in each data set's own layout, for tests and the quickstart."""
 
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import PIL.Image
 
-from ..errors import DataError
 from .camvid import CAMVID11, COLOURS_32, LABELS, SEGNET_VOID, STILLS
-from .street_scene import SCARCE, SCENE_CLASSES, Scene, draw_street_scene
+from .miniature_files import draw_scenes, empty_folder, save_png
+from .miniature_objects import write_coco, write_pascal_voc
+from .miniature_street import write_cityscapes, write_mapillary_vistas
+from .street_scene import SCENE_CLASSES, Scene
+
+__all__ = [
+    "draw_scenes",
+    "write_camvid",
+    "write_cityscapes",
+    "write_coco",
+    "write_mapillary_vistas",
+    "write_pascal_voc",
+]
 
 CAMVID_NAMES = {
     "void": "Void",
@@ -34,16 +43,6 @@ CAMVID_NAMES = {
 CAMVID_COUNTS = {"train": 40, "val": 12}
 
 
-def draw_scenes(split: str, count: int, size: tuple[int, int], seed: int) -> Iterator[Scene]:
-    """Scenes 0 … count − 1 of a split, of `size` (height, width).
-
-    Scene k depends on `seed`, `split`, `size` and k alone.
-    """
-    for k in range(count):
-        rng = np.random.default_rng([seed, zlib.crc32(split.encode()), k])
-        yield draw_street_scene(rng, size, SCARCE[k % len(SCARCE)])
-
-
 def write_camvid(
     data_dir: str | Path,
     counts: Mapping[str, int] = CAMVID_COUNTS,
@@ -65,7 +64,7 @@ def write_camvid(
     Raises:
         DataError: `data_dir` already holds files.
     """
-    data_dir = _empty_folder(data_dir)
+    data_dir = empty_folder(data_dir)
     write_split = {"segnet": _write_segnet, "original": _write_original}[form]
     for split, count in counts.items():
         scenes = {f"mini_{split}_{k:05d}": scene for k, scene in enumerate(draw_scenes(split, count, size, seed))}
@@ -75,8 +74,8 @@ def write_camvid(
 def _write_segnet(data_dir: Path, split: str, scenes: Mapping[str, Scene]) -> None:
     images, label_maps = data_dir / split, data_dir / f"{split}annot"
     for stem, scene in scenes.items():
-        _save(images / f"{stem}.png", scene.image)
-        _save(label_maps / f"{stem}.png", _SEGNET_IDS[scene.classes])
+        save_png(images / f"{stem}.png", scene.image)
+        save_png(label_maps / f"{stem}.png", _SEGNET_IDS[scene.classes])
     prefix = "/SegNet/CamVid"
     lines = [f"{prefix}/{split}/{stem}.png {prefix}/{split}annot/{stem}.png\n" for stem in scenes]
     (data_dir / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
@@ -84,23 +83,9 @@ def _write_segnet(data_dir: Path, split: str, scenes: Mapping[str, Scene]) -> No
 
 def _write_original(data_dir: Path, split: str, scenes: Mapping[str, Scene]) -> None:
     for stem, scene in scenes.items():
-        _save(data_dir / STILLS / f"{stem}.png", scene.image)
-        _save(data_dir / LABELS / f"{stem}_L.png", _CAMVID_COLOURS[scene.classes])
+        save_png(data_dir / STILLS / f"{stem}.png", scene.image)
+        save_png(data_dir / LABELS / f"{stem}_L.png", _CAMVID_COLOURS[scene.classes])
     (data_dir / f"{split}.txt").write_text("".join(f"{stem}.png\n" for stem in scenes), encoding="utf-8")
-
-
-def _empty_folder(folder: str | Path) -> Path:
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise DataError(f"{folder} already holds files: give an empty folder, or delete what is in it.")
-    return folder
-
-
-def _save(file: Path, array: np.ndarray) -> None:
-    file.parent.mkdir(exist_ok=True)
-    # Level 1: a third of the time for a tenth more bytes.
-    PIL.Image.fromarray(array).save(file, compress_level=1)
 
 
 _CAMVID_COLOURS = np.array([COLOURS_32[CAMVID_NAMES[name]] for name in SCENE_CLASSES], np.uint8)

@@ -58,10 +58,12 @@ class Scene:
     Attributes:
         image: (height, width, 3) uint8.
         classes: (height, width) uint8, indices of SCENE_CLASSES.
+        objects: (height, width) uint16, a number for each thing that stands in the street, 0 elsewhere.
     """
 
     image: np.ndarray
     classes: np.ndarray
+    objects: np.ndarray
 
 
 def draw_street_scene(rng: np.random.Generator, size: tuple[int, int], scarce: str) -> Scene:
@@ -74,11 +76,13 @@ def draw_street_scene(rng: np.random.Generator, size: tuple[int, int], scarce: s
         _draw_roadside(canvas, street, side)
     _draw_ground_shadow(canvas, street)
     things = sorted(_things(rng, street, scarce), key=lambda thing: -thing[0])
-    for _, draw in things:
+    for number, (_, draw) in enumerate(things, start=1):
+        canvas.object = number
         draw(canvas)
+    canvas.object = 0
     if rng.random() < 0.25:
         _draw_bonnet(canvas)
-    return Scene(canvas.developed(), canvas.classes)
+    return Scene(canvas.developed(), canvas.classes, canvas.objects)
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,15 @@ class _Street:
 
 
 class _Canvas:
-    """The picture and its class map; every stroke goes to both, so that they agree to the pixel."""
+    """The picture and its maps of classes and objects; every stroke goes to all, so that they agree to the pixel."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
         self.rng = rng
         self.height, self.width = size
         self.image = np.zeros((*size, 3), np.float32)
         self.classes = np.zeros(size, np.uint8)
+        self.objects = np.zeros(size, np.uint16)
+        self.object = 0
         self.grain = rng.standard_normal(size, np.float32)
         self.leaves = self.noise(max(2.0, self.height / 120))
         self.patches = self.noise(self.height / 12)
@@ -176,7 +182,7 @@ class _Canvas:
         ragged: bool = False,
         opacity: float = 1.0,
     ) -> None:
-        """Strokes both maps. `name` None leaves the class as it is; `ragged` eats holes into the shape."""
+        """Strokes all maps. `name` None leaves the class as it is; `ragged` eats holes into the shape."""
         corners = np.array(points)
         left, top = np.floor(corners.min(0)).astype(int) - margin
         right, bottom = np.ceil(corners.max(0)).astype(int) + margin + 1
@@ -196,6 +202,7 @@ class _Canvas:
         pixels[mask] = painted if opacity == 1 else opacity * painted + (1 - opacity) * pixels[mask]
         if name is not None:
             self.classes[window][mask] = SCENE_CLASSES.index(name)
+            self.objects[window][mask] = self.object
 
     def developed(self) -> np.ndarray:
         """What the camera makes of it: exposure, tint, a darker rim, a little blur, sensor noise."""

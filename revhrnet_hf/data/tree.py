@@ -119,6 +119,12 @@ def _is_archive(path: Path) -> bool:
     return path.suffix.lower() in ARCHIVES and path.is_file() and not path.name.startswith(MACOS_LITTER)
 
 
+def leads_outside(path: str) -> bool:
+    """Whether a path that a data set's own file gives is no file below the data folder."""
+    relative = PurePosixPath(path.replace("\\", "/"))
+    return relative.is_absolute() or ".." in relative.parts or not relative.parts
+
+
 def _folder_key(path: PurePosixPath) -> str:
     return "" if path == PurePosixPath(".") else str(path)
 
