@@ -12,7 +12,7 @@ Label maps hold the owner's ids; they become train ids when they are read. Files
 
 from typing import ClassVar, NamedTuple
 
-from ..errors import DataError
+from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, Colour, LabelSpace
 from .listing import Listed
@@ -150,7 +150,7 @@ def _list_part(tree: DataTree, split: str, part: Part) -> list[Listed]:
     pictures, label_maps = f"{PICTURES}/{part.folder}", f"{part.labels}/{part.folder}"
     if not _has_part(tree, part):
         present = [name for name, parts in SPLIT_PARTS.items() if all(_has_part(tree, p) for p in parts)]
-        raise DataError(
+        raise AbsentSplitError(
             f"Cityscapes in {tree.root} has no split {split!r} (it needs {pictures}/ and {label_maps}/); "
             f"splits there: {', '.join(present) or 'none'}."
         )

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import AbsentSplitError, DataError
 from .annotation import category_train_id, labelled_pixels, pack_annotation
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, Colour, LabelSpace, get_label_space
@@ -225,7 +225,7 @@ class Coco(SegmentationBuilder):
         source = _AnnotationFile.read(tree, _json_path(label_space, split))
         folder = f"{split}2017"
         if not tree.has_folder(folder):
-            raise DataError(
+            raise AbsentSplitError(
                 f"COCO in {tree.root} has no pictures of the split {split!r}: {folder}/ or {folder}.zip should lie there."
             )
         space = get_label_space(label_space)
@@ -254,7 +254,7 @@ def _required(tree: DataTree, path: str) -> str:
     location = tree.location(path)
     if location is None:
         present = ", ".join(tree.files(ANNOTATIONS, [".json"])) or "none"
-        raise DataError(f"{tree.root / path} is missing: fetch COCO's annotations (JSON files there: {present}).")
+        raise AbsentSplitError(f"{tree.root / path} is missing: fetch COCO's annotations (JSON files there: {present}).")
     return location
 
 

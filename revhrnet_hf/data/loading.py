@@ -22,6 +22,7 @@ DATASETS: dict[str, type[SegmentationBuilder]] = {
     "camvid": CamVid,
     "cityscapes": Cityscapes,
     "coco": Coco,
+    "folder": Folder,
     "mapillary_vistas": MapillaryVistas,
     "pascal_voc": PascalVoc,
     "folder": Folder,

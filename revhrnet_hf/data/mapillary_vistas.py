@@ -13,7 +13,7 @@ import json
 from itertools import zip_longest
 from typing import ClassVar
 
-from ..errors import DataError
+from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, LabelSpace
 from .listing import Listed
@@ -75,7 +75,7 @@ def _label_maps_folder(tree: DataTree, split: str, label_space: str) -> str:
     there = _label_maps_folders(tree, split)
     if not there:
         present = [name for name in FOLDERS if _label_maps_folders(tree, name)]
-        raise DataError(
+        raise AbsentSplitError(
             f"Mapillary Vistas in {tree.root} has no split {split!r} (it needs {FOLDERS[split]}/images/ and labels beside it); "
             f"splits there: {', '.join(present) or 'none'}."
         )

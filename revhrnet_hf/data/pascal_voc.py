@@ -10,7 +10,7 @@ import posixpath
 from pathlib import PurePosixPath
 from typing import ClassVar
 
-from ..errors import DataError
+from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, Colour, LabelSpace
 from .listing import Listed
@@ -108,7 +108,7 @@ def _list_train_aug(tree: DataTree, base: str) -> list[Listed]:
         return [_item(base, image_id, f"{base}{LABELS_AUG}/{image_id}.png") for image_id in ids]
     own = set(tree.files(f"{base}{LABELS}"))
     if sbd is None and any(f"{image_id}.png" not in own for image_id in ids):
-        raise DataError(_no_sbd(tree, base))
+        raise AbsentSplitError(_no_sbd(tree, base))
     return [
         _item(base, image_id, f"{base}{LABELS}/{image_id}.png" if f"{image_id}.png" in own else f"{sbd}/cls/{image_id}.mat")
         for image_id in ids
@@ -125,7 +125,7 @@ def _train_aug_ids(tree: DataTree, base: str, sbd: str | None) -> list[str]:
         return sorted({image_id for name in lists for image_id in _read_list(tree, name)} - val)
     if tree.has_folder(f"{base}{LABELS_AUG}"):
         return sorted({PurePosixPath(name).stem for name in tree.files(f"{base}{LABELS_AUG}", [".png"])} - val)
-    raise DataError(_no_sbd(tree, base))
+    raise AbsentSplitError(_no_sbd(tree, base))
 
 
 def _sbd(tree: DataTree, base: str) -> str | None:
@@ -147,7 +147,7 @@ def _read_list(tree: DataTree, path: str) -> list[str]:
     if not tree.has_file(path):
         folder = posixpath.dirname(path)
         present = ", ".join(tree.files(folder, [".txt"])) or "none"
-        raise DataError(
+        raise AbsentSplitError(
             f"{tree.expected(path)} is missing: it must name the split's pictures, one a line (lists there: {present})."
         )
     ids = [PurePosixPath(line.split()[0]).stem for line in tree.read_text(path).splitlines() if line.strip()]

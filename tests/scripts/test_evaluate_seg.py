@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
 
-from revhrnet_hf.data import get_label_space
+from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_seg.py"
@@ -87,6 +88,28 @@ def test_scores_are_those_of_pipeline_and_torchmetrics(script, checkpoint, camvi
     assert f"{100 * record['scores']['mean_iou']:.2f}" in printed
     assert "pictures: 6" in printed
     assert all(name in printed for name in SPACE.names)
+
+
+def test_same_pictures_stored_elsewhere_give_the_same(script, checkpoint, camvid, tmp_path):
+    """As a folder of one's own, and saved by `datasets` with other columns."""
+    (tmp_path / "own" / "val").mkdir(parents=True)
+    (tmp_path / "own" / "val" / "images").symlink_to(camvid / "val")
+    (tmp_path / "own" / "val" / "labels").symlink_to(camvid / "valannot")
+    rows = load_segmentation_dataset("folder", tmp_path / "own", "val", "camvid11")
+    rows = rows.cast_column("label_map", datasets.Image()).rename_column("label_map", "mask").rename_column("image", "photo")
+    rows.save_to_disk(tmp_path / "saved")
+    columns = ["--image_column", "photo", "--label_column", "mask"]
+    matrices = []
+    for given in (
+        ["--dataset", "camvid", "--data_dir", camvid],
+        ["--dataset", "folder", "--data_dir", tmp_path / "own", "--label_space", "camvid11"],
+        ["--dataset", "hub", "--data_dir", tmp_path / "saved", "--label_space", "camvid11", *columns],
+    ):
+        script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json", *given))
+        record = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+        assert record["label_space"] == "camvid11"
+        matrices.append(record["confusion_matrix"])
+    assert matrices[0] == matrices[1] == matrices[2]
 
 
 def test_scores_lie_beside_the_checkpoint_by_default(script, checkpoint, camvid):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import timm
@@ -18,12 +19,12 @@ from transformers import AutoImageProcessor
 
 import revhrnet_hf
 from revhrnet_hf.cli import run
-from revhrnet_hf.data import load_segmentation_dataset
+from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import SegmentationMetric
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import EpochBatches, Stage, poly_learning_rate
+from revhrnet_hf.training.stage import EpochBatches, Stage, load_split, poly_learning_rate
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -203,6 +204,19 @@ def test_pictures_resized_for_the_network(recipe, mini_camvid, tmp_path):
             logits = torch.nn.functional.interpolate(model(**inputs).logits, (96, 128), mode="bilinear")
         metric.add(prediction=logits.argmax(1)[0].numpy(), reference=np.array(row["label_map"]))
     assert metric.compute()["mean_iou"] == logged["mean_iou"]
+
+
+def test_label_space_and_columns_reach_the_data_set(mini_camvid, tmp_path):
+    camvid = load_segmentation_dataset("camvid", mini_camvid, "train")
+    raw = camvid.cast_column("label_map", datasets.Image()).rename_columns({"image": "photo", "label_map": "mask"})
+    raw.save_to_disk(tmp_path / "saved")
+    (tmp_path / "table.yaml").write_text(f"names: {list('abcdefghijkl')}\n")
+    recipe = Recipe(dataset="hub", label_space=str(tmp_path / "table.yaml"), image_column="photo", label_column="mask")
+    loaded = load_split(recipe, tmp_path / "saved", "train")
+    assert label_space_of(loaded).names == tuple("abcdefghijkl")
+    for row, expected in zip(loaded, raw, strict=True):
+        assert row["image"].tobytes() == expected["photo"].tobytes()
+        assert row["label_map"].tobytes() == expected["mask"].tobytes()
 
 
 class TestOrder:
