@@ -220,27 +220,26 @@ def write_pascal_voc(
         DataError: `data_dir` already holds files.
     """
     data_dir = empty_folder(data_dir)
-    voc, sbd, ids = data_dir / "VOCdevkit" / "VOC2012", data_dir / "benchmark_RELEASE" / "dataset", {}
-    scenes = {split: list(draw_scenes(split, count, size, seed)) for split, count in counts.items()}
-    if form == "sbd":
-        scenes["sbd"] = list(draw_scenes("sbd", counts["train"], size, seed))
-    for split, drawn in scenes.items():
-        ids[split] = [f"{VOC_YEARS[split]}_{k:06d}" for k in range(len(drawn))]
-        for image_id, scene in zip(ids[split], drawn, strict=True):
+    voc, sbd = data_dir / "VOCdevkit" / "VOC2012", data_dir / "benchmark_RELEASE" / "dataset"
+    drawn = {**counts, "sbd": counts["train"]} if form == "sbd" else counts
+    ids = {split: [f"{VOC_YEARS[split]}_{k:06d}" for k in range(count)] for split, count in drawn.items()}
+    for split, members in ids.items():
+        for image_id, scene in zip(members, draw_scenes(split, len(members), size, seed), strict=True):
             save_jpeg(voc / PICTURES / f"{image_id}.jpg", scene.image)
             classes = _VOC_IDS[scene.classes]
             if split != "sbd":
                 _save_voc_labels(voc / LABELS / f"{image_id}.png", classes)
             if form == "sbd":
                 _save_sbd_labels(sbd / "cls" / f"{image_id}.mat", classes)
-    extra = ids.pop("sbd", None)
+    of_sbd = ids.pop("sbd", [])
     trainval = sorted(chain(*ids.values()))
     for split, members in {**ids, "trainval": trainval}.items():
         _write_list(voc / LISTS / f"{split}.txt", members)
-    if extra is not None:
+    if form == "sbd":
         # SBD's halves are not VOC's: each has pictures of VOC's train and of its val.
-        for split, members in {"train": [*extra, *trainval][::2], "val": [*extra, *trainval][1::2]}.items():
-            _write_list(sbd / f"{split}.txt", members)
+        of_sbd += trainval
+        _write_list(sbd / "train.txt", of_sbd[::2])
+        _write_list(sbd / "val.txt", of_sbd[1::2])
 
 
 def _save_voc_labels(file: Path, classes: np.ndarray) -> None:

@@ -309,10 +309,10 @@ def test_saved_data_set_holds_the_same_without_the_files(mini_coco, tmp_path, la
 def test_json_is_not_read_again_until_something_changes(mini_coco, monkeypatch):
     for label_space in ("coco81", "coco133"):
         load(mini_coco, label_space=label_space)
-    monkeypatch.setattr(coco._AnnotationFile, "read", None)
-    for label_space in ("coco81", "coco133"):
-        assert len(load(mini_coco, label_space=label_space)) == 4
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(coco._AnnotationFile, "read", None)
+        for label_space in ("coco81", "coco133"):
+            assert len(load(mini_coco, label_space=label_space)) == 4
     (mini_coco / "annotations" / "panoptic_val2017" / "000000500002.png").unlink()
     with pytest.raises(DataError, match=r"1 of 4 images .* no panoptic PNG: 500002 \(expected .*/000000500002\.png\)"):
         load(mini_coco, label_space="coco133")
@@ -409,7 +409,7 @@ def test_broken_json_is_named(one_picture, text):
 )
 def test_segmentation_that_cannot_be_drawn_is_named_when_it_is_read(one_picture, segmentation, message):
     dataset = load(one_picture({"category_id": PERSON, "segmentation": segmentation}))
-    with pytest.raises(DataError, match=rf"instances_val2017\.json#7: {message}"):
+    with pytest.raises(DataError, match=rf"^\S*instances_val2017\.json#7: {message}"):
         dataset[0]
 
 
