@@ -9,6 +9,7 @@ from .label_space import LabelSpace, get_label_space
 from .loading import label_space_of, load_segmentation_dataset
 from .mapillary_vistas import MapillaryVistas
 from .pascal_voc import PascalVoc
+from .translation import translate
 
 __all__ = [
     "CamVid",
@@ -24,4 +25,5 @@ __all__ = [
     "get_label_space",
     "label_space_of",
     "load_segmentation_dataset",
+    "translate",
 ]

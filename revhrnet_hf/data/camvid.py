@@ -16,6 +16,7 @@ from .listing import Listed
 from .tree import DataTree, leads_outside
 
 SEGNET_VOID = 11
+VOID = "Void"
 STILLS, LABELS = "701_StillsRaw_full", "LabeledApproved_full"
 ListForm = Callable[[DataTree, str], list[Listed]]
 PARTS = ("train", "val", "test")
@@ -83,15 +84,22 @@ def _camvid11() -> LabelSpace:
     )
 
 
-CAMVID11 = _camvid11()
-LABEL_SPACES[CAMVID11.name] = CAMVID11
+def _camvid32() -> LabelSpace:
+    """The original form's classes, but for Void, which is ignored."""
+    names = tuple(name for name in COLOURS_32 if name != VOID)
+    colours = {colour: names.index(name) if name != VOID else 255 for name, colour in COLOURS_32.items()}
+    return LabelSpace("camvid32", names, tuple(COLOURS_32[name] for name in names), raw_ids={}, raw_colours=colours)
+
+
+CAMVID11, CAMVID32 = _camvid11(), _camvid32()
+LABEL_SPACES.update({space.name: space for space in (CAMVID11, CAMVID32)})
 
 
 class CamVid(SegmentationBuilder):
     """CamVid in either form, recognised from the folders."""
 
     TITLE = "CamVid"
-    LABEL_SPACES = (CAMVID11.name,)
+    LABEL_SPACES = (CAMVID11.name, CAMVID32.name)
     SPLITS = tuple(SPLIT_PARTS)
     HINT = f"the SegNet form (train/, trainannot/ …) or the original form ({STILLS}/, {LABELS}/)"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 367, "val": 101, "test": 233}
@@ -103,6 +111,11 @@ class CamVid(SegmentationBuilder):
     @staticmethod
     def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
         form = _form_of(tree)
+        if label_space == CAMVID32.name and form is _list_segnet:
+            raise DataError(
+                f"{tree.root} is CamVid in SegNet's form, which has 11 classes: for {CAMVID32.name!r} give the folder of the "
+                f"original form ({STILLS}/, {LABELS}/)."
+            )
         return [item for part in SPLIT_PARTS[split] for item in form(tree, part)]
 
 

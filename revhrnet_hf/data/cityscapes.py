@@ -92,13 +92,13 @@ CATEGORIES = {
 }
 """Category → the scored classes in it."""
 
-CITYSCAPES19 = LabelSpace(
-    name="cityscapes19",
+CITYSCAPES = LabelSpace(
+    name="cityscapes",
     names=tuple(label.name for label in SCORED),
     colours=tuple(label.colour for label in SCORED),
     raw_ids={LICENCE_PLATE_AS_WRITTEN if label.raw_id == -1 else label.raw_id: label.train_id for label in LABELS},
 )
-LABEL_SPACES[CITYSCAPES19.name] = CITYSCAPES19
+LABEL_SPACES[CITYSCAPES.name] = CITYSCAPES
 
 
 class Part(NamedTuple):
@@ -126,7 +126,7 @@ class Cityscapes(SegmentationBuilder):
     """Cityscapes, fine (train, val, trainval) and coarse (train_extra, and train and val drawn coarsely)."""
 
     TITLE = "Cityscapes"
-    LABEL_SPACES = (CITYSCAPES19.name,)
+    LABEL_SPACES = (CITYSCAPES.name,)
     SPLITS = tuple(SPLIT_PARTS)
     HINT = "leftImg8bit/ and gtFine/ (or gtCoarse/), or the owner's zip files of these"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {

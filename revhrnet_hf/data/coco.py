@@ -2,7 +2,7 @@
 
 - `train2017/X.jpg`, `val2017/X.jpg`, or `train2017.zip`, `val2017.zip`;
 - `annotations/instances_{train,val}2017.json`, or `annotations_trainval2017.zip`: polygons, and run lengths for crowds;
-- for `coco133`, `annotations/panoptic_{train,val}2017.json`, and beside it or in the data folder the PNGs, in
+- for `coco_panoptic133`, `annotations/panoptic_{train,val}2017.json`, and beside it or in the data folder the PNGs, in
   `panoptic_{train,val}2017/` or `panoptic_{train,val}2017.zip`.
 
 The annotations of a picture are stored as its label map and drawn whenever the example is read.
@@ -187,19 +187,15 @@ COCO81 = LabelSpace(
     colours=((0, 0, 0), *(category.colour for category in THINGS)),
     raw_ids={category.id: train_id for train_id, category in enumerate(THINGS, start=1)},
 )
-COCO_VOC21 = LabelSpace(
-    name="coco_voc21",
-    names=VOC21.names,
-    colours=VOC21.colours,
-    raw_ids={category.id: 0 for category in THINGS} | {category: k for k, category in enumerate(VOC_CATEGORIES, start=1)},
-)
-COCO133 = LabelSpace(
-    name="coco133",
+VOC_ID_OF_CATEGORY = {category.id: 0 for category in THINGS} | {category: k for k, category in enumerate(VOC_CATEGORIES, start=1)}
+"""COCO category → VOC's id; what VOC does not know is background there."""
+COCO_PANOPTIC133 = LabelSpace(
+    name="coco_panoptic133",
     names=tuple(category.name for category in CATEGORIES),
     colours=tuple(category.colour for category in CATEGORIES),
     raw_ids={category.id: train_id for train_id, category in enumerate(CATEGORIES)},
 )
-for _space in (COCO81, COCO_VOC21, COCO133):
+for _space in (COCO81, COCO_PANOPTIC133):
     LABEL_SPACES[_space.name] = _space
 
 
@@ -211,7 +207,7 @@ class Coco(SegmentationBuilder):
     """
 
     TITLE = "COCO"
-    LABEL_SPACES = (COCO81.name, COCO_VOC21.name, COCO133.name)
+    LABEL_SPACES = (COCO81.name, VOC21.name, COCO_PANOPTIC133.name)
     SPLITS = ("train", "val")
     HINT = f"train2017/, val2017/ and {ANNOTATIONS}/ with instances_train2017.json … (or the owner's zip files of them)"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 118_287, "val": 5_000}
@@ -229,23 +225,23 @@ class Coco(SegmentationBuilder):
                 f"COCO in {tree.root} has no pictures of the split {split!r}: {folder}/ or {folder}.zip should lie there."
             )
         space = get_label_space(label_space)
-        if space is COCO133:
+        if space is COCO_PANOPTIC133:
             return _list_panoptic(tree, split, source, folder)
         listed = _list_instances(source, folder, space)
-        return _drop_nearly_empty(listed, space) if split == "train" and space is COCO_VOC21 else listed
+        return _drop_nearly_empty(listed, space) if split == "train" and space is VOC21 else listed
 
     @classmethod
     def digest(cls, data_dir: Path, split: str, label_space: str) -> str:
         """Of all files that lie there. Which of them are listed is in the JSON, and that takes too long to read each time."""
         tree = cls.open_tree(data_dir)
         locations = [_required(tree, _json_path(label_space, split)), *_locations(tree, f"{split}2017")]
-        if label_space == COCO133.name:
+        if label_space == COCO_PANOPTIC133.name:
             locations += _locations(*_panoptic_folder(tree, split))
         return files_digest(locations)
 
 
 def _json_path(label_space: str, split: str) -> str:
-    kind = "panoptic" if label_space == COCO133.name else "instances"
+    kind = "panoptic" if label_space == COCO_PANOPTIC133.name else "instances"
     return f"{ANNOTATIONS}/{kind}_{split}2017.json"
 
 
@@ -322,9 +318,10 @@ class _AnnotationFile:
         return image_id
 
     def category_of(self, record: dict[str, Any], space: LabelSpace, where: str) -> int:
+        """The annotation's category, as a raw id of `space`."""
         category_id = self.field(record, "category_id", int, where)
-        category_train_id(category_id, space, f"{self.location}: {where}")
-        return category_id
+        category_train_id(category_id, COCO81 if space is VOC21 else space, f"{self.location}: {where}")
+        return VOC_ID_OF_CATEGORY[category_id] if space is VOC21 else category_id
 
     def _size(self, record: dict[str, Any], image_id: int) -> tuple[int, int]:
         height, width = (self.field(record, side, int, f"image {image_id}") for side in ("height", "width"))
@@ -445,5 +442,5 @@ def _segments(source: _AnnotationFile, record: dict[str, Any], image: str) -> li
     for segment in source.field(record, "segments_info", list, image):
         segment_id = source.field(segment, "id", int, f"a segment of {image}")
         where = f"segment {segment_id} of {image}"
-        segments.append((segment_id, source.category_of(segment, COCO133, where)))
+        segments.append((segment_id, source.category_of(segment, COCO_PANOPTIC133, where)))
     return segments

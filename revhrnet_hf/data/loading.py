@@ -22,7 +22,6 @@ DATASETS: dict[str, type[SegmentationBuilder]] = {
     "camvid": CamVid,
     "cityscapes": Cityscapes,
     "coco": Coco,
-    "folder": Folder,
     "mapillary_vistas": MapillaryVistas,
     "pascal_voc": PascalVoc,
     "folder": Folder,

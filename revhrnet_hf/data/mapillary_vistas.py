@@ -38,19 +38,19 @@ def _label_space(name: str, labels: tuple[VistasLabel, ...]) -> LabelSpace:
     )
 
 
-MAPILLARY65 = _label_space("mapillary65", LABELS_V12)
+VISTAS_V12 = _label_space("mapillary_vistas_v1.2", LABELS_V12)
 # The owner's benchmark leaves out seven more (the ambiguous ones and the groups): `VistasLabel.evaluate`.
-MAPILLARY123 = _label_space("mapillary123", LABELS_V20)
-SPACE_OF_VERSION = {V12: MAPILLARY65.name, V20: MAPILLARY123.name}
+VISTAS_V20 = _label_space("mapillary_vistas_v2.0", LABELS_V20)
+SPACE_OF_VERSION = {V12: VISTAS_V12.name, V20: VISTAS_V20.name}
 VERSION_OF_SPACE = {name: version for version, name in SPACE_OF_VERSION.items()}
-LABEL_SPACES.update({space.name: space for space in (MAPILLARY65, MAPILLARY123)})
+LABEL_SPACES.update({space.name: space for space in (VISTAS_V12, VISTAS_V20)})
 
 
 class MapillaryVistas(SegmentationBuilder):
     """Mapillary Vistas v1.2 and v2.0."""
 
     TITLE = "Mapillary Vistas"
-    LABEL_SPACES = (MAPILLARY65.name, MAPILLARY123.name)
+    LABEL_SPACES = (VISTAS_V12.name, VISTAS_V20.name)
     SPLITS = tuple(FOLDERS)
     HINT = "training/ and validation/ with images/ in each, or the owner's zip file of these"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 18000, "val": 2000}

@@ -12,7 +12,7 @@ from .label_space import LabelSpace
 
 Table = dict[str | None, tuple[str, ...]]
 
-MAPILLARY65_TO_CITYSCAPES19: Table = {
+VISTAS_V12_TO_CITYSCAPES: Table = {
     "road": (
         "Road",
         "Service Lane",
@@ -74,7 +74,7 @@ MAPILLARY65_TO_CITYSCAPES19: Table = {
     ),
 }
 
-MAPILLARY65_TO_CAMVID11: Table = {
+VISTAS_V12_TO_CAMVID11: Table = {
     "Sky": ("Sky",),
     "Building": ("Building", "Bridge", "Tunnel", "Wall"),
     "Pole": ("Pole", "Utility Pole", "Street Light"),
@@ -117,7 +117,7 @@ MAPILLARY65_TO_CAMVID11: Table = {
     ),
 }
 
-CITYSCAPES19_TO_CAMVID11: Table = {
+CITYSCAPES_TO_CAMVID11: Table = {
     "Sky": ("sky",),
     "Building": ("building", "wall"),
     "Pole": ("pole",),
@@ -169,17 +169,16 @@ COCO81_TO_VOC21: Table = {
 }
 
 TABLES: dict[tuple[str, str], Table] = {
-    ("mapillary65", "cityscapes19"): MAPILLARY65_TO_CITYSCAPES19,
-    ("mapillary65", "camvid11"): MAPILLARY65_TO_CAMVID11,
-    ("cityscapes19", "camvid11"): CITYSCAPES19_TO_CAMVID11,
+    ("mapillary_vistas_v1.2", "cityscapes"): VISTAS_V12_TO_CITYSCAPES,
+    ("mapillary_vistas_v1.2", "camvid11"): VISTAS_V12_TO_CAMVID11,
+    ("cityscapes", "camvid11"): CITYSCAPES_TO_CAMVID11,
     ("coco81", "voc21"): COCO81_TO_VOC21,
-    ("coco81", "coco_voc21"): COCO81_TO_VOC21,
 }
 """(source, target) → table. Read backwards, a class has a partner where the table names exactly one."""
 
 
-def partners(source: LabelSpace, target: LabelSpace) -> tuple[int | None, ...]:
-    """For each class of `source`, by train id: the train id of its partner in `target`, or None.
+def translate(source: LabelSpace, target: LabelSpace) -> dict[str, str | None]:
+    """For each class of `source`, in the order of its train ids: its partner in `target`, or None.
 
     Two spaces that no table joins (a user's own, say) are joined by equal names, upper and lower case aside.
 
@@ -187,14 +186,14 @@ def partners(source: LabelSpace, target: LabelSpace) -> tuple[int | None, ...]:
         DataError: no table joins the two, and they have no name in common.
     """
     if source.names == target.names:
-        return tuple(range(source.num_classes))
+        return {name: name for name in source.names}
     if (source.name, target.name) in TABLES:
         partner_of = _forwards(TABLES[source.name, target.name])
     elif (target.name, source.name) in TABLES:
         partner_of = _backwards(TABLES[target.name, source.name])
     else:
         partner_of = _by_equal_names(source, target)
-    return tuple(target.label2id.get(partner_of.get(name)) for name in source.names)
+    return {name: partner_of.get(name) for name in source.names}
 
 
 def are_joined(source: LabelSpace, target: LabelSpace) -> bool:
@@ -204,8 +203,8 @@ def are_joined(source: LabelSpace, target: LabelSpace) -> bool:
 
 def sources_of(source: LabelSpace, target: LabelSpace) -> list[list[int]]:
     """For each class of `target`, the train ids of `source` that are its partners; empty where there is none."""
-    targets = partners(source, target)
-    return [[train_id for train_id, partner in enumerate(targets) if partner == wanted] for wanted in range(target.num_classes)]
+    partner_of = translate(source, target)
+    return [[train_id for train_id, name in enumerate(source.names) if partner_of[name] == wanted] for wanted in target.names]
 
 
 def _forwards(table: Table) -> dict[str, str | None]:

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from revhrnet_hf.data import load_segmentation_dataset
+from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.errors import DataError
 
 
@@ -41,6 +41,21 @@ def test_both_forms_hold_the_same(mini_camvid, mini_original):
             assert segnet["image_id"] == original["image_id"]
             assert segnet["image"].tobytes() == original["image"].tobytes()
             assert segnet["label_map"].tobytes() == original["label_map"].tobytes()
+
+
+def test_all_classes_of_the_original_form(mini_camvid, mini_original):
+    """Each pixel has the class of its raw colour; merged as SegNet did, they are the eleven."""
+    space, merged = get_label_space("camvid32"), get_label_space("camvid11")
+    assert space.num_classes == 31  # the 32nd is Void
+    for row, eleven in zip(load(mini_original, label_space="camvid32"), load(mini_original), strict=True):
+        raw = np.asarray(PIL.Image.open(mini_original / "LabeledApproved_full" / f"{row['image_id']}_L.png"))
+        ids = np.asarray(row["label_map"])
+        for train_id in np.unique(ids):
+            (colour,) = np.unique(raw[ids == train_id], axis=0).tolist()
+            assert tuple(colour) == (space.colours[train_id] if train_id != 255 else (0, 0, 0))
+            assert set(np.asarray(eleven["label_map"])[ids == train_id]) == {merged.raw_colours[tuple(colour)]}
+    with pytest.raises(DataError, match="SegNet's form, which has 11 classes"):
+        load(mini_camvid, label_space="camvid32")
 
 
 def test_original_form_does_not_invent_a_split(mini_original):

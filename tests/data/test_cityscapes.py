@@ -39,7 +39,7 @@ def test_labels_are_the_published_table(published_table):
 
 def test_label_space_is_the_published_table(published_table):
     table = published_table("cityscapes_labels.json")
-    space = get_label_space("cityscapes19")
+    space = get_label_space("cityscapes")
     scored = {row["trainId"]: row for row in table if not row["ignoreInEval"]}
     assert space.id2label == {train_id: scored[train_id]["name"] for train_id in range(19)}
     assert [list(colour) for colour in space.colours] == [scored[train_id]["color"] for train_id in range(19)]
@@ -94,7 +94,7 @@ def test_licence_plates_and_unscored_ids_are_ignored(mini_cityscapes):
 def test_stray_ids_name_the_file(mini_cityscapes, stray):
     file = file_of(mini_cityscapes, "gtFine/train/aachen/*_labelIds.png")
     save_ids(file, np.full((48, 96), stray, np.uint8))
-    with pytest.raises(DataError, match=rf"{file.name} holds the ids {stray}, .*'cityscapes19'.*knows 0–33, 255"):
+    with pytest.raises(DataError, match=rf"{file.name} holds the ids {stray}, .*'cityscapes'.*knows 0–33, 255"):
         load(mini_cityscapes)[0]
 
 

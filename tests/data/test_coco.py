@@ -98,7 +98,7 @@ def change_json(file, change):
 def test_label_spaces_are_the_published_tables(published_categories):
     by_id = {category["id"]: category for category in published_categories}
     things = [category for category in published_categories if category["isthing"]]
-    all_133, of_81, voc = (get_label_space(name) for name in ("coco133", "coco81", "coco_voc21"))
+    all_133, of_81, voc = (get_label_space(name) for name in ("coco_panoptic133", "coco81", "voc21"))
     assert all_133.names == tuple(category["name"] for category in published_categories)
     assert all_133.colours == tuple(tuple(category["color"]) for category in published_categories)
     assert of_81.names == ("background", *(category["name"] for category in things))
@@ -106,11 +106,15 @@ def test_label_spaces_are_the_published_tables(published_categories):
     for space in (all_133, of_81):
         assert {space.names[train_id] for train_id in space.raw_ids.values()} == set(space.names) - {"background"}
         assert all(space.names[train_id] == by_id[raw_id]["name"] for raw_id, train_id in space.raw_ids.items())
-    in_voc = {by_id[raw_id]["name"]: voc.names[train_id] for raw_id, train_id in voc.raw_ids.items() if train_id}
+    in_voc = {by_id[category]["name"]: voc.names[voc_id] for category, voc_id in coco.VOC_ID_OF_CATEGORY.items() if voc_id}
     assert in_voc == {VOC_NAME_IN_COCO.get(name, name): name for name in get_label_space("voc21").names[1:]}
-    assert set(voc.raw_ids) == {category["id"] for category in things}
+    assert set(coco.VOC_ID_OF_CATEGORY) == {category["id"] for category in things}
     published = {(category["id"], category["supercategory"], bool(category["isthing"])) for category in published_categories}
     assert {(category.id, category.supercategory, category.is_thing) for category in coco.CATEGORIES} == published
+
+
+def train_id_of(category_id, space):
+    return coco.VOC_ID_OF_CATEGORY[category_id] if space.name == "voc21" else space.raw_ids[category_id]
 
 
 def brute_force(api, image_id, space):
@@ -118,7 +122,7 @@ def brute_force(api, image_id, space):
     image = api.imgs[image_id]
     claimed = np.zeros((space.num_classes, image["height"], image["width"]), bool)
     for annotation in api.imgToAnns[image_id]:
-        claimed[space.raw_ids[annotation["category_id"]]] |= api.annToMask(annotation).astype(bool)
+        claimed[train_id_of(annotation["category_id"], space)] |= api.annToMask(annotation).astype(bool)
     claimed[0] = False
     expected = claimed.argmax(0)
     expected[claimed.sum(0) > 1] = 255
@@ -130,7 +134,7 @@ def published_api(data_dir, split):
         return pycocotools.coco.COCO(data_dir / "annotations" / f"instances_{split}2017.json")
 
 
-@pytest.mark.parametrize("label_space", ["coco81", "coco_voc21"])
+@pytest.mark.parametrize("label_space", ["coco81", "voc21"])
 def test_real_label_maps_are_pycocotools_masks(real_coco, label_space):
     dataset, api = load(real_coco, "val", label_space), published_api(real_coco, "val")
     assert sorted(map(int, dataset["image_id"])) == sorted(api.imgs)
@@ -141,10 +145,10 @@ def test_real_label_maps_are_pycocotools_masks(real_coco, label_space):
 
 
 def test_real_train_pictures_with_few_labelled_pixels_are_dropped_for_voc_only(real_coco):
-    api, space = published_api(real_coco, "train"), get_label_space("coco_voc21")
+    api, space = published_api(real_coco, "train"), get_label_space("voc21")
     assert len(load(real_coco, "train")) == len(api.imgs) == 129
     areas = {image_id: brute_force(api, image_id, space)[1] for image_id in api.imgs}
-    kept = [int(image_id) for image_id in load(real_coco, "train", "coco_voc21")["image_id"]]
+    kept = [int(image_id) for image_id in load(real_coco, "train", "voc21")["image_id"]]
     assert kept == [image_id for image_id in api.imgs if areas[image_id] > 1000]
     assert 0 < len(kept) < 129
 
@@ -171,7 +175,7 @@ def test_only_different_classes_of_the_space_make_a_pixel_ignored(one_picture):
     umbrella[:2, :2] = umbrella[:2, 18:20] = True
     for name, classes in (
         ("coco81", {"person": person, "dog": dog, "umbrella": umbrella}),
-        ("coco_voc21", {"person": person, "dog": dog}),
+        ("voc21", {"person": person, "dog": dog}),
     ):
         expected = np.zeros((10, 20), int)
         for class_name, mask in classes.items():
@@ -211,7 +215,7 @@ def drawn_ids(split, names, space):
     return [table[scene.classes] for scene in draw_scenes(split, COUNTS[split], SIZE, seed=0)]
 
 
-@pytest.mark.parametrize(("label_space", "names"), [("coco81", COCO_THINGS), ("coco133", COCO_THINGS | COCO_STUFF)])
+@pytest.mark.parametrize(("label_space", "names"), [("coco81", COCO_THINGS), ("coco_panoptic133", COCO_THINGS | COCO_STUFF)])
 def test_miniature_holds_what_was_drawn(drawn_coco, label_space, names):
     expected = drawn_ids("val", names, get_label_space(label_space))
     dataset = load(drawn_coco, label_space=label_space)
@@ -268,7 +272,7 @@ def pack(archive, *folders):
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("label_space", ["coco81", "coco133"])
+@pytest.mark.parametrize("label_space", ["coco81", "coco_panoptic133"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_folder_and_owners_zip_files_give_the_same(drawn_coco, mini_coco, label_space, streaming):
     pack(mini_coco / "val2017.zip", mini_coco / "val2017")
@@ -284,7 +288,7 @@ def test_panoptic_label_maps_in_the_data_folder(drawn_coco, mini_coco, place):
     (mini_coco / "annotations" / "panoptic_val2017").rename(mini_coco / "panoptic_val2017")
     if place.endswith("zip"):
         pack(mini_coco / place, mini_coco / "panoptic_val2017")
-    assert pixels(load(mini_coco, label_space="coco133")) == pixels(load(drawn_coco, label_space="coco133"))
+    assert pixels(load(mini_coco, label_space="coco_panoptic133")) == pixels(load(drawn_coco, label_space="coco_panoptic133"))
 
 
 def test_streaming_workers_share_the_pictures_out(mini_coco):
@@ -293,7 +297,7 @@ def test_streaming_workers_share_the_pictures_out(mini_coco):
     assert sorted(row["image_id"] for row in loader) == load(mini_coco)["image_id"][:]
 
 
-@pytest.mark.parametrize("label_space", ["coco81", "coco133"])
+@pytest.mark.parametrize("label_space", ["coco81", "coco_panoptic133"])
 def test_saved_data_set_holds_the_same_without_the_files(mini_coco, tmp_path, label_space):
     dataset = load(mini_coco, label_space=label_space)
     expected = pixels(dataset)
@@ -307,15 +311,15 @@ def test_saved_data_set_holds_the_same_without_the_files(mini_coco, tmp_path, la
 
 
 def test_json_is_not_read_again_until_something_changes(mini_coco, monkeypatch):
-    for label_space in ("coco81", "coco133"):
+    for label_space in ("coco81", "coco_panoptic133"):
         load(mini_coco, label_space=label_space)
     with monkeypatch.context() as patched:
         patched.setattr(coco._AnnotationFile, "read", None)
-        for label_space in ("coco81", "coco133"):
+        for label_space in ("coco81", "coco_panoptic133"):
             assert len(load(mini_coco, label_space=label_space)) == 4
     (mini_coco / "annotations" / "panoptic_val2017" / "000000500002.png").unlink()
     with pytest.raises(DataError, match=r"1 of 4 images .* no panoptic PNG: 500002 \(expected .*/000000500002\.png\)"):
-        load(mini_coco, label_space="coco133")
+        load(mini_coco, label_space="coco_panoptic133")
     (mini_coco / "val2017" / "000000500003.jpg").unlink()
     with pytest.raises(DataError, match=r"Label map without its picture, 1 of 4: .*#500003 \(expected .*/000000500003\.jpg\)"):
         load(mini_coco)
@@ -339,7 +343,7 @@ def test_absent_split_and_absent_panoptic_are_named(mini_coco):
         load(mini_coco)
     shutil.rmtree(mini_coco / "annotations" / "panoptic_val2017")
     with pytest.raises(DataError, match=r"no panoptic label maps: panoptic_val2017/ or panoptic_val2017\.zip"):
-        load(mini_coco, label_space="coco133")
+        load(mini_coco, label_space="coco_panoptic133")
     shutil.rmtree(mini_coco / "train2017")
     with pytest.raises(DataError, match=r"no pictures of the split 'train': train2017/ or train2017\.zip"):
         load(mini_coco, "train")
@@ -426,7 +430,10 @@ def panoptic_change(content):
 
 def test_panoptic_id_that_the_json_does_not_list(mini_coco):
     change_json(mini_coco / "annotations" / "panoptic_val2017.json", panoptic_change)
-    for dataset in (load(mini_coco, label_space="coco133"), load(mini_coco, label_space="coco133", streaming=True)):
+    for dataset in (
+        load(mini_coco, label_space="coco_panoptic133"),
+        load(mini_coco, label_space="coco_panoptic133", streaming=True),
+    ):
         with pytest.raises(DataError, match=r"000000500002\.png#500002 holds the segment ids 70001, which the panoptic JSON"):
             list(dataset)
 
@@ -435,7 +442,7 @@ def test_broken_panoptic_png_is_named(mini_coco):
     file = mini_coco / "annotations" / "panoptic_val2017" / "000000500001.png"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match=r"000000500001\.png#500001 cannot be read"):
-        load(mini_coco, label_space="coco133")[0]
+        load(mini_coco, label_space="coco_panoptic133")[0]
 
 
 @pytest.mark.parametrize(
@@ -450,9 +457,9 @@ def test_broken_panoptic_png_is_named(mini_coco):
 def test_bad_panoptic_json(mini_coco, change, message):
     change_json(mini_coco / "annotations" / "panoptic_val2017.json", change)
     with pytest.raises(DataError, match=message):
-        load(mini_coco, label_space="coco133")
+        load(mini_coco, label_space="coco_panoptic133")
 
 
 def test_no_picture_with_enough_labelled_pixels(mini_coco):
     with pytest.raises(DataError, match=r"In none of the 3 pictures .* more than 1000 pixels"):
-        load(mini_coco, "train", "coco_voc21")
+        load(mini_coco, "train", "voc21")

@@ -104,7 +104,7 @@ def test_unknown_names_list_the_known(mini_camvid):
         load_segmentation_dataset("kitti", mini_camvid, "train")
     with pytest.raises(DataError, match="Unknown split of camvid: 'dev'; known: train, val, test, trainval"):
         load(mini_camvid, "dev")
-    with pytest.raises(DataError, match="Unknown label space for camvid: 'voc21'; known: camvid11"):
+    with pytest.raises(DataError, match="Unknown label space for camvid: 'voc21'; known: camvid11, camvid32"):
         load(mini_camvid, label_space="voc21")
 
 

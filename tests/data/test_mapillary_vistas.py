@@ -10,7 +10,7 @@ from revhrnet_hf.data.mapillary_vistas import LABELS
 from revhrnet_hf.errors import DataError
 
 # Label space → the release whose folder holds its labels alone or together, version of the labels.
-VERSIONS = {"mapillary65": "v1.2", "mapillary123": "v2.0"}
+VERSIONS = {"mapillary_vistas_v1.2": "v1.2", "mapillary_vistas_v2.0": "v2.0"}
 
 
 def load(data_dir, split="train", **options):
@@ -51,7 +51,7 @@ def test_labels_are_counted_as_their_owner_counts_them():
         assert len({label.name for label in labels}) == len(labels)
 
 
-@pytest.mark.parametrize(("name", "void"), [("mapillary65", 65), ("mapillary123", 123)])
+@pytest.mark.parametrize(("name", "void"), [("mapillary_vistas_v1.2", 65), ("mapillary_vistas_v2.0", 123)])
 def test_only_the_last_label_is_no_class(published_table, name, void):
     space = get_label_space(name)
     table = published_table(f"mapillary_vistas_{VERSIONS[name]}_labels.json")
@@ -65,10 +65,10 @@ def test_only_the_last_label_is_no_class(published_table, name, void):
     ("release", "label_space", "below"),
     [
         ("v1.2", None, "labels"),
-        ("v1.2", "mapillary65", "labels"),
+        ("v1.2", "mapillary_vistas_v1.2", "labels"),
         ("v2.0", None, "v1.2/labels"),
-        ("v2.0", "mapillary65", "v1.2/labels"),
-        ("v2.0", "mapillary123", "v2.0/labels"),
+        ("v2.0", "mapillary_vistas_v1.2", "v1.2/labels"),
+        ("v2.0", "mapillary_vistas_v2.0", "v2.0/labels"),
     ],
 )
 @pytest.mark.parametrize(("split", "folder"), [("train", "training"), ("val", "validation")])
@@ -97,7 +97,7 @@ def test_both_versions_show_the_same_scenes(mini_vistas):
         assert not np.array_equal(old_map, new_map)
 
 
-@pytest.mark.parametrize(("release", "label_space"), [("v1.2", "mapillary65"), ("v2.0", "mapillary123")])
+@pytest.mark.parametrize(("release", "label_space"), [("v1.2", "mapillary_vistas_v1.2"), ("v2.0", "mapillary_vistas_v2.0")])
 def test_owners_zip_file_holds_the_same(mini_vistas, tmp_path, release, label_space):
     data_dir = mini_vistas(release)
     zipped = tmp_path / "zipped"
@@ -116,9 +116,9 @@ def test_labels_of_v12_are_not_those_of_v20(mini_vistas, config):
     if not config:
         (data_dir / "config.json").unlink()
         assert len(load(data_dir)) == 4
-    message = r"training/labels are of Mapillary Vistas v1\.2 \(66 labels\), but .*'mapillary123' is for v2\.0"
-    with pytest.raises(DataError, match=rf"{message}: ask for label_space='mapillary65'"):
-        load(data_dir, label_space="mapillary123")
+    message = r"training/labels are of Mapillary Vistas v1\.2 \(66 labels\), but .*'mapillary_vistas_v2.0' is for v2\.0"
+    with pytest.raises(DataError, match=rf"{message}: ask for label_space='mapillary_vistas_v1.2'"):
+        load(data_dir, label_space="mapillary_vistas_v2.0")
 
 
 def test_config_of_the_other_version_decides_in_the_old_layout(mini_vistas):
@@ -128,10 +128,10 @@ def test_config_of_the_other_version_decides_in_the_old_layout(mini_vistas):
     for folder in ("training", "validation"):
         shutil.rmtree(flat / folder / "labels")
         shutil.copytree(new / folder / "v2.0" / "labels", flat / folder / "labels")
-    message = r"training/labels are of Mapillary Vistas v2\.0 \(124 labels\), but .*'mapillary65' is for v1\.2"
-    with pytest.raises(DataError, match=rf"{message}: ask for label_space='mapillary123'"):
+    message = r"training/labels are of Mapillary Vistas v2\.0 \(124 labels\), but .*'mapillary_vistas_v1.2' is for v1\.2"
+    with pytest.raises(DataError, match=rf"{message}: ask for label_space='mapillary_vistas_v2.0'"):
         load(flat)
-    flat_rows, new_rows = (load(data_dir, label_space="mapillary123") for data_dir in (flat, new))
+    flat_rows, new_rows = (load(data_dir, label_space="mapillary_vistas_v2.0") for data_dir in (flat, new))
     assert [pixels(row) for row in flat_rows] == [pixels(row) for row in new_rows]
 
 
@@ -139,16 +139,16 @@ def test_release_without_the_labels_asked_for(mini_vistas):
     data_dir = mini_vistas("v2.0")
     for folder in ("training", "validation"):
         shutil.rmtree(data_dir / folder / "v1.2")
-    with pytest.raises(DataError, match=r"training/v2\.0/labels are of .* ask for label_space='mapillary123'"):
+    with pytest.raises(DataError, match=r"training/v2\.0/labels are of .* ask for label_space='mapillary_vistas_v2.0'"):
         load(data_dir)
-    assert len(load(data_dir, label_space="mapillary123")) == 4
+    assert len(load(data_dir, label_space="mapillary_vistas_v2.0")) == 4
 
 
 def test_config_that_contradicts_its_name(mini_vistas):
     data_dir = mini_vistas("v2.0")
     shutil.copy(data_dir / "config_v1.2.json", data_dir / "config_v2.0.json")
     with pytest.raises(DataError, match=r"config_v2\.0\.json lists the labels of v1\.2, not of v2\.0"):
-        load(data_dir, label_space="mapillary123")
+        load(data_dir, label_space="mapillary_vistas_v2.0")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_labels_of_the_other_version_are_found_by_their_ids(mini_vistas):
     stray = PIL.Image.fromarray(np.full((48, 64), 66, np.uint8))
     stray.putpalette([0, 0, 0] * 256)
     stray.save(file)
-    with pytest.raises(DataError, match=rf"{file.name} holds the ids 66, which label space 'mapillary65' .*knows 0–65"):
+    with pytest.raises(DataError, match=rf"{file.name} holds the ids 66, which label space 'mapillary_vistas_v1.2' .*knows 0–65"):
         load(data_dir)[0]
 
 

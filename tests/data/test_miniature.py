@@ -231,7 +231,11 @@ STREET_NAMES = {
 
 @pytest.mark.parametrize(
     ("name", "label_space", "column"),
-    [("cityscapes", "cityscapes19", 0), ("mapillary_vistas", "mapillary65", 1), ("mapillary_vistas", "mapillary123", 2)],
+    [
+        ("cityscapes", "cityscapes", 0),
+        ("mapillary_vistas", "mapillary_vistas_v1.2", 1),
+        ("mapillary_vistas", "mapillary_vistas_v2.0", 2),
+    ],
 )
 def test_scenes_are_labelled_with_the_owners_classes(tmp_path, name, label_space, column):
     if name == "cityscapes":

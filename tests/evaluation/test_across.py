@@ -43,7 +43,7 @@ def test_a_sum_can_beat_the_best_single_class():
 def test_evaluated_on_other_classes():
     """Against a loop over pixels with the model's own probabilities."""
     torch.manual_seed(0)
-    model = SegformerForSemanticSegmentation(config_of(get_label_space("cityscapes19").names)).eval()
+    model = SegformerForSemanticSegmentation(config_of(get_label_space("cityscapes").names)).eval()
     torch.nn.init.normal_(model.decode_head.classifier.weight, std=2)
     processor = SegformerImageProcessor(do_resize=False)
     camvid = get_label_space("camvid11")
@@ -67,7 +67,7 @@ def test_evaluated_on_other_classes():
 def test_which_classes_are_joined():
     camvid = get_label_space("camvid11")
     assert class_sources(config_of(camvid.names), camvid, "camvid") is None
-    assert class_sources(config_of(get_label_space("cityscapes19").names), camvid, "camvid")[8] == [13, 14, 15, 16]
+    assert class_sources(config_of(get_label_space("cityscapes").names), camvid, "camvid")[8] == [13, 14, 15, 16]
     road = label_space_of_names(["road", "sky"])
     assert class_sources(config_of(["Sky", "Tree", "Road"]), road, "own") == [[2], [0]]
     with pytest.raises(CheckpointError, match="has 2 classes"):

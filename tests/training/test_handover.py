@@ -22,7 +22,7 @@ def make(tiny_config):
 
 @pytest.fixture
 def cityscapes(make, tmp_path):
-    model = make(get_label_space("cityscapes19").names, training_history=[{"dataset": "cityscapes"}])
+    model = make(get_label_space("cityscapes").names, training_history=[{"dataset": "cityscapes"}])
     model.save_pretrained(tmp_path / "cityscapes")
     revhrnet_hf.RevHRNetImageProcessor().save_pretrained(tmp_path / "cityscapes")
     return model, tmp_path / "cityscapes"
