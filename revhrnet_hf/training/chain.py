@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ..errors import RecipeError
 from .checkpoint import BEST, refuse_second_run, remove_run
 from .recipe import Recipe
@@ -61,12 +63,12 @@ def run_chain(
     for position, (recipe, data_dir, folder) in enumerate(zip(recipes, data_dirs, folders, strict=True)):
         if position > 0 and recipe.init_from is None:
             recipe.init_from = str(folders[position - 1] / BEST)
+        if len(recipes) > 1:
+            PartialState().print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
         stage = Stage(recipe, data_dir, folder, resume, overwrite)
         if overwrite and position == 0 and stage.accelerator.is_main_process:
             # Else a chain that is killed now and resumed would find later stages finished.
             for later in folders[1:]:
                 remove_run(later)
-        if len(recipes) > 1:
-            stage.accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
         results.append(stage.run())
     return results

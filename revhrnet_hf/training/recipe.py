@@ -164,7 +164,7 @@ class Recipe:
         """The fields that differ from their defaults, without the place of files on this machine."""
         default = Recipe(dataset=self.dataset)
         settings = {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
-        for name in ("init_from", "backbone_weights"):
+        for name in ("init_from", "backbone_weights", "label_space"):
             if name in settings and Path(settings[name]).exists():
                 settings[name] = Path(settings[name]).name
         return settings

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import revhrnet_hf
 from revhrnet_hf.data import get_label_space
@@ -26,14 +25,6 @@ def data(tmp_path_factory):
     write_cityscapes(folder / "cityscapes", counts, size=(96, 128))
     write_camvid(folder / "camvid", counts, size=(96, 128))
     return folder
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_resnet").state_dict(), path)
-    return path
 
 
 @pytest.fixture

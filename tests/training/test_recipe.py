@@ -79,6 +79,12 @@ def test_data_folders_by_name(given, expected):
     assert data_dirs_by_name(["A=B"], recipes[:1]) == [Path("A=B")]
 
 
+def test_own_settings_do_not_tell_where_files_lie(tmp_path):
+    table = write(tmp_path, "names: [road]\n")
+    recipe = Recipe(dataset="folder", label_space=str(table), init_from=str(tmp_path), epochs=3)
+    assert recipe.own_settings == {"label_space": table.name, "init_from": tmp_path.name, "epochs": 3}
+
+
 def test_yaml_round_trip(tmp_path):
     recipe = Recipe(dataset="camvid", crop_size=[64, 96], class_weights=[1, 2.5], precision="bf16")
     assert Recipe.from_yaml(write(tmp_path, recipe.to_yaml())) == recipe

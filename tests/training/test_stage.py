@@ -12,9 +12,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
 import revhrnet_hf
@@ -34,15 +33,6 @@ def mini_camvid(tmp_path_factory):
     folder = tmp_path_factory.mktemp("camvid")
     write_camvid(folder, {"train": 10, "val": 3}, size=(96, 128))
     return folder
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file of timm's keys: the tests' stand-in for pretrained weights."""
-    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_resnet").state_dict(), path)
-    return path
 
 
 @pytest.fixture
