@@ -99,10 +99,17 @@ class TrainingSamples(torch.utils.data.Dataset):
         dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them.
         transform: called as `transform(image, label_map)`.
         seed: of the run.
+        skip_bad: whether the next picture takes the place of one that cannot be used; such are marked in `bad`. Else it is an
+            error.
+
+    Attributes:
+        bad: (pictures,) uint8, 1 for each that could not be used so far; all workers write to it.
     """
 
-    def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform, seed: int):
+    def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform, seed: int, skip_bad: bool = False):
         self.dataset = dataset
+        self.skip_bad = skip_bad
+        self.bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
         self.transform = transform
         self.seed = seed
         # Shared memory: persistent workers keep the copy of this object that they started with.
@@ -115,7 +122,32 @@ class TrainingSamples(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.dataset[index]
+        """The augmented picture `index`; an index beyond the end is a picture again, with draws of its own.
+
+        Raises:
+            DataError: it cannot be read, or label map and picture do not fit; with `skip_bad`, if that is so of all pictures.
+        """
+        place = index % len(self)
+        example = self._next_usable(place) if self.skip_bad else self._read(place)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_draw_seed(self.seed, int(self._epoch), index))
+            return self.transform(example["image"], example["label_map"])
+
+    def _next_usable(self, place: int) -> dict[str, Any]:
+        last: DataError | None = None
+        for step in range(len(self)):
+            candidate = (place + step) % len(self)
+            if self.bad[candidate]:
+                continue
+            try:
+                return self._read(candidate)
+            except DataError as error:
+                last = error
+                self.bad[candidate] = 1
+        raise DataError(f"None of the {len(self)} training pictures can be used. {last or ''}".rstrip())
+
+    def _read(self, place: int) -> dict[str, Any]:
+        example = self.dataset[place]
         image, label_map = example["image"], example["label_map"]
         if image.size != label_map.size:
             raise DataError(
@@ -123,9 +155,7 @@ class TrainingSamples(torch.utils.data.Dataset):
                 f"map is {label_map.width}×{label_map.height}: bring both to one size "
                 "(label maps by nearest neighbour)."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_draw_seed(self.seed, int(self._epoch), index))
-            return self.transform(image, label_map)
+        return example
 
 
 def _draw_seed(seed: int, epoch: int, index: int) -> int:

@@ -13,10 +13,11 @@ from .cityscapes import Cityscapes
 from .coco import Coco
 from .folder import Folder
 from .label_map import LabelMap
-from .label_space import LabelSpace
+from .label_space import LABEL_SPACES, LabelSpace
 from .mapillary_vistas import MapillaryVistas
 from .pascal_voc import PascalVoc
-from .stored import IMAGE, LABEL_MAP, load_stored
+from .stored import IMAGE, LABEL_MAP, holds_decoded, load_stored
+from .translation import are_joined, in_classes_of
 
 DATASETS: dict[str, type[SegmentationBuilder]] = {
     "camvid": CamVid,
@@ -48,8 +49,9 @@ def load_segmentation_dataset(
         data_dir: its folder, laid out as the owner does it; zip and tar files in it are read without unpacking. With `"hub"`
             the name on the Hub, or the folder.
         split: for example `"train"`, `"val"`, `"trainval"`.
-        label_space: the classes to translate to; the data set's usual ones if None. With `"folder"` and `"hub"` the classes that
-            the label maps are drawn in: a label table (a YAML file; label_table.py shows its form) or a name.
+        label_space: the classes to translate to, of the data set itself or joined to them by a table (translation.py; what has
+            no partner there is ignored); the data set's usual ones if None. With `"folder"` and `"hub"` the classes that the
+            label maps are drawn in: a label table (a YAML file; label_table.py shows its form) or a name.
         streaming: gives an `IterableDataset`, which writes no cache at all.
         image_column, label_column: with `"hub"` only, the names of these columns there; `"image"` and `"label_map"` if None.
 
@@ -64,6 +66,8 @@ def load_segmentation_dataset(
         return load_stored(data_dir, split, label_space, streaming, image_column or IMAGE, label_column or LABEL_MAP)
     if image_column or label_column:
         raise DataError(f"image_column and label_column are for the data set {STORED!r} only: leave them out with {name!r}.")
+    if label_space is not None and (usual := _joined_usual_space(name, Path(data_dir), str(label_space))):
+        return in_classes(load_segmentation_dataset(name, data_dir, split, usual, streaming), LABEL_SPACES[str(label_space)])
     builder_class, data_dir, label_space = find_builder(name, data_dir, label_space)
     check_known(f"split of {name}", split, builder_class.splits(data_dir, label_space))
     digest = builder_class.digest(data_dir, split, label_space)
@@ -89,6 +93,36 @@ def find_builder(name: str, data_dir: str | Path, label_space: str | Path | None
     if builder_class.LABEL_SPACES:
         check_known(f"label space for {name}", label_space, builder_class.LABEL_SPACES)
     return builder_class, data_dir, label_space
+
+
+def _joined_usual_space(name: str, data_dir: Path, wanted: str) -> str | None:
+    """The data set's usual label space, where `wanted` is none of its own but a table joins the two."""
+    check_known("data set", name, DATASETS)
+    own = DATASETS[name].LABEL_SPACES
+    if not own or wanted in own or wanted not in LABEL_SPACES:
+        return None
+    usual = DATASETS[name].default_label_space(data_dir.expanduser().absolute())
+    return usual if are_joined(LABEL_SPACES[usual], LABEL_SPACES[wanted]) else None
+
+
+def in_classes(
+    dataset: datasets.Dataset | datasets.IterableDataset, label_space: LabelSpace
+) -> datasets.Dataset | datasets.IterableDataset:
+    """The same pictures with label maps in other classes; pixels of a class without a partner there are ignored.
+
+    Raises:
+        DataError: no class has a partner (translation.py), or the data set holds label maps that were decoded before.
+    """
+    own = label_space_of(dataset)
+    if own.names == label_space.names:
+        return dataset
+    feature = LabelMap.of(in_classes_of(own, label_space))
+    if isinstance(dataset, datasets.Dataset) and holds_decoded(dataset):
+        raise DataError(
+            f"The data set's label maps hold train ids of {own.name!r} already and cannot be translated to {label_space.name!r}: "
+            "load them from the files that their owner ships."
+        )
+    return dataset.cast_column(LABEL_MAP, feature)
 
 
 def label_space_of(dataset: datasets.Dataset | datasets.IterableDataset) -> LabelSpace:

@@ -121,9 +121,14 @@ def _complete_mapped(dataset: datasets.Dataset, feature: LabelMap, foreign: bool
     return dataset.select_columns([IMAGE, LABEL_MAP, IMAGE_ID])
 
 
+def holds_decoded(dataset: datasets.Dataset) -> bool:
+    """Whether a label map lacks a file name, which to LabelMap says that it holds train ids already."""
+    return pc.any(pc.is_null(pc.struct_field(dataset.data.column(LABEL_MAP), "path"))).as_py()
+
+
 def _with_named_label_maps(dataset: datasets.Dataset) -> datasets.Dataset:
     """LabelMap takes a label map without a file name for one that is translated already: it gets its row for a name."""
-    if not pc.any(pc.is_null(pc.struct_field(dataset.data.column(LABEL_MAP), "path"))).as_py():
+    if not holds_decoded(dataset):
         return dataset
     label_maps = dataset.select_columns(LABEL_MAP).cast_column(LABEL_MAP, datasets.Image(decode=False))
     # Not where the data set lies, which may not be ours to write to.

@@ -1,16 +1,97 @@
 """Which class of one label space is which class of another: to hand over classifiers, and to score across data sets.
 
 Each table reads: class of the target space ← classes of the source space. Classes under `None` have no partner there. Judgements
-follow the owners' definitions: Cityscapes' sidewalk takes curbs and cycle paths, its traffic signs are fronts only, its bridges,
-guard rails, caravans and trailers are not scored; CamVid's eleven classes are SegNet's merging of the 32.
+follow the owners' definitions: Cityscapes' sidewalk takes curbs, cycle paths and traffic islands, its traffic signs are fronts
+only, its bridges, guard rails, caravans and trailers are not scored; CamVid's eleven classes are SegNet's merging of the 32.
+
+Two tables make a third where one ends in the space that the other starts from: Mapillary Vistas v2.0 → v1.2 → Cityscapes.
 """
 
+from dataclasses import replace
+from functools import cache
 from itertools import chain
 
 from ..errors import DataError
+from .camvid import CLASSES
+from .coco import CATEGORIES
 from .label_space import LabelSpace
+from .mapillary_vistas import VISTAS_V12, VISTAS_V20
 
 Table = dict[str | None, tuple[str, ...]]
+
+# v2.0 splits most classes of v1.2, and adds a few.
+VISTAS_V20_TO_V12: Table = {
+    **{name: (name,) for name in VISTAS_V20.names if name in VISTAS_V12.names},
+    "Barrier": ("Barrier", "Ambiguous Barrier", "Concrete Block", "Temporary Barrier"),
+    "Parking": ("Parking", "Parking Aisle"),
+    "Road": ("Road", "Road Shoulder"),
+    "Service Lane": ("Service Lane", "Driveway"),
+    "Sidewalk": ("Sidewalk", "Traffic Island"),
+    "Building": ("Building", "Garage"),
+    "Person": ("Person", "Person Group"),
+    "Lane Marking - Crosswalk": ("Lane Marking - Crosswalk", "Lane Marking (only) - Crosswalk"),
+    "Lane Marking - General": (
+        "Lane Marking - Dashed Line",
+        "Lane Marking - Straight Line",
+        "Lane Marking - Zigzag Line",
+        "Lane Marking - Ambiguous",
+        "Lane Marking - Arrow (Left)",
+        "Lane Marking - Arrow (Other)",
+        "Lane Marking - Arrow (Right)",
+        "Lane Marking - Arrow (Split Left or Straight)",
+        "Lane Marking - Arrow (Split Right or Straight)",
+        "Lane Marking - Arrow (Straight)",
+        "Lane Marking - Give Way (Row)",
+        "Lane Marking - Give Way (Single)",
+        "Lane Marking - Hatched (Chevron)",
+        "Lane Marking - Hatched (Diagonal)",
+        "Lane Marking - Other",
+        "Lane Marking - Stop Line",
+        "Lane Marking - Symbol (Bicycle)",
+        "Lane Marking - Symbol (Other)",
+        "Lane Marking - Text",
+        "Lane Marking (only) - Dashed Line",
+        "Lane Marking (only) - Other",
+        "Lane Marking (only) - Test",
+    ),
+    "Billboard": (
+        "Signage - Advertisement",
+        "Signage - Ambiguous",
+        "Signage - Back",
+        "Signage - Information",
+        "Signage - Other",
+        "Signage - Store",
+    ),
+    "Pole": ("Pole", "Pole Group"),
+    "Traffic Light": (
+        "Traffic Light - General (Single)",
+        "Traffic Light - Pedestrians",
+        "Traffic Light - General (Upright)",
+        "Traffic Light - General (Horizontal)",
+        "Traffic Light - Cyclists",
+        "Traffic Light - Other",
+    ),
+    "Traffic Sign (Back)": ("Traffic Sign (Back)", "Traffic Sign - Direction (Back)", "Traffic Sign - Temporary (Back)"),
+    "Traffic Sign (Front)": (
+        "Traffic Sign (Front)",
+        "Traffic Sign - Direction (Front)",
+        "Traffic Sign - Parking",
+        "Traffic Sign - Temporary (Front)",
+    ),
+    None: (
+        "Road Median",
+        "Road Side",
+        "Lane Separator",
+        "Parking Meter",
+        "Traffic Cone",
+        "Traffic Sign - Ambiguous",
+        "Vehicle Group",
+        "Water Valve",
+        "Dynamic",
+        "Ground",
+        "Static",
+    ),
+}
 
 VISTAS_V12_TO_CITYSCAPES: Table = {
     "road": (
@@ -168,10 +249,21 @@ COCO81_TO_VOC21: Table = {
     "tvmonitor": ("tv",),
 }
 
+# Panoptic things are the 80 categories that instances are drawn of; to those, all stuff is background.
+PANOPTIC133_TO_COCO81: Table = {
+    "background": tuple(category.name for category in CATEGORIES if not category.is_thing),
+    **{category.name: (category.name,) for category in CATEGORIES if category.is_thing},
+}
+
+CAMVID32_TO_CAMVID11: Table = {name: members for name, _, members in CLASSES}
+
 TABLES: dict[tuple[str, str], Table] = {
+    ("mapillary_vistas_v2.0", "mapillary_vistas_v1.2"): VISTAS_V20_TO_V12,
     ("mapillary_vistas_v1.2", "cityscapes"): VISTAS_V12_TO_CITYSCAPES,
     ("mapillary_vistas_v1.2", "camvid11"): VISTAS_V12_TO_CAMVID11,
     ("cityscapes", "camvid11"): CITYSCAPES_TO_CAMVID11,
+    ("camvid32", "camvid11"): CAMVID32_TO_CAMVID11,
+    ("coco_panoptic133", "coco81"): PANOPTIC133_TO_COCO81,
     ("coco81", "voc21"): COCO81_TO_VOC21,
 }
 """(source, target) → table. Read backwards, a class has a partner where the table names exactly one."""
@@ -187,10 +279,10 @@ def translate(source: LabelSpace, target: LabelSpace) -> dict[str, str | None]:
     """
     if source.names == target.names:
         return {name: name for name in source.names}
-    if (source.name, target.name) in TABLES:
-        partner_of = _forwards(TABLES[source.name, target.name])
-    elif (target.name, source.name) in TABLES:
-        partner_of = _backwards(TABLES[target.name, source.name])
+    if table := _table(source.name, target.name):
+        partner_of = _forwards(table)
+    elif table := _table(target.name, source.name):
+        partner_of = _backwards(table)
     else:
         partner_of = _by_equal_names(source, target)
     return {name: partner_of.get(name) for name in source.names}
@@ -198,13 +290,53 @@ def translate(source: LabelSpace, target: LabelSpace) -> dict[str, str | None]:
 
 def are_joined(source: LabelSpace, target: LabelSpace) -> bool:
     """Whether the two are the same classes, or a table joins them; else only equal names do."""
-    return source.names == target.names or not TABLES.keys().isdisjoint({(source.name, target.name), (target.name, source.name)})
+    return source.names == target.names or bool(_table(source.name, target.name) or _table(target.name, source.name))
 
 
 def sources_of(source: LabelSpace, target: LabelSpace) -> list[list[int]]:
     """For each class of `target`, the train ids of `source` that are its partners; empty where there is none."""
     partner_of = translate(source, target)
     return [[train_id for train_id, name in enumerate(source.names) if partner_of[name] == wanted] for wanted in target.names]
+
+
+@cache
+def _table(source: str, target: str) -> Table | None:
+    """The table between two spaces, or the one that two tables make through a space between them."""
+    if (source, target) in TABLES:
+        return TABLES[source, target]
+    for first, middle in TABLES:
+        if first == source and (middle, target) in TABLES:
+            return _through(TABLES[source, middle], TABLES[middle, target])
+    return None
+
+
+def _through(into: Table, onwards: Table) -> Table:
+    """`onwards`, with each class of the middle replaced by the classes that `into` gives it."""
+    table = {name: tuple(chain.from_iterable(into[middle] for middle in names)) for name, names in onwards.items()}
+    table[None] = (*table.get(None, ()), *into.get(None, ()))
+    return table
+
+
+def in_classes_of(source: LabelSpace, target: LabelSpace) -> LabelSpace:
+    """`target`'s classes for label maps that hold `source`'s ids or colours; pixels of a class without a partner are ignored.
+
+    Raises:
+        DataError: as for `translate`.
+    """
+    partner_of = translate(source, target)
+    train_id_of = [target.label2id.get(partner_of[name], target.ignore_index) for name in source.names]
+
+    def translated(table):
+        return {
+            raw: target.ignore_index if train_id == source.ignore_index else train_id_of[train_id]
+            for raw, train_id in table.items()
+        }
+
+    return replace(
+        target,
+        raw_ids=translated(source.raw_ids),
+        raw_colours=translated(source.raw_colours),
+    )
 
 
 def _forwards(table: Table) -> dict[str, str | None]:

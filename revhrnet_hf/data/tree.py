@@ -7,6 +7,7 @@ fsspec and `datasets` write it too. Locations are what data sets store; `read_lo
 import os
 import tarfile
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
@@ -199,7 +200,7 @@ class _Archive:
             offset, whole = self._members[member]
         except KeyError as error:
             raise FileNotFoundError(f"no member {member}") from error
-        except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
             raise OSError(str(error)) from error  # damaged, encrypted, or of an unknown compression
         wanted = whole if size < 0 else min(size, whole)
         data = os.pread(self._descriptor, wanted, offset)

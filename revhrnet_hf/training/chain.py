@@ -7,25 +7,26 @@ from accelerate import PartialState
 
 from ..errors import RecipeError
 from .checkpoint import BEST, refuse_second_run, remove_run
+from .data import DataDirs, folders_by_name, load_sets, training_sets
 from .recipe import Recipe
-from .stage import Stage, load_split
+from .stage import Stage
 
 
-def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> list[Path]:
-    """Each stage's data folder, from `NAME=DIR …`, or from one folder where all stages train on one data set.
+def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> dict[str, Path]:
+    """Each data set's folder, from `NAME=DIR …`, or from one folder where all stages train on one data set.
 
     Raises:
         RecipeError: a data set has no folder or two, or a folder is given for one that no stage trains on.
     """
-    names = list(dict.fromkeys(recipe.dataset for recipe in recipes))
+    names = list(dict.fromkeys(name for recipe in recipes for name, _ in training_sets(recipe)))
     pairs = [text.partition("=") for text in given if text.partition("=")[0] in names and "=" in text]
     if not pairs and len(given) == 1 and len(names) == 1:
-        return [Path(given[0])] * len(recipes)
+        return {names[0]: Path(given[0])}
     folders = {name: folder for name, _, folder in pairs}
     if len(pairs) != len(given) or len(folders) != len(pairs) or set(folders) != set(names):
         wanted = " ".join(f"{name}=DIR" for name in names)
         raise RecipeError(f"--data_dir {' '.join(given)} does not give each data set of the recipe one folder: give {wanted}")
-    return [Path(folders[recipe.dataset]) for recipe in recipes]
+    return {name: Path(folder) for name, folder in folders.items()}
 
 
 def stage_dir(output_dir: Path, recipes: list[Recipe], position: int) -> Path:
@@ -34,14 +35,15 @@ def stage_dir(output_dir: Path, recipes: list[Recipe], position: int) -> Path:
 
 
 def run_chain(
-    recipes: list[Recipe], data_dirs: list[Path], output_dir: str | Path, resume: bool = False, overwrite: bool = False
+    recipes: list[Recipe], data_dirs: DataDirs, output_dir: str | Path, resume: bool = False, overwrite: bool = False
 ) -> list[dict[str, Any] | None]:
     """Train stage after stage; with `resume`, finished stages are passed over and an interrupted one goes on.
 
     A stage starts from the best checkpoint of the stage before, unless its recipe says `init_from`.
 
     Args:
-        recipes, data_dirs: one a stage.
+        recipes: one a stage.
+        data_dirs: folder of each data set by name.
         output_dir: gets what the last stage writes, and a folder `1_DATASET`, `2_DATASET`, … for each stage before.
 
     Returns:
@@ -53,19 +55,18 @@ def run_chain(
     output_dir = Path(output_dir)
     if len({recipe.precision for recipe in recipes}) > 1:
         raise RecipeError("All stages of a chain have the same precision: Accelerate keeps it for the whole process")
-    for recipe, data_dir in zip(recipes[1:], data_dirs[1:], strict=True):
-        for split in (recipe.train_split, recipe.eval_split):
-            load_split(recipe, data_dir, split)
+    for recipe in recipes[1:]:
+        load_sets(recipe, folders_by_name(recipe, data_dirs))
     folders = [stage_dir(output_dir, recipes, position) for position in range(len(recipes))]
     for folder in folders:
         refuse_second_run(folder, resume, overwrite)
     results = []
-    for position, (recipe, data_dir, folder) in enumerate(zip(recipes, data_dirs, folders, strict=True)):
+    for position, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
         if position > 0 and recipe.init_from is None:
             recipe.init_from = str(folders[position - 1] / BEST)
         if len(recipes) > 1:
             PartialState().print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
-        stage = Stage(recipe, data_dir, folder, resume, overwrite)
+        stage = Stage(recipe, data_dirs, folder, resume, overwrite)
         if overwrite and position == 0 and stage.accelerator.is_main_process:
             # Else a chain that is killed now and resumed would find later stages finished.
             for later in folders[1:]:

@@ -36,6 +36,20 @@ class Recipe:
     )
     image_column: str | None = _setting(None, "Of a data set of hub: the column of pictures (image)")
     label_column: str | None = _setting(None, "Of a data set of hub: the column of label maps (label_map)")
+    more_datasets: list[str] | None = _setting(
+        None,
+        "Data sets to train on as well, NAME or NAME:SPLIT; their classes become those of dataset, the only one that is scored "
+        "on, and pixels of classes without a partner there are ignored",
+    )
+    dataset_shares: list[float] | None = _setting(
+        None,
+        "With more_datasets: what dataset and each of them give to an epoch, relative to each other (not given: all they have)",
+    )
+    on_bad_sample: Literal["stop", "skip"] = _setting(
+        "stop",
+        "When a picture or label map cannot be read or does not fit: stop, or skip it; the next picture takes its place, and "
+        "each epoch's log lists those skipped. Scoring always stops",
+    )
     train_split: str = _setting("train", "Split to train on")
     eval_split: str = _setting("val", "Split to score on")
 
@@ -135,12 +149,23 @@ class Recipe:
             raise RecipeError(f"Recipe field scale_range must be smallest first, got {self.scale_range}")
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
+        self._check_shares()
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
         if self.batch_size % self.gradient_accumulation_steps:
             raise RecipeError(
                 f"batch_size {self.batch_size} cannot be split into {self.gradient_accumulation_steps} equal forward passes "
                 "(gradient_accumulation_steps)"
+            )
+
+    def _check_shares(self):
+        if self.dataset_shares is None:
+            return
+        sets = 1 + len(self.more_datasets or ())
+        if len(self.dataset_shares) != sets or min(self.dataset_shares) <= 0:
+            raise RecipeError(
+                f"Recipe field dataset_shares must be {sets} positive numbers, one for dataset and each of more_datasets, got "
+                f"{self.dataset_shares}"
             )
 
     @classmethod

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device, set_seed
-from datasets import Dataset
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from ..data import TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset
+from ..data import TrainingSamples, TrainingTransform, label_space_of
 from ..errors import RecipeError, TrainingError
 from ..evaluation import evaluate_dataset, format_scores
 from .checkpoint import (
@@ -42,6 +41,7 @@ from .checkpoint import (
     save_training_state,
     write_folder,
 )
+from .data import DataDirs, Mixture, folders_by_name, image_id_of, laid_end_to_end, load_sets, training_sets
 from .handover import hand_over
 from .network import build_model
 from .recipe import Recipe
@@ -52,12 +52,22 @@ SUMMARY = ("mean_iou", "mean_accuracy", "overall_accuracy")
 class EpochBatches:
     """The order of an epoch, as a batch sampler: for each forward pass of one process, the indices of its pictures.
 
-    A step's pictures are the next `batch_size` of a permutation that depends on seed and epoch only; forward passes and processes
-    share them out. The pictures left over at the end of an epoch are skipped (another epoch has others), as in HRNet.
+    A step's pictures are the next `batch_size` of a permutation (of several data sets, of their mixture's order) that depends on
+    seed and epoch only; forward passes and processes share them out. The pictures left over at the end of an epoch are skipped
+    (another epoch has others), as in HRNet.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, passes: int, num_processes: int, process_index: int, seed: int):
-        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        passes: int,
+        num_processes: int,
+        process_index: int,
+        seed: int,
+        mixture: Mixture | None = None,
+    ):
+        self.num_samples, self.batch_size, self.seed, self.mixture = num_samples, batch_size, seed, mixture
         self.passes, self.num_processes, self.process_index = passes, num_processes, process_index
         self.epoch = 0
         if batch_size % (passes * num_processes):
@@ -78,8 +88,8 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.num_samples, generator=generator)[: self.steps * self.batch_size]
-        shares = order.view(len(self), self.num_processes, -1)[:, self.process_index]
+        order = self.mixture.order(generator) if self.mixture else torch.randperm(self.num_samples, generator=generator)
+        shares = order[: self.steps * self.batch_size].view(len(self), self.num_processes, -1)[:, self.process_index]
         yield from shares.tolist()
 
 
@@ -88,23 +98,12 @@ def poly_learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     return recipe.learning_rate * (1 - step / total_steps) ** recipe.poly_power
 
 
-def load_split(recipe: Recipe, data_dir: str | Path, split: str) -> Dataset:
-    return load_segmentation_dataset(
-        recipe.dataset,
-        data_dir,
-        split,
-        label_space=recipe.label_space,
-        image_column=recipe.image_column,
-        label_column=recipe.label_column,
-    )
-
-
 class Stage:
-    """One run of a recipe on a data set's folder.
+    """One run of a recipe on a data set's folder, or several data sets' folders.
 
     Args:
         recipe: what to train.
-        data_dir: folder of the recipe's data set.
+        data_dir: folder of the recipe's data set; with `more_datasets`, folders by name.
         output_dir: gets `last/` and `best/` (checkpoints), `log.jsonl` (`epoch` counts the finished ones), trackers' files.
         resume, overwrite: what to do with a run that is already in `output_dir`; without either it is an error.
 
@@ -113,7 +112,12 @@ class Stage:
     """
 
     def __init__(
-        self, recipe: Recipe, data_dir: str | Path, output_dir: str | Path, resume: bool = False, overwrite: bool = False
+        self,
+        recipe: Recipe,
+        data_dir: str | Path | DataDirs,
+        output_dir: str | Path,
+        resume: bool = False,
+        overwrite: bool = False,
     ):
         transformers_logging.disable_progress_bar()  # of saving and loading weights, between two lines of ours
         self.recipe, self.output_dir = recipe, Path(output_dir)
@@ -123,12 +127,15 @@ class Stage:
             log_with=recipe.trackers or None,
             project_config=ProjectConfiguration(str(output_dir), logging_dir=str(self.output_dir / TRACKER_FOLDER)),
         )
-        train_set, self.eval_set = (load_split(recipe, data_dir, split) for split in (recipe.train_split, recipe.eval_split))
-        self.label_space = label_space_of(train_set)
+        self.train_sets, self.eval_set = load_sets(recipe, folders_by_name(recipe, data_dir))
+        if len(self.train_sets) > 1:
+            self.accelerator.print("\n".join(map(str, self.train_sets)))
+        self.label_space = label_space_of(self.eval_set)
         set_seed(recipe.seed)
         model, self.image_processor = build_model(recipe, self.label_space)
         model.to(memory_format=torch.channels_last)  # faster convolutions, on the CPU and with mixed precision on GPUs
-        self.samples, self.batches, self.loader = self._training_data(train_set)
+        self.samples, self.batches, self.loader = self._training_data()
+        self.num_skipped = 0
         self.total_steps = recipe.epochs * self.batches.steps
 
         is_main = self.accelerator.is_main_process
@@ -151,7 +158,7 @@ class Stage:
             self.accelerator.print(handed_over)
             self._log({}, init_from=handed_over.checkpoint, classifier_rows=handed_over.rows)
 
-    def _training_data(self, train_set: Dataset) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
+    def _training_data(self) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
         recipe = self.recipe
         transform = TrainingTransform(
             self.image_processor,
@@ -162,14 +169,16 @@ class Stage:
             flip=recipe.flip,
             ignore_index=self.label_space.ignore_index,
         )
-        samples = TrainingSamples(train_set, transform, recipe.seed)
+        samples = TrainingSamples(laid_end_to_end(self.train_sets), transform, recipe.seed, recipe.on_bad_sample == "skip")
+        lengths = tuple(len(entry.pictures) for entry in self.train_sets)
         batches = EpochBatches(
-            len(train_set),
+            len(samples),
             recipe.batch_size,
             recipe.gradient_accumulation_steps,
             self.accelerator.num_processes,
             self.accelerator.process_index,
             recipe.seed,
+            Mixture(lengths, tuple(recipe.dataset_shares)) if recipe.dataset_shares else None,
         )
         loader = DataLoader(
             samples,
@@ -229,7 +238,7 @@ class Stage:
                 seconds = time.perf_counter() - started
                 self._log_training(losses, recipe.batch_size * done / seconds, progress)
                 losses = []
-        self._log({"epoch_seconds": time.perf_counter() - started, "peak_memory_gib": self._peak_memory_gib()})
+        self._log({"epoch_seconds": time.perf_counter() - started, "peak_memory_gib": self._peak_memory_gib()}, **self._skipped())
 
     def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
         """One step of the moving average, over fewer steps at the start, so that it soon forgets the initial weights."""
@@ -258,6 +267,18 @@ class Stage:
             )
         progress.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", pictures_per_s=f"{pictures_per_second:.1f}")
         self._log({"loss": loss, "learning_rate": rate, "pictures_per_second": pictures_per_second})
+
+    def _skipped(self) -> dict[str, list[str]]:
+        """With `on_bad_sample: skip`, the ids of the pictures that were bad so far, for the log; new ones are said."""
+        if self.recipe.on_bad_sample == "stop":
+            return {}
+        bad = self.accelerator.reduce(self.samples.bad.to(self.accelerator.device), "sum").nonzero().flatten().tolist()
+        ids = [image_id_of(self.train_sets, index) for index in bad]
+        if len(ids) > self.num_skipped:
+            self.accelerator.print(f"{len(ids)} of {len(self.samples)} training pictures cannot be used and are skipped:")
+            self.accelerator.print("\n".join(f"  {image_id}" for image_id in ids))
+        self.num_skipped = len(ids)
+        return {"skipped_pictures": ids}
 
     def _peak_memory_gib(self) -> float:
         """Of this process: allocated on the GPU, else resident (without the loader's workers)."""
@@ -335,7 +356,7 @@ class Stage:
     def _history_entry(self, scores: dict[str, Any] | None) -> dict[str, Any]:
         """What this stage was: data, recipe, and the scores of the checkpoint that it is written into."""
         entry = {
-            "dataset": self.recipe.dataset,
+            "dataset": " + ".join(dict.fromkeys(name for name, _ in training_sets(self.recipe))),
             "label_space": self.label_space.name,
             "pictures": len(self.samples),
             "epochs": self.state.epoch,

@@ -177,3 +177,36 @@ def test_differing_sizes_name_the_picture(rows, tmp_path):
     PIL.Image.open(tmp_path / "labels.png").crop((0, 0, 20, 30)).save(tmp_path / "labels.png")
     with pytest.raises(DataError, match=r"Picture c is 60×40 .* label map is 20×30"):
         samples_of(rows)[2]
+
+
+def rows_with_bad_ones(rows, tmp_path, bad):
+    """The four rows, of which some have a picture that is cut off."""
+    (tmp_path / "cut.png").write_bytes((tmp_path / "image.png").read_bytes()[:100])
+    paths = [str(tmp_path / ("cut.png" if i in bad else "image.png")) for i in range(4)]
+    return rows.remove_columns("image").add_column("image", paths).cast_column("image", Picture())
+
+
+def test_bad_pictures_stop_by_default_and_are_skipped_on_request(rows, tmp_path):
+    broken = rows_with_bad_ones(rows, tmp_path, {1, 2})
+    with pytest.raises(DataError, match=r"Picture .*cut\.png cannot be read"):
+        samples_of(broken)[1]
+    transform = TrainingTransform(processor(), (24, 24), base_size=60)
+    skipping = TrainingSamples(broken, transform, 0, skip_bad=True)
+    loader = torch.utils.data.DataLoader(skipping, batch_size=None, num_workers=2)
+    drawn = dict(enumerate(sample["pixel_values"] for sample in loader))
+    # All four rows show one picture: the next one in the place of a bad one, augmented by the draws of that place.
+    assert same(drawn, epoch_of(samples_of(rows), 0))
+    assert skipping.bad.tolist() == [0, 1, 1, 0]  # marked by the workers
+
+
+def test_nothing_but_bad_pictures(rows, tmp_path):
+    skipping = TrainingSamples(rows_with_bad_ones(rows, tmp_path, {0, 1, 2, 3}), None, 0, skip_bad=True)
+    for _ in range(2):
+        with pytest.raises(DataError, match="None of the 4 training pictures can be used"):
+            skipping[2]
+
+
+def test_an_index_beyond_the_end_is_a_picture_drawn_anew(rows):
+    samples = samples_of(rows)
+    assert not torch.equal(samples[1]["pixel_values"], samples[5]["pixel_values"])
+    assert torch.equal(samples[5]["pixel_values"], samples_of(rows)[5]["pixel_values"])

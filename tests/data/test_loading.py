@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 import torch
 
-from revhrnet_hf.data import get_label_space, label_space_of, load_segmentation_dataset
+from revhrnet_hf.data import get_label_space, label_space_of, load_segmentation_dataset, translate
+from revhrnet_hf.data.loading import in_classes
 from revhrnet_hf.errors import DataError
 
 
@@ -130,3 +131,23 @@ def test_several_processes_load_at_once_and_say_nothing(mini_camvid, capfd, monk
 
 def _load_all(data_dir):
     assert [row["image_id"] for row in load(data_dir)] == [f"mini_train_{k:05d}" for k in range(5)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_of_another_data_set(mini_camvid, streaming):
+    """CamVid as Cityscapes, by the table that joins them; what has no single partner is ignored."""
+    own, asked = load(mini_camvid), load(mini_camvid, label_space="cityscapes", streaming=streaming)
+    space = get_label_space("cityscapes")
+    assert label_space_of(asked).names == space.names
+    partner_of = translate(label_space_of(own), space)
+    expected = np.array([space.label2id.get(partner_of[name], 255) for name in label_space_of(own).names] + [255] * 245)
+    for row, translated in zip(own, asked, strict=True):
+        assert np.array_equal(np.array(translated["label_map"]), expected[np.array(row["label_map"])])
+    with pytest.raises(DataError, match="Unknown label space for camvid: 'voc21'"):
+        load(mini_camvid, label_space="voc21")
+
+
+def test_what_was_decoded_before_is_not_translated_again(mini_camvid):
+    decoded = load(mini_camvid).map(lambda row: {"label_map": row["label_map"]})
+    with pytest.raises(DataError, match="hold train ids of 'camvid11' already"):
+        in_classes(decoded, get_label_space("cityscapes"))

@@ -40,6 +40,31 @@ def test_backwards_where_one_is_meant():
     assert (coco["sofa"], coco["background"]) == ("couch", "background")
 
 
+def test_through_a_space_between():
+    """v2.0 → v1.2 → Cityscapes, and panoptic COCO → COCO → VOC, as if one table stood for two."""
+    for ends, middle in (
+        (("mapillary_vistas_v2.0", "cityscapes"), "mapillary_vistas_v1.2"),
+        (("mapillary_vistas_v2.0", "camvid11"), "mapillary_vistas_v1.2"),
+        (("coco_panoptic133", "voc21"), "coco81"),
+    ):
+        into, onwards = named(ends[0], middle), named(middle, ends[1])
+        assert named(*ends) == {name: partner and onwards[partner] for name, partner in into.items()}
+        assert are_joined(*map(get_label_space, ends))
+    assert named("mapillary_vistas_v2.0", "cityscapes")["Lane Marking - Stop Line"] == "road"
+    assert named("cityscapes", "mapillary_vistas_v2.0")["sky"] == "Sky"
+    assert named("coco_panoptic133", "voc21")["grass-merged"] == "background"
+
+
+def test_camvids_classes_are_merged_as_its_label_maps_are():
+    merged, own = get_label_space("camvid11"), get_label_space("camvid32")
+    by_colour = {
+        own.names[train_id]: merged.id2label.get(merged.raw_colours[colour])
+        for colour, train_id in own.raw_colours.items()
+        if train_id != 255
+    }
+    assert named("camvid32", "camvid11") == by_colour
+
+
 def test_same_classes():
     voc = get_label_space("voc21")
     renamed = dataclasses.replace(voc, name="my voc")

@@ -241,3 +241,15 @@ def test_absent_member_is_named(packed, mini_camvid):
     location = DataTree(packed).location("val/mini_val_00000.png")
     with pytest.raises(FileNotFoundError, match=r"no member val/none\.png"):
         read_location(location.replace("mini_val_00000", "none"))
+
+
+def test_damaged_member_of_a_whole_zip(tmp_path):
+    """The list of members is whole, what one of them holds is not."""
+    archive = tmp_path / "data.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a.txt", bytes(range(256)) * 40)
+    content = bytearray(archive.read_bytes())
+    content[60:64] = bytes(byte ^ 0xFF for byte in content[60:64])
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.txt.* cannot be read"):
+        DataTree(tmp_path).read_bytes("a.txt")

@@ -55,13 +55,17 @@ def recipes(weights):
     return make
 
 
+def folders_of(data, names):
+    return {name: data / name for name in names}
+
+
 def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_three_stages(data, recipes, tmp_path, capsys):
     names = ["mapillary_vistas", "cityscapes", "camvid"]
-    results = run_chain(recipes(*names), [data / name for name in names], tmp_path)
+    results = run_chain(recipes(*names), folders_of(data, names), tmp_path)
     said = capsys.readouterr().out
     assert "stage 2 of 3: cityscapes" in said
     assert "  road ← Crosswalk - Plain + Road + " in said
@@ -84,12 +88,12 @@ def test_three_stages(data, recipes, tmp_path, capsys):
     assert begun["classifier_rows"]["sidewalk"] == ["Curb", "Bike Lane", "Curb Cut", "Pedestrian Area", "Sidewalk"]
 
     # All is finished: nothing is trained again.
-    assert run_chain(recipes(*names), [data / name for name in names], tmp_path, resume=True) == [None, None, None]
+    assert run_chain(recipes(*names), folders_of(data, names), tmp_path, resume=True) == [None, None, None]
 
 
 def test_interrupted_chain_ends_as_one_that_was_not(data, recipes, tmp_path, monkeypatch):
     names = ["mapillary_vistas", "camvid"]
-    folders = [data / name for name in names]
+    folders = folders_of(data, names)
     run_chain(recipes(*names), folders, tmp_path / "whole")
 
     train_epoch = Stage.train_epoch
@@ -113,7 +117,7 @@ def test_interrupted_chain_ends_as_one_that_was_not(data, recipes, tmp_path, mon
 
 
 def test_without_hand_over_the_rows_are_random(data, recipes, tmp_path):
-    run_chain(recipes("cityscapes", epochs=1), [data / "cityscapes"], tmp_path / "first")
+    run_chain(recipes("cityscapes", epochs=1), folders_of(data, ["cityscapes"]), tmp_path / "first")
     rows = []
     for hand_over in (True, False):
         (recipe,) = recipes("camvid", init_from=str(tmp_path / "first" / "best"), hand_over_classifier=hand_over)
@@ -128,21 +132,21 @@ def test_all_is_looked_at_before_the_first_stage_begins(data, recipes, tmp_path,
     monkeypatch.setattr(chain, "Stage", None)  # nothing may be trained
     names = ["mapillary_vistas", "camvid"]
     with pytest.raises(DataError, match="nowhere does not exist"):
-        run_chain(recipes(*names), [data / "mapillary_vistas", Path("nowhere")], tmp_path / "out")
+        run_chain(recipes(*names), {"mapillary_vistas": data / "mapillary_vistas", "camvid": Path("nowhere")}, tmp_path / "out")
     first, second = recipes(*names)
     second.precision = "bf16"
     with pytest.raises(RecipeError, match="same precision"):
-        run_chain([first, second], [data / name for name in names], tmp_path / "out")
+        run_chain([first, second], folders_of(data, names), tmp_path / "out")
     (tmp_path / "out" / "best").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="already holds a run"):
-        run_chain(recipes(*names), [data / name for name in names], tmp_path / "out")
+        run_chain(recipes(*names), folders_of(data, names), tmp_path / "out")
 
 
 def test_hrnet_from_scratch(data, recipes, tmp_path):
     """The baseline by the same recipes; its ImageNet weights are asked for unless it is told to begin at random."""
     settings = {"architecture": "hrnetv2", "variant": "w18-small-v1", "num_blocks": None, "num_modules": None, "epochs": 1}
     with pytest.raises(RecipeError, match=r"Cannot fetch timm's weights 'hrnet_w18_small"):
-        run_chain(recipes("camvid", **settings, backbone_weights=None), [data / "camvid"], tmp_path / "a")
-    run_chain(recipes("camvid", **settings, backbone_weights="random"), [data / "camvid"], tmp_path / "b")
+        run_chain(recipes("camvid", **settings, backbone_weights=None), folders_of(data, ["camvid"]), tmp_path / "a")
+    run_chain(recipes("camvid", **settings, backbone_weights="random"), folders_of(data, ["camvid"]), tmp_path / "b")
     config = json.loads((tmp_path / "b" / "best" / "config.json").read_text())
     assert (config["model_type"], config["stream_channels"]) == ("hrnetv2", [16, 32, 64, 128])

@@ -61,8 +61,8 @@ def test_chain_of_recipes(tmp_path):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["camvid=A", "coco=B"], ["A", "B", "A"]),
-        (["coco=B=C", "camvid=A"], ["A", "B=C", "A"]),
+        (["camvid=A", "coco=B"], {"camvid": Path("A"), "coco": Path("B")}),
+        (["coco=B=C", "camvid=A"], {"camvid": Path("A"), "coco": Path("B=C")}),
         (["A"], None),
         (["camvid=A"], None),
         (["camvid=A", "coco=B", "camvid=C"], None),
@@ -75,8 +75,10 @@ def test_data_folders_by_name(given, expected):
         with pytest.raises(RecipeError, match="give camvid=DIR coco=DIR"):
             data_dirs_by_name(given, recipes)
     else:
-        assert data_dirs_by_name(given, recipes) == [Path(folder) for folder in expected]
-    assert data_dirs_by_name(["A=B"], recipes[:1]) == [Path("A=B")]
+        assert data_dirs_by_name(given, recipes) == expected
+        together = [Recipe(dataset="camvid", more_datasets=["coco:val", "coco", "camvid:test"])]
+        assert data_dirs_by_name(given, together) == expected
+    assert data_dirs_by_name(["A=B"], recipes[:1]) == {"camvid": Path("A=B")}
 
 
 def test_own_settings_do_not_tell_where_files_lie(tmp_path):

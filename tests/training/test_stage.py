@@ -22,8 +22,9 @@ from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import SegmentationMetric
+from revhrnet_hf.training.data import load_split
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import EpochBatches, Stage, load_split, poly_learning_rate
+from revhrnet_hf.training.stage import EpochBatches, Stage, poly_learning_rate
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

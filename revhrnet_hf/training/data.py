@@ -1,0 +1,135 @@
+"""What a stage trains on: one data set, or several in the classes of the first."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from datasets import Dataset
+from torch.utils.data import ConcatDataset
+
+from ..data import label_space_of, load_segmentation_dataset, translate
+from ..data.loading import in_classes
+from ..errors import DataError, RecipeError
+from .recipe import Recipe
+
+DataDirs = Mapping[str, str | Path]
+"""Folder by name of data set."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many pictures of each of several data sets an epoch has.
+
+    An epoch is as long as all of them together. A set that gives more than it has is gone through again, each time in a new order
+    and augmented anew; of one that gives less, each epoch has others.
+
+    Args:
+        lengths: pictures in each data set.
+        shares: of an epoch's pictures, relative to each other.
+    """
+
+    lengths: tuple[int, ...]
+    shares: tuple[float, ...]
+
+    @property
+    def counts(self) -> list[int]:
+        """Pictures of each set in an epoch; what rounding leaves over goes to those that lost most."""
+        exact = [sum(self.lengths) * share / sum(self.shares) for share in self.shares]
+        counts = [int(count) for count in exact]
+        losers = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+        for i in losers[: sum(self.lengths) - sum(counts)]:
+            counts[i] += 1
+        return counts
+
+    def order(self, generator: torch.Generator) -> torch.Tensor:
+        """The pictures of an epoch, by their place in the sets laid end to end; the k-th time, plus k times the whole length."""
+        starts = [sum(self.lengths[:i]) for i in range(len(self.lengths))]
+        drawn = []
+        for start, length, count in zip(starts, self.lengths, self.counts, strict=True):
+            times = range(-(-count // length))
+            passes = [start + torch.randperm(length, generator=generator) + time * sum(self.lengths) for time in times]
+            drawn += [torch.cat(passes)[:count]] if passes else []
+        order = torch.cat(drawn)
+        return order[torch.randperm(len(order), generator=generator)]
+
+
+class TrainingSet(NamedTuple):
+    """A split that is trained on; `ignored` are its own classes that mean none of the classes trained for."""
+
+    name: str
+    split: str
+    pictures: Dataset
+    ignored: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        said = f"{self.name}:{self.split}: {len(self.pictures)} pictures"
+        if self.ignored:
+            said += f"; ignored, for no class of the first data set is meant: {', '.join(self.ignored)}"
+        return said
+
+
+def training_sets(recipe: Recipe) -> list[tuple[str, str]]:
+    """(data set, split) of all that the recipe trains on, the one that it scores on first."""
+    more = [entry.partition(":") for entry in recipe.more_datasets or ()]
+    return [(recipe.dataset, recipe.train_split), *((name, split or recipe.train_split) for name, _, split in more)]
+
+
+def folders_by_name(recipe: Recipe, data_dir: str | Path | DataDirs) -> DataDirs:
+    """`data_dir` as a mapping, of which a single folder is the first data set's.
+
+    Raises:
+        RecipeError: a data set of the recipe has no folder.
+    """
+    folders = data_dir if isinstance(data_dir, Mapping) else {recipe.dataset: data_dir}
+    if missing := [name for name, _ in training_sets(recipe) if name not in folders]:
+        raise RecipeError(f"The recipe trains on {missing[0]} too: say where it lies (--data_dir {missing[0]}=DIR)")
+    return folders
+
+
+def load_split(recipe: Recipe, data_dir: str | Path, split: str) -> Dataset:
+    """A split of the recipe's (first) data set."""
+    return load_segmentation_dataset(
+        recipe.dataset,
+        data_dir,
+        split,
+        label_space=recipe.label_space,
+        image_column=recipe.image_column,
+        label_column=recipe.label_column,
+    )
+
+
+def load_sets(recipe: Recipe, data_dirs: DataDirs) -> tuple[list[TrainingSet], Dataset]:
+    """What the recipe trains on, in the classes of the first data set, and the split that it scores on.
+
+    Raises:
+        DataError: a data set cannot be loaded, or its classes have nothing to do with the first one's.
+    """
+    train, evaluation = (
+        load_split(recipe, data_dirs[recipe.dataset], split) for split in (recipe.train_split, recipe.eval_split)
+    )
+    space = label_space_of(train)
+    sets = [TrainingSet(recipe.dataset, recipe.train_split, train)]
+    for name, split in training_sets(recipe)[1:]:
+        try:
+            pictures = load_segmentation_dataset(name, data_dirs[name], split)
+            ignored = tuple(own for own, partner in translate(label_space_of(pictures), space).items() if partner is None)
+            sets.append(TrainingSet(name, split, in_classes(pictures, space), ignored))
+        except DataError as error:
+            raise DataError(f"more_datasets: {name}:{split} cannot be trained on as well: {error}") from error
+    return sets, evaluation
+
+
+def laid_end_to_end(sets: list[TrainingSet]) -> Dataset | ConcatDataset:
+    # Not datasets.concatenate_datasets, to which label maps that are translated by different tables are different columns.
+    return sets[0].pictures if len(sets) == 1 else ConcatDataset([entry.pictures for entry in sets])
+
+
+def image_id_of(sets: list[TrainingSet], index: int) -> str:
+    """The id of a picture by its place in the sets laid end to end."""
+    for _, _, pictures, _ in sets:
+        if index < len(pictures):
+            return pictures.select_columns("image_id")[index]["image_id"]
+        index -= len(pictures)
+    raise IndexError(index)
