@@ -1,7 +1,9 @@
 """Measure ourselves as ratios against a peer in the same run.
 
     python scripts/benchmark.py loop --recipe scripts/recipes/camvid.yaml --data_dir DIR
+    python scripts/benchmark.py data
 
+`data`: loading with augmentation against bare decoding of the same files.
 `loop`: the training loop (loading, augmentation, logging included) against bare forward + backward + optimizer on one fixed batch
 in memory, both with the recipe's network, batch and precision, in turns of one epoch each; the median of the paired ratios.
 """
@@ -13,12 +15,16 @@ import tempfile
 import time
 
 import torch
+from benchmarks import data
 from tqdm.auto import tqdm
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.evaluation import write_json
 from revhrnet_hf.training.recipe import Recipe, read_chain
 from revhrnet_hf.versions import versions
+
+COMMANDS = {"data": data}
+"""Modules of scripts/benchmarks, each with `add_arguments` and `main`, which prints a table and returns what to write."""
 
 
 def main():
@@ -29,7 +35,16 @@ def main():
     loop.add_argument("--data_dir", required=True, help="folder of the recipe's data set")
     loop.add_argument("--rounds", type=int, default=3, help="pairs of measured epochs (default: 3)")
     loop.add_argument("--output", help="JSON file for the results")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.__doc__.splitlines()[0])
+        module.add_arguments(command)
+        command.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
+    if arguments.command in COMMANDS:
+        results = {"benchmark": arguments.command, **COMMANDS[arguments.command].main(arguments), **machine()}
+        if arguments.output:
+            write_json(arguments.output, results)
+        return
 
     result = benchmark_loop(read_chain(arguments.recipe)[0], arguments.data_dir, arguments.rounds)
     print(f"{'round':>5}  {'bare s/step':>11}  {'loop s/step':>11}  {'ratio':>6}")
@@ -64,11 +79,17 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int) -> dict:
         "rounds": pairs,
         "median_ratio": statistics.median(pair["ratio"] for pair in pairs),
         "steps_a_round": steps,
-        "threads": torch.get_num_threads(),
         "device": str(stage.accelerator.device),
+        "recipe": recipe.to_yaml(),
+        **machine(),
+    }
+
+
+def machine() -> dict:
+    return {
+        "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
         "versions": versions(),
-        "recipe": recipe.to_yaml(),
     }
 
 

@@ -4,22 +4,24 @@ import hashlib
 from typing import Any
 
 import datasets
+import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
+from PIL.Image import Resampling
 from torchvision.transforms.v2 import functional as TF
 
 from ..errors import DataError
+from ..models.image_processing_pil_revhrnet import nearest_source_indices
 
 
 class TrainingTransform:
     """Scales, crops, flips, normalises and pads one picture with its label map; draws from torch's global generator.
 
-    The picture's long side becomes `base_size` × a factor (antialiased bilinear; labels by nearest neighbour). A crop
-    is cut where the result is larger than `crop_size`. What is smaller is padded at the bottom and right: the picture
-    with 0 after normalising, which is the mean colour, the labels with `ignore_index`.
+    The picture's long side becomes `base_size` × a factor (antialiased bilinear; labels by nearest neighbour). A crop is cut
+    where the result is larger than `crop_size`; only what is in it is computed, so that the cost follows the crop's size and not
+    the picture's. What is smaller is padded at the bottom and right: the picture with 0 after normalising, which is the mean
+    colour, the labels with `ignore_index`.
 
     Args:
         image_processor: rescales and normalises, with the backbone's mean and std.
@@ -55,22 +57,29 @@ class TrainingTransform:
         Returns:
             `pixel_values` float32 (3, height, width) and `labels` int64 (height, width), of `crop_size`.
         """
-        image, label_map = TF.to_image(image), tv_tensors.Mask(TF.pil_to_tensor(label_map))
-        image, label_map = self._scale(image, label_map)
-        image, label_map = self._crop(image, label_map)
+        pixels, labels = self._scaled_crop(image, label_map)
         if torch.rand(()) < self.flip:
-            image, label_map = TF.horizontal_flip(image), TF.horizontal_flip(label_map)
-        pixel_values = self.image_processor(image.as_subclass(torch.Tensor), do_resize=False, do_pad=False, return_tensors="pt")[
-            "pixel_values"
-        ][0]
-        labels = label_map.as_subclass(torch.Tensor)[0].long()
-        return {"pixel_values": self._pad(pixel_values, 0.0), "labels": self._pad(labels, self.ignore_index)}
+            pixels, labels = TF.horizontal_flip(pixels), TF.horizontal_flip(labels)
+        processed = self.image_processor(pixels, do_resize=False, do_pad=False, return_tensors="pt")
+        return {
+            "pixel_values": self._pad(processed["pixel_values"][0], 0.0),
+            "labels": self._pad(labels.long(), self.ignore_index),
+        }
 
-    def _scale(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        height, width = image.shape[-2:]
-        ratio = round(self.base_size * self._draw_factor()) / max(height, width)
-        size = [max(1, round(height * ratio)), max(1, round(width * ratio))]
-        return TF.resize(image, size, InterpolationMode.BILINEAR, antialias=True), TF.resize(label_map, size)
+    def _scaled_crop(self, image: PIL.Image.Image, label_map: PIL.Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels uint8 (3, height, width) and labels uint8 (height, width), up to `crop_size`."""
+        ratio = round(self.base_size * self._draw_factor()) / max(image.size)
+        width, height = (max(1, round(side * ratio)) for side in image.size)
+        crop_height, crop_width = min(height, self.crop_size[0]), min(width, self.crop_size[1])
+        top, left = (torch.randint(slack + 1, ()).item() for slack in (height - crop_height, width - crop_width))
+        # The crop's place in the picture as it is. Pillow looks beyond it where the filter does: these are the pixels of the
+        # whole picture scaled, but for rounding (at most 2 grey levels, where a value lies between two).
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + crop_width) * across, (top + crop_height) * down)
+        rows = nearest_source_indices(image.height, height)[top : top + crop_height]
+        columns = nearest_source_indices(image.width, width)[left : left + crop_width]
+        labels = torch.from_numpy(np.asarray(label_map)[rows[:, None], columns])
+        return TF.pil_to_tensor(image.resize((crop_width, crop_height), Resampling.BILINEAR, box)), labels
 
     def _draw_factor(self) -> float:
         low, high = self.scale_range
@@ -78,11 +87,6 @@ class TrainingTransform:
             return low + (high - low) * torch.rand(()).item()
         steps = round((high - low) / self.scale_step)
         return low + self.scale_step * torch.randint(steps + 1, ()).item()
-
-    def _crop(self, image: tv_tensors.Image, label_map: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        height, width = (min(have, want) for have, want in zip(image.shape[-2:], self.crop_size, strict=True))
-        top, left, height, width = v2.RandomCrop.get_params(image, (height, width))
-        return TF.crop(image, top, left, height, width), TF.crop(label_map, top, left, height, width)
 
     def _pad(self, plane: torch.Tensor, value: float) -> torch.Tensor:
         bottom, right = (want - have for have, want in zip(plane.shape[-2:], self.crop_size, strict=True))

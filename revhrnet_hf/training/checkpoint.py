@@ -110,21 +110,25 @@ def load_training_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Te
         raise CheckpointError(f"{folder} holds no training state to resume from: {error}") from error
 
 
-def momentum_buffers(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """SGD's state by parameter name."""
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimizer keeps of each parameter, such as momentum, under `PARAMETER:WHAT`."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        names[parameter]: state["momentum_buffer"].contiguous()  # safetensors knows no channels-last
+        f"{names[parameter]}:{what}": tensor.contiguous()  # safetensors knows no channels-last
         for parameter, state in optimizer.state.items()
-        if state.get("momentum_buffer") is not None
+        for what, tensor in state.items()
+        if tensor is not None
     }
 
 
-def restore_momentum_buffers(model: torch.nn.Module, optimizer: torch.optim.Optimizer, buffers: dict[str, torch.Tensor]) -> None:
+def restore_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     parameters = dict(model.named_parameters())
-    for name, buffer in buffers.items():
-        parameter = parameters[name]
-        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+    for name, tensor in tensors.items():
+        parameter, _, what = name.rpartition(":")
+        parameter = parameters[parameter]
+        # In the parameter's own memory format, but for a counter of steps, which AdamW keeps on the CPU.
+        like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+        optimizer.state[parameter][what] = like.copy_(tensor)
 
 
 def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool) -> bool:

@@ -101,10 +101,13 @@ class Recipe:
     epochs: int = _setting(484, "Passes over the training split")
     batch_size: int = _setting(12, "Pictures in an optimizer step, over all processes and accumulated passes together")
     gradient_accumulation_steps: int = _setting(1, "Forward passes that a step's pictures are split into, to save memory")
-    learning_rate: float = _setting(0.01, "Of SGD at the start; falls to 0 by the poly schedule, step by step")
+    optimizer: Literal["sgd", "adamw"] = _setting(
+        "sgd", "HRNet's SGD with momentum, or AdamW, which learns faster in short runs and wants a learning_rate near 0.001"
+    )
+    learning_rate: float = _setting(0.01, "At the start; falls to 0 by the poly schedule, step by step")
     poly_power: float = _setting(0.9, "Exponent of the poly schedule")
     momentum: float = _setting(0.9, "Of SGD (no Nesterov)")
-    weight_decay: float = _setting(5e-4, "Of SGD, on all trained parameters")
+    weight_decay: float = _setting(5e-4, "On all trained parameters: in the gradient (SGD), or apart from it (AdamW)")
     ema_decay: float | None = _setting(
         None,
         "Score, and keep as best, an exponential moving average of the weights: the share that stays at each step, e.g. 0.99 "

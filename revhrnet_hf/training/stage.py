@@ -34,8 +34,8 @@ from .checkpoint import (
     claim_output_dir,
     load_averages,
     load_training_state,
-    momentum_buffers,
-    restore_momentum_buffers,
+    optimizer_tensors,
+    restore_optimizer_tensors,
     save_averages,
     save_model_folder,
     save_training_state,
@@ -98,6 +98,14 @@ def poly_learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     return recipe.learning_rate * (1 - step / total_steps) ** recipe.poly_power
 
 
+def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer, of what is trained: a frozen backbone is no part of it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(trained, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
 class Stage:
     """One run of a recipe on a data set's folder, or several data sets' folders.
 
@@ -143,8 +151,7 @@ class Stage:
         if recipe.init_from is not None and not (resume and (self.output_dir / LAST).exists()):
             handed_over = hand_over(model, self.label_space, recipe.init_from, recipe.hand_over_classifier)
         (going_on,) = broadcast_object_list([claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else None])
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(trained, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        optimizer = build_optimizer(model, recipe)
         self.averaged = None
         if recipe.ema_decay is not None:
             # Its copy of the network is made before Accelerate wraps the network.
@@ -344,7 +351,7 @@ class Stage:
 
             def fill_last(folder: Path):
                 save_model_folder(folder, model, self.image_processor, self.recipe, result)
-                save_training_state(folder, self.state, momentum_buffers(model, self.optimizer.optimizer))
+                save_training_state(folder, self.state, optimizer_tensors(model, self.optimizer.optimizer))
                 if self.averaged is not None:
                     save_averages(folder, self.averaged)
 
@@ -370,9 +377,9 @@ class Stage:
 
     def _restore(self) -> TrainingState:
         folder, model = self.output_dir / LAST, self.accelerator.unwrap_model(self.model)
-        state, buffers = load_training_state(folder)
+        state, tensors = load_training_state(folder)
         model.load_state_dict(type(model).from_pretrained(folder).state_dict())
-        restore_momentum_buffers(model, self.optimizer.optimizer, buffers)
+        restore_optimizer_tensors(model, self.optimizer.optimizer, tensors)
         if self.averaged is not None:
             load_averages(folder, self.averaged)
         if self.accelerator.scaler is not None and state.grad_scale is not None:

@@ -1,3 +1,6 @@
+import math
+from fractions import Fraction
+
 import datasets
 import numpy as np
 import PIL.Image
@@ -55,6 +58,31 @@ def test_without_scaling_the_crop_is_cut_from_the_originals():
         torch.testing.assert_close(sample["pixel_values"], cut)
         places.add(hits[0])
     assert len(places) > 10
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_crop_is_what_scaling_the_whole_picture_gives(seed):
+    torch.manual_seed(seed)
+    height, width = torch.randint(30, 90, (2,)).tolist()
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    image, labels = PIL.Image.fromarray(noise[..., :3]), PIL.Image.fromarray(noise[..., 3] % 11)
+    base = int(torch.randint(25, 180, ()))
+    sample = TrainingTransform(processor(), (20, 24), base_size=base, scale_range=(1.0, 1.0), flip=0.0)(image, labels)
+
+    size = (round(width * base / max(height, width)), round(height * base / max(height, width)))
+    scaled = np.asarray(image.resize(size, PIL.Image.Resampling.BILINEAR)).astype(int)
+    # The pixel that a centre falls on, by fractions: Pillow's own nearest neighbour may round a tie either way.
+    sources = [[math.floor(Fraction(2 * i + 1, 2 * new) * old) for i in range(new)] for new, old in zip(size, image.size, strict=True)]
+    scaled_labels = np.asarray(labels)[np.ix_(sources[1], sources[0])]
+    rows, columns = min(20, size[1]), min(24, size[0])
+    crop = (sample["pixel_values"] * 255).round().int().permute(1, 2, 0).numpy()[:rows, :columns]
+    crop_labels = sample["labels"].numpy()[:rows, :columns]
+    places = [(top, left) for top in range(size[1] - rows + 1) for left in range(size[0] - columns + 1)]
+    windows = [np.s_[top : top + rows, left : left + columns] for top, left in places]
+    # Where a value lies between two grey levels it may fall either way.
+    (window,) = (window for window in windows if abs(scaled[window] - crop).max() <= 2)
+    assert (scaled_labels[window] == crop_labels).all()
+    assert (sample["labels"].numpy()[rows:] == 255).all() and (sample["labels"].numpy()[:, columns:] == 255).all()
 
 
 def test_flip_mirrors_both():

@@ -15,13 +15,14 @@ from revhrnet_hf.training.checkpoint import (
     TrainingState,
     claim_output_dir,
     load_training_state,
-    momentum_buffers,
+    optimizer_tensors,
     recover,
-    restore_momentum_buffers,
+    restore_optimizer_tensors,
     save_training_state,
     write_folder,
 )
 from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.training.stage import build_optimizer
 
 
 def test_failing_write_leaves_the_old_folder(tmp_path):
@@ -82,7 +83,11 @@ for n in itertools.count():
         assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
-def test_optimizer_state_comes_back(tmp_path):
+KEPT = {"sgd": ["momentum_buffer"], "adamw": ["step", "exp_avg", "exp_avg_sq"]}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizer_state_comes_back(tmp_path, name):
     """A step after loading equals the step that would have come, also for channels-last weights."""
 
     def network():
@@ -95,20 +100,23 @@ def test_optimizer_state_comes_back(tmp_path):
         optimizer.step()
         optimizer.zero_grad()
 
+    recipe = Recipe(dataset="camvid", optimizer=name)
     model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = build_optimizer(model, recipe)
     step(model, optimizer, 1)
-    save_training_state(tmp_path, TrainingState(epoch=3, step=9, best_mean_iou=0.5), momentum_buffers(model, optimizer))
+    save_training_state(tmp_path, TrainingState(epoch=3, step=9, best_mean_iou=0.5), optimizer_tensors(model, optimizer))
     other = network()
     other.load_state_dict(model.state_dict())
-    other_optimizer = torch.optim.SGD(other.parameters(), lr=0.01, momentum=0.9)
-    state, buffers = load_training_state(tmp_path)
-    restore_momentum_buffers(other, other_optimizer, buffers)
+    other_optimizer = build_optimizer(other, recipe)
+    state, tensors = load_training_state(tmp_path)
+    restore_optimizer_tensors(other, other_optimizer, tensors)
     step(model, optimizer, 2)
     step(other, other_optimizer, 2)
     assert torch.equal(model.weight, other.weight)
     assert (state.epoch, state.step, state.best_mean_iou) == (3, 9, 0.5)
-    assert set(load_file(tmp_path / "optimizer.safetensors")) == {"weight", "bias"}
+    assert type(optimizer) is {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
+    kept = {f"{parameter}:{what}" for parameter in ("weight", "bias") for what in KEPT[name]}
+    assert set(load_file(tmp_path / "optimizer.safetensors")) == kept
 
 
 class TestClaim:
