@@ -72,7 +72,8 @@ def test_the_crop_is_what_scaling_the_whole_picture_gives(seed):
     size = (round(width * base / max(height, width)), round(height * base / max(height, width)))
     scaled = np.asarray(image.resize(size, PIL.Image.Resampling.BILINEAR)).astype(int)
     # The pixel that a centre falls on, by fractions: Pillow's own nearest neighbour may round a tie either way.
-    sources = [[math.floor(Fraction(2 * i + 1, 2 * new) * old) for i in range(new)] for new, old in zip(size, image.size, strict=True)]
+    pairs = zip(size, image.size, strict=True)
+    sources = [[math.floor(Fraction(2 * i + 1, 2 * new) * old) for i in range(new)] for new, old in pairs]
     scaled_labels = np.asarray(labels)[np.ix_(sources[1], sources[0])]
     rows, columns = min(20, size[1]), min(24, size[0])
     crop = (sample["pixel_values"] * 255).round().int().permute(1, 2, 0).numpy()[:rows, :columns]
