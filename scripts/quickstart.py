@@ -1,4 +1,4 @@
-"""The whole way in some minutes on two CPU cores: draw two miniature data sets, train a chain on them, load the result, look at it.
+"""The whole way in minutes on two CPU cores: draw two miniature data sets, train a chain on them, load the result, look at it.
 
 bash scripts/quickstart.sh              # makes the environment and calls this
 python scripts/quickstart.py --output_dir DIR
