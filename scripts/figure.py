@@ -34,10 +34,10 @@ except ModuleNotFoundError as error:
 
 CAPTIONS = {
     "pca": "Feature maps: the first three principal components of a map's channels as red, green and blue. Every map is "
-    "projected by the same rule: components of its own model and stride, over all pictures here; a component's sign such that it "
-    "is larger where the picture is brighter; its 1st to 99th percentile as 0 to full colour.",
-    "mean": "Feature maps: the mean over a map's channels, from dark (low) to light (high). Every map is scaled by the same rule: "
-    "1st to 99th percentile of its own model and stride, over all pictures here.",
+    "projected by the same rule: components of its own model and stride, over all pictures here; a component's sign such that "
+    "it is larger where the picture is brighter; its 1st to 99th percentile as 0 to full colour.",
+    "mean": "Feature maps: the mean over a map's channels, from dark (low) to light (high). Every map is scaled by the same "
+    "rule: 1st to 99th percentile of its own model and stride, over all pictures here.",
 }
 
 
@@ -190,7 +190,7 @@ def draw_confusion(args):
         what = f"{record['checkpoint']} on {record['dataset']} {record['split']}, {record['pictures']} pictures"
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{args.scores} is no record of evaluate_seg.py with a confusion matrix ({error!r}): give the JSON file that it writes"
+            f"{args.scores} is no record of evaluate_seg.py with a confusion matrix ({error!r}): give the JSON that it writes"
         ) from error
     caption = f"{what}. A row adds up to all pixels of a true class; grey: a class that occurs nowhere."
     return plots.confusion_figure(matrix, names, caption)

@@ -219,7 +219,7 @@ def legend(
 
 def with_legend(image: Image.Image, names: Sequence[str], colours: Sequence[Colour], present: Sequence[int]) -> Image.Image:
     """A picture with a legend of the classes `present` below it."""
-    return stack_vertically([image, legend(names, colours, present, width=image.width, font_size=text_size(image))])
+    return stack_vertically([image, legend(names, colours, present, width=image.width, font_size=text_size(image.width))])
 
 
 def triptych(
@@ -227,20 +227,22 @@ def triptych(
     names: Sequence[str],
     colours: Sequence[Colour],
     ignore_index: int = 255,
+    column_width: int | None = None,
 ) -> Image.Image:
     """Picture | truth | prediction, one row a picture, with column titles and a legend of the classes that occur.
 
     Args:
         rows: the picture, its true and its predicted label map, (height, width), all of one size. Rows may differ in
-            size: each is scaled to the first row's width.
+            size: each is scaled to one width.
         names: the name of each class id.
         colours: (red, green, blue), 0 to 255, of each class id.
         ignore_index: the id of pixels without a class.
+        column_width: in pixels; the first picture's width if it is not given.
     """
     if not rows:
         raise ValueError("a triptych needs at least one row of picture, truth and prediction")
-    column_width = rows[0][0].width
-    font_size, gap = text_size(rows[0][0]), max(2, column_width // 120)
+    column_width = column_width or rows[0][0].width
+    font_size, gap = text_size(column_width), max(2, column_width // 120)
     titles = _titles(("picture", "truth", "prediction"), column_width, gap, font_size)
     strips = []
     for picture, truth, prediction in rows:
@@ -275,9 +277,9 @@ def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
     return canvas
 
 
-def text_size(image: Image.Image) -> int:
-    """Height in pixels of text that is readable when a picture of this size is seen as a whole."""
-    return max(12, round(image.width / 28))
+def text_size(width: int) -> int:
+    """Height in pixels of text that is readable when a picture of this width in pixels is seen as a whole."""
+    return max(12, round(width / 28))
 
 
 def _titles(titles: Sequence[str], column_width: int, gap: int, font_size: int) -> Image.Image:
