@@ -300,16 +300,16 @@ def _hub_errors(so_far: str) -> Iterator[None]:
     try:
         yield
     except OfflineModeIsEnabled as error:
-        raise HubError(f"HF_HUB_OFFLINE is set, so the Hub is not asked: unset it. {so_far}") from error
-    except (HTTPError, ConnectionError, RuntimeError) as error:
+        raise HubError(f"HF_HUB_OFFLINE is set, so the Hub is not asked: unset it. So far: {so_far}") from error
+    except (HTTPError, OSError, RuntimeError) as error:
         cause = _http_error(error)
         if cause is None:
             raise
-        raise HubError(f"{_advice(cause)}. {so_far[0].upper()}{so_far[1:]}") from error
+        raise HubError(f"{_advice(cause)}. So far: {so_far}") from error
 
 
 def _http_error(error: BaseException | None) -> BaseException | None:
-    """The first error of the network among an error and its causes: the upload's threads wrap it."""
+    """The first error of the network among an error and its causes: the client wraps it here and there."""
     while error is not None and not isinstance(error, HTTPError | ConnectionError):
         error = error.__cause__
     return error
