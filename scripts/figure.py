@@ -117,9 +117,11 @@ def draw_comparison(args):
 
 def shared_classes(configs, checkpoints) -> tuple[list[str], list]:
     """Names and colours of both models' classes; of two sets of names, one may be placeholders."""
-    (names, palette), (other_names, other_palette) = map(figures.names_and_palette, configs)
-    check_same_classes(configs[0], other_names, f"the checkpoint {checkpoints[1]}")
-    return (other_names, other_palette) if names[0] == "LABEL_0" else (names, palette)
+    classes = [figures.names_and_palette(config) for config in configs]
+    named, other = (1, 0) if classes[0][0][0] == "LABEL_0" else (0, 1)
+    names, palette = classes[named]
+    check_same_classes(configs[other], names, checkpoints[named])
+    return names, palette
 
 
 def drawn_maps(model, image_processor, pictures, how: str) -> tuple[dict[int, list[np.ndarray]], str]:

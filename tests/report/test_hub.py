@@ -131,7 +131,7 @@ def test_what_must_not_be_sent_is_named_and_nothing_is_sent(hub, checkpoint, loa
 def test_a_checkpoint_that_does_not_load_alone_is_not_sent(hub, checkpoint):
     code = checkpoint / "modeling_revhrnet.py"
     code.write_text(code.read_text() + "\nfrom revhrnet_hf import cli\n")
-    with pytest.raises(HubError, match="does not load in a fresh process without this package: .*revhrnet_hf"):
+    with pytest.raises(HubError, match=r"does not load in a fresh process without this package: .*revhrnet_hf"):
         push_checkpoint(checkpoint, NAME)
     assert hub.repositories == {}
 
@@ -148,14 +148,14 @@ def test_dry_run_needs_neither_token_nor_network(checkpoint, loads, monkeypatch,
     assert push_checkpoint(checkpoint, NAME, dry_run=True) is None
     printed = capsys.readouterr().out
     assert "  model.safetensors" in printed and "  modeling_revhrnet.py" in printed and "nothing was sent" in printed
-    with pytest.raises(HubError, match="no token for the Hub.*HF_TOKEN"):
+    with pytest.raises(HubError, match=r"no token for the Hub.*HF_TOKEN"):
         push_checkpoint(checkpoint, NAME)
 
 
 def test_names(hub, checkpoint, loads, monkeypatch, capsys):
     with pytest.raises(HubError, match="no name of a repository"):
         push_checkpoint(checkpoint, "two words")
-    with pytest.raises(HubError, match="may not write there.*namespace else"):
+    with pytest.raises(HubError, match=r"may not write there.*namespace else"):
         push_checkpoint(checkpoint, "else/tiny")
     hub.repositories[NAME] = type(hub).repository_type(files={"config.json": b'{"model_type": "bert"}'})
     with pytest.raises(HubError, match="is taken: the repository holds a bert, no revhrnet"):
