@@ -253,7 +253,7 @@ def _results(record: Record) -> str:
     rows = [
         [
             f"{dataset_title(result.dataset)} {result.split}" + (f" ({result.pictures} pictures)" if result.pictures else ""),
-            *(_share(result.scores[metric]) for metric in METRICS),
+            *(as_share(result.scores[metric]) for metric in METRICS),
             result.how,
         ]
         for result in record.results
@@ -266,7 +266,7 @@ def _per_class(result: Result) -> str:
     scores = result.scores
     labelled = scores["labelled_pixels"]
     rows = [
-        [name, _share(iou), _share(accuracy), _share(pixels / labelled if labelled else None)]
+        [name, as_share(iou), as_share(accuracy), as_share(pixels / labelled if labelled else None)]
         for name, iou, accuracy, pixels in zip(
             result.names,
             scores["per_category_iou"],
@@ -325,7 +325,7 @@ def _stage(stage: dict[str, Any], number: int, stages: int) -> str:
     if "seconds" in stage:
         text += f", {duration(stage['seconds'])} with evaluation"
     if "scores" in stage and number < stages:
-        text += f"; mIoU {_share(stage['scores']['mean_iou'])} on {stage['eval_split']}"
+        text += f"; mIoU {as_share(stage['scores']['mean_iou'])} on {stage['eval_split']}"
     settings = yaml.safe_dump({"dataset": stage["dataset"].split(" + ")[0], **stage["recipe"]}, sort_keys=False)
     return f"{text}. Its recipe, where it differs from the defaults of `scripts/run_seg.py`:\n\n```yaml\n{settings}```"
 
@@ -349,7 +349,7 @@ def _limits(record: Record) -> str:
         "- It knows the classes above and nothing else: whatever is in the picture gets one of them.",
     ]
     if weak:
-        lines.append(f"- Below IoU {WEAK_IOU} on {where}: {', '.join(f'{name} ({_share(iou)})' for iou, name in weak)}.")
+        lines.append(f"- Below IoU {WEAK_IOU} on {where}: {', '.join(f'{name} ({as_share(iou)})' for iou, name in weak)}.")
     if result.scores["absent_classes"]:
         absent = ", ".join(map(str, result.scores["absent_classes"]))
         lines.append(f"- Occur nowhere in {where}, so nothing is known of them: {absent}.")
@@ -401,5 +401,5 @@ def missing_from_card(folder: str | Path) -> list[str]:
     return lacking
 
 
-def _share(value: float | None) -> str:
+def as_share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
