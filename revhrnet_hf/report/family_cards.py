@@ -157,8 +157,8 @@ def family_card(family: Family, costs: dict[str, ModelCosts], results: list[dict
         _costs([costs[name] for name in family.costs]),
         _measured(own),
         _commands(family),
-        f"## Licence\n\nThe code is Apache-2.0. The default weights, `{family.base}`, are {said}, and so is every checkpoint that "
-        "is made from them; with others, theirs hold. The data have their owners' terms.",
+        f"## Licence\n\nThe code is Apache-2.0. The default weights, `{family.base}`, are {said}, and so is every checkpoint "
+        "that is made from them; with others, theirs hold. The data have their owners' terms.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -178,7 +178,8 @@ def _costs(rows: list[ModelCosts]) -> str:
     heads = ["network", "parameters M", "trained M", "multiply-adds G", "GiB", "GiB, checkpointed"]
     return (
         f"## Costs\n\n{table(heads, lines)}\n\n19 classes; multiply-adds for 1024×2048 pixels; GiB kept for the backward pass of "
-        "one picture of 512×1024 in float32, without and with gradient checkpointing. Measured by `python scripts/model_table.py`."
+        "one picture of 512×1024 in float32, without and with gradient checkpointing. Measured by "
+        "`python scripts/model_table.py`."
     )
 
 

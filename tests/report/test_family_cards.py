@@ -50,7 +50,7 @@ def test_costs_and_licence(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.file)
 def test_the_commands_fit_the_scripts_and_recipes(family):
-    """Files exist, every recipe field is one, the data sets given are those of the recipe's stages, and the network is the family's."""
+    """Files exist, fields are a recipe's, the data sets given are those of its stages, and the network is the family's."""
     commands = [shlex.split(line) for line in re.findall(r"^python scripts.*$", family_card(family, COSTS, []), re.MULTILINE)]
     assert commands
     for _, script, *arguments in commands:
