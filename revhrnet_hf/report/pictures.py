@@ -19,11 +19,15 @@ def open_picture(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            return on_white(eight_bit_grey(upright)).convert("RGB")
+            return as_seen(image)
     # What Pillow raises for broken files; OSError covers missing, unidentified and truncated ones.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the picture {path}: {error}") from error
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """A picture of any kind as a person sees it: RGB, upright, 16-bit grey scaled to 8, transparency on white."""
+    return on_white(eight_bit_grey(ImageOps.exif_transpose(image))).convert("RGB")
 
 
 def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
