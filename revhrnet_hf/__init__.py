@@ -21,6 +21,9 @@ from .models import (
     RevHRNetImageProcessorPil,
     RevHRNetModel,
 )
+from .pipelines import register as _register_pipeline
+
+_register_pipeline()
 
 __all__ = [
     "HRNetV2Backbone",

@@ -1,7 +1,8 @@
 """Reading pictures as a person sees them, and writing picture files whole or not at all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -18,11 +19,15 @@ def open_picture(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            return on_white(eight_bit_grey(upright)).convert("RGB")
+            return as_seen(image)
     # What Pillow raises for broken files; OSError covers missing, unidentified and truncated ones.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the picture {path}: {error}") from error
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """A picture of any kind as a person sees it: RGB, upright, 16-bit grey scaled to 8, transparency on white."""
+    return on_white(eight_bit_grey(ImageOps.exif_transpose(image))).convert("RGB")
 
 
 def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
@@ -43,11 +48,18 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def save_picture(image: Image.Image, path: str | Path) -> None:
-    """Write a PNG under a temporary name and move it into place, so that no half-written file is ever seen there."""
+    """Write a PNG, whole or not at all."""
+    with whole_file(path) as partial:
+        image.save(partial, format="PNG")
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary name to write to, which is moved to `path` at the end: no half-written file is ever seen there."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
     try:
-        image.save(partial, format="PNG")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

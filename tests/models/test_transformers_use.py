@@ -1,19 +1,34 @@
 """Used as people use Transformers: Auto classes, pipeline, and a checkpoint where this package is not installed."""
 
+import functools
+import http.server
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import PIL.Image
+import PIL.ImageChops
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, Trainer, TrainingArguments, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    ImageSegmentationPipeline,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 import revhrnet_hf
 from revhrnet_hf.evaluation import predict_label_maps
+from revhrnet_hf.report.pictures import open_picture
 
 NAMES = ["sky", "road", "car", "tree", "person"]
 
@@ -65,6 +80,88 @@ def test_pipeline(checkpoint, picture, caplog, capfd):
     assert np.array_equal(label_map_of(segments, picture.size), expected)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     assert np.array_equal(predict_label_maps(model, processor, [picture])[0], expected)
+
+
+def pipelines_inputs(picture, folder):
+    """One picture in every form that a pipeline takes; the addresses are served on loopback."""
+    for name in ("one", "two"):
+        picture.save(folder / f"{name}.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    yield "file", str(folder / "one.png")
+    yield "picture", picture
+    yield "address", f"{address}/one.png"
+    yield "list of files", [str(folder / "one.png"), str(folder / "two.png")]
+    yield "list of addresses", [f"{address}/one.png", f"{address}/two.png"]
+    yield "generator", (picture for _ in range(2))
+    server.shutdown()
+
+
+def test_pipeline_takes_pictures_in_every_form(checkpoint, picture, tmp_path):
+    """Files, pictures, addresses; one by one, in lists, from a generator, in batches: always the same label map."""
+    segmenter = pipeline("image-segmentation", model=str(checkpoint))
+    expected = label_map_of(segmenter(picture), picture.size)
+    for form, given in pipelines_inputs(picture, tmp_path):
+        many = not isinstance(given, str | PIL.Image.Image)
+        for batch_size in (1, 2) if isinstance(given, list) else (1,):
+            results = list(segmenter(given, batch_size=batch_size))
+            for segments in results if many else [results]:
+                assert np.array_equal(label_map_of(segments, picture.size), expected), (form, batch_size)
+            assert len(results) == 2 or not many
+
+
+def test_pipeline_on_a_device_in_another_dtype(checkpoint, picture):
+    plain = pipeline("image-segmentation", model=str(checkpoint))
+    segmenter = pipeline("image-segmentation", model=str(checkpoint), device="cpu", dtype=torch.bfloat16)
+    assert segmenter.model.dtype == torch.bfloat16 and segmenter.device.type == "cpu"
+    same = label_map_of(segmenter(picture), picture.size) == label_map_of(plain(picture), picture.size)
+    assert 0.9 < same.mean() < 1  # rounded, so not all the same; were dtype ignored, all would be
+
+
+def test_pipeline_sees_pictures_as_a_person_does(checkpoint, picture, tmp_path):
+    """What predict.py makes of each file, pixel by pixel: grey, 16 bits, CMYK, transparent, turned by EXIF, tiny, long."""
+    grey, exif = np.array(picture.convert("L")), PIL.Image.Exif()
+    exif[0x0112] = 6
+    clear = picture.convert("RGBA")
+    clear.putalpha(PIL.Image.fromarray(np.where(np.arange(71) < 40, 0, 255).astype(np.uint8)[None].repeat(53, 0)))
+    kinds = {
+        "grey.png": PIL.Image.fromarray(grey),
+        "deep.png": PIL.Image.fromarray(grey.astype(np.uint16) * 257),
+        "print.jpg": picture.convert("CMYK"),
+        "clear.png": clear,
+        "tiny.png": picture.crop((0, 0, 1, 1)),
+        "long.png": picture.resize((3000, 5)),
+    }
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    segmenter = pipeline("image-segmentation", model=str(checkpoint))
+    maps = {}
+    for path in [*(tmp_path / name for name in kinds), tmp_path / "turned.jpg"]:
+        seen = open_picture(path)
+        [expected] = predict_label_maps(segmenter.model, segmenter.image_processor, [seen])
+        for given in (str(path), PIL.Image.open(path)):
+            maps[path.name] = label_map_of(segmenter(given), seen.size)
+            assert np.array_equal(maps[path.name], expected), path.name
+    assert maps["turned.jpg"].shape == (71, 53) and maps["long.png"].shape == (5, 3000)
+    assert np.array_equal(maps["deep.png"], maps["grey.png"])
+    white = clear.copy()
+    white.paste("white", mask=PIL.ImageChops.invert(clear.getchannel("A")))
+    assert np.array_equal(maps["clear.png"], label_map_of(segmenter(white.convert("RGB")), picture.size))
+
+
+def test_pipeline_of_other_models_is_transformers_own():
+    """A SegFormer's segments are those of the class that Transformers would have made."""
+    torch.manual_seed(0)
+    tiny = {"hidden_sizes": [8] * 4, "decoder_hidden_size": 8, "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, id2label=dict(enumerate(NAMES)), **tiny))
+    settings = {"model": model.eval(), "image_processor": SegformerImageProcessor(size={"height": 64, "width": 64})}
+    deep = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 65536, (24, 40), dtype=np.uint16))
+    ours = pipeline("image-segmentation", **settings)(deep)
+    theirs = ImageSegmentationPipeline(**settings)(deep)
+    assert np.array_equal(label_map_of(ours, deep.size), label_map_of(theirs, deep.size))
 
 
 @pytest.mark.slow

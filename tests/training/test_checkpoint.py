@@ -60,6 +60,9 @@ sys.modules["revhrnet_hf.evaluation"].write_json = None
 sys.modules["revhrnet_hf.models"] = type(sys)("models"); sys.modules["revhrnet_hf.models"].__path__ = []
 sys.modules["revhrnet_hf.models.configuration_revhrnet"] = type(sys)("c")
 sys.modules["revhrnet_hf.models.configuration_revhrnet"].DEFAULT_BACKBONE = ""
+for name, of in (("model_card", ("EXAMPLE_FILE", "write_model_card")), ("pictures", ("save_picture",))):
+    sys.modules[f"revhrnet_hf.report.{name}"] = type(sys)(name)
+    sys.modules[f"revhrnet_hf.report.{name}"].__dict__.update(dict.fromkeys(of))
 sys.modules["revhrnet_hf"] = type(sys)("revhrnet_hf"); sys.modules["revhrnet_hf"].__path__ = [sys.argv[2]]
 from revhrnet_hf.training.checkpoint import write_folder
 def fill(folder, n):

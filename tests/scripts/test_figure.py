@@ -1,0 +1,182 @@
+"""scripts/figure.py: what stands in each panel, what the caption says, and what it refuses."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import TimmBackboneConfig
+
+from revhrnet_hf import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetConfig, RevHRNetForSemanticSegmentation
+from revhrnet_hf import RevHRNetImageProcessor as Processor
+from revhrnet_hf.data import get_label_space, load_segmentation_dataset
+from revhrnet_hf.data.miniature import write_camvid
+from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
+from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
+from revhrnet_hf.report.figures import JUDGEMENTS, colourise
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "figure.py"
+SPACE = get_label_space("camvid11")
+
+
+@pytest.fixture(scope="module")
+def figure():
+    spec = importlib.util.spec_from_file_location("figure_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def save(model, folder):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    torch.nn.init.normal_(model.head[3].weight)
+    model.save_pretrained(folder)
+    Processor().save_pretrained(folder)
+    return str(folder)
+
+
+def rev(folder, **settings):
+    torch.manual_seed(0)
+    config = RevHRNetConfig(
+        backbone_config=TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4]),
+        stream_channels=[4, 6, 8, 10],
+        num_modules=[1, 1, 1],
+        num_blocks=1,
+        initializer="he",
+        **{"id2label": SPACE.id2label, "palette": [list(colour) for colour in SPACE.colours], **settings},
+    )
+    return save(RevHRNetForSemanticSegmentation(config), folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A RevHRNet, and an HRNetV2 with five streams whose classes have no names."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    five = HRNetV2Config(
+        stream_channels=[4, 6, 8, 10, 12], num_modules=[1] * 4, num_blocks=1, stem_stride=2, num_labels=11, initializer="he"
+    )
+    return rev(folder / "run" / "best"), save(HRNetV2ForSemanticSegmentation(five), folder / "hrnet")
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("camvid")
+    write_camvid(folder, {"train": 1, "val": 3}, (96, 128))
+    return folder
+
+
+def panels(drawn):
+    """Pixels of the panels in drawing order: picture, then row by row."""
+    return [axes.get_images()[0].get_array() for axes in drawn.axes]
+
+
+def text_of(drawn):
+    return " ".join(" ".join(text.get_text().split()) for text in drawn.texts)
+
+
+def test_compare(figure, checkpoints, camvid, tmp_path):
+    files = sorted((camvid / "val").iterdir())[:2]
+    arguments = ["compare", *checkpoints, *map(str, files), "-o", str(tmp_path / "fig.png")]
+    drawn = figure.draw_comparison(figure.parse_arguments(arguments))
+    shown = panels(drawn)
+    # A picture; RevHRNet: prediction and strides 4 to 32; HRNetV2: prediction and strides 2 to 32. Twice.
+    assert len(shown) == 2 * (1 + 5 + 6)
+    for place, file in enumerate(files):
+        picture = Image.open(file).convert("RGB")
+        block = shown[12 * place : 12 * (place + 1)]
+        assert np.array_equal(block[0], np.asarray(picture))
+        for start, checkpoint in ((1, checkpoints[0]), (6, checkpoints[1])):
+            [label_map] = predict_label_maps(*load_checkpoint(checkpoint), [picture])
+            assert np.array_equal(block[start], np.asarray(colourise(label_map, SPACE.colours)))  # one palette for both
+        assert [x.shape for x in block[2:6]] == [(24, 32, 3), (12, 16, 3), (6, 8, 3), (3, 4, 3)]
+        assert block[7].shape == (48, 64, 3)
+    said = text_of(drawn)
+    for words in ("stride 2", "stride 32", "run", "hrnet", "principal components", "same rule", "Share of the variance"):
+        assert words in said
+    assert "LABEL_" not in " ".join(text.get_text() for text in drawn.legends[0].get_texts())
+
+    figure.main([*arguments[:-1], str(tmp_path / "fig.pdf"), "--map", "mean", "--names", "A", "B"])
+    assert (tmp_path / "fig.pdf").read_bytes().startswith(b"%PDF")
+    assert [path.name for path in tmp_path.iterdir()] == ["fig.pdf"]
+    drawn = figure.draw_comparison(figure.parse_arguments([*arguments, "--map", "mean"]))
+    assert panels(drawn)[2].shape == (24, 32)
+    assert "mean over a map's channels" in text_of(drawn) and "principal" not in text_of(drawn)
+
+
+def test_compare_refuses_other_classes(figure, checkpoints, camvid, tmp_path):
+    picture = str(next((camvid / "val").iterdir()))
+    fewer = rev(tmp_path / "fewer", id2label={0: "road", 1: "sky"}, palette=None)
+    other = rev(tmp_path / "other", id2label={**SPACE.id2label, 3: "Water"})
+    for checkpoint, said in ((fewer, "has 2 classes .* has 11 "), (other, "class 3 is 'Water' in the checkpoint, but 'Road'")):
+        with pytest.raises(CheckpointError, match=said):
+            figure.main(["compare", checkpoints[0], checkpoint, picture, "-o", str(tmp_path / "fig.png")])
+    gap = rev(tmp_path / "gap", id2label={1: "road", 2: "sky"}, palette=None)
+    with pytest.raises(CheckpointError, match="no name for class 0 of 2"):
+        figure.main(["overlay", gap, picture, "-o", str(tmp_path / "fig.png")])
+    assert not (tmp_path / "fig.png").exists()
+
+
+def test_errors(figure, checkpoints, camvid, tmp_path):
+    arguments = ["errors", checkpoints[0], "--dataset", "camvid", "--data_dir", str(camvid), "-o", str(tmp_path / "e.png")]
+    row = next(row for row in load_segmentation_dataset("camvid", camvid, "val") if 255 in np.array(row["label_map"]))
+    drawn = figure.draw_errors(figure.parse_arguments([*arguments, "--image_ids", row["image_id"]]))
+    picture, truth, _, judged = panels(drawn)
+    label_map = np.array(row["label_map"])
+    assert np.array_equal(picture, np.asarray(row["image"]))
+    assert np.array_equal(truth, np.asarray(colourise(label_map, SPACE.colours)))
+    [predicted] = predict_label_maps(*load_checkpoint(checkpoints[0]), [row["image"]])
+    right, ignored = predicted == label_map, label_map == 255
+    assert right.any() and ignored.any()
+    assert np.array_equal((judged == JUDGEMENTS["right"]).all(-1), right)
+    assert np.array_equal((judged == JUDGEMENTS["wrong"]).all(-1), ~right & ~ignored)
+    assert np.array_equal((judged == (0, 0, 0)).all(-1), ignored)
+    assert f"{100 * right.sum() / (~ignored).sum():.1f} % of the labelled pixels" in text_of(drawn)
+    with pytest.raises(DataError, match="no picture 'absent'"):
+        figure.main([*arguments, "--image_ids", "absent"])
+    figure.main([*arguments, "--count", "2"])
+    assert Image.open(tmp_path / "e.png").width > 1000
+
+
+def test_confusion(figure, tmp_path):
+    record = {"checkpoint": "best", "dataset": "camvid", "split": "val", "pictures": 2, "class_names": ["road", "sky", "car"]}
+    record["confusion_matrix"] = [[75, 25, 0], [0, 10, 0], [0, 0, 0]]
+    (tmp_path / "scores.json").write_text(json.dumps(record))
+    drawn = figure.draw_confusion(figure.parse_arguments(["confusion", str(tmp_path / "scores.json"), "-o", "x.png"]))
+    matrix = drawn.axes[0].get_images()[0].get_array()
+    assert np.array_equal(matrix[:2].filled(-1), [[75, 25, 0], [0, 100, 0]])
+    assert matrix.mask[2].all()  # a class that does not occur is no 0 %
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["75", "25", "100"]
+    figure.main(["confusion", str(tmp_path / "scores.json"), "-o", str(tmp_path / "x.pdf")])
+    (tmp_path / "scores.json").write_text(json.dumps({"mean_iou": 0.5}))
+    with pytest.raises(DataError, match=r"scores\.json is no record of evaluate_seg\.py"):
+        figure.main(["confusion", str(tmp_path / "scores.json"), "-o", str(tmp_path / "y.png")])
+
+
+def test_legend_and_overlay(figure, checkpoints, camvid, tmp_path):
+    for classes in ("camvid11", checkpoints[0]):
+        drawn = figure.draw_legend(figure.parse_arguments(["legend", classes, "-o", "x.png"]))
+        assert [text.get_text() for text in drawn.legends[0].get_texts()] == list(SPACE.names)
+        colours = [np.round(np.multiply(patch.get_facecolor()[:3], 255)) for patch in drawn.legends[0].get_patches()]
+        assert np.array_equal(colours, SPACE.colours)
+    figure.main(["overlay", checkpoints[0], str(camvid / "val"), "-o", str(tmp_path / "o.png")])
+    assert Image.open(tmp_path / "o.png").height > 1000  # three pictures
+    with pytest.raises(RecipeError, match="there already"):
+        figure.main(["overlay", checkpoints[0], str(camvid / "val"), "-o", str(tmp_path / "o.png")])
+    with pytest.raises(RecipeError, match=r"written as \.png or \.pdf"):
+        figure.main(["legend", "camvid11", "-o", str(tmp_path / "o.svg")])
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("matplotlib") or name == "revhrnet_hf.report.plots"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delattr("revhrnet_hf.report.plots", raising=False)
+    spec = importlib.util.spec_from_file_location("figure_without", SCRIPT)
+    with pytest.raises(SystemExit, match=r"figures need matplotlib: pip install .*\[plots\]"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
