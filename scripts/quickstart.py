@@ -1,4 +1,4 @@
-"""The whole way in some minutes on two CPU cores: draw a miniature CamVid, train on it, load the checkpoint, look at it.
+"""The whole way in minutes on two CPU cores: draw two miniature data sets, train a chain on them, load the result, look at it.
 
 bash scripts/quickstart.sh              # makes the environment and calls this
 python scripts/quickstart.py --output_dir DIR
@@ -13,38 +13,41 @@ from transformers import pipeline
 import revhrnet_hf  # noqa: F401 (registers the models)
 from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
-from revhrnet_hf.data.miniature import write_camvid
+from revhrnet_hf.data.miniature import write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.report.figures import triptych
 from revhrnet_hf.report.pictures import save_picture
-from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.chain import run_chain
+from revhrnet_hf.training.recipe import read_chain
 
-RECIPE = Path(__file__).parent / "recipes" / "camvid_mini.yaml"
-PICTURES = {"train": 64, "val": 16}
+RECIPE = Path(__file__).parent / "recipes" / "mapillary_to_cityscapes_mini.yaml"
+WRITERS = {"mapillary_vistas": write_mapillary_vistas, "cityscapes": write_cityscapes}
+PICTURES = {"train": 48, "val": 12}
 SIZE = (240, 320)  # height, width
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("quickstart"), help="where everything goes (default: quickstart)")
-    parser.add_argument("--epochs", type=int, help="passes over the pictures (default: the recipe's)")
+    parser.add_argument("--epochs", type=int, help="passes over the pictures in each stage (default: the recipe's)")
     arguments = parser.parse_args()
-    data_dir, run_dir = arguments.output_dir / "camvid_mini", arguments.output_dir / "run"
+    recipes, run_dir = read_chain(RECIPE), arguments.output_dir / "run"
+    data_dirs = {recipe.dataset: arguments.output_dir / recipe.dataset for recipe in recipes}
+    for name, data_dir in data_dirs.items():
+        if not data_dir.exists():
+            print(f"Drawing {sum(PICTURES.values())} street scenes in the layout of {name} in {data_dir}")
+            WRITERS[name](data_dir, PICTURES, SIZE)
+    for recipe in recipes:
+        recipe.epochs = arguments.epochs or recipe.epochs
+    last = recipes[-1]
+    print(f"Training a reverse HRNet-{last.variant} on a frozen, pretrained {last.backbone}; epoch 0 is before training")
+    run_chain(recipes, data_dirs, run_dir, overwrite=True)
 
-    if not data_dir.exists():
-        print(f"Drawing {sum(PICTURES.values())} street scenes in CamVid's layout in {data_dir}")
-        write_camvid(data_dir, PICTURES, SIZE)
-    recipe = Recipe.from_yaml(RECIPE)
-    recipe.epochs = arguments.epochs or recipe.epochs
-    print(f"Training a reverse HRNet-{recipe.variant} on a frozen, pretrained {recipe.backbone}; epoch 0 is before training")
-    Stage(recipe, data_dir, run_dir, overwrite=True).run()
-
-    checkpoint = run_dir / "best"
-    pictures = load_segmentation_dataset(recipe.dataset, data_dir, recipe.eval_split).select(range(3))
-    figure = arguments.output_dir / "predictions.png"
+    checkpoint, figure = run_dir / "best", arguments.output_dir / "predictions.png"
+    pictures = load_segmentation_dataset(last.dataset, data_dirs[last.dataset], last.eval_split).select(range(3))
     save_picture(draw_predictions(checkpoint, pictures), figure)
     print(
-        f"\nCheckpoint:  {checkpoint}\nLog:         {run_dir / 'log.jsonl'}; tensorboard --logdir {run_dir / 'tensorboard'}\n"
+        f"\nCheckpoint:  {checkpoint} (of the stage before: {run_dir / f'1_{recipes[0].dataset}' / 'best'})\n"
+        f"Log:         {run_dir / 'log.jsonl'}; .venv/bin/tensorboard --logdir {run_dir / 'tensorboard'}\n"
         f"Pictures:    {figure} (picture, truth, prediction)\n"
         f"Your own:    .venv/bin/python scripts/predict.py {checkpoint} PICTURE.jpg"
     )

@@ -6,7 +6,8 @@
 
 On two CPU cores in some minutes, on the small scenes that scripts/quickstart.sh has drawn:
 
-    python scripts/run_seg.py --recipe scripts/recipes/camvid_mini.yaml --data_dir quickstart/camvid_mini --output_dir OUT
+    python scripts/run_seg.py --recipe scripts/recipes/mapillary_to_cityscapes_mini.yaml \\
+        --data_dir mapillary_vistas=quickstart/mapillary_vistas cityscapes=quickstart/cityscapes --output_dir OUT
 
 Any field of the recipe can be overridden, for all stages alike: --epochs 5 --crop_size 360 480. OUT/best and OUT/last load with
 the Auto classes; a chain's earlier stages are in OUT/1_DATASET and so on.

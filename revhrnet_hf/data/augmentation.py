@@ -78,7 +78,9 @@ class TrainingTransform:
         box = (left * across, top * down, (left + crop_width) * across, (top + crop_height) * down)
         rows = nearest_source_indices(image.height, height)[top : top + crop_height]
         columns = nearest_source_indices(image.width, width)[left : left + crop_width]
-        labels = torch.from_numpy(np.asarray(label_map)[rows[:, None], columns])
+        # Only this part becomes an array.
+        part = label_map.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        labels = torch.from_numpy(np.asarray(part)[rows[:, None] - rows[0], columns - columns[0]])
         return TF.pil_to_tensor(image.resize((crop_width, crop_height), Resampling.BILINEAR, box)), labels
 
     def _draw_factor(self) -> float:
@@ -90,7 +92,7 @@ class TrainingTransform:
 
     def _pad(self, plane: torch.Tensor, value: float) -> torch.Tensor:
         bottom, right = (want - have for have, want in zip(plane.shape[-2:], self.crop_size, strict=True))
-        return F.pad(plane, (0, right, 0, bottom), value=value)
+        return plane if bottom == right == 0 else F.pad(plane, (0, right, 0, bottom), value=value)
 
 
 class TrainingSamples(torch.utils.data.Dataset):

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import datasets
-import numpy as np
 import PIL.Image
 import pyarrow as pa
 from datasets.features.features import register_feature
@@ -22,8 +21,6 @@ from ..errors import DataError
 from .annotation import JSON_START, MATLAB_START, draw_annotation, read_matlab, self_contained
 from .label_space import LABEL_SPACES, LabelSpace, get_label_space
 from .tree import location_name, read_location
-
-SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 
 class StoredFile(datasets.Image):
@@ -50,7 +47,8 @@ class Picture(StoredFile):
         if isinstance(value, PIL.Image.Image):
             return value
         with _unreadable_is_data_error("Picture", value):
-            return _open_picture(_stored_bytes(value)).convert(self.mode)
+            picture = _open_picture(_stored_bytes(value))
+            return picture if picture.mode == self.mode else picture.convert(self.mode)  # which would copy it
 
 
 @dataclass
@@ -93,8 +91,7 @@ class LabelMap(StoredFile):
         label_space = self.space
         translation = label_space if value["path"] else label_space.of_train_ids
         with _unreadable_is_data_error("Label map", value):
-            train_ids = _train_ids(_stored_bytes(value), translation, _source(value))
-        return PIL.Image.fromarray(train_ids)
+            return _train_ids(_stored_bytes(value), translation, _source(value))
 
 
 @lru_cache(maxsize=16)
@@ -116,25 +113,19 @@ def _stored_bytes(value: dict) -> bytes:
     return read_location(value["path"]) if value["bytes"] is None else value["bytes"]
 
 
-def _train_ids(data: bytes, label_space: LabelSpace, source: str) -> np.ndarray:
+def _train_ids(data: bytes, label_space: LabelSpace, source: str) -> PIL.Image.Image:
     """Of an annotation or a picture, which is seen from how the bytes begin."""
     if data.startswith(JSON_START):
-        return draw_annotation(data, label_space, source)
-    raw = read_matlab(data) if data.startswith(MATLAB_START) else _raw_array(_open_picture(data))
-    return label_space.train_ids(raw, source)
+        return PIL.Image.fromarray(draw_annotation(data, label_space, source))
+    if data.startswith(MATLAB_START):
+        return PIL.Image.fromarray(label_space.train_ids(read_matlab(data), source))
+    return label_space.translate_picture(_open_picture(data), source)
 
 
 def _open_picture(data: bytes) -> PIL.Image.Image:
     image = PIL.Image.open(io.BytesIO(data))
     image.load()  # a truncated file is an error here and not later
     return image
-
-
-def _raw_array(label_map: PIL.Image.Image) -> np.ndarray:
-    """(height, width) raw ids or (height, width, 3) raw colours. A palette picture's array is its indices."""
-    if label_map.mode in SINGLE_CHANNEL_MODES:
-        return np.asarray(label_map)
-    return np.asarray(label_map.convert("RGB"))
 
 
 def _source(value: dict) -> str:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 
 from ..errors import DataError
 from .label_table import is_label_table, read_label_table
@@ -19,6 +20,7 @@ Colour = tuple[int, int, int]
 
 MAX_NAMED = 8
 UNKNOWN = -1
+SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,18 @@ class LabelSpace:
             DataError: `raw` holds an id or colour outside the table; all of them are named.
         """
         return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(raw, source)
+
+    def translate_picture(self, raw: PIL.Image.Image, source: str) -> PIL.Image.Image:
+        """The same for a label map as it comes out of its file: single-channel or palette (its indices count), or of colours.
+
+        Returns:
+            A picture of mode L.
+        """
+        if raw.mode in ("L", "P") and all(raw_id in self.raw_ids for raw_id, pixels in enumerate(raw.histogram()) if pixels):
+            # Large label maps are several times as fast within Pillow as by way of arrays.
+            return raw.point([self.raw_ids.get(raw_id, 0) for raw_id in range(256)], "L")
+        values = raw if raw.mode in SINGLE_CHANNEL_MODES else raw.convert("RGB")
+        return PIL.Image.fromarray(self.train_ids(np.asarray(values), source))
 
     def _from_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
         if not self.raw_ids:
