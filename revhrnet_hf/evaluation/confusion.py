@@ -127,7 +127,7 @@ class ConfusionMatrix:
             `frequency_weighted_iou` (IoUs weighted by the classes' reference pixels), `per_category_iou`,
             `per_category_accuracy` and, the same by its other name, `per_category_recall` (share of the class's pixels that are
             right), `per_category_precision` (share of the pixels predicted as the class that are), `per_category_pixels`
-            (reference pixels), `labelled_pixels`, `absent_classes`.
+            (reference pixels), `labelled_pixels`, `absent_as_zero` (as given), `absent_classes`.
         """
         if names is not None and len(names) != self.num_classes:
             raise DataError(f"{len(names)} class names were given for {self.num_classes} classes")
@@ -193,6 +193,7 @@ def scores_of(matrix: np.ndarray, absent_as_zero: bool = False) -> dict:
         "per_category_precision": _share(right, predicted).tolist(),
         "per_category_pixels": truth.tolist(),
         "labelled_pixels": labelled,
+        "absent_as_zero": absent_as_zero,
         "absent_classes": np.flatnonzero(union == 0).tolist(),
     }
 
