@@ -31,3 +31,7 @@ class CheckpointError(RevHRNetError):
 
 class TrainingError(RevHRNetError):
     """Training cannot go on: the loss is no longer a number."""
+
+
+class HubError(RevHRNetError):
+    """A checkpoint cannot be sent to the Hub as it is, or the Hub does not take it."""

@@ -16,6 +16,7 @@ from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.cli import run
 from revhrnet_hf.conversion import convert_official, read_official
 from revhrnet_hf.errors import CheckpointError
+from revhrnet_hf.report.model_card import write_model_card
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -37,6 +38,7 @@ def main(arguments=None) -> None:
     model, names = convert_official(read_official(args.official), args.align_corners)
     model.save_pretrained(args.output_dir)
     RevHRNetImageProcessor().save_pretrained(args.output_dir)
+    write_model_card(args.output_dir)
     for (theirs, ours), keys in groupby(names.items(), key=name_parts):
         print(f"{theirs}* → {ours}*  ({len(list(keys))} tensors)")
     config = model.config

@@ -21,6 +21,7 @@ from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset, format_scores, load_checkpoint, write_json
+from revhrnet_hf.report.model_card import refresh_model_card
 from revhrnet_hf.versions import versions
 
 
@@ -146,6 +147,8 @@ def report(args, output, state, num_pictures, label_space, confusion) -> None:
         "versions": versions(),
     }
     write_json(output, record)
+    if output.parent == Path(args.checkpoint):
+        refresh_model_card(output.parent)
     print(f"written: {output}")
 
 

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError
 from ..evaluation import write_json
+from ..report.model_card import EXAMPLE_FILE, write_model_card
+from ..report.pictures import save_picture
 from ..versions import versions
 from .recipe import Recipe
 
@@ -35,6 +38,7 @@ class TrainingState:
     epoch: int = 0  # finished
     step: int = 0  # optimizer steps done
     best_mean_iou: float | None = None
+    seconds: float = 0.0  # of training and evaluation
     log_lines: int = 0  # of log.jsonl when this state was saved
     grad_scale: float | None = None  # of the fp16 scaler
 
@@ -78,14 +82,19 @@ def recover(output_dir: Path) -> None:
         shutil.rmtree(output_dir / f"{name}.new", ignore_errors=True)
 
 
-def save_model_folder(folder: Path, model, image_processor, recipe: Recipe, scores: dict[str, Any] | None) -> None:
-    """A folder that loads with the Auto classes, and what it was made from."""
+def save_model_folder(
+    folder: Path, model, image_processor, recipe: Recipe, scores: dict[str, Any] | None, example: Image.Image | None = None
+) -> None:
+    """A folder that loads with the Auto classes, what it was made from, and its card; `example` is the card's picture."""
     model.save_pretrained(folder)
     image_processor.save_pretrained(folder)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     write_json(folder / "versions.json", versions())
     if scores is not None:
         write_json(folder / "scores.json", scores)
+    if example is not None:
+        save_picture(example, folder / EXAMPLE_FILE)
+    write_model_card(folder)
 
 
 def save_training_state(folder: Path, state: TrainingState, optimizer_tensors: dict[str, torch.Tensor]) -> None:

@@ -13,9 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device, set_seed
+from PIL import Image
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -24,7 +26,9 @@ from transformers.utils import logging as transformers_logging
 
 from ..data import TrainingSamples, TrainingTransform, label_space_of
 from ..errors import RecipeError, TrainingError
-from ..evaluation import evaluate_dataset, format_scores
+from ..evaluation import evaluate_dataset, format_scores, predict_label_maps
+from ..report.figures import triptych
+from ..versions import hardware
 from .checkpoint import (
     BEST,
     LAST,
@@ -46,6 +50,7 @@ from .handover import hand_over
 from .network import build_model
 from .recipe import Recipe
 
+EXAMPLE_WIDTH = 480  # pixels, of each of the card's three pictures
 SUMMARY = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
@@ -245,7 +250,9 @@ class Stage:
                 seconds = time.perf_counter() - started
                 self._log_training(losses, recipe.batch_size * done / seconds, progress)
                 losses = []
-        self._log({"epoch_seconds": time.perf_counter() - started, "peak_memory_gib": self._peak_memory_gib()}, **self._skipped())
+        seconds = time.perf_counter() - started
+        self.state.seconds += seconds
+        self._log({"epoch_seconds": seconds, "peak_memory_gib": self._peak_memory_gib()}, **self._skipped())
 
     def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
         """One step of the moving average, over fewer steps at the start, so that it soon forgets the initial weights."""
@@ -330,7 +337,9 @@ class Stage:
             f"mean accuracy {summary['mean_accuracy']:.4f}"
         )
         per_class = dict(zip(self.label_space.names, scores["per_category_iou"], strict=True))
-        self._log({**summary, "evaluation_seconds": time.perf_counter() - started}, iou=per_class)
+        seconds = time.perf_counter() - started
+        self.state.seconds += seconds
+        self._log({**summary, "evaluation_seconds": seconds}, iou=per_class)
         return scores
 
     def save(self, scores: dict[str, Any] | None) -> None:
@@ -342,15 +351,16 @@ class Stage:
         if self.accelerator.is_main_process:
             self.state.grad_scale = None if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
             model = self.accelerator.unwrap_model(self.model)
+            example = None if scores is None else self._example()
             result = None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
             for config in (model.config, self.scored_model.config):
                 config.training_history = [*self.history, self._history_entry(scores)]
 
             def fill_best(folder: Path):
-                save_model_folder(folder, self.scored_model, self.image_processor, self.recipe, result)
+                save_model_folder(folder, self.scored_model, self.image_processor, self.recipe, result, example)
 
             def fill_last(folder: Path):
-                save_model_folder(folder, model, self.image_processor, self.recipe, result)
+                save_model_folder(folder, model, self.image_processor, self.recipe, result, example)
                 save_training_state(folder, self.state, optimizer_tensors(model, self.optimizer.optimizer))
                 if self.averaged is not None:
                     save_averages(folder, self.averaged)
@@ -360,6 +370,15 @@ class Stage:
             write_folder(self.output_dir / LAST, fill_last)
         self.accelerator.wait_for_everyone()
 
+    def _example(self) -> Image.Image:
+        """The first picture that is scored, its truth, and what the network sees in it: for the card."""
+        row, space = self.eval_set[0], self.label_space
+        truth = np.array(row["label_map"])
+        with self.accelerator.autocast():
+            [prediction] = predict_label_maps(self.scored_model, self.image_processor, [row["image"]], [truth.shape])
+        width = min(EXAMPLE_WIDTH, row["image"].width)
+        return triptych([(row["image"], truth, prediction)], space.names, space.colours, space.ignore_index, width)
+
     def _history_entry(self, scores: dict[str, Any] | None) -> dict[str, Any]:
         """What this stage was: data, recipe, and the scores of the checkpoint that it is written into."""
         entry = {
@@ -368,6 +387,8 @@ class Stage:
             "pictures": len(self.samples),
             "epochs": self.state.epoch,
             "steps": self.state.step,
+            "hardware": hardware(self.accelerator.device, self.accelerator.num_processes),
+            "seconds": round(self.state.seconds, 1),
             "recipe": self.recipe.own_settings,
         }
         if scores is not None:

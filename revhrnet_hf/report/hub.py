@@ -1,0 +1,328 @@
+"""A checkpoint to the Hub: what is sent is put together in a folder of its own, looked through, loaded, and sent in one commit.
+
+Sent are the weights, the configuration, the code that loads them without this package, the image processor, the card, the recipe,
+versions and scores, and the curves of training. Left out is what a run needs to go on (the optimizer, averages) and what names
+the machine: places in the recipe, the host in the names of TensorBoard's files.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import HubError
+from .model_card import missing_from_card, write_model_card
+
+SENT = (
+    "config.json",
+    "preprocessor_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "*.py",
+    "README.md",
+    "recipe.yaml",
+    "versions.json",
+    "scores*.json",
+    "*.png",
+)
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
+TEXTS = {".json", ".py", ".md", ".yaml"}
+LARGE = 2**20  # bytes; larger files are sent one by one, before the commit
+
+CURVES = "tensorboard"  # beside the checkpoint's folder, and in the repository
+
+# At least two parts: /home/me, and not 1/255 or a web address.
+ABSOLUTE_PATH = re.compile(r"(?<![\w./:*<>-])(?:/(?:[\w.+@~-]+/)+[\w.+@~-]+|~/[\w./+@~-]+|[A-Za-z]:\\\w[\w\\. -]*)")
+TOKEN = re.compile(rb"\b(?:hf|api_org)_[A-Za-z0-9]{20,}")
+
+# In a fresh process without this package: the model, its processor and a small picture.
+LOADING = """
+import sys
+sys.modules["revhrnet_hf"] = None
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+folder = sys.argv[1]
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+model, loaded = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+if loaded["missing_keys"]:
+    sys.exit(f"weights are missing: {sorted(loaded['missing_keys'])[:3]}")
+with torch.no_grad():
+    outputs = model(**processor(images=[Image.new("RGB", (96, 64), (90, 120, 60))], return_tensors="pt"))
+if not torch.isfinite(outputs.logits).all():
+    sys.exit("its logits are not finite")
+processor.post_process_semantic_segmentation(outputs, target_sizes=[(64, 96)])
+"""
+
+
+def push_checkpoint(
+    checkpoint: str | Path,
+    name: str,
+    private: bool = False,
+    revision: str | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> str | None:
+    """Send a checkpoint to the Hub, in one commit, after looking through all that would be sent.
+
+    Args:
+        checkpoint: a folder that training or `save_pretrained` has written; it is not changed.
+        name: of the repository, `NAMESPACE/NAME`, or `NAME` in one's own namespace. One that holds a model of this kind gets a
+            further commit.
+        private: make the repository private.
+        revision: branch to send to, made if need be; the main one if not given.
+        dry_run: put together and look through everything, and send nothing; neither network nor token is needed.
+        say: is told what is done, line by line.
+
+    Returns:
+        The commit's address; None with `dry_run`.
+
+    Raises:
+        HubError: something that would be sent must not be, or does not load; there is no token; the name is taken or not
+            allowed; or the connection was lost: then the message says what had been sent.
+    """
+    checkpoint = Path(checkpoint)
+    if not (checkpoint / "config.json").is_file():
+        raise HubError(f"{checkpoint} is no checkpoint's folder: it holds no config.json")
+    _check_name(name)
+    api = None
+    if not dry_run:
+        api, name = _log_in(name)
+    with TemporaryDirectory(prefix="revhrnet_push_") as staged:
+        staged = Path(staged)
+        left_out = stage(checkpoint, staged, name)
+        check_staged(staged)
+        files = sorted(path for path in staged.rglob("*") if path.is_file())
+        say(f"checked, to be sent to {name}{f' ({revision})' if revision else ''}:")
+        for path in files:
+            say(f"  {path.relative_to(staged)}  {path.stat().st_size / 1e6:.2f} MB")
+        if left_out:
+            say(f"left out: {', '.join(left_out)}")
+        if dry_run:
+            say("nothing was sent (dry run)")
+            return None
+        return _send(api, name, staged, files, private, revision, say)
+
+
+def stage(checkpoint: Path, staged: Path, name: str) -> list[str]:
+    """Put what is to be sent into the empty folder `staged`; the names of the checkpoint's files that are left out.
+
+    Raises:
+        HubError: there are pickles in the checkpoint's folder.
+    """
+    pickles = sorted(path.name for path in checkpoint.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise HubError(
+            f"{checkpoint} holds {', '.join(pickles)}: pickles are not sent, for loading them can run any code. Weights belong "
+            "into model.safetensors (save_pretrained); remove the rest"
+        )
+    chosen = {path for pattern in SENT for path in checkpoint.glob(pattern) if path.is_file()}
+    for path in chosen:
+        if path.suffix == ".safetensors":
+            (staged / path.name).symlink_to(path.resolve())  # large, and sent as it is
+        else:
+            shutil.copyfile(path, staged / path.name)
+    recipe = staged / "recipe.yaml"
+    if recipe.exists():
+        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        recipe.write_text(yaml.safe_dump(_without_places(settings), sort_keys=False), encoding="utf-8")
+    if (checkpoint.parent / CURVES).is_dir():
+        copy_curves(checkpoint.parent / CURVES, staged / CURVES)
+    write_model_card(staged, name)
+    return sorted(path.name for path in checkpoint.iterdir() if path not in chosen)
+
+
+def _without_places(value):
+    """The same settings with files of this machine by their names alone."""
+    if isinstance(value, dict):
+        return {key: _without_places(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_places(entry) for entry in value]
+    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
+        return Path(value).name
+    return value
+
+
+def copy_curves(source: Path, target: Path) -> None:
+    """TensorBoard's curves of a run, and nothing else: its files carry the host's name, and the settings with their places."""
+    # They take a second to import, and nobody else here needs them.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    logs = {path.parent for path in source.rglob("events.out.tfevents.*")}
+    for log in sorted(logs):
+        events = EventAccumulator(str(log), size_guidance={"scalars": 0}).Reload()
+        tags = events.Tags()["scalars"]
+        if not tags:
+            continue
+        folder = target / log.relative_to(source)
+        with SummaryWriter(str(folder)) as writer:
+            for tag in tags:
+                for event in events.Scalars(tag):
+                    writer.add_scalar(tag, event.value, event.step, event.wall_time)
+        (written,) = folder.glob("events.out.tfevents.*")
+        started = int(events.FirstEventTimestamp())
+        written.rename(folder / f"events.out.tfevents.{started}.revhrnet")
+
+
+def check_staged(staged: Path) -> None:
+    """Raises a HubError that lists all that must not be sent, or is missing, in the folder `staged`."""
+    problems = [problem for path in sorted(staged.rglob("*")) if path.is_file() for problem in _leaks(path, staged)]
+    advice = "complete README.md, or remove it to have it written"
+    problems += [f"the card lacks {what}: {advice}" for what in missing_from_card(staged)]
+    if not list(staged.glob("model*.safetensors")):
+        problems.append("there is no model.safetensors")
+    if not problems:  # loading takes seconds, the rest does not
+        problems += _loading_fails(staged)
+    if problems:
+        raise HubError("nothing was sent: " + "; ".join(problems))
+
+
+def _leaks(path: Path, staged: Path) -> Iterator[str]:
+    """Places of this machine and tokens in a file."""
+    name = path.relative_to(staged)
+    if path.suffix == ".safetensors":
+        content = _safetensors_header(path)
+    else:
+        content = path.read_bytes()
+    if TOKEN.search(content):
+        yield f"{name} holds an access token: remove it, and revoke it if anybody else has seen the file"
+    if path.suffix in TEXTS or path.suffix == ".safetensors":
+        found = ABSOLUTE_PATH.search(content.decode("utf-8", errors="replace"))
+        if found:
+            yield f"{name} holds the absolute path {found[0]}: remove it, or write the file's name alone"
+
+
+def _safetensors_header(path: Path) -> bytes:
+    """The tensors' names and the notes that somebody may have put beside them."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(length)
+
+
+def _loading_fails(staged: Path) -> list[str]:
+    with TemporaryDirectory(prefix="revhrnet_load_") as home:
+        environment = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": home}
+        finished = subprocess.run(
+            [sys.executable, "-c", LOADING, str(staged)], capture_output=True, text=True, env=environment, cwd=home
+        )
+    if finished.returncode == 0:
+        return []
+    said = (finished.stderr.strip().splitlines() or ["no reason was given"])[-1]
+    return [f"it does not load in a fresh process without this package: {said}"]
+
+
+def _check_name(name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise HubError(f"{name!r} is no name of a repository: {error}") from error
+
+
+def _log_in(name: str) -> tuple[HfApi, str]:
+    """The Hub for the user whose token this is, and the name with its namespace."""
+    token = get_token()
+    if token is None:
+        raise HubError(
+            "there is no token for the Hub: make one with write access at https://huggingface.co/settings/tokens, then run "
+            "`hf auth login` or set HF_TOKEN (--dry_run needs none)"
+        )
+    api = HfApi(token=token, library_name="revhrnet_hf")
+    with _hub_errors("nothing was sent"):
+        user = api.whoami()["name"]
+    return api, name if "/" in name else f"{user}/{name}"
+
+
+def _send(api: HfApi, name: str, staged: Path, files: list[Path], private: bool, revision: str | None, say) -> str:
+    with _hub_errors("nothing was sent"):
+        _claim(api, name, private, json.loads((staged / "config.json").read_text(encoding="utf-8")), say)
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+    operations = [CommitOperationAdd(str(path.relative_to(staged)), str(path)) for path in files]
+    sent = []
+    for path, operation in zip(files, operations, strict=True):
+        if path.stat().st_size > LARGE:
+            with _hub_errors(_so_far(name, sent)):
+                api.preupload_lfs_files(name, [operation], revision=revision)
+            sent.append(path.name)
+            say(f"sent {path.name}")
+    unknown = "; the last request was the commit itself: if it arrived, all of it is there"
+    with _hub_errors(_so_far(name, sent) + unknown):
+        commit = api.create_commit(name, operations, commit_message="Checkpoint by revhrnet_hf", revision=revision)
+    say(f"all is there: {commit.commit_url}")
+    return commit.commit_url
+
+
+def _claim(api: HfApi, name: str, private: bool, config: dict, say) -> None:
+    """Make the repository, unless there is one that holds a model of the same kind.
+
+    Raises:
+        HubError: the name is taken by something else, or by a public repository where a private one is wanted.
+    """
+    try:
+        there = api.model_info(name)
+    except RepositoryNotFoundError:
+        api.create_repo(name, private=private)
+        say(f"made the repository {name}" + (" (private)" if private else ""))
+        return
+    if private and not there.private:
+        raise HubError(f"{name} is there already and public: make it private on the Hub, or choose another name")
+    held = {file.rfilename for file in there.siblings or ()} - {".gitattributes", "README.md"}
+    kind = None
+    if "config.json" in held:
+        kind = json.loads(Path(api.hf_hub_download(name, "config.json")).read_text(encoding="utf-8")).get("model_type")
+    if held and kind != config["model_type"]:
+        what = f"a {kind}" if kind else "something else"
+        raise HubError(f"the name {name} is taken: the repository holds {what}, no {config['model_type']}; choose another name")
+    say(f"{name} is there already: it gets a further commit")
+
+
+def _so_far(name: str, sent: list[str]) -> str:
+    """What the Hub has when something breaks now."""
+    had = f"{', '.join(sent)} had been sent (the Hub keeps that)" if sent else "no large file had been sent"
+    return f"{had}, no commit was made, so {name} shows none of it; the checkpoint here is as it was: run the same command again"
+
+
+@contextmanager
+def _hub_errors(so_far: str) -> Iterator[None]:
+    """Errors of the Hub and of the way to it, as a HubError that ends with what has been done so far."""
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"HF_HUB_OFFLINE is set, so the Hub is not asked: unset it. {so_far}") from error
+    except (HTTPError, ConnectionError, RuntimeError) as error:
+        cause = _http_error(error)
+        if cause is None:
+            raise
+        raise HubError(f"{_advice(cause)}. {so_far[0].upper()}{so_far[1:]}") from error
+
+
+def _http_error(error: BaseException | None) -> BaseException | None:
+    """The first error of the network among an error and its causes: the upload's threads wrap it."""
+    while error is not None and not isinstance(error, HTTPError | ConnectionError):
+        error = error.__cause__
+    return error
+
+
+def _advice(error: BaseException) -> str:
+    if not isinstance(error, HfHubHTTPError):
+        return f"the connection to the Hub was lost ({type(error).__name__}: {error})"
+    status, said = error.response.status_code, error.server_message or str(error).strip().splitlines()[0]
+    if status == 401:
+        return f"the Hub does not accept the token ({said}): run `hf auth login` again"
+    if status == 403:
+        return f"this token may not write there ({said}): choose another namespace, or a token with write access to it"
+    if status == 409:
+        return f"the name is taken ({said}): choose another one"
+    return f"the Hub refused with status {status} ({said})"
