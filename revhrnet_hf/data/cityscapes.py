@@ -16,9 +16,10 @@ from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, Colour, LabelSpace
 from .listing import Listed
-from .tree import DataTree
+from .tree import DataTree, read_location
 
 PICTURES, PICTURE_SUFFIX = "leftImg8bit", "_leftImg8bit.png"
+IDS_SUFFIX, INSTANCES_SUFFIX = "_labelIds.png", "_instanceIds.png"
 IGNORED = 255
 LICENCE_PLATE_AS_WRITTEN = 255
 
@@ -155,6 +156,16 @@ class Cityscapes(SegmentationBuilder):
         if not frames:
             raise _no_pictures(tree, folder)
         return [Listed(f"{folder}/{city}/{stem}{PICTURE_SUFFIX}", None, stem) for city, stem in frames]
+
+
+def instances_location(label_map: str) -> str | None:
+    """Where the instance map beside a label map of ids lies, or None if none is there; in an archive, in the same one."""
+    location = label_map.replace(IDS_SUFFIX, INSTANCES_SUFFIX)
+    try:
+        read_location(location, 1)
+    except OSError:
+        return None
+    return location
 
 
 def _no_pictures(tree: DataTree, folder: str) -> DataError:

@@ -44,6 +44,8 @@ def format_scores(scores: dict, names, intervals: dict | None = None) -> str:
             low, high = (intervals or {}).get(key, (math.nan, math.nan))
             interval = "" if math.isnan(low) else f"  {_percent(low)}–{_percent(high)}"
             lines.append(f"{title:<{width}}  {_percent(scores[key]):>7}{interval}")
+    if intervals is not None:
+        lines.append("(after the scores: 95 % intervals, bootstrap over pictures)")
     absent = ", ".join(map(str, scores["absent_classes"]))
     if absent:
         counted = "counted as 0" if scores["absent_as_zero"] else "left out of mIoU"

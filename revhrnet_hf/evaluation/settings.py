@@ -69,6 +69,18 @@ class InferenceSettings:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def __str__(self) -> str:
+        """In words: `whole picture`, `windows of 720×960 every 480×640, scales 0.5, 1, with flip, averaged softmax`."""
+        parts = ["whole picture"]
+        if self.window is not None:
+            (height, width), (down, across) = self.window, self.steps
+            parts = [f"windows of {height}×{width} every {down}×{across}"]
+        if self.scales != (1.0,):
+            parts.append("scales " + ", ".join(f"{scale:g}" for scale in self.scales))
+        if self.flip:
+            parts.append("with flip")
+        return ", ".join(parts if parts == ["whole picture"] else [*parts, f"averaged {self.average}"])
+
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     """The settings as options of a script."""
