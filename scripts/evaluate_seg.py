@@ -81,7 +81,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "--submission",
         type=Path,
         metavar="DIR",
-        help="write label maps as the server of cityscapes, pascal_voc or mapillary_vistas takes them, also of a split without labels",
+        help="write label maps as the servers of cityscapes, pascal_voc and mapillary_vistas take them; the split may lack them",
     )
     parser.add_argument("--overwrite", action="store_true", help="begin anew where an interrupted evaluation could go on")
     parser.add_argument(

@@ -229,8 +229,8 @@ def _look(model, image_processor, inputs, size, settings, where, sources) -> lis
             return [View(size, [Window(0, 0, size, [one[0] for one in logits], canvas)])]
         return [_look_through_windows(model, scaled, settings, where, sources) for scaled in inputs]
     except torch.OutOfMemoryError as error:
-        height, width = inputs[-1]["pixel_values"].shape[-2:]
-        taken = f"windows of {settings.window}" if settings.window else f"{height}×{width} pixels at once"
+        edges = settings.window or inputs[-1]["pixel_values"].shape[-2:]
+        taken = ("windows of {}×{}" if settings.window else "{}×{} pixels at once").format(*edges)
         raise RecipeError(
             f"{where}: the GPU's memory is not enough for {taken}: slide a smaller window (--window HEIGHT WIDTH)"
             + (f", or fewer at once than {settings.batch_size} (--batch_size)" if settings.batch_size > 1 else "")
