@@ -167,9 +167,9 @@ def main(arguments=None) -> None:
             recorder.submission.check(args.submission, {record.image_id: record.size for record in records})
             print(f"submission: {len(records)} label maps in {args.submission / recorder.submission.folder}, all checked")
         if is_labelled(dataset):
-            report(args, settings, output, state, label_space, records)
+            matrices = np.stack([record.matrix(label_space.num_classes) for record in records])
+            report(args, settings, output, state, label_space, records, matrices)
             if args.worst:
-                matrices = [record.matrix(label_space.num_classes) for record in records]
                 places = worst_pictures(matrices, args.worst)
                 draw_worst(settings, output, places, dataset, label_space, model, image_processor, sources)
         work.remove()
@@ -224,9 +224,8 @@ def output_file(args) -> Path:
     return output
 
 
-def report(args, settings, output, state, label_space, records: list[PictureRecord]) -> None:
+def report(args, settings, output, state, label_space, records: list[PictureRecord], matrices) -> None:
     names = label_space.names
-    matrices = np.stack([record.matrix(label_space.num_classes) for record in records])
     confusion = ConfusionMatrix(label_space.num_classes, label_space.ignore_index)
     confusion.matrix = torch.from_numpy(matrices.sum(0))
     scores = confusion.scores(names, args.absent_as_zero)

@@ -57,7 +57,7 @@ def segment(
         model: a Transformers model for semantic segmentation, on any device. It is run in eval mode; each of its
             modules is then put back into the mode it was in.
         image_processor: its image processor.
-        image: the picture; of any size, smaller than a window too.
+        image: the picture, RGB; of any size, smaller than a window too.
         settings: whole or in windows, scales, mirrored.
         target_size: (height, width) of the result; by default the picture's own.
         sources: for each class wanted the model's classes that count as it, whose probabilities are summed; the
@@ -209,14 +209,20 @@ def model_inputs(image_processor, image: PIL.Image.Image, settings: InferenceSet
     """The picture as the network takes it, once a scale: what an image processor gives."""
     if settings.is_whole:
         return [image_processor(images=[image], return_tensors="pt")]
-    off = {option: False for option in ("do_resize", "do_pad", "do_center_crop") if getattr(image_processor, option, None)}
-    scaled = [_scaled(image, scale) for scale in settings.scales]
-    return [image_processor(images=[picture], return_tensors="pt", **off) for picture in scaled]
-
-
-def _scaled(image, scale):
-    size = tuple(max(1, round(edge * scale)) for edge in image.size)
-    return image if size == image.size else image.resize(size, PIL.Image.Resampling.BILINEAR)
+    off = {option: False for option in ("do_pad", "do_center_crop") if getattr(image_processor, option, None)}
+    own = image_processor(images=[image], return_tensors="pt", **off)
+    height, width = own["pixel_values"].shape[-2:]
+    if getattr(image_processor, "do_resize", None):
+        off["do_resize"] = False
+    inputs = []
+    for scale in settings.scales:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        # From the original each time, so that nothing is resized twice.
+        scaled = own if scale == 1 else image_processor(
+            images=[image.resize(size, PIL.Image.Resampling.BILINEAR)], return_tensors="pt", **off
+        )  # fmt: skip
+        inputs.append(scaled)
+    return inputs
 
 
 def _look(model, image_processor, inputs, size, settings, where, sources) -> list[View]:
@@ -227,7 +233,10 @@ def _look(model, image_processor, inputs, size, settings, where, sources) -> lis
             canvas = image_processor.canvas_sizes([size])[0] if hasattr(image_processor, "canvas_sizes") else size
             logits = _logits_both_ways(model, inputs[0], settings, where, sources)
             return [View(size, [Window(0, 0, size, [one[0] for one in logits], canvas)])]
-        return [_look_through_windows(model, scaled, settings, where, sources) for scaled in inputs]
+        return [
+            _look_through_windows(model, scaled, scale, size, settings, where, sources)
+            for scaled, scale in zip(inputs, settings.scales, strict=True)
+        ]
     except torch.OutOfMemoryError as error:
         edges = settings.window or inputs[-1]["pixel_values"].shape[-2:]
         taken = ("windows of {}×{}" if settings.window else "{}×{} pixels at once").format(*edges)
@@ -237,7 +246,7 @@ def _look(model, image_processor, inputs, size, settings, where, sources) -> lis
         ) from error
 
 
-def _look_through_windows(model, inputs, settings, where, sources) -> View:
+def _look_through_windows(model, inputs, scale, target, settings, where, sources) -> View:
     pixel_values = inputs["pixel_values"]
     size = tuple(pixel_values.shape[-2:])
     window_size = size if settings.window is None else tuple(map(min, settings.window, size))
@@ -254,6 +263,9 @@ def _look_through_windows(model, inputs, settings, where, sources) -> View:
         logits = _logits_both_ways(model, inputs.__class__({"pixel_values": crops}), settings, where, sources)
         for number, (top, left) in enumerate(group):
             windows.append(Window(top, left, window_size, [one[number] for one in logits], window_size))
+    if scale == 1 and len(windows) == 1:
+        # As the whole picture is: one interpolation to the result's size.
+        return View(target, [Window(0, 0, target, windows[0].logits, target)])
     return View(size, windows)
 
 

@@ -14,18 +14,18 @@ class InferenceSettings:
     """The defaults take the picture whole, once, as `pipeline("image-segmentation")` does.
 
     Attributes:
-        window: (height, width) in pixels of the windows that slide over the picture, at each scale; None takes it whole. What is
-            smaller than a window is taken whole in that direction.
+        window: (height, width) in pixels of the windows that slide over the network's input, at each scale; None takes it whole.
+            What is smaller than a window is taken whole in that direction.
         stride: (rows, columns) in pixels from one window to the next, at most the window; None is 2/3 of the window. The last
             window is moved back so that it ends with the picture.
-        scales: factors by which the picture is resized, each time from the original.
+        scales: factors on the size that the image processor gives the picture, which is the picture's own unless it resizes.
         flip: whether the mirrored picture (each window) is taken as well.
         average: where several results cover a pixel, "softmax" averages their probabilities. "exp" does as the official HRNet:
             the mirrored logits are averaged, their exponentials averaged over windows at the resized picture's size, and
             these summed over the scales.
         batch_size: windows in one forward pass. More than 1 can change the last bits of the logits.
 
-    With windows or scales, the image processor's own resizing, padding and cropping are off, for they would change the scale.
+    With windows or scales, the image processor's own padding and cropping are off.
 
     Raises:
         RecipeError: a value that cannot be; the field is named.
