@@ -1,27 +1,51 @@
 """Score a semantic segmentation checkpoint on a data set, at the label maps' own size.
 
     python scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --split val
+    python scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --window 360 480 --scales 0.75 1 1.25 --flip
+    python scripts/evaluate_seg.py CHECKPOINT --dataset cityscapes --data_dir DIR --split test --submission DIR
     accelerate launch --num_processes 2 scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --split val
     torchrun --nproc_per_node 2 scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --device cpu
 
 CHECKPOINT is a folder or a Hub name; any model that Transformers loads as AutoModelForSemanticSegmentation will do, if
 its classes are the data set's, or are joined to them by a table (Mapillary Vistas → Cityscapes, COCO → VOC, …): then the
-probabilities of partners are summed. Prints a table and writes scores, confusion matrix and settings as JSON. The number of
-processes does not change a digit (accelerate launch starts several on GPUs only; torchrun on the CPU too).
+probabilities of partners are summed. Prints a table; writes scores, confusion matrix and settings as JSON, and beside it a CSV
+with the scores of each picture. Cityscapes with its instanceIds also gets the owner's category and instance scores. The number
+of processes does not change a digit (accelerate launch starts several on GPUs only; torchrun on the CPU too). What was
+interrupted goes on when it is called again.
 """
 
 import argparse
+import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import accelerate
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.evaluation import class_sources, evaluate_dataset, format_scores, load_checkpoint, write_json
+from revhrnet_hf.evaluation import (
+    ConfusionMatrix,
+    add_inference_arguments,
+    class_sources,
+    format_scores,
+    inference_settings,
+    load_checkpoint,
+    segment,
+    write_json,
+)
+from revhrnet_hf.evaluation.boundary import boundary_scores
+from revhrnet_hf.evaluation.by_picture import bootstrap_intervals, worst_pictures, write_picture_scores
+from revhrnet_hf.evaluation.cityscapes import cityscapes_scores, matrix_of_ids
+from revhrnet_hf.evaluation.recording import Recorder, instance_locations, is_labelled, record_pictures, weights_stamp
+from revhrnet_hf.evaluation.submission import submission_format
+from revhrnet_hf.evaluation.work import PictureRecord, WorkFolder
+from revhrnet_hf.report.figures import default_palette, overlay, stack_vertically, with_legend
 from revhrnet_hf.report.model_card import refresh_model_card
+from revhrnet_hf.report.pictures import save_picture
 from revhrnet_hf.versions import versions
 
 
@@ -36,12 +60,30 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--label_space", help="classes by name, or a label table (default: the data set's usual ones)")
     parser.add_argument("--image_column", help="for hub, the column of pictures (default: image)")
     parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
+    add_inference_arguments(parser)
+    parser.add_argument("--boundary", action="store_true", help="boundary IoU as well: what lies near the classes' borders")
+    parser.add_argument(
+        "--absent_as_zero",
+        action="store_true",
+        help="count classes that occur nowhere as 0 in the means, as the official HRNet does; else they are left out",
+    )
     parser.add_argument(
         "--output",
         type=Path,
         help="JSON file to write (default: scores_DATASET_SPLIT.json in the checkpoint's folder, or in the current "
-        "one for a Hub name)",
+        "one for a Hub name); what goes with it has its name and another ending",
     )
+    parser.add_argument("--plot", action="store_true", help="the confusion matrix as PNG (needs matplotlib)")
+    parser.add_argument(
+        "--worst", type=int, default=0, metavar="N", help="the N pictures of lowest mIoU: truth and prediction laid over them"
+    )
+    parser.add_argument(
+        "--submission",
+        type=Path,
+        metavar="DIR",
+        help="write label maps as the servers of cityscapes, pascal_voc and mapillary_vistas take them; the split may lack them",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin anew where an interrupted evaluation could go on")
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -66,10 +108,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> None:
     args = parse_arguments(arguments)
     state = accelerate.PartialState(cpu=args.device == "cpu")
-    if args.device == "cuda" and state.device.type != "cuda":
-        raise RecipeError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
-    if args.num_workers < 0:
-        raise RecipeError(f"--num_workers {args.num_workers}: give 0 or more")
+    settings = check_arguments(args, state)
     output = output_file(args)
     dataset = load_segmentation_dataset(
         args.dataset,
@@ -78,31 +117,93 @@ def main(arguments=None) -> None:
         label_space=args.label_space,
         image_column=args.image_column,
         label_column=args.label_column,
+        unlabelled=args.submission is not None,
     )
     label_space = label_space_of(dataset)
+    recorder = Recorder(
+        label_space,
+        boundary=args.boundary,
+        instances=instance_locations(args.dataset, dataset, label_space),
+        submission=args.submission and submission_format(args.dataset, label_space),
+        submission_dir=args.submission,
+    )
     model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype))
     sources = class_sources(model.config, label_space, args.dataset)
     if sources is not None and state.is_main_process:
         print(format_sources(model.config, label_space, sources))
+    model.to(state.device)
 
-    share = len(range(state.process_index, len(dataset), state.num_processes))
-    with tqdm(total=share, unit="picture", disable=not state.is_main_process) as bar:
-        confusion = evaluate_dataset(
-            model.to(state.device),
+    work = WorkFolder(output.with_name(f".{output.stem}.work"), what_is_scored(args, settings, state, dataset, label_space))
+    if state.is_main_process:
+        work.claim(args.overwrite)
+    state.wait_for_everyone()
+    done = work.read()
+    state.wait_for_everyone()  # nobody writes before all have read, or they would share the pictures out differently
+    remaining = [index for index in range(len(dataset)) if index not in done]
+    if done and state.is_main_process:
+        print(f"going on: {len(done)} of {len(dataset)} pictures are done")
+    share = remaining[state.process_index :: state.num_processes]
+    with (
+        work.append_to(state.process_index) as part,
+        tqdm(total=len(share), unit="picture", disable=not state.is_main_process) as bar,
+    ):
+        record_pictures(
+            model,
             image_processor,
             dataset,
-            label_space.num_classes,
-            ignore_index=label_space.ignore_index,
+            share,
+            recorder,
+            part,
+            settings=settings,
             sources=sources,
-            process_index=state.process_index,
-            num_processes=state.num_processes,
             num_workers=args.num_workers,
             progress=bar.update,
         )
-    confusion.matrix = accelerate.utils.reduce(confusion.matrix, reduction="sum")
+    state.wait_for_everyone()
     if state.is_main_process:
-        report(args, output, state, len(dataset), label_space, confusion)
+        by_row = work.read()
+        records = [by_row[index] for index in range(len(dataset))]
+        if args.submission:
+            recorder.submission.check(args.submission, {record.image_id: record.size for record in records})
+            print(f"submission: {len(records)} label maps in {args.submission / recorder.submission.folder}, all checked")
+        if is_labelled(dataset):
+            matrices = np.stack([record.matrix(label_space.num_classes) for record in records])
+            report(args, settings, output, state, label_space, records, matrices)
+            if args.worst:
+                places = worst_pictures(matrices, args.worst)
+                draw_worst(settings, output, places, dataset, label_space, model, image_processor, sources)
+        work.remove()
     state.destroy_process_group()
+
+
+def check_arguments(args, state):
+    """The inference settings; what cannot be done is said before the work begins."""
+    if args.device == "cuda" and state.device.type != "cuda":
+        raise RecipeError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
+    for name in ("num_workers", "worst"):
+        if getattr(args, name) < 0:
+            raise RecipeError(f"--{name} {getattr(args, name)}: give 0 or more")
+    if args.plot and find_spec("matplotlib") is None:
+        raise RecipeError("--plot needs matplotlib: pip install matplotlib, or leave it out")
+    if args.submission and args.submission.exists() and not args.submission.is_dir():
+        raise RecipeError(f"--submission {args.submission} is a file: name a folder")
+    return inference_settings(args)
+
+
+def what_is_scored(args, settings, state, dataset, label_space) -> dict:
+    """All that the records of the pictures depend on."""
+    return {
+        "checkpoint": weights_stamp(args.checkpoint),
+        "dataset": args.dataset,
+        "split": args.split,
+        "label_space": label_space.to_json(),
+        "pictures": hashlib.sha256("\n".join(dataset["image_id"]).encode()).hexdigest(),
+        "inference": settings.to_dict(),
+        "dtype": args.dtype,
+        "device": state.device.type,
+        "boundary": args.boundary,
+        "submission": args.submission and str(args.submission.resolve()),
+    }
 
 
 def format_sources(config, label_space, sources) -> str:
@@ -123,33 +224,77 @@ def output_file(args) -> Path:
     return output
 
 
-def report(args, output, state, num_pictures, label_space, confusion) -> None:
+def report(args, settings, output, state, label_space, records: list[PictureRecord], matrices) -> None:
     names = label_space.names
-    scores = confusion.scores(names)
-    print(format_scores(scores, names))
-    print(f"pictures: {num_pictures}")
+    confusion = ConfusionMatrix(label_space.num_classes, label_space.ignore_index)
+    confusion.matrix = torch.from_numpy(matrices.sum(0))
+    scores = confusion.scores(names, args.absent_as_zero)
+    if args.boundary:
+        scores |= boundary_scores(sum(np.array(record.boundary) for record in records))
+    if all(record.objects is not None for record in records):
+        objects = np.concatenate([np.array(record.objects, np.int64).reshape(-1, 4) for record in records])
+        scores |= cityscapes_scores(matrix_of_ids(confusion.matrix.numpy()), objects)
+    intervals = bootstrap_intervals(matrices) if not args.absent_as_zero else None
+    print(format_scores(scores, names, intervals))
+    print(f"pictures: {len(records)}; {settings}")
     record = {
         # A folder's place on this machine is nobody else's business.
         "checkpoint": Path(args.checkpoint).resolve().name if Path(args.checkpoint).is_dir() else args.checkpoint,
         "dataset": args.dataset,
         "split": args.split,
         "label_space": label_space.name,
-        "pictures": num_pictures,
+        "pictures": len(records),
         "class_names": list(names),
         "scores": scores,
+        "confidence_intervals_95": intervals,
         "confusion_matrix": confusion.matrix.tolist(),
         "settings": {
             "device": state.device.type,
             "dtype": args.dtype,
             "num_processes": state.num_processes,
-            "inference": "whole picture",
+            "inference": str(settings),
+            **settings.to_dict(),
         },
         "versions": versions(),
     }
+    pictures = output.with_suffix(".csv")
+    write_picture_scores(pictures, names, [record.image_id for record in records], matrices)
+    written = [output, pictures]
+    if args.plot:
+        written.append(output.with_name(f"{output.stem}_confusion.png"))
+        plot(written[-1], confusion.matrix.numpy(), names, record)
     write_json(output, record)
     if output.parent == Path(args.checkpoint):
         refresh_model_card(output.parent)
-    print(f"written: {output}")
+    print(f"written: {', '.join(map(str, written))}")
+
+
+def plot(file, matrix, names, record) -> None:
+    from revhrnet_hf.report.plots import confusion_figure, save_figure  # matplotlib is an extra
+
+    caption = f"{record['checkpoint']} on {record['dataset']} {record['split']}, {record['settings']['inference']}"
+    save_figure(confusion_figure(matrix, names, caption), file)
+
+
+def draw_worst(settings, output, places, dataset, label_space, model, image_processor, sources) -> None:
+    """Truth above prediction, each laid over the picture."""
+    folder = output.with_name(f"{output.stem}_worst")
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("[0-9]*_*.png"):
+        old.unlink()
+    colours = label_space.colours if any(map(any, label_space.colours)) else default_palette(label_space.num_classes)
+    for rank, place in enumerate(places, 1):
+        row = dataset[place]
+        picture, truth = row["image"], np.array(row["label_map"])
+        prediction = segment(
+            model, image_processor, picture, settings, target_size=truth.shape, sources=sources, name=row["image_id"]
+        ).label_map
+        picture = picture.resize(truth.shape[::-1])
+        shown = [overlay(picture, label_map, colours, 0.6, label_space.ignore_index) for label_map in (truth, prediction)]
+        present = sorted({*np.unique(truth).tolist(), *np.unique(prediction).tolist()} - {label_space.ignore_index})
+        figure = with_legend(stack_vertically(shown), label_space.names, colours, present)
+        save_picture(figure, folder / f"{rank:03d}_{row['image_id'].replace('/', '_')}.png")
+    print(f"written: the {len(places)} worst pictures, truth above prediction, in {folder}")
 
 
 if __name__ == "__main__":

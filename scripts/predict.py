@@ -15,7 +15,7 @@ import torch
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.errors import DataError, RecipeError
-from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
+from revhrnet_hf.evaluation import add_inference_arguments, inference_settings, load_checkpoint, segment
 from revhrnet_hf.report.figures import names_and_palette, overlay, palette_png, with_legend
 from revhrnet_hf.report.pictures import find_pictures, open_picture, save_picture
 
@@ -34,6 +34,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         default=0.5,
         help="of the colours in the overlay, from 0, none, to 1, colours only (default: %(default)s)",
     )
+    add_inference_arguments(parser)
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -52,7 +53,7 @@ def share(text: str) -> float:
 
 def main(arguments=None) -> None:
     args = parse_arguments(arguments)
-    device = choose_device(args.device)
+    device, settings = choose_device(args.device), inference_settings(args)
     outputs = output_files(find_pictures(args.pictures), args.output_dir, args.overwrite)
     for path in outputs:
         open_picture(path)  # an unreadable picture is said before the work begins, not in the middle of it
@@ -62,7 +63,7 @@ def main(arguments=None) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for path, (labels_file, overlay_file) in outputs.items():
         picture = open_picture(path)
-        [label_map] = predict_label_maps(model, image_processor, [picture])
+        label_map = segment(model, image_processor, picture, settings, name=str(path)).label_map
         shares = class_shares(label_map)
         # No class id is "ignored" in a prediction.
         coloured = overlay(picture, label_map, palette, args.opacity, ignore_index=len(palette))

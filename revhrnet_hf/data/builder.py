@@ -35,9 +35,11 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         TITLE: its name in messages.
         LABEL_SPACES: names of the label spaces that its label maps can be translated to, the usual one first; empty if any can.
         SPLITS: its splits.
+        UNLABELLED_SPLITS: further ones, whose label maps the owner keeps.
         HINT: what lies in the right folder, for messages.
         PUBLISHED_COUNTS: pictures by split, where its owner says how many there are; the audit compares.
         recognises(tree): whether the data set lies directly in this tree.
+        list_pictures(tree, split): the pictures of an unlabelled split; an AbsentSplitError if it is not there.
         list_split(tree, split, label_space): its pictures with their label maps; an AbsentSplitError if the split is not there.
     """
 
@@ -46,6 +48,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     TITLE: ClassVar[str]
     LABEL_SPACES: ClassVar[tuple[str, ...]]
     SPLITS: ClassVar[tuple[str, ...]]
+    UNLABELLED_SPLITS: ClassVar[tuple[str, ...]] = ()
     HINT: ClassVar[str]
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {}
 
@@ -55,6 +58,10 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
 
     @staticmethod
     def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
+        raise NotImplementedError
+
+    @staticmethod
+    def list_pictures(tree: DataTree, split: str) -> list[Listed]:
         raise NotImplementedError
 
     @classmethod
@@ -82,6 +89,8 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
             DataError: the folder is missing, empty or of another level; the split is absent; a file has no partner.
         """
         tree = cls.open_tree(data_dir)
+        if split in cls.UNLABELLED_SPLITS:
+            return locate(tree, cls.list_pictures(tree, split))
         return locate(tree, cls.list_split(tree, split, label_space))
 
     @classmethod
@@ -127,5 +136,5 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, samples: list[Sample]) -> Iterator[tuple[str, dict[str, Any]]]:
         for sample in samples:
-            label_map = {"path": sample.label_map, "bytes": sample.annotation}
+            label_map = None if sample.label_map is None else {"path": sample.label_map, "bytes": sample.annotation}
             yield sample.image_id, {"image": sample.image, "label_map": label_map, "image_id": sample.image_id}

@@ -16,9 +16,10 @@ from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, Colour, LabelSpace
 from .listing import Listed
-from .tree import DataTree
+from .tree import DataTree, read_location
 
 PICTURES, PICTURE_SUFFIX = "leftImg8bit", "_leftImg8bit.png"
+IDS_SUFFIX, INSTANCES_SUFFIX = "_labelIds.png", "_instanceIds.png"
 IGNORED = 255
 LICENCE_PLATE_AS_WRITTEN = 255
 
@@ -128,6 +129,7 @@ class Cityscapes(SegmentationBuilder):
     TITLE = "Cityscapes"
     LABEL_SPACES = (CITYSCAPES.name,)
     SPLITS = tuple(SPLIT_PARTS)
+    UNLABELLED_SPLITS = ("test",)  # the owner ships label maps for it that are void everywhere
     HINT = "leftImg8bit/ and gtFine/ (or gtCoarse/), or the owner's zip files of these"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {
         "train": 2975,
@@ -144,6 +146,30 @@ class Cityscapes(SegmentationBuilder):
     @staticmethod
     def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
         return [item for part in SPLIT_PARTS[split] for item in _list_part(tree, split, part)]
+
+    @staticmethod
+    def list_pictures(tree: DataTree, split: str) -> list[Listed]:
+        folder = f"{PICTURES}/{split}"
+        if not tree.has_folder(folder):
+            raise AbsentSplitError(f"Cityscapes in {tree.root} has no split {split!r} (it needs {folder}/).")
+        frames = _frames(tree, folder, PICTURE_SUFFIX)
+        if not frames:
+            raise _no_pictures(tree, folder)
+        return [Listed(f"{folder}/{city}/{stem}{PICTURE_SUFFIX}", None, stem) for city, stem in frames]
+
+
+def instances_location(label_map: str) -> str | None:
+    """Where the instance map beside a label map of ids lies, or None if none is there; in an archive, in the same one."""
+    location = label_map.replace(IDS_SUFFIX, INSTANCES_SUFFIX)
+    try:
+        read_location(location, 1)
+    except OSError:
+        return None
+    return location
+
+
+def _no_pictures(tree: DataTree, folder: str) -> DataError:
+    return DataError(f"Cityscapes' folder {tree.root / folder} holds no CITY/*{PICTURE_SUFFIX}: put the pictures there.")
 
 
 def _list_part(tree: DataTree, split: str, part: Part) -> list[Listed]:
@@ -163,7 +189,7 @@ def _list_part(tree: DataTree, split: str, part: Part) -> list[Listed]:
         )
     frames = sorted({*_frames(tree, pictures, PICTURE_SUFFIX), *frames})
     if not frames:
-        raise DataError(f"Cityscapes' folder {tree.root / pictures} holds no CITY/*{PICTURE_SUFFIX}: put the pictures there.")
+        raise _no_pictures(tree, pictures)
     return [
         Listed(f"{pictures}/{city}/{stem}{PICTURE_SUFFIX}", f"{label_maps}/{city}/{stem}{part.suffix}", stem)
         for city, stem in frames

@@ -122,6 +122,12 @@ def _train_ids(data: bytes, label_space: LabelSpace, source: str) -> PIL.Image.I
     return label_space.translate_picture(_open_picture(data), source)
 
 
+def read_picture(location: str) -> PIL.Image.Image:
+    """The picture file at a location (see tree.py) as it is stored; a DataError names one that cannot be read."""
+    with _unreadable_is_data_error("Picture", {"path": location}):
+        return _open_picture(read_location(location))
+
+
 def _open_picture(data: bytes) -> PIL.Image.Image:
     image = PIL.Image.open(io.BytesIO(data))
     image.load()  # a truncated file is an error here and not later

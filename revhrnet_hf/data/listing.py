@@ -20,12 +20,12 @@ LONG_CHECK = 2000  # pictures; below, opening every header takes no time worth a
 class Listed(NamedTuple):
     """One picture with its label map, as a data set lists them: paths in its DataTree.
 
-    `annotation` is the label map itself where it is no file of its own but part of a larger one (COCO's JSON); `label_map` then
-    says where that is, for messages, as `FILE#ID`.
+    `label_map` is None where the owner keeps the label maps. `annotation` is the label map itself where it is no file of its own
+    but part of a larger one (COCO's JSON); `label_map` then says where that is, for messages, as `FILE#ID`.
     """
 
     image: str
-    label_map: str
+    label_map: str | None
     image_id: str
     annotation: bytes | None = None
 
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
     """The same with locations (see tree.py)."""
 
     image: str
-    label_map: str
+    label_map: str | None
     image_id: str
     annotation: bytes | None = None
 
@@ -53,6 +53,10 @@ def locate_all(tree: DataTree, listed: list[Listed]) -> tuple[list[Sample], list
     samples, lost = [], []
     for item in listed:
         image = tree.location(item.image)
+        if item.label_map is None:
+            # It was found by its picture, so that it is there.
+            samples.append(Sample(image, None, item.image_id))
+            continue
         label_map = tree.location(item.label_map) if item.annotation is None else item.label_map
         if image is None:
             lost.append(Lost("picture", tree.expected(item.image), "Label map", tree.expected(item.label_map)))
@@ -80,7 +84,8 @@ def locate(tree: DataTree, listed: list[Listed]) -> list[Sample]:
 
 def check_same_sizes(samples: list[Sample]) -> None:
     """Raises a DataError for the first picture of another size than its label map; of pictures it reads only the headers."""
-    for sample in tqdm(samples, desc="checking sizes", unit="picture", leave=False, disable=len(samples) < LONG_CHECK):
+    labelled = [sample for sample in samples if sample.label_map is not None]
+    for sample in tqdm(labelled, desc="checking sizes", unit="picture", leave=False, disable=len(labelled) < LONG_CHECK):
         image_size, labelled_size = picture_size(sample.image), label_map_size(sample)
         if image_size != labelled_size:
             raise DataError(
@@ -95,6 +100,8 @@ def listing_digest(samples: list[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{location_stamp(sample.image)}\n".encode())
+        if sample.label_map is None:
+            continue
         if sample.annotation is None:
             digest.update(f"{location_stamp(sample.label_map)}\n".encode())
         else:

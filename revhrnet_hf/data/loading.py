@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 
-from ..errors import DataError
+from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .camvid import CamVid
 from .cityscapes import Cityscapes
@@ -38,6 +38,7 @@ def load_segmentation_dataset(
     streaming: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    unlabelled: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Loads one split of a data set from the folder in which it lies, or from the Hub.
 
@@ -53,6 +54,8 @@ def load_segmentation_dataset(
             no partner there is ignored); the data set's usual ones if None. With `"folder"` and `"hub"` the classes that the
             label maps are drawn in: a label table (a YAML file; label_table.py shows its form) or a name.
         streaming: gives an `IterableDataset`, which writes no cache at all.
+        unlabelled: allow the splits whose label maps the owner keeps (`"test"` of Cityscapes, Mapillary Vistas and PASCAL VOC);
+            `label_map` is None there.
         image_column, label_column: with `"hub"` only, the names of these columns there; `"image"` and `"label_map"` if None.
 
     Returns:
@@ -67,9 +70,17 @@ def load_segmentation_dataset(
     if image_column or label_column:
         raise DataError(f"image_column and label_column are for the data set {STORED!r} only: leave them out with {name!r}.")
     if label_space is not None and (usual := _joined_usual_space(name, Path(data_dir), str(label_space))):
-        return in_classes(load_segmentation_dataset(name, data_dir, split, usual, streaming), LABEL_SPACES[str(label_space)])
+        return in_classes(
+            load_segmentation_dataset(name, data_dir, split, usual, streaming, unlabelled=unlabelled),
+            LABEL_SPACES[str(label_space)],
+        )
     builder_class, data_dir, label_space = find_builder(name, data_dir, label_space)
-    check_known(f"split of {name}", split, builder_class.splits(data_dir, label_space))
+    splits = builder_class.splits(data_dir, label_space) + (builder_class.UNLABELLED_SPLITS if unlabelled else ())
+    if split in builder_class.UNLABELLED_SPLITS and not unlabelled:
+        raise AbsentSplitError(
+            f"{name}'s {split!r} has no label maps, its owner keeps them; splits with labels: {', '.join(splits)}."
+        )
+    check_known(f"split of {name}", split, splits)
     digest = builder_class.digest(data_dir, split, label_space)
     builder = builder_class(data_dir=str(data_dir), split=split, label_space=label_space, listing_digest=digest)
     if streaming:

@@ -23,6 +23,7 @@ from .tree import DataTree
 V12, V20 = "v1.2", "v2.0"
 LABELS = {V12: LABELS_V12, V20: LABELS_V20}
 FOLDERS = {"train": "training", "val": "validation"}
+UNLABELLED_FOLDERS = {"test": "testing"}
 IGNORED = 255
 VOID = "void--unlabeled"
 
@@ -52,13 +53,15 @@ class MapillaryVistas(SegmentationBuilder):
     TITLE = "Mapillary Vistas"
     LABEL_SPACES = (VISTAS_V12.name, VISTAS_V20.name)
     SPLITS = tuple(FOLDERS)
+    UNLABELLED_SPLITS = ("test",)
     HINT = "training/ and validation/ with images/ in each, or the owner's zip file of these"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 18000, "val": 2000}
 
     @staticmethod
     def recognises(tree: DataTree) -> bool:
         below = ("images", "labels", *LABELS)
-        return any(tree.has_folder(f"{folder}/{name}") for folder in FOLDERS.values() for name in below)
+        folders = [f"{folder}/{name}" for folder in FOLDERS.values() for name in below]
+        return any(map(tree.has_folder, [*folders, *(f"{folder}/images" for folder in UNLABELLED_FOLDERS.values())]))
 
     @staticmethod
     def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
@@ -67,8 +70,22 @@ class MapillaryVistas(SegmentationBuilder):
         stems = {name.removesuffix(".jpg") for name in tree.files(images, [".jpg"])}
         stems.update(name.removesuffix(".png") for name in tree.files(label_maps, [".png"]))
         if not stems:
-            raise DataError(f"Mapillary Vistas' folder {tree.root / images} holds no .jpg: put the pictures there.")
+            raise _no_pictures(tree, images)
         return [Listed(f"{images}/{stem}.jpg", f"{label_maps}/{stem}.png", stem) for stem in sorted(stems)]
+
+    @staticmethod
+    def list_pictures(tree: DataTree, split: str) -> list[Listed]:
+        images = f"{UNLABELLED_FOLDERS[split]}/images"
+        if not tree.has_folder(images):
+            raise AbsentSplitError(f"Mapillary Vistas in {tree.root} has no split {split!r} (it needs {images}/).")
+        names = tree.files(images, [".jpg"])
+        if not names:
+            raise _no_pictures(tree, images)
+        return [Listed(f"{images}/{name}", None, name.removesuffix(".jpg")) for name in names]
+
+
+def _no_pictures(tree: DataTree, folder: str) -> DataError:
+    return DataError(f"Mapillary Vistas' folder {tree.root / folder} holds no .jpg: put the pictures there.")
 
 
 def _label_maps_folder(tree: DataTree, split: str, label_space: str) -> str:

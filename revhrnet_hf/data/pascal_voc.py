@@ -76,6 +76,7 @@ class PascalVoc(SegmentationBuilder):
     TITLE = "PASCAL VOC"
     LABEL_SPACES = (VOC21.name,)
     SPLITS = ("train", "val", "trainval", "train_aug")
+    UNLABELLED_SPLITS = ("test",)
     HINT = f"VOCdevkit/VOC2012/ with {PICTURES}/, {LABELS}/ and {LISTS}/"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 1_464, "val": 1_449, "trainval": 2_913, "train_aug": 10_582}
 
@@ -91,13 +92,25 @@ class PascalVoc(SegmentationBuilder):
         ids = _read_list(tree, f"{base}{LISTS}/{split}.txt")
         return [_item(base, image_id, f"{base}{LABELS}/{image_id}.png") for image_id in ids]
 
+    @staticmethod
+    def list_pictures(tree: DataTree, split: str) -> list[Listed]:
+        base = _base(tree)
+        listed = [_item(base, image_id, None) for image_id in _read_list(tree, f"{base}{LISTS}/{split}.txt")]
+        absent = [item.image_id for item in listed if not tree.has_file(item.image)]
+        if absent:
+            raise DataError(
+                f"{len(absent)} of {len(listed)} pictures of PASCAL VOC's {split!r} are not in "
+                f"{tree.expected(f'{base}{PICTURES}')}, {absent[0]}.jpg first: put those of VOC2012test.tar there as well."
+            )
+        return listed
+
 
 def _base(tree: DataTree) -> str | None:
     """Where VOC2012 lies in the tree."""
     return next((base for base in BASES if all(tree.has_folder(f"{base}{folder}") for folder in (LISTS, PICTURES))), None)
 
 
-def _item(base: str, image_id: str, label_map: str) -> Listed:
+def _item(base: str, image_id: str, label_map: str | None) -> Listed:
     return Listed(f"{base}{PICTURES}/{image_id}.jpg", label_map, image_id)
 
 

@@ -1,18 +1,27 @@
 """Judging: label maps of whole pictures, one confusion matrix over a data set, and every score read off it."""
 
 from .checkpoint import check_same_classes, class_sources, load_checkpoint
+from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
-from .inference import evaluate_dataset, predict_label_maps
+from .inference import Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
 from .scores import format_scores, write_json
+from .settings import InferenceSettings, add_inference_arguments, inference_settings
 
 __all__ = [
+    "CityscapesMetric",
     "ConfusionMatrix",
+    "InferenceSettings",
+    "Segmentation",
     "SegmentationMetric",
+    "add_inference_arguments",
     "check_same_classes",
     "class_sources",
     "evaluate_dataset",
     "format_scores",
+    "inference_settings",
     "load_checkpoint",
+    "predict_dataset",
     "predict_label_maps",
+    "segment",
     "write_json",
 ]

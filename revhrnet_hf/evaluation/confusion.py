@@ -17,6 +17,10 @@ import torch
 
 from ..errors import DataError
 
+BYTES = 256
+CHUNK_PIXELS = 2**19  # counted at once, so that what is computed stays in the processor's cache
+MANY_PIXELS = 2**16  # from here on, counting all pairs of bytes is quicker than looking at each id
+
 
 class ConfusionMatrix:
     """Counts of pixels by true class (rows) and predicted class (columns), added up map by map.
@@ -55,7 +59,7 @@ class ConfusionMatrix:
             DataError: the shapes differ, the values are not integers, a prediction is not a class (the ignored pixels'
                 included), or a reference is neither a class nor `ignore_index`.
         """
-        predictions, references = _as_ids(predictions, "predictions"), _as_ids(references, "references")
+        predictions, references = as_ids(predictions, "predictions"), as_ids(references, "references")
         if predictions.shape != references.shape:
             raise DataError(
                 f"{_where(image_ids)}predictions of shape {tuple(predictions.shape)} and references of shape "
@@ -63,14 +67,16 @@ class ConfusionMatrix:
             )
         references = references.to(predictions.device, non_blocking=True)
         rows, columns = self._counts.shape
-        cells = _place(references, self.num_classes, self.ignore_index)
-        cells.mul_(columns).add_(_place(predictions, self.num_classes))
-        if predictions.device.type == "cpu":
-            counts = torch.bincount(cells.flatten(), minlength=rows * columns).view(rows, columns)
-            if _outside(counts).any():
-                self._raise_for_bad_ids(predictions, references, image_ids)
+        on_cpu = predictions.device.type == "cpu"
+        if on_cpu and predictions.dtype == references.dtype == torch.uint8 and predictions.numel() >= MANY_PIXELS:
+            counts = self._count_bytes(predictions, references)
         else:
-            counts = _count_without_waiting(cells.flatten(), rows * columns).view(rows, columns)
+            cells = _place(references, self.num_classes, self.ignore_index)
+            cells.mul_(columns).add_(_place(predictions, self.num_classes))
+            count = torch.bincount if on_cpu else _count_without_waiting
+            counts = count(cells.flatten(), minlength=rows * columns).view(rows, columns)
+        if on_cpu and _outside(counts).any():
+            self._raise_for_bad_ids(predictions, references, image_ids)
         # Not in place: a tensor made under torch.inference_mode could not be changed outside it.
         self._counts = self._counts.to(counts.device) + counts
 
@@ -105,7 +111,7 @@ class ConfusionMatrix:
         """Forget every map."""
         self._counts = torch.zeros_like(self._counts)
 
-    def scores(self, names=None) -> dict:
+    def scores(self, names=None, absent_as_zero: bool = False) -> dict:
         """Every score, as plain numbers (shares from 0 to 1) and lists in the order of the class ids.
 
         A class that occurs neither in the references nor in the predictions has no IoU: it is NaN, is left out of
@@ -114,35 +120,40 @@ class ConfusionMatrix:
 
         Args:
             names: class names; `absent_classes` then holds names instead of ids.
+            absent_as_zero: count what is NaN as 0 in the means, as the official HRNet does.
 
         Returns:
             `mean_iou`, `mean_accuracy`, `overall_accuracy` (share of labelled pixels that are right),
-            `per_category_iou`, `per_category_accuracy`, `per_category_pixels` (reference pixels), `labelled_pixels`,
-            `absent_classes`.
+            `frequency_weighted_iou` (IoUs weighted by the classes' reference pixels), `per_category_iou`,
+            `per_category_accuracy` and, the same by its other name, `per_category_recall` (share of the class's pixels that are
+            right), `per_category_precision` (share of the pixels predicted as the class that are), `per_category_pixels`
+            (reference pixels), `labelled_pixels`, `absent_as_zero` (as given), `absent_classes`.
         """
         if names is not None and len(names) != self.num_classes:
             raise DataError(f"{len(names)} class names were given for {self.num_classes} classes")
-        matrix = self.matrix.cpu().numpy()
-        right, truth = matrix.diagonal(), matrix.sum(axis=1)
-        union = truth + matrix.sum(axis=0) - right
-        labelled = int(truth.sum())
-        if labelled == 0:
+        scores = scores_of(self.matrix.cpu().numpy(), absent_as_zero)
+        if scores["labelled_pixels"] == 0:
             warnings.warn(
                 f"no labelled pixel was counted (every reference pixel is {self.ignore_index}, or there was no map): "
                 "all scores are NaN",
                 stacklevel=2,
             )
-        iou, accuracy = _share(right, union), _share(right, truth)
-        return {
-            "mean_iou": _mean(iou),
-            "mean_accuracy": _mean(accuracy),
-            "overall_accuracy": int(right.sum()) / labelled if labelled else math.nan,
-            "per_category_iou": iou.tolist(),
-            "per_category_accuracy": accuracy.tolist(),
-            "per_category_pixels": truth.tolist(),
-            "labelled_pixels": labelled,
-            "absent_classes": [names[i] if names else i for i in np.flatnonzero(union == 0).tolist()],
-        }
+        if names is not None:
+            scores["absent_classes"] = [names[class_id] for class_id in scores["absent_classes"]]
+        return scores
+
+    def _count_bytes(self, predictions, references):
+        """All pairs of two bytes, and only then what they mean: a pass over the pixels is dearer than one over 65,536 pairs."""
+        pairs = torch.zeros(BYTES**2, dtype=torch.int64)
+        parts = (ids.flatten().split(CHUNK_PIXELS) for ids in (references, predictions))
+        for reference, prediction in zip(*parts, strict=True):
+            cells = reference.to(torch.int32).mul_(BYTES).add_(prediction.to(torch.int32))
+            pairs += torch.bincount(cells, minlength=BYTES**2)
+        pairs = pairs.view(BYTES, BYTES)
+        every_id = torch.arange(BYTES).to(torch.uint8)
+        rows, columns = self._counts.shape
+        by_row = pairs.new_zeros(rows, BYTES).index_add_(0, _place(every_id, self.num_classes, self.ignore_index), pairs)
+        return pairs.new_zeros(rows, columns).index_add_(1, _place(every_id, self.num_classes), by_row)
 
     def _raise_for_bad_ids(self, predictions, references, image_ids):
         # int64 holds any ignore_index, so that the comparisons below cannot wrap.
@@ -164,6 +175,29 @@ class ConfusionMatrix:
                 )
 
 
+def scores_of(matrix: np.ndarray, absent_as_zero: bool = False) -> dict:
+    """The scores of a confusion matrix, (classes, classes) counts with rows truth; see `ConfusionMatrix.scores`."""
+    right, truth, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    union = truth + predicted - right
+    labelled = int(truth.sum())
+    iou, accuracy = _share(right, union), _share(right, truth)
+    mean = _mean_with_zeros if absent_as_zero and labelled else _mean
+    return {
+        "mean_iou": mean(iou),
+        "mean_accuracy": mean(accuracy),
+        "overall_accuracy": int(right.sum()) / labelled if labelled else math.nan,
+        "frequency_weighted_iou": float((truth * np.nan_to_num(iou)).sum()) / labelled if labelled else math.nan,
+        "per_category_iou": iou.tolist(),
+        "per_category_accuracy": accuracy.tolist(),
+        "per_category_recall": accuracy.tolist(),
+        "per_category_precision": _share(right, predicted).tolist(),
+        "per_category_pixels": truth.tolist(),
+        "labelled_pixels": labelled,
+        "absent_as_zero": absent_as_zero,
+        "absent_classes": np.flatnonzero(union == 0).tolist(),
+    }
+
+
 class SegmentationMetric(evaluate.Metric):
     """Scores of semantic segmentation as an `evaluate` metric: offline, and with memory for one matrix only.
 
@@ -174,11 +208,13 @@ class SegmentationMetric(evaluate.Metric):
         num_labels: number of classes.
         ignore_index: the reference id of pixels that do not count.
         names: class names, for `absent_classes`.
+        absent_as_zero: count classes that occur nowhere as 0 in the means, as the official HRNet does.
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255, names: list[str] | None = None):
+    def __init__(self, num_labels: int, ignore_index: int = 255, names: list[str] | None = None, absent_as_zero: bool = False):
         self.confusion = ConfusionMatrix(num_labels, ignore_index)
         self.names = names
+        self.absent_as_zero = absent_as_zero
         super().__init__()
 
     def _info(self):
@@ -215,12 +251,12 @@ class SegmentationMetric(evaluate.Metric):
             raise DataError("compute needs both predictions and references, or neither")
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references, image_ids=image_ids)
-        scores = self.confusion.scores(self.names)
+        scores = self.confusion.scores(self.names, self.absent_as_zero)
         self.confusion.reset()
         return scores
 
 
-def _as_ids(values, what):
+def as_ids(values, what):
     if isinstance(values, torch.Tensor):
         ids = values
     else:
@@ -245,9 +281,9 @@ def _place(ids, num_classes, ignore_index=None):
     return places
 
 
-def _count_without_waiting(cells, num_cells):
+def _count_without_waiting(cells, minlength):
     # bincount would read the largest value back to the host to learn the number of its bins.
-    counts = torch.zeros(num_cells, dtype=torch.int64, device=cells.device)
+    counts = torch.zeros(minlength, dtype=torch.int64, device=cells.device)
     return counts.scatter_add_(0, cells.long(), torch.ones_like(counts[:1]).expand(cells.numel()))
 
 
@@ -273,6 +309,10 @@ def _ids(values, most=10):
 
 def _share(part, whole):
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+def _mean_with_zeros(values):
+    return float(np.nan_to_num(values).mean())
 
 
 def _mean(values):

@@ -4,42 +4,138 @@ Any Transformers model for semantic segmentation will do, with its own image pro
 batch of several can change the last bits of the logits, and then the label map would depend on a picture's neighbours.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
+import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError, DataError, RecipeError
+from ..models.upsampling import upsampled_argmax
 from .confusion import ConfusionMatrix
+from .settings import InferenceSettings, Size
+from .views import View, Window, joined_bands, only_logits
+
+WHOLE = InferenceSettings()
 
 
-def predict_label_maps(model, image_processor, images, target_sizes=None) -> list[np.ndarray]:
-    """Segments whole pictures; the label maps are those of `pipeline("image-segmentation")`.
+@dataclass(frozen=True)
+class Segmentation:
+    """What a model says of one picture.
+
+    Attributes:
+        label_map: (height, width) class ids: uint8, or uint16 where there are more than 256 classes.
+        confidence: (height, width) float32, the share of the best class, from 0 to 1; None unless asked for.
+        probabilities: (classes, height, width) float32 that sum to 1 over the classes; None unless asked for.
+    """
+
+    label_map: np.ndarray
+    confidence: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+
+def segment(
+    model,
+    image_processor,
+    image: PIL.Image.Image,
+    settings: InferenceSettings = WHOLE,
+    *,
+    target_size: Size | None = None,
+    sources: list[list[int]] | None = None,
+    return_confidence: bool = False,
+    return_probabilities: bool = False,
+    name: str = "the picture",
+) -> Segmentation:
+    """Segments one picture; with the default settings the label map is that of `pipeline("image-segmentation")`.
+
+    No map of (classes, height, width) at the picture's size is made, unless the probabilities are asked for.
 
     Args:
         model: a Transformers model for semantic segmentation, on any device. It is run in eval mode; each of its
             modules is then put back into the mode it was in.
-        image_processor: its image processor, with `post_process_semantic_segmentation`.
+        image_processor: its image processor.
+        image: the picture, RGB; of any size, smaller than a window too.
+        settings: whole or in windows, scales, mirrored.
+        target_size: (height, width) of the result; by default the picture's own.
+        sources: for each class wanted the model's classes that count as it, whose probabilities are summed; the
+            model's own classes if None.
+        return_confidence, return_probabilities: what is wanted beside the label map.
+        name: what errors call the picture.
+
+    Raises:
+        CheckpointError: the model's logits are not finite.
+        RecipeError: the GPU's memory is not enough for a picture or window of this size.
+    """
+    size = tuple(target_size or (image.height, image.width))
+    inputs = model_inputs(image_processor, image, settings)
+    with inference(model):
+        views = _look(model, image_processor, inputs, size, settings, name, sources)
+        label_map = _label_map(views, size, settings)
+        confidence, probabilities = _shares(views, size, settings, return_confidence, return_probabilities)
+    return Segmentation(label_map.cpu().numpy(), confidence, probabilities)
+
+
+def predict_label_maps(model, image_processor, images, target_sizes=None, settings=WHOLE) -> list[np.ndarray]:
+    """The label maps of several pictures, one by one; see `segment`.
+
+    Args:
         images: PIL pictures of any sizes.
         target_sizes: (height, width) of each label map; by default the pictures' own.
 
-    Returns:
-        One (height, width) array of class ids a picture: uint8, or uint16 where there are more than 256 classes.
-
     Raises:
         DataError: the numbers of pictures and of target sizes differ.
-        CheckpointError: the model's logits are not finite.
     """
-    sizes = [(image.height, image.width) for image in images] if target_sizes is None else target_sizes
+    sizes = [None] * len(images) if target_sizes is None else target_sizes
     if len(sizes) != len(images):
         raise DataError(f"{len(sizes)} target sizes were given for {len(images)} pictures: give one a picture")
-    with _inference(model):
-        return [
-            _predict(model, image_processor, _model_inputs(image_processor, image), size, f"picture {number}").cpu().numpy()
-            for number, (image, size) in enumerate(zip(images, sizes, strict=True))
-        ]
+    return [
+        segment(model, image_processor, image, settings, target_size=size, name=f"picture {number}").label_map
+        for number, (image, size) in enumerate(zip(images, sizes, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A picture of a data set: its row and id, the predicted label map on the model's device, and the true one or None."""
+
+    index: int
+    image_id: str
+    label_map: torch.Tensor
+    references: torch.Tensor | None
+
+
+def predict_dataset(
+    model,
+    image_processor,
+    dataset,
+    indices: Iterable[int],
+    *,
+    settings: InferenceSettings = WHOLE,
+    sources: list[list[int]] | None = None,
+    num_workers: int = 0,
+) -> Iterator[Predicted]:
+    """Label maps of a data set's pictures, each at its true label map's own size, or the picture's where there is none.
+
+    Args:
+        model, image_processor, settings, sources: as in `segment`; the bare model, not one wrapped for distributed training.
+        dataset: a `datasets.Dataset` with the columns `image` (PIL, RGB), `label_map` (PIL, mode L, train ids, or None) and
+            `image_id`.
+        indices: which rows.
+        num_workers: processes that read and prepare pictures; 0 does it in this one.
+
+    Raises:
+        DataError: a picture cannot be read.
+        CheckpointError, RecipeError: as in `segment`.
+    """
+    samples = _Samples(dataset, list(indices), image_processor, settings)
+    loader = DataLoader(samples, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers)
+    with inference(model):
+        for index, image_id, inputs, size, references in loader:
+            views = _look(model, image_processor, inputs, size, settings, f"picture {image_id}", sources)
+            yield Predicted(index, image_id, _label_map(views, size, settings), references)
 
 
 def evaluate_dataset(
@@ -50,26 +146,22 @@ def evaluate_dataset(
     *,
     ignore_index: int = 255,
     sources: list[list[int]] | None = None,
+    settings: InferenceSettings = WHOLE,
     process_index: int = 0,
     num_processes: int = 1,
     num_workers: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> ConfusionMatrix:
-    """Scores a model on a data set: whole pictures, each prediction at its label map's own size.
+    """Scores a model on a data set, each prediction at its label map's own size.
 
     With several processes each takes every `num_processes`-th picture, so that every picture is counted once; the sum
     of their matrices (`accelerator.reduce(confusion.matrix, "sum")`) is then exactly the matrix of one process.
 
     Args:
-        model, image_processor: as in `predict_label_maps`; the bare model, not one wrapped for distributed training.
-        dataset: a `datasets.Dataset` with the columns `image` (PIL, RGB), `label_map` (PIL, mode L, train ids) and
-            `image_id`.
+        model, image_processor, dataset, sources, settings, num_workers: as in `predict_dataset`.
         num_labels: number of classes of the label maps, and of the model unless `sources` is given.
         ignore_index: the id of pixels that do not count.
-        sources: for each class of the label maps the model's classes that count as it, whose probabilities are summed;
-            the model's own classes if None.
         process_index, num_processes: which share of the pictures to take, of how many.
-        num_workers: processes that read and prepare pictures; 0 does it in this one.
         progress: is called with 1 after each picture (a progress bar's `update`).
 
     Returns:
@@ -80,39 +172,161 @@ def evaluate_dataset(
         CheckpointError: the model's logits are not finite.
     """
     confusion = ConfusionMatrix(num_labels, ignore_index, device=_parameter(model).device)
-    samples = _Samples(dataset, range(process_index, len(dataset), num_processes), image_processor)
-    loader = DataLoader(samples, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers)
-    with _inference(model):
-        for inputs, references, image_id in loader:
-            where = f"picture {image_id}"
-            predictions = _predict(model, image_processor, inputs, references.shape, where, sources)
-            confusion.update(predictions, references, image_ids=[image_id])
-            if progress is not None:
-                progress(1)
+    indices = range(process_index, len(dataset), num_processes)
+    predicted = predict_dataset(
+        model, image_processor, dataset, indices, settings=settings, sources=sources, num_workers=num_workers
+    )
+    for picture in predicted:
+        confusion.update(picture.label_map, picture.references, image_ids=[picture.image_id])
+        if progress is not None:
+            progress(1)
     return confusion
 
 
 class _Samples(Dataset):
-    """A process's share of a data set: model inputs, reference ids (height, width), picture's id."""
+    """Rows of a data set: row, picture's id, model inputs, size of the label map, reference ids (height, width) or None."""
 
-    def __init__(self, dataset, indices, image_processor):
-        self.dataset, self.indices, self.image_processor = dataset, indices, image_processor
+    def __init__(self, dataset, indices, image_processor, settings):
+        self.dataset, self.indices, self.image_processor, self.settings = dataset, indices, image_processor, settings
 
     def __len__(self):
         return len(self.indices)
 
     def __getitem__(self, position):
-        row = self.dataset[self.indices[position]]
-        references = torch.from_numpy(np.array(row["label_map"]))
-        return _model_inputs(self.image_processor, row["image"]), references, row["image_id"]
+        index = self.indices[position]
+        row = self.dataset[index]
+        image, references = row["image"], row["label_map"]
+        references = None if references is None else torch.from_numpy(np.array(references))
+        size = (image.height, image.width) if references is None else tuple(references.shape)
+        return index, row["image_id"], model_inputs(self.image_processor, image, self.settings), size, references
 
 
 def _as_it_is(sample):
     return sample
 
 
-def _model_inputs(image_processor, image):
-    return image_processor(images=[image], return_tensors="pt")
+def model_inputs(image_processor, image: PIL.Image.Image, settings: InferenceSettings) -> list:
+    """The picture as the network takes it, once a scale: what an image processor gives."""
+    if settings.is_whole:
+        return [image_processor(images=[image], return_tensors="pt")]
+    off = {option: False for option in ("do_pad", "do_center_crop") if getattr(image_processor, option, None)}
+    own = image_processor(images=[image], return_tensors="pt", **off)
+    height, width = own["pixel_values"].shape[-2:]
+    if getattr(image_processor, "do_resize", None):
+        off["do_resize"] = False
+    inputs = []
+    for scale in settings.scales:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        # From the original each time, so that nothing is resized twice.
+        scaled = own if scale == 1 else image_processor(
+            images=[image.resize(size, PIL.Image.Resampling.BILINEAR)], return_tensors="pt", **off
+        )  # fmt: skip
+        inputs.append(scaled)
+    return inputs
+
+
+def _look(model, image_processor, inputs, size, settings, where, sources) -> list[View]:
+    """Run the model on a picture at every scale, in every window."""
+    try:
+        if settings.is_whole:
+            # The picture's size in the network's input is the image processor's business: its logits are the picture's.
+            canvas = image_processor.canvas_sizes([size])[0] if hasattr(image_processor, "canvas_sizes") else size
+            logits = _logits_both_ways(model, inputs[0], settings, where, sources)
+            return [View(size, [Window(0, 0, size, [one[0] for one in logits], canvas)])]
+        return [
+            _look_through_windows(model, scaled, scale, size, settings, where, sources)
+            for scaled, scale in zip(inputs, settings.scales, strict=True)
+        ]
+    except torch.OutOfMemoryError as error:
+        edges = settings.window or inputs[-1]["pixel_values"].shape[-2:]
+        taken = ("windows of {}×{}" if settings.window else "{}×{} pixels at once").format(*edges)
+        raise RecipeError(
+            f"{where}: the GPU's memory is not enough for {taken}: slide a smaller window (--window HEIGHT WIDTH)"
+            + (f", or fewer at once than {settings.batch_size} (--batch_size)" if settings.batch_size > 1 else "")
+        ) from error
+
+
+def _look_through_windows(model, inputs, scale, target, settings, where, sources) -> View:
+    pixel_values = inputs["pixel_values"]
+    size = tuple(pixel_values.shape[-2:])
+    window_size = size if settings.window is None else tuple(map(min, settings.window, size))
+    steps = size if settings.window is None else settings.steps
+    places = [
+        (top, left) for top in window_starts(size[0], window_size[0], steps[0])
+        for left in window_starts(size[1], window_size[1], steps[1])
+    ]  # fmt: skip
+    height, width = window_size
+    windows = []
+    for first in range(0, len(places), settings.batch_size):
+        group = places[first : first + settings.batch_size]
+        crops = torch.cat([pixel_values[..., top : top + height, left : left + width] for top, left in group])
+        logits = _logits_both_ways(model, inputs.__class__({"pixel_values": crops}), settings, where, sources)
+        for number, (top, left) in enumerate(group):
+            windows.append(Window(top, left, window_size, [one[number] for one in logits], window_size))
+    if scale == 1 and len(windows) == 1:
+        # As the whole picture is: one interpolation to the result's size.
+        return View(target, [Window(0, 0, target, windows[0].logits, target)])
+    return View(size, windows)
+
+
+def window_starts(length: int, window: int, step: int) -> list[int]:
+    """Where windows begin along one direction, so that they cover all of it; the last ends with it."""
+    return [*range(0, length - window, step), length - window]
+
+
+def _logits_both_ways(model, inputs, settings, where, sources) -> list[torch.Tensor]:
+    """The logits (batch, classes, h, w); with flip those of the mirrored inputs too, mirrored back, or for "exp" the mean."""
+    logits = [_logits(model, inputs, where, sources)]
+    if settings.flip:
+        mirrored = inputs.__class__({"pixel_values": inputs["pixel_values"].flip(-1)})
+        logits.append(_logits(model, mirrored, where, sources).flip(-1))
+        if settings.average == "exp":
+            logits = [(logits[0] + logits[1]) / 2]
+    return logits
+
+
+def _logits(model, inputs, where, sources):
+    parameter = _parameter(model)
+    # Dtype applies to the floating-point inputs only.
+    logits = model(**inputs.to(parameter.device, parameter.dtype)).logits
+    if not torch.isfinite(logits).all():
+        raise CheckpointError(
+            f"{where}: the model's logits hold NaN or infinity, so its label map would mean nothing; the training has "
+            f"diverged, or {logits.dtype} is too narrow (try float32)"
+        )
+    return logits if sources is None else merge_classes(logits, sources)
+
+
+def _label_map(views, size, settings) -> torch.Tensor:
+    """Class ids (height, width) on the model's device, in the smallest type that holds them."""
+    first = views[0].windows[0].logits[0]
+    dtype = torch.uint8 if len(first) <= 256 else torch.uint16
+    # Not by way of probabilities, whose rounding makes ties: then a single window would not be bit for bit the whole picture.
+    if only := only_logits(views):
+        return upsampled_argmax(only.logits[0], size, _canvas_of(only, size), dtype)
+    label_map = torch.empty(size, dtype=dtype, device=first.device)
+    for rows, shares in joined_bands(views, size, settings.average):
+        label_map[rows] = shares.argmax(0).to(dtype)
+    return label_map
+
+
+def _canvas_of(window, size):
+    """What the logits cover at the result's size, which need not be the picture's."""
+    return tuple(edge * new / old for edge, new, old in zip(window.canvas, size, window.size, strict=True))
+
+
+def _shares(views, size, settings, return_confidence, return_probabilities):
+    if not return_confidence and not return_probabilities:
+        return None, None
+    num_classes = len(views[0].windows[0].logits[0])
+    confidence = np.empty(size, np.float32) if return_confidence else None
+    probabilities = np.empty((num_classes, *size), np.float32) if return_probabilities else None
+    for rows, shares in joined_bands(views, size, settings.average):
+        if return_confidence:
+            confidence[rows] = shares.amax(0).cpu().numpy()
+        if return_probabilities:
+            probabilities[:, rows] = shares.cpu().numpy()
+    return confidence, probabilities
 
 
 def merge_classes(logits: torch.Tensor, sources: list[list[int]]) -> torch.Tensor:
@@ -132,28 +346,12 @@ def merge_classes(logits: torch.Tensor, sources: list[list[int]]) -> torch.Tenso
     return torch.cat([logits[:, of].logsumexp(1, keepdim=True) if of else never for of in sources], dim=1)
 
 
-def _predict(model, image_processor, inputs, size, where, sources=None):
-    """Class ids (height, width) on the model's device, in the smallest type that holds them."""
-    parameter = _parameter(model)
-    # Dtype applies to the floating-point inputs only.
-    outputs = model(**inputs.to(parameter.device, parameter.dtype))
-    if not torch.isfinite(outputs.logits).all():
-        raise CheckpointError(
-            f"{where}: the model's logits hold NaN or infinity, so its label map would mean nothing; the training has "
-            f"diverged, or {outputs.logits.dtype} is too narrow (try float32)"
-        )
-    if sources is not None:
-        outputs.logits = merge_classes(outputs.logits, sources)
-    label_map = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[tuple(size)])[0]
-    return label_map.to(torch.uint8 if outputs.logits.shape[1] <= 256 else torch.uint16)
-
-
 def _parameter(model):
     return next(model.parameters())
 
 
 @contextmanager
-def _inference(model) -> Iterator[None]:
+def inference(model) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module is back in its own mode (parts may be frozen in eval)."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -5,41 +5,65 @@ import math
 import os
 from pathlib import Path
 
+TITLES = {
+    "mIoU": "mean_iou",
+    "mean accuracy": "mean_accuracy",
+    "pixel accuracy": "overall_accuracy",
+    "frequency-weighted IoU": "frequency_weighted_iou",
+    "boundary IoU": "boundary_iou",
+    "iIoU class": "iiou_class",
+    "IoU category": "iou_category",
+    "iIoU category": "iiou_category",
+}
+"""What the table calls the scores below the classes; those that were not asked for are left out."""
 
-def format_scores(scores: dict, names) -> str:
-    """The scores of `ConfusionMatrix.scores` as lines of text: a row a class, then the means; shares in percent."""
-    width = max(map(len, [*names, "pixel accuracy"]))
-    lines = [f"{'class':<{width}}  {'IoU %':>7}  {'accuracy %':>10}  {'pixels %':>8}"]
+
+def format_scores(scores: dict, names, intervals: dict | None = None) -> str:
+    """The scores of `ConfusionMatrix.scores` as lines of text: a row a class, then the means; shares in percent.
+
+    Args:
+        intervals: of `bootstrap_intervals`, to be shown beside the scores.
+    """
+    width = max(map(len, [*names, "frequency-weighted IoU"]))
+    lines = [f"{'class':<{width}}  {'IoU %':>7}  {'accuracy %':>10}  {'precision %':>11}  {'pixels %':>8}"]
     labelled = scores["labelled_pixels"]
-    for name, iou, accuracy, pixels in zip(
+    for name, iou, accuracy, precision, pixels in zip(
         names,
         scores["per_category_iou"],
         scores["per_category_accuracy"],
+        scores["per_category_precision"],
         scores["per_category_pixels"],
         strict=True,
     ):
         share = pixels / labelled if labelled else math.nan
-        lines.append(f"{name:<{width}}  {_percent(iou):>7}  {_percent(accuracy):>10}  {_percent(share):>8}")
+        cells = f"{_percent(iou):>7}  {_percent(accuracy):>10}  {_percent(precision):>11}  {_percent(share):>8}"
+        lines.append(f"{name:<{width}}  {cells}")
     lines.append("-" * len(lines[0]))
-    for title, key in (
-        ("mIoU", "mean_iou"),
-        ("mean accuracy", "mean_accuracy"),
-        ("pixel accuracy", "overall_accuracy"),
-    ):
-        lines.append(f"{title:<{width}}  {_percent(scores[key]):>7}")
+    for title, key in TITLES.items():
+        if key in scores:
+            low, high = (intervals or {}).get(key, (math.nan, math.nan))
+            interval = "" if math.isnan(low) else f"  {_percent(low)}–{_percent(high)}"
+            lines.append(f"{title:<{width}}  {_percent(scores[key]):>7}{interval}")
+    if intervals is not None:
+        lines.append("(after the scores: 95 % intervals, bootstrap over pictures)")
     absent = ", ".join(map(str, scores["absent_classes"]))
     if absent:
-        lines.append(f"occur nowhere, left out of mIoU: {absent}")
+        counted = "counted as 0" if scores["absent_as_zero"] else "left out of mIoU"
+        lines.append(f"occur nowhere, {counted}: {absent}")
     return "\n".join(lines)
 
 
 def write_json(path: str | Path, value) -> None:
     """Writes valid JSON (NaN becomes null) so that the file is there whole or not at all."""
+    write_text(path, json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file so that it is there whole or not at all."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
-        draft.write_text(text + "\n", encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

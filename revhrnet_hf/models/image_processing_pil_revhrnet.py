@@ -25,6 +25,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .upsampling import upsampled_argmax
+
 Size = tuple[int, int]  # (height, width) in pixels
 
 
@@ -106,28 +108,36 @@ def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def resize_logits(logits: torch.Tensor, content: Size, padded: Size, target: Size) -> torch.Tensor:
-    """Bring the logits of one padded picture to the picture's own size, with one bilinear interpolation.
+def canvas_size(content: Size, padded: Size, target: Size) -> tuple[float, float]:
+    """Height and width that a padded picture has at the scale of `target`; need not be whole numbers.
 
     Args:
-        logits: (1, num_labels, height, width), covering the whole padded picture.
         content: (height, width) that the picture had in the network's input, padding not counted.
         padded: (height, width) of the network's input.
+        target: (height, width) that the picture is to have.
+    """
+    height, width = (t * p / c for t, p, c in zip(target, padded, content, strict=True))
+    return height, width
+
+
+def resize_logits(logits: torch.Tensor, target: Size, canvas: tuple[float, float]) -> torch.Tensor:
+    """Bring the logits of one picture to the picture's own size, with one bilinear interpolation.
+
+    Args:
+        logits: (num_labels, height, width), covering the whole padded picture.
         target: (height, width) of the result.
+        canvas: (height, width) of the padded picture at the same scale.
 
     Returns:
-        Logits (1, num_labels, *target).
+        Logits (num_labels, *target).
     """
-    if all(t * p % c == 0 for t, p, c in zip(target, padded, content, strict=True)):
-        canvas = [t * p // c for t, p, c in zip(target, padded, content, strict=True)]
-        logits = F.interpolate(logits, size=canvas, mode="bilinear", align_corners=False)
+    if all(float(edge).is_integer() for edge in canvas):
+        logits = F.interpolate(logits[None], size=[int(edge) for edge in canvas], mode="bilinear", align_corners=False)[0]
     else:
         # At the target's scale the padded picture has no whole number of pixels: give the factor, get the whole
         # pixels. The tiny excess keeps a product like 29.999… from losing its last pixel.
-        factors = [
-            t * p / (c * edge) * (1 + 1e-12) for t, p, c, edge in zip(target, padded, content, logits.shape[-2:], strict=True)
-        ]
-        logits = F.interpolate(logits, scale_factor=factors, mode="bilinear", align_corners=False)
+        factors = [whole / edge * (1 + 1e-12) for whole, edge in zip(canvas, logits.shape[-2:], strict=True)]
+        logits = F.interpolate(logits[None], scale_factor=factors, mode="bilinear", align_corners=False)[0]
     return logits[..., : target[0], : target[1]]
 
 
@@ -284,7 +294,8 @@ class RevHRNetImageProcessorMixin:
             outputs: a model's output with `logits` (batch, num_labels, height, width).
             target_sizes: (height, width) in pixels of each map, usually the picture's native size. Logits are resized
                 to it bilinearly (`align_corners=False`) before the best class is taken. None leaves the logits' size.
-            return_segmentation_scores: return the resized logits too.
+            return_segmentation_scores: return the resized logits too, (num_labels, height, width) at the target's size: without
+                them, memory for a few rows of it is enough.
 
         Returns:
             A list of int64 maps (height, width), one a picture; with `return_segmentation_scores` a list of
@@ -296,25 +307,31 @@ class RevHRNetImageProcessorMixin:
         """
         logits = outputs.logits
         if target_sizes is None:
-            scores = iter(logits)
+            targets = canvases = [tuple(logits.shape[-2:])] * len(logits)
         else:
             if len(target_sizes) != len(logits):
                 raise ValueError(f"{len(target_sizes)} target sizes for a batch of {len(logits)} pictures")
             targets = [(int(height), int(width)) for height, width in target_sizes]
-            contents = [resized_size(target, self.size) for target in targets] if self.do_resize else targets
-            padded = padded_size(contents, self.size_divisor, self.pad_size)
-            scores = (
-                resize_logits(picture[None], content, padded if self.do_pad else content, target)[0]
-                for picture, content, target in zip(logits, contents, targets, strict=True)
-            )
+            canvases = self.canvas_sizes(targets)
         if not return_segmentation_scores:
-            return [picture_scores.argmax(dim=0) for picture_scores in scores]
+            return [
+                upsampled_argmax(picture, target, canvas)
+                for picture, target, canvas in zip(logits, targets, canvases, strict=True)
+            ]
         return [
             SemanticSegmentationPostProcessorOutput(
                 data={"segmentation": picture_scores.argmax(dim=0), "segmentation_scores": picture_scores}
             )
-            for picture_scores in scores
+            for picture_scores in map(resize_logits, logits, targets, canvases)
         ]
+
+    def canvas_sizes(self, target_sizes: Sequence[Size]) -> list[tuple[float, float]]:
+        """Height and width that the logits of each picture of a batch cover at the scale of its target size, padding included."""
+        if not self.do_pad:
+            return list(target_sizes)
+        contents = [resized_size(target, self.size) for target in target_sizes] if self.do_resize else target_sizes
+        padded = padded_size(contents, self.size_divisor, self.pad_size)
+        return [canvas_size(content, padded, target) for content, target in zip(contents, target_sizes, strict=True)]
 
     def to_dict(self) -> dict:
         """The options as saved in a checkpoint; with remote code, `auto_map` names the class of each backend."""

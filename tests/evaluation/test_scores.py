@@ -19,15 +19,15 @@ def scores():
 
 def test_table_shows_every_number_in_aligned_columns():
     lines = format_scores(scores(), NAMES).splitlines()
-    assert [line.split()[-3:] for line in lines[1:4]] == [
-        ["66.67", "100.00", "50.00"],
-        ["50.00", "50.00", "50.00"],
-        ["–", "–", "0.00"],
+    assert [line.split()[-4:] for line in lines[1:4]] == [
+        ["66.67", "100.00", "66.67", "50.00"],
+        ["50.00", "50.00", "100.00", "50.00"],
+        ["–", "–", "–", "0.00"],
     ]
     assert len({len(line) for line in lines[:4]}) == 1
-    assert [line.split()[-1] for line in lines[5:8]] == ["58.33", "75.00", "75.00"]
+    assert [line.split()[-1] for line in lines[5:9]] == ["58.33", "75.00", "75.00", "58.33"]
     assert lines[5].index("58.33") == lines[1].index("66.67")
-    assert lines[8] == "occur nowhere, left out of mIoU: Car"
+    assert lines[9] == "occur nowhere, left out of mIoU: Car"
 
 
 def test_json_is_valid_and_nan_is_null(tmp_path):

@@ -1,10 +1,14 @@
-"""The command as a user gives it, on a CamVid of six small pictures; scores against torchmetrics and the pipeline."""
+"""The command as a user gives it, on small data sets; scores against torchmetrics, the pipeline and the owners' programs."""
 
+import csv
 import importlib.util
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -13,10 +17,20 @@ import PIL.Image
 import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_confusion_matrix
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
+from transformers import (
+    ConvNextConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+    pipeline,
+)
 
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
+from revhrnet_hf.data.miniature import write_cityscapes, write_mapillary_vistas, write_pascal_voc
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
+from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_seg.py"
 SPACE = get_label_space("camvid11")
@@ -88,6 +102,15 @@ def test_scores_are_those_of_pipeline_and_torchmetrics(script, checkpoint, camvi
     assert f"{100 * record['scores']['mean_iou']:.2f}" in printed
     assert "pictures: 6" in printed
     assert all(name in printed for name in SPACE.names)
+    assert not list(tmp_path.glob(".*")), "the records of an evaluation that is finished are taken away"
+    with output.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image_id"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
+    pixels = np.array([float(row["labelled_pixels"]) for row in rows])
+    right = np.array([float(row["overall_accuracy"]) for row in rows]) * pixels
+    assert right.sum() / pixels.sum() == pytest.approx(record["scores"]["overall_accuracy"])
+    low, high = record["confidence_intervals_95"]["mean_iou"]
+    assert low < record["scores"]["mean_iou"] < high
 
 
 def test_same_pictures_stored_elsewhere_give_the_same(script, checkpoint, camvid, tmp_path):
@@ -144,6 +167,239 @@ def test_an_error_is_one_line_and_status_1(checkpoint, camvid, tmp_path):
     assert "\n" not in done.stderr.strip()
     assert done.stdout == ""
     assert not output.exists()
+
+
+def test_windows_scales_and_all_that_can_be_written(script, checkpoint, camvid, tmp_path):
+    pytest.importorskip("matplotlib")
+    output = tmp_path / "sliding.json"
+    given = ["--window", "32", "40", "--scales", "1", "1.5", "--flip", "--boundary", "--absent_as_zero"]
+    script.main(arguments(checkpoint, camvid, "--output", output, *given, "--plot", "--worst", "2"))
+    record = json.loads(output.read_text(encoding="utf-8"))
+    model, image_processor = load_checkpoint(checkpoint)
+    settings = InferenceSettings((32, 40), scales=(1.0, 1.5), flip=True)
+    expected = torch.zeros(11, 11, dtype=torch.int64)
+    for row in load_segmentation_dataset("camvid", camvid, "val"):
+        prediction = torch.from_numpy(segment(model, image_processor, row["image"], settings).label_map)
+        expected += multiclass_confusion_matrix(
+            prediction.long(), torch.from_numpy(np.array(row["label_map"])).long(), 11, ignore_index=255
+        )
+    assert record["confusion_matrix"] == expected.tolist()
+    assert record["settings"]["inference"] == str(settings) and record["settings"]["window"] == [32, 40]
+    assert 0 < record["scores"]["boundary_iou"] < 1
+
+    assert PIL.Image.open(tmp_path / "sliding_confusion.png").width > 300
+    with output.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        by_score = sorted(csv.DictReader(file), key=lambda row: float(row["mean_iou"]))
+    drawn = sorted(file.name for file in (tmp_path / "sliding_worst").iterdir())
+    assert drawn == [f"{rank:03d}_{row['image_id']}.png" for rank, row in enumerate(by_score[:2], 1)]
+    figure = PIL.Image.open(tmp_path / "sliding_worst" / drawn[0])
+    assert figure.width >= 52 and figure.height > 2 * 36
+
+
+def test_another_librarys_model(script, camvid, tmp_path):
+    """An UperNet, whose image processor makes squares of the pictures."""
+    torch.manual_seed(0)
+    backbone = ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = UperNetConfig(
+        backbone_config=backbone, hidden_size=8, pool_scales=[1, 2], use_auxiliary_head=False, id2label=SPACE.id2label
+    )
+    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path / "upernet")
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "upernet")
+    script.main(arguments(tmp_path / "upernet", camvid))
+    record = json.loads((tmp_path / "upernet" / "scores_camvid_val.json").read_text(encoding="utf-8"))
+    expected = 0
+    segment_with = pipeline("image-segmentation", model=str(tmp_path / "upernet"), device="cpu")
+    for picture in (camvid / "val").iterdir():
+        truth = np.array(PIL.Image.open(camvid / "valannot" / picture.name))
+        for part in segment_with(str(picture)):
+            expected += int(((np.array(part["mask"]) == 255) & (truth == SPACE.label2id[part["label"]])).sum())
+    assert np.trace(record["confusion_matrix"]) == expected
+
+
+class Stop(Exception):
+    pass
+
+
+def test_what_was_interrupted_goes_on(script, checkpoint, camvid, tmp_path, monkeypatch, capsys):
+    whole, output = tmp_path / "whole.json", tmp_path / "scores.json"
+    script.main(arguments(checkpoint, camvid, "--output", whole))
+    seen = []
+    record_picture = script.Recorder.record
+
+    def record(self, picture):
+        if len(seen) == 4:
+            raise Stop
+        seen.append(picture.image_id)
+        return record_picture(self, picture)
+
+    monkeypatch.setattr(script.Recorder, "record", record)
+    with pytest.raises(Stop):
+        script.main(arguments(checkpoint, camvid, "--output", output))
+    assert not output.exists()
+    [part] = (tmp_path / ".scores.work").glob("part_*.jsonl")
+    part.write_bytes(part.read_bytes()[:-9])  # as if killed while writing the fourth
+    with pytest.raises(CheckpointError, match=r"other settings \(dtype was float32, is bfloat16\).*--overwrite"):
+        script.main(arguments(checkpoint, camvid, "--output", output, "--dtype", "bfloat16"))
+    config = checkpoint / "config.json"
+    os.utime(config, ns=(0, 0))  # another training's checkpoint under the same name
+    with pytest.raises(CheckpointError, match=r"other settings \(checkpoint was"):
+        script.main(arguments(checkpoint, camvid, "--output", output))
+    begun = json.loads((tmp_path / ".scores.work" / "settings.json").read_text(encoding="utf-8"))
+    os.utime(config, ns=(0, next(changed for name, _, changed in begun["checkpoint"] if name == "config.json")))
+
+    seen.clear()
+    capsys.readouterr()
+    script.main(arguments(checkpoint, camvid, "--output", output))
+    assert seen == ["3", "4", "5"]
+    assert "going on: 3 of 6 pictures are done" in capsys.readouterr().out
+    assert output.read_bytes() == whole.read_bytes()
+    assert output.with_suffix(".csv").read_bytes() == whole.with_suffix(".csv").read_bytes()
+
+
+def test_overwrite_begins_anew(script, checkpoint, camvid, tmp_path, capsys):
+    (tmp_path / ".scores.work").mkdir()
+    (tmp_path / ".scores.work" / "settings.json").write_text('{"dataset": "another"}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="dataset was another, is camvid"):
+        script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json"))
+    script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json", "--overwrite"))
+    assert "going on" not in capsys.readouterr().out and (tmp_path / "scores.json").exists()
+
+
+def test_pictures_without_a_labelled_pixel_are_explained(script, checkpoint, camvid, tmp_path):
+    void = Path(shutil.copytree(camvid, tmp_path / "void"))
+    for file in (void / "valannot").iterdir():
+        PIL.Image.fromarray(np.full((36, 52), 11, np.uint8)).save(file)
+    with pytest.warns(UserWarning, match="no labelled pixel was counted"):
+        script.main(arguments(checkpoint, void, "--output", tmp_path / "scores.json", "--worst", "1"))
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scores"]
+    assert scores["mean_iou"] is None and scores["labelled_pixels"] == 0
+
+
+def test_cityscapes_own_scores(script, tmp_path, monkeypatch):
+    """The files of a submission go through the owner's program; it must find them by their names."""
+    write_cityscapes(tmp_path / "data", {"val": 4}, size=(64, 128))
+    checkpoint = save_checkpoint(tmp_path / "model", get_label_space("cityscapes").id2label)
+    given = ["--dataset", "cityscapes", "--data_dir", tmp_path / "data", "--submission", tmp_path / "sub"]
+    script.main(arguments(checkpoint, tmp_path, *given, "--output", tmp_path / "scores.json"))
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scores"]
+
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)
+    official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    monkeypatch.setattr(official.args, "quiet", True)
+    monkeypatch.setattr(official.args, "JSONOutput", False)
+    monkeypatch.setattr(official.args, "predictionPath", str(tmp_path / "sub"))
+    monkeypatch.setattr(official.args, "predictionWalk", None)
+    truth = sorted(map(str, (tmp_path / "data" / "gtFine").rglob("*_labelIds.png")))
+    expected = official.evaluateImgLists([official.getPrediction(official.args, file) for file in truth], truth, official.args)
+    assert scores["mean_iou"] == pytest.approx(scores["iou_class"], abs=1e-12)
+    for ours, theirs in (
+        ("iou_class", "averageScoreClasses"),
+        ("iiou_class", "averageScoreInstClasses"),
+        ("iou_category", "averageScoreCategories"),
+        ("iiou_category", "averageScoreInstCategories"),
+    ):
+        assert scores[ours] == pytest.approx(expected[theirs], abs=1e-9)
+
+
+def hide_labels(data, split, name):
+    """The split's pictures as a test split: under another name, without label maps."""
+    if name == "cityscapes":
+        shutil.move(data / "leftImg8bit" / split, data / "leftImg8bit" / "test")
+    elif name == "mapillary_vistas":
+        (data / "testing").mkdir()
+        shutil.move(data / "validation" / "images", data / "testing" / "images")
+    else:
+        lists = data / "ImageSets" / "Segmentation"
+        shutil.move(lists / f"{split}.txt", lists / "test.txt")
+        shutil.rmtree(data / "SegmentationClass")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "label_space", "folder", "mode"),
+    [
+        ("cityscapes", write_cityscapes, "cityscapes", ".", "L"),
+        ("mapillary_vistas", write_mapillary_vistas, "mapillary_vistas_v1.2", ".", "P"),
+        ("pascal_voc", write_pascal_voc, "voc21", "results/VOC2012/Segmentation/comp6_test_cls", "P"),
+    ],
+)
+def test_submission_of_a_split_without_labels(script, name, write, label_space, folder, mode, tmp_path, capsys):
+    write(tmp_path / "data", {"train": 1, "val": 2}, (48, 64))
+    data = next((tmp_path / "data").rglob("JPEGImages"), tmp_path / "data" / "x").parent
+    hide_labels(data, "val", name)
+    space = get_label_space(label_space)
+    checkpoint = save_checkpoint(tmp_path / "model", space.id2label)
+    given = arguments(checkpoint, tmp_path, "--dataset", name, "--data_dir", tmp_path / "data", "--split", "test")
+    with pytest.raises(DataError, match="'test' has no label maps, its owner keeps them"):
+        script.main(given)
+    script.main([*given, "--submission", str(tmp_path / "sub"), "--output", str(tmp_path / "scores.json")])
+    assert "submission: 2 label maps" in capsys.readouterr().out
+    assert not (tmp_path / "scores.json").exists() and not list(tmp_path.glob(".*.work"))
+
+    rows = load_segmentation_dataset(name, tmp_path / "data", "test", unlabelled=True)
+    files = sorted((tmp_path / "sub").rglob("*.png"))
+    assert files == sorted(tmp_path / "sub" / folder / f"{row['image_id']}.png" for row in rows)
+    model, image_processor = load_checkpoint(checkpoint)
+    raw_id = {train_id: raw for raw, train_id in space.raw_ids.items()}
+    for row, file in zip(sorted(rows, key=lambda row: row["image_id"]), files, strict=True):
+        written = PIL.Image.open(file)
+        assert (written.mode, written.size) == (mode, row["image"].size)
+        expected = np.vectorize(raw_id.get)(segment(model, image_processor, row["image"]).label_map)
+        assert np.array_equal(np.array(written), expected)
+        if mode == "P":
+            assert written.getpalette()[: 3 * space.num_classes] == [value for colour in space.colours for value in colour]
+
+
+def test_a_submission_that_does_not_fit_is_not_called_done(script, checkpoint, camvid, tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match="no server takes camvid in the classes 'camvid11'"):
+        script.main(arguments(checkpoint, camvid, "--submission", tmp_path / "sub", "--output", tmp_path / "x.json"))
+    write_pascal_voc(tmp_path / "data", {"train": 1, "val": 2}, (48, 64))
+    voc = save_checkpoint(tmp_path / "model", get_label_space("voc21").id2label)
+    given = ["--dataset", "pascal_voc", "--data_dir", tmp_path / "data", "--submission", tmp_path / "sub"]
+    given = arguments(voc, camvid, *given, "--output", tmp_path / "scores.json")
+    script.main(given)
+    files = sorted((tmp_path / "sub").rglob("*.png"))
+    form = script.submission_format("pascal_voc", get_label_space("voc21"))
+    sizes = {file.stem: PIL.Image.open(file).size[::-1] for file in files}
+    form.check(tmp_path / "sub", sizes)
+    good = files[0].read_bytes()
+    for damage, message in (
+        (lambda file: PIL.Image.open(file).resize((9, 9), 0).save(file), r"is 9×9, mode P, but its picture"),
+        (lambda file: PIL.Image.open(file).convert("RGB").save(file), "mode RGB"),
+        (lambda file: PIL.Image.fromarray(np.full(sizes[file.stem], 99, np.uint8)).convert("P").save(file), "holds the id 99"),
+        (lambda file: file.write_bytes(good[:40]), "cannot be read"),
+        (lambda file: file.unlink(), "cannot be read"),
+    ):
+        damage(files[0])
+        with pytest.raises(DataError, match=message):
+            form.check(tmp_path / "sub", sizes)
+        files[0].write_bytes(good)
+    stray = files[0].with_name("stray.png")
+    stray.write_bytes(good)
+    with pytest.raises(DataError, match=r"stray.png \(1 such\) belongs to no picture"):
+        form.check(tmp_path / "sub", sizes)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_with_another_number_of_processes(script, checkpoint, camvid, tmp_path):
+    """Killed, not asked to stop; then two processes share what is left."""
+    whole, output = tmp_path / "whole.json", tmp_path / "scores.json"
+    script.main(arguments(checkpoint, camvid, "--output", whole, "--scales", "6"))
+    slow = arguments(checkpoint, camvid, "--output", output, "--scales", "6")
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, SCRIPT, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=one_thread)
+    part = tmp_path / ".scores.work" / "part_0.jsonl"
+    deadline = time.monotonic() + 120
+    while not (part.exists() and part.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not output.exists() and part.read_bytes().count(b"\n") in range(2, 6)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, *slow]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=one_thread)
+    assert "going on" in done.stdout
+    one, two = (json.loads(path.read_text(encoding="utf-8")) for path in (whole, output))
+    assert (one["settings"].pop("num_processes"), two["settings"].pop("num_processes")) == (1, 2)
+    assert one == two
 
 
 @pytest.mark.slow

@@ -1,0 +1,121 @@
+"""How a picture is brought through a network to be judged: whole or in windows, at which scales, mirrored or not."""
+
+import argparse
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..errors import RecipeError
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """The defaults take the picture whole, once, as `pipeline("image-segmentation")` does.
+
+    Attributes:
+        window: (height, width) in pixels of the windows that slide over the network's input, at each scale; None takes it whole.
+            What is smaller than a window is taken whole in that direction.
+        stride: (rows, columns) in pixels from one window to the next, at most the window; None is 2/3 of the window. The last
+            window is moved back so that it ends with the picture.
+        scales: factors on the size that the image processor gives the picture, which is the picture's own unless it resizes.
+        flip: whether the mirrored picture (each window) is taken as well.
+        average: where several results cover a pixel, "softmax" averages their probabilities. "exp" does as the official HRNet:
+            the mirrored logits are averaged, their exponentials averaged over windows at the resized picture's size, and
+            these summed over the scales.
+        batch_size: windows in one forward pass. More than 1 can change the last bits of the logits.
+
+    With windows or scales, the image processor's own padding and cropping are off.
+
+    Raises:
+        RecipeError: a value that cannot be; the field is named.
+    """
+
+    window: Size | None = None
+    stride: Size | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    average: Literal["softmax", "exp"] = "softmax"
+    batch_size: int = 1
+
+    def __post_init__(self):
+        if self.window is not None and min(self.window) < 1:
+            raise RecipeError(f"window {self.window}: height and width must be 1 pixel or more")
+        if self.stride is not None:
+            if self.window is None:
+                raise RecipeError("stride is the step from one window to the next: give a window as well")
+            if not all(1 <= step <= edge for step, edge in zip(self.stride, self.window, strict=True)):
+                raise RecipeError(
+                    f"stride {self.stride} must be at least 1 and at most the window {self.window}, or pixels would be left out"
+                )
+        if not self.scales or min(self.scales) <= 0:
+            raise RecipeError(f"scales {self.scales}: give one or more factors above 0")
+        if self.average not in ("softmax", "exp"):
+            raise RecipeError(f"average {self.average!r}: 'softmax' and 'exp' are known")
+        if self.batch_size < 1:
+            raise RecipeError(f"batch_size {self.batch_size}: give 1 window or more")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the picture is taken whole at its own scale, so that the image processor's own options hold."""
+        return self.window is None and self.scales == (1.0,)
+
+    @property
+    def steps(self) -> Size:
+        """The stride, 2/3 of the window unless it is given."""
+        height, width = self.window
+        return self.stride or (max(1, height * 2 // 3), max(1, width * 2 // 3))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """In words: `whole picture`, `windows of 720×960 every 480×640, scales 0.5, 1, with flip, averaged softmax`."""
+        parts = ["whole picture"]
+        if self.window is not None:
+            (height, width), (down, across) = self.window, self.steps
+            parts = [f"windows of {height}×{width} every {down}×{across}"]
+        if self.scales != (1.0,):
+            parts.append("scales " + ", ".join(f"{scale:g}" for scale in self.scales))
+        if self.flip:
+            parts.append("with flip")
+        return ", ".join(parts if parts == ["whole picture"] else [*parts, f"averaged {self.average}"])
+
+
+def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+    """The settings as options of a script."""
+    group = parser.add_argument_group("inference", "by default each picture is taken whole, once, at its own size")
+    group.add_argument(
+        "--window",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="slide a window of this size over the picture; needs less memory, and shows the network what it was trained on",
+    )
+    group.add_argument(
+        "--stride", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="from window to window (default: 2/3 of the window)"
+    )
+    group.add_argument(
+        "--scales", type=float, nargs="+", default=[1.0], help="resize the picture by each of these factors (default: 1)"
+    )
+    group.add_argument("--flip", action="store_true", help="take the mirrored picture as well")
+    group.add_argument(
+        "--average",
+        choices=("softmax", "exp"),
+        default="softmax",
+        help="how several results for a pixel are joined: probabilities, or exp(logits) as in the official HRNet (default: "
+        "%(default)s)",
+    )
+    group.add_argument("--batch_size", type=int, default=1, help="windows in one forward pass (default: %(default)s)")
+
+
+def inference_settings(arguments: argparse.Namespace) -> InferenceSettings:
+    """What was given with the options of `add_inference_arguments`."""
+    return InferenceSettings(
+        window=arguments.window and tuple(arguments.window),
+        stride=arguments.stride and tuple(arguments.stride),
+        scales=tuple(arguments.scales),
+        flip=arguments.flip,
+        average=arguments.average,
+        batch_size=arguments.batch_size,
+    )

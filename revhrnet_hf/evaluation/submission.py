@@ -1,0 +1,101 @@
+"""Label maps as the benchmark servers take them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data.cityscapes import CITYSCAPES
+from ..data.label_space import LabelSpace
+from ..data.mapillary_vistas import VISTAS_V12, VISTAS_V20
+from ..data.pascal_voc import VOC21
+from ..errors import DataError, RecipeError
+from ..report.figures import palette_png
+from ..report.pictures import save_picture
+from .cityscapes import RAW_IDS
+from .settings import Size
+
+
+@dataclass(frozen=True)
+class SubmissionFormat:
+    """What one server wants.
+
+    Attributes:
+        label_space: the classes whose train ids are predicted.
+        folder: where the files lie, below the submission's folder.
+        mode: of the PNGs: "L", or "P" with the label space's colours; either way the pixel's number is the id.
+        ids: the id that the server knows, for each train id.
+    """
+
+    label_space: LabelSpace
+    folder: str
+    mode: str
+    ids: np.ndarray
+
+    def file(self, root: Path, image_id: str) -> Path:
+        """The picture's file: the server tells pictures by the name."""
+        return root / self.folder / f"{image_id}.png"
+
+    def write(self, root: Path, image_id: str, label_map: np.ndarray) -> None:
+        """Writes the label map of one picture, (height, width) train ids, whole or not at all."""
+        ids = self.ids[label_map]
+        file = self.file(root, image_id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(palette_png(ids, self.label_space.colours) if self.mode == "P" else Image.fromarray(ids), file)
+
+    def check(self, root: Path, sizes: Mapping[str, Size]) -> None:
+        """Opens every file that the submission should hold.
+
+        Args:
+            sizes: (height, width) of each picture by its id.
+
+        Raises:
+            DataError: a file is missing or unreadable, of another size, mode or of unknown ids, or one lies there that does not
+                belong to it.
+        """
+        expected = {self.file(root, image_id): size for image_id, size in sizes.items()}
+        for file, size in expected.items():
+            self._check_file(file, size)
+        strays = sorted(set((root / self.folder).glob("*")) - set(expected))
+        if strays:
+            raise DataError(f"{strays[0]} ({len(strays)} such) belongs to no picture of the split: the server would refuse it")
+
+    def _check_file(self, file, size):
+        try:
+            with Image.open(file) as picture:
+                mode, found, ids = picture.mode, (picture.height, picture.width), np.unique(np.asarray(picture))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"the submission's {file} cannot be read ({error}): write it again (--overwrite)") from error
+        if mode != self.mode or found != tuple(size):
+            raise DataError(
+                f"the submission's {file} is {found[0]}×{found[1]}, mode {mode}, but its picture {size[0]}×{size[1]}, and the "
+                f"server wants mode {self.mode}: write it again (--overwrite)"
+            )
+        unknown = np.setdiff1d(ids, self.ids)
+        if len(unknown):
+            raise DataError(f"the submission's {file} holds the id {unknown[0]}, which the server does not know")
+
+
+def _same_ids(label_space):
+    return np.arange(label_space.num_classes, dtype=np.uint8)
+
+
+# A name that begins with CITY_SEQ_FRAME is what the Cityscapes server finds a picture by.
+FORMATS = {
+    ("cityscapes", CITYSCAPES.name): SubmissionFormat(CITYSCAPES, ".", "L", RAW_IDS),
+    ("pascal_voc", VOC21.name): SubmissionFormat(VOC21, "results/VOC2012/Segmentation/comp6_test_cls", "P", _same_ids(VOC21)),
+    **{
+        ("mapillary_vistas", space.name): SubmissionFormat(space, ".", "P", _same_ids(space))
+        for space in (VISTAS_V12, VISTAS_V20)
+    },
+}
+
+
+def submission_format(dataset: str, label_space: LabelSpace) -> SubmissionFormat:
+    """What the data set's server wants; a RecipeError where none is known."""
+    if (dataset, label_space.name) not in FORMATS:
+        known = ", ".join(f"{name} ({space})" for name, space in FORMATS)
+        raise RecipeError(f"--submission: no server takes {dataset} in the classes {label_space.name!r}; known are {known}")
+    return FORMATS[dataset, label_space.name]
