@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from revhrnet_hf.cli import run
-from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
+from revhrnet_hf.errors import DataError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
-from revhrnet_hf.report.figures import default_palette, overlay, palette_png, with_legend
+from revhrnet_hf.report.figures import names_and_palette, overlay, palette_png, with_legend
 from revhrnet_hf.report.pictures import find_pictures, open_picture, save_picture
 
 
@@ -94,17 +94,6 @@ def output_files(pictures: list[Path], output_dir: Path, overwrite: bool) -> dic
             if output.exists() and not overwrite:
                 raise DataError(f"{output} is there already: give --overwrite, or another --output_dir")
     return outputs
-
-
-def names_and_palette(config) -> tuple[list[str], list]:
-    """Name and colour of each class; the checkpoint's own palette if it has one."""
-    num_labels = config.num_labels
-    if num_labels > 256:
-        raise CheckpointError(f"the checkpoint has {num_labels} classes; a palette PNG holds at most 256")
-    palette = getattr(config, "palette", None) or default_palette(num_labels)
-    if len(palette) != num_labels:
-        raise CheckpointError(f"the checkpoint's `palette` has {len(palette)} colours for {num_labels} classes")
-    return [config.id2label[index] for index in range(num_labels)], palette
 
 
 def class_shares(label_map: np.ndarray) -> dict[int, float]:

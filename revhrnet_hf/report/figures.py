@@ -4,8 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from transformers import PreTrainedConfig
+
+from ..data.label_space import label_space_of_names
+from ..errors import CheckpointError
 
 Colour = Sequence[int]  # red, green, blue, 0 to 255
+
+MOST_CLASSES = 256  # of a palette PNG
 
 BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
@@ -28,6 +34,9 @@ DISTINCT_COLOURS = (
     (204, 102, 119),
 )
 
+# A light blue and a dark red, which are told apart with any colour vision, and in grey.
+JUDGEMENTS = {"right": (158, 202, 225), "wrong": (178, 24, 43)}
+
 
 def default_palette(num_labels: int) -> list[tuple[int, int, int]]:
     """A colour for each of `num_labels` classes: always the same, the first dozen safe for colour-blind eyes.
@@ -44,6 +53,35 @@ def default_palette(num_labels: int) -> list[tuple[int, int, int]]:
         colours.append(tuple(int(channel) for channel in farthest))
         distances = np.minimum(distances, np.square(grid - farthest).sum(axis=-1))
     return colours
+
+
+def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]]:
+    """Name and colour of each class of a model.
+
+    The colours are the config's `palette`; without one, those of the data set whose classes these are; else our own.
+
+    Raises:
+        CheckpointError: a class has no name, there are more than the 256 that a palette PNG holds, or the palette does not fit.
+    """
+    num_labels = config.num_labels
+    if num_labels > MOST_CLASSES:
+        raise CheckpointError(f"the checkpoint has {num_labels} classes; a palette PNG holds at most {MOST_CLASSES}")
+    nameless = [index for index in range(num_labels) if index not in config.id2label]
+    if nameless:
+        raise CheckpointError(
+            f"the checkpoint's `id2label` has no name for class {nameless[0]} of {num_labels}: give config.json the names "
+            f"of the classes 0 to {num_labels - 1}"
+        )
+    names = [config.id2label[index] for index in range(num_labels)]
+    palette = getattr(config, "palette", None) or _known_palette(names) or default_palette(num_labels)
+    if len(palette) != num_labels:
+        raise CheckpointError(f"the checkpoint's `palette` has {len(palette)} colours for {num_labels} classes")
+    return names, palette
+
+
+def _known_palette(names: list[str]) -> list[Colour] | None:
+    space = label_space_of_names(names)
+    return list(space.colours) if any(map(any, space.colours)) else None
 
 
 def ignored_colour(colours: Sequence[Colour]) -> tuple[int, int, int]:
@@ -86,7 +124,7 @@ def palette_png(label_map: np.ndarray, palette: Sequence[Colour]) -> Image.Image
         ValueError: an id or the palette does not fit into eight bits.
     """
     label_map = np.asarray(label_map)
-    if len(palette) > 256 or (label_map.size and not 0 <= label_map.min() <= label_map.max() <= 255):
+    if len(palette) > MOST_CLASSES or (label_map.size and not 0 <= label_map.min() <= label_map.max() <= 255):
         raise ValueError(
             f"a palette PNG holds ids 0 to 255; this label map has {label_map.min()} to {label_map.max()} and "
             f"{len(palette)} colours"
@@ -124,6 +162,27 @@ def overlay(
     blended = Image.blend(image, colourise(label_map, colours, ignore_index), opacity)
     blended.paste(image, mask=Image.fromarray(label_map == ignore_index))
     return blended
+
+
+def right_and_wrong(
+    truth: np.ndarray, prediction: np.ndarray, ignored: Colour = (0, 0, 0), ignore_index: int = 255
+) -> Image.Image:
+    """Where a prediction is right and wrong, in the colours of `JUDGEMENTS`, and where it is not judged.
+
+    Args:
+        truth: (height, width) of class ids, or `ignore_index`.
+        prediction: (height, width) of class ids.
+        ignored: colour of pixels that are not judged.
+        ignore_index: the id of pixels that do not count.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    truth, prediction = np.asarray(truth), np.asarray(prediction)
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in size")
+    judgement = np.where(truth == ignore_index, 2, truth != prediction)
+    return colourise(judgement, [*JUDGEMENTS.values(), ignored])
 
 
 def legend(

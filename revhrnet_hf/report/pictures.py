@@ -1,7 +1,8 @@
 """Reading pictures as a person sees them, and writing picture files whole or not at all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -43,11 +44,18 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def save_picture(image: Image.Image, path: str | Path) -> None:
-    """Write a PNG under a temporary name and move it into place, so that no half-written file is ever seen there."""
+    """Write a PNG, whole or not at all."""
+    with whole_file(path) as partial:
+        image.save(partial, format="PNG")
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary name to write to, which is moved to `path` at the end: no half-written file is ever seen there."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
     try:
-        image.save(partial, format="PNG")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

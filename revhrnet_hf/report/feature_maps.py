@@ -1,0 +1,103 @@
+"""A network's feature maps as pictures: by their principal components, or by their mean activation.
+
+A map is turned into a picture by the same rule whatever the network, so that pictures of two networks can stand side by side.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import CheckpointError
+
+NUM_COMPONENTS = 3  # red, green, blue
+CLIPPED_PERCENT = 1  # at either end of the scale, so that single pixels do not take all of it
+
+
+def feature_maps(model, image_processor, image: Image.Image) -> dict[int, np.ndarray]:
+    """What a model gives as `hidden_states`: for RevHRNet the last map of each stream, for HRNetV2 its last stage's streams.
+
+    Args:
+        model: a Transformers model for semantic segmentation, in eval mode.
+        image_processor: its image processor.
+        image: the picture.
+
+    Returns:
+        stride → (channels, height, width), float32, finest first; of several maps with one stride, the last.
+
+    Raises:
+        CheckpointError: the model gives no maps.
+    """
+    parameter = next(model.parameters())
+    inputs = image_processor(images=[image], return_tensors="pt").to(parameter.device, parameter.dtype)
+    with torch.inference_mode():
+        hidden_states = model(**inputs, output_hidden_states=True).hidden_states or ()
+    height = inputs["pixel_values"].shape[-2]
+    # Maps of transformers are sequences of tokens, which have no height and width of their own.
+    maps = {_stride(height, x.shape[-2]): x[0].float().cpu().numpy() for x in hidden_states if x.ndim == 4}
+    if not maps:
+        raise CheckpointError(
+            f"{type(model).__name__} gives no feature maps (4-dimensional `hidden_states`): choose a RevHRNet, an HRNetV2 or "
+            "another convolutional network"
+        )
+    return dict(sorted(maps.items()))
+
+
+def _stride(picture_height: int, map_height: int) -> int:
+    """A power of two: heights that are no multiple of the stride are rounded up by the network."""
+    return 2 ** round(np.log2(picture_height / map_height))
+
+
+def component_pictures(maps: Sequence[np.ndarray], pictures: Sequence[Image.Image]) -> tuple[list[np.ndarray], float]:
+    """The first three principal components of maps as red, green and blue.
+
+    The components are those of all pixels of all the maps together, so that one colour means one thing in all of them. The
+    sign of a component, which principal component analysis leaves open, is the one with which it is larger where the picture is
+    brighter. Each is scaled from its 1st to its 99th percentile.
+
+    Args:
+        maps: of one network at one stride, (channels, height, width), one a picture.
+        pictures: what the maps are of.
+
+    Returns:
+        (height, width, 3) uint8, one a map, and the share of the maps' variance that the three hold (1 if there is none).
+    """
+    pixels = _pixels(maps)
+    pixels -= pixels.mean(axis=0)
+    variances, directions = np.linalg.eigh(pixels.T @ pixels)
+    largest = slice(None, -1 - NUM_COMPONENTS, -1)
+    components = pixels @ directions[:, largest]
+    brightness = np.concatenate([_brightness(picture, x.shape[1:]) for picture, x in zip(pictures, maps, strict=True)])
+    components *= np.where((brightness - brightness.mean()) @ components < 0, -1, 1)
+    colours = np.zeros((len(components), NUM_COMPONENTS), dtype=np.uint8)  # a map of fewer channels has fewer components
+    colours[:, : components.shape[1]] = _eight_bit(components)
+    total = variances.sum()
+    return _split(colours, maps), float(variances[largest].sum() / total) if total > 0 else 1.0
+
+
+def mean_pictures(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The mean of a map's channels at each pixel, scaled over all the maps together: (height, width) uint8, one a map."""
+    return _split(_eight_bit(_pixels(maps).mean(axis=1)), maps)
+
+
+def _pixels(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """All pixels of the maps, (pixels, channels)."""
+    return np.concatenate([x.reshape(len(x), -1).T for x in maps]).astype(np.float64)
+
+
+def _split(values: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`_pixels` undone: one array a map."""
+    ends = np.cumsum([x[0].size for x in maps])[:-1]
+    return [part.reshape(*x.shape[1:], *values.shape[1:]) for part, x in zip(np.split(values, ends), maps, strict=True)]
+
+
+def _brightness(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(picture.convert("L").resize(size[::-1], Image.Resampling.BOX), dtype=np.float64).ravel()
+
+
+def _eight_bit(values: np.ndarray) -> np.ndarray:
+    """Each column from its low to its high percentile as 0 to 255; a constant one as 0."""
+    low, high = np.percentile(values, (CLIPPED_PERCENT, 100 - CLIPPED_PERCENT), axis=0)
+    scaled = (values - low) / np.where(high > low, high - low, 1)
+    return (255 * scaled.clip(0, 1) + 0.5).astype(np.uint8)
