@@ -31,3 +31,7 @@ class CheckpointError(RevHRNetError):
 
 class TrainingError(RevHRNetError):
     """Training cannot go on: the loss is no longer a number."""
+
+
+class ExportError(RevHRNetError):
+    """A checkpoint cannot be exported as asked, or what came out is not the checkpoint."""
