@@ -94,7 +94,9 @@ def _mirror_convolutions(backbone):
             layer = _symmetric(layer)
             backbone.set_submodule(name, layer)
         elif max(np.atleast_1d(getattr(layer, "stride", 1))) > 1:
-            raise ExportError(f"the backbone's {name} ({type(layer).__name__}) has a stride, but not TensorFlow's padding as others")
+            raise ExportError(
+                f"the backbone's {name} ({type(layer).__name__}) has a stride, but not TensorFlow's padding as others"
+            )
         if isinstance(layer, nn.Conv2d):
             layer.weight = nn.Parameter(layer.weight.flip(-1, -2), requires_grad=False)
 
@@ -300,8 +302,8 @@ def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
     resize = {"size": settings["size"], "resample": PILImageResampling(settings["resample"]).name.lower()}
     label_map = "class ids, int64 (batch, height, width)"
     logits = (
-        "logits, float32 (batch, classes, rows, columns): resize them bilinearly (half-pixel centres) to the size wanted, then take "
-        "the largest"
+        "logits, float32 (batch, classes, rows, columns): resize them bilinearly (half-pixel centres) to the size wanted, "
+        "then take the largest"
     )
     return {
         "input": {

@@ -150,10 +150,10 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
                 with gr.Column(elem_classes="seg-settings"):
                     opacity = gr.Slider(0, 1, 0.5, step=0.01, label="Opacity of the classes", elem_id="opacity")
                     how = gr.Radio([WHOLE, SLIDING], value=WHOLE, label="How the network sees it", elem_id="how")
-                    with gr.Row(visible=False) as window:
+                    with gr.Row(visible=False, elem_id="window") as window:
                         sizes = [gr.Number(height, label="Window height", precision=0, minimum=32, min_width=100)]
                         sizes.append(gr.Number(width, label="Window width", precision=0, minimum=32, min_width=100))
-                    again = gr.Button("Segment", variant="primary")
+                    again = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Column(scale=3, min_width=300, elem_classes="seg-answers"), gr.Row(elem_classes="seg-pair"):
                 results = [gr.HTML(WAITING, min_width=300) for _ in segmenters]
 
