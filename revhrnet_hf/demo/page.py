@@ -1,5 +1,6 @@
 """The page: a picture goes in, each checkpoint's answer comes out. Built on Gradio; served on this machine's loopback."""
 
+import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,35 +177,40 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
     return page
 
 
-def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = None, block: bool = True):
+def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = None) -> None:
     """Serves the page until Ctrl-C; nothing on it is fetched from elsewhere.
 
     Args:
         page: of `build_page`.
         host: address to listen on; None is what the environment of a Space says.
         port: None takes the first free one from 7860 on.
-        block: False returns at once, with the page's address, and `page.close()` ends it.
 
     Raises:
-        RecipeError: the port is not free.
+        RecipeError: the port cannot be had.
     """
-    try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=f"{MOST_MEGABYTES}mb",
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=(HERE / "page.css").read_text(encoding="utf-8"),
-            head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-            footer_links=[],
-            ssr_mode=False,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-        )
-    except OSError as error:
-        raise RecipeError(f"--port {port}: {error}") from error
+    if port is not None:
+        check_port(host or "127.0.0.1", port)
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=f"{MOST_MEGABYTES}mb",
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=(HERE / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        footer_links=[],
+        ssr_mode=False,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
-    if block:
-        page.block_thread()
-    return address
+    page.block_thread()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises a RecipeError unless the port can be had: Gradio would fail as well, and leave a process that does not end."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise RecipeError(f"--port {port}: {error}") from error
