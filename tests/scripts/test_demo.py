@@ -196,9 +196,7 @@ def test_in_a_browser(tiny_checkpoint, picture, expected, browser, serving, tmp_
     [colours] = page.find(".seg-colours")
     assert colours.value_of_css_property("opacity") == "0.5"
     [number] = page.find("#opacity input[type=number]")
-    browser.execute_script(
-        "arguments[0].value = 0.9; arguments[0].dispatchEvent(new Event('input', {bubbles: true}));", number
-    )
+    browser.execute_script("arguments[0].value = 0.9; arguments[0].dispatchEvent(new Event('input', {bubbles: true}));", number)
     page.wait(lambda: page.find(".seg-colours")[0].value_of_css_property("opacity") == "0.9")
 
     # Sliding window.
