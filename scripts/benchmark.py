@@ -1,20 +1,21 @@
 """Measure ourselves as ratios against a peer in the same run; `COMMAND --help` says what is measured.
 
-    python scripts/benchmark.py loop --recipe scripts/recipes/camvid.yaml --data_dir DIR
-    python scripts/benchmark.py data
+python scripts/benchmark.py loop --recipe scripts/recipes/camvid.yaml --data_dir DIR
+python scripts/benchmark.py data
+python scripts/benchmark.py export CHECKPOINT --exported exported/onnx
 """
 
 import argparse
 import platform
 
 import torch
-from benchmarks import data, loop
+from benchmarks import data, export, loop
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.evaluation import write_json
 from revhrnet_hf.versions import versions
 
-COMMANDS = {"data": data, "loop": loop}
+COMMANDS = {"data": data, "export": export, "loop": loop}
 """Modules of scripts/benchmarks, each with `add_arguments` and `main`, which prints a table and returns what to write."""
 
 
