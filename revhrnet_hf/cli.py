@@ -1,9 +1,12 @@
-"""How every script ends: well, or with one line that says what was wrong, or with the traceback of our own defect."""
+"""What the scripts share: the device they run on, and how each ends: well, or with one line that says what was wrong, or with the
+traceback of our own defect."""
 
 import sys
 from collections.abc import Callable
 
-from .errors import RevHRNetError
+import torch
+
+from .errors import RecipeError, RevHRNetError
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -29,6 +32,17 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def choose_device(name: str) -> str:
+    """The device of an option `--device`: auto takes a GPU if there is one.
+
+    Raises:
+        RecipeError: a GPU is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _fail(message: object) -> None:

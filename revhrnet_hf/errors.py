@@ -35,3 +35,7 @@ class TrainingError(RevHRNetError):
 
 class HubError(RevHRNetError):
     """A checkpoint cannot be sent to the Hub as it is, or the Hub does not take it."""
+
+
+class ExportError(RevHRNetError):
+    """A checkpoint cannot be exported as asked, or what came out is not the checkpoint."""

@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py loop --recipe scripts/recipes/camvid.yaml --data_dir DIR
 python scripts/benchmark.py data
+python scripts/benchmark.py export CHECKPOINT --exported exported/onnx
 python scripts/benchmark.py metric
 python scripts/benchmark.py postprocess
 """
@@ -10,13 +11,13 @@ import argparse
 import platform
 
 import torch
-from benchmarks import data, loop, metric, postprocess
+from benchmarks import data, export, loop, metric, postprocess
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.evaluation import write_json
 from revhrnet_hf.versions import versions
 
-COMMANDS = {"data": data, "loop": loop, "metric": metric, "postprocess": postprocess}
+COMMANDS = {"data": data, "export": export, "loop": loop, "metric": metric, "postprocess": postprocess}
 """Modules of scripts/benchmarks, each with `add_arguments` and `main`, which prints a table and returns what to write."""
 
 

@@ -10,13 +10,10 @@ CHECKPOINT may be any model that Transformers loads with AutoModelForSemanticSeg
 import argparse
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import choose_device, run
 from revhrnet_hf.errors import DataError, RecipeError
 from revhrnet_hf.evaluation import add_inference_arguments, inference_settings, load_checkpoint, segment
-from revhrnet_hf.report.figures import names_and_palette, overlay, palette_png, with_legend
+from revhrnet_hf.report.figures import class_shares, names_and_palette, overlay, palette_png, with_legend
 from revhrnet_hf.report.pictures import find_pictures, open_picture, save_picture
 
 
@@ -72,12 +69,6 @@ def main(arguments=None) -> None:
         report(path, (labels_file, overlay_file), shares, names)
 
 
-def choose_device(name: str) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
 def output_files(pictures: list[Path], output_dir: Path, overwrite: bool) -> dict[Path, tuple[Path, Path]]:
     """Label map and overlay file of each picture; a file that would be written twice or replaced is an error."""
     if output_dir.exists() and not output_dir.is_dir():
@@ -95,12 +86,6 @@ def output_files(pictures: list[Path], output_dir: Path, overwrite: bool) -> dic
             if output.exists() and not overwrite:
                 raise DataError(f"{output} is there already: give --overwrite, or another --output_dir")
     return outputs
-
-
-def class_shares(label_map: np.ndarray) -> dict[int, float]:
-    """Share of the pixels of each class id that occurs, largest first."""
-    ids, counts = np.unique(label_map, return_counts=True)
-    return {int(ids[place]): counts[place] / label_map.size for place in np.argsort(-counts, kind="stable")}
 
 
 def report(picture: Path, outputs: tuple[Path, ...], shares: dict[int, float], names: list[str]) -> None:

@@ -51,3 +51,27 @@ def shared_dir():
     if not folder.is_dir():
         pytest.skip("no folder of real data beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """The folder of a tiny network with four classes, with names and a palette, that predicts all of them."""
+    torch.manual_seed(1)
+    config = revhrnet_hf.RevHRNetConfig(
+        backbone_config=TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4]),
+        stream_channels=[8, 12, 16, 20],
+        num_modules=[1, 1, 1],
+        num_blocks=1,
+        initializer="he",
+        id2label=dict(enumerate(["road", "sky & <b>clouds</b>", "car", "tree"])),
+        palette=[[128, 64, 128], [70, 130, 180], [0, 0, 142], [107, 142, 35]],
+    )
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation(config)
+    torch.nn.init.normal_(model.head[3].weight)
+    with torch.no_grad():  # no class is ahead of the others everywhere
+        logits = model.eval()(torch.randn(2, 3, 96, 96)).logits
+        model.head[3].bias.sub_(logits.mean(dim=(0, 2, 3)))
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    model.save_pretrained(folder)
+    revhrnet_hf.RevHRNetImageProcessor().save_pretrained(folder)
+    return folder

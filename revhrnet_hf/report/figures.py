@@ -84,6 +84,12 @@ def _known_palette(names: list[str]) -> list[Colour] | None:
     return list(space.colours) if any(map(any, space.colours)) else None
 
 
+def class_shares(label_map: np.ndarray) -> dict[int, float]:
+    """Share of the pixels of each class id that occurs, largest first."""
+    ids, counts = np.unique(label_map, return_counts=True)
+    return {int(ids[place]): counts[place] / label_map.size for place in np.argsort(-counts, kind="stable")}
+
+
 def ignored_colour(colours: Sequence[Colour]) -> tuple[int, int, int]:
     """The colour of pixels without a class: black, or white where a class is black already (VOC's background)."""
     return (255, 255, 255) if (0, 0, 0) in {tuple(colour) for colour in colours} else (0, 0, 0)

@@ -51,7 +51,11 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     fresh, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    fill(fresh)
+    try:
+        fill(fresh)
+    except BaseException:
+        shutil.rmtree(fresh)
+        raise
     for path in fresh.rglob("*"):
         _flush(path)
     _flush(fresh)

@@ -1,0 +1,216 @@
+"""The page: a picture goes in, each checkpoint's answer comes out. Built on Gradio; served on this machine's loopback."""
+
+import socket
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+from PIL import Image
+
+from ..data.miniature import draw_scenes
+from ..errors import DataError, RecipeError, RevHRNetError
+from ..evaluation import InferenceSettings, load_checkpoint, segment
+from ..report.figures import Colour, names_and_palette
+from ..report.pictures import open_picture, save_picture
+from .result import error_html, result_html
+
+MOST_MEGABYTES = 30  # of an uploaded file
+MOST_MEGAPIXELS = 50  # of a picture; Mapillary Vistas' largest have 22
+WHOLE, SLIDING = "Whole picture", "Sliding window"
+KEPT_SECONDS = 3600  # how long an uploaded picture stays on the server
+
+INTRODUCTION = """## What is where in this picture?
+Drop a picture: each of its pixels gets a class. Point at the result (on a phone, tap) to see which, and how sure the network
+is."""
+
+HERE = Path(__file__).parent
+WAITING = '<p class="seg-foot">The classes will be shown here.</p>'
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A checkpoint ready to be tried."""
+
+    title: str
+    model: object
+    image_processor: object
+    names: list[str]
+    palette: Sequence[Colour]
+
+
+def picture_input() -> gr.Image:
+    """An upload that arrives as a file, whatever is in it.
+
+    Gradio's own decoding would clip 16-bit pictures, and say of a broken file no more than that there was an error. (Not a
+    sub-class: Gradio writes a `.pyi` beside the module of each.)
+    """
+    picture = gr.Image(label="Picture", sources=["upload", "clipboard"], height=260, elem_id="picture")
+    picture.preprocess = lambda upload: None if upload is None else upload.path
+    return picture
+
+
+def load_segmenter(checkpoint: str | Path, device: str = "cpu") -> Segmenter:
+    """Loads what the page needs of a checkpoint.
+
+    Args:
+        checkpoint: a folder written by `save_pretrained`, or a name on the Hub.
+        device: where the model runs.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or its classes cannot be shown.
+    """
+    model, image_processor = load_checkpoint(checkpoint)
+    names, palette = names_and_palette(model.config)
+    folder = Path(checkpoint)
+    title = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else str(checkpoint)
+    return Segmenter(title, model.to(device), image_processor, names, palette)
+
+
+def answers_to(segmenters: Sequence[Segmenter], path: str | None, how: str, height: int | None, width: int | None) -> list[str]:
+    """What the page shows for its settings, a piece of HTML a checkpoint; the user's errors are shown in the same place."""
+    if path is None:
+        return [WAITING] * len(segmenters)
+    try:
+        if how == SLIDING and None in (height, width):
+            raise RecipeError("give the window a height and a width")
+        settings = InferenceSettings(window=(height, width) if how == SLIDING else None)
+        return [answer(segmenter, path, settings) for segmenter in segmenters]
+    except RevHRNetError as error:
+        return [error_html(str(error))] * len(segmenters)
+
+
+def answer(segmenter: Segmenter, path: str | Path, settings: InferenceSettings) -> str:
+    """A checkpoint's answer to a picture file as HTML.
+
+    Raises:
+        DataError: the file is no picture, or one that is too large for the page.
+    """
+    picture = open_upload(path)
+    found = segment(segmenter.model, segmenter.image_processor, picture, settings, return_confidence=True)
+    return result_html(
+        segmenter.title, picture, found.label_map, found.confidence, segmenter.names, segmenter.palette, Path(path).name
+    )
+
+
+def open_upload(path: str | Path) -> Image.Image:
+    """A picture as a person sees it, RGB.
+
+    Raises:
+        DataError: the file is no picture or has too many pixels; it is called by its name, not by its place on the server.
+    """
+    path = Path(path)
+    try:
+        check_pixels(path)
+        return open_picture(path)
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), path.name)) from error
+
+
+def check_pixels(path: Path) -> None:
+    """Raises a DataError if a picture has too many pixels, before they are read."""
+    try:
+        with Image.open(path) as image:
+            megapixels = image.width * image.height / 1e6
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return  # `open_picture` says what is wrong
+    if megapixels > MOST_MEGAPIXELS:
+        raise DataError(f"{path.name} has {megapixels:.0f} megapixels; this page takes up to {MOST_MEGAPIXELS}: make it smaller")
+
+
+def default_window(segmenters: Sequence[Segmenter]) -> tuple[int, int]:
+    """(height, width) of the crops that the first checkpoint was trained on, where it says so."""
+    history = getattr(segmenters[0].model.config, "training_history", None) or [{}]
+    return tuple(history[-1].get("recipe", {}).get("crop_size") or (512, 512))
+
+
+def drawn_examples(folder: Path, count: int = 2) -> list[Path]:
+    """Drawn street scenes as example pictures, for who has none at hand."""
+    paths = [folder / f"drawn_street_{number + 1}.png" for number in range(count)]
+    for path, scene in zip(paths, draw_scenes("val", count, (360, 480), seed=0), strict=True):
+        save_picture(Image.fromarray(scene.image), path)
+    return paths
+
+
+def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] = ()) -> gr.Blocks:
+    """The page for one checkpoint, or two side by side.
+
+    Args:
+        segmenters: the checkpoints.
+        examples: picture files to choose from; two drawn street scenes if none are given.
+    """
+    examples = [str(path) for path in examples] or [str(path) for path in drawn_examples(Path(tempfile.mkdtemp()))]
+    height, width = default_window(segmenters)
+    with gr.Blocks(title="Semantic segmentation", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+        gr.Markdown(INTRODUCTION)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280, elem_classes="seg-inputs"):
+                picture = picture_input()
+                gr.Examples(examples, picture, label="Or choose one")
+                with gr.Column(elem_classes="seg-settings"):
+                    opacity = gr.Slider(0, 1, 0.5, step=0.01, label="Opacity of the classes", elem_id="opacity")
+                    how = gr.Radio([WHOLE, SLIDING], value=WHOLE, label="How the network sees it", elem_id="how")
+                    with gr.Row(visible=False, elem_id="window") as window:
+                        sizes = [gr.Number(height, label="Window height", precision=0, minimum=32, min_width=100)]
+                        sizes.append(gr.Number(width, label="Window width", precision=0, minimum=32, min_width=100))
+                    again = gr.Button("Segment", variant="primary", elem_id="segment")
+            with gr.Column(scale=3, min_width=300, elem_classes="seg-answers"), gr.Row(elem_classes="seg-pair"):
+                results = [gr.HTML(WAITING, min_width=300) for _ in segmenters]
+
+        def show(path, how, height, width):
+            answers = answers_to(segmenters, path, how, height, width)
+            return answers if len(answers) > 1 else answers[0]
+
+        how.change(lambda how: gr.Row(visible=how == SLIDING), how, window, api_visibility="private")
+        gr.on(
+            [picture.change, how.change, again.click, *[size.submit for size in sizes]],
+            show,
+            [picture, how, *sizes],
+            results,
+            concurrency_limit=1,
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+        # The browser's own business: no picture is sent again.
+        opacity.input(None, opacity, None, js="value => document.documentElement.style.setProperty('--seg-opacity', value)")
+    return page
+
+
+def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = None) -> None:
+    """Serves the page until Ctrl-C; nothing on it is fetched from elsewhere.
+
+    Args:
+        page: of `build_page`.
+        host: address to listen on; None is what the environment of a Space says.
+        port: None takes the first free one from 7860 on.
+
+    Raises:
+        RecipeError: the port cannot be had.
+    """
+    if port is not None:
+        check_port(host or "127.0.0.1", port)
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=f"{MOST_MEGABYTES}mb",
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=(HERE / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        footer_links=[],
+        ssr_mode=False,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises a RecipeError unless the port can be had: Gradio would fail as well, and leave a process that does not end."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise RecipeError(f"--port {port}: {error}") from error

@@ -1,0 +1,320 @@
+"""scripts/demo.py: the page in a real browser, what it says of odd and broken files, and the Space in a process of its own."""
+
+import base64
+import html
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from revhrnet_hf.data.miniature import draw_scenes
+from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
+from revhrnet_hf.report.pictures import open_picture
+
+pytest.importorskip("gradio", reason="the extra `demo` is not installed")
+
+from revhrnet_hf.demo import page as demo_page
+from revhrnet_hf.demo.page import SLIDING, WHOLE, answers_to, load_segmenter
+from revhrnet_hf.demo.space import export_space
+from revhrnet_hf.errors import CheckpointError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.py"
+NAMES = ["road", "sky & <b>clouds</b>", "car", "tree"]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "street.png"
+    [scene] = draw_scenes("val", 1, (90, 140), seed=0)
+    Image.fromarray(scene.image).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_checkpoint):
+    return load_segmenter(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_checkpoint, picture):
+    """What `segment` says of the picture: whole, and in windows of 64 × 64."""
+    model, image_processor = load_checkpoint(tiny_checkpoint)
+    settings = {WHOLE: InferenceSettings(), SLIDING: InferenceSettings(window=(64, 64))}
+    image = open_picture(picture)
+    found = {how: segment(model, image_processor, image, each, return_confidence=True) for how, each in settings.items()}
+    assert len(np.unique(found[WHOLE].label_map)) > 2  # else little would be proved
+    assert (found[WHOLE].label_map != found[SLIDING].label_map).mean() > 0.01
+    return found
+
+
+def shares(label_map):
+    """Rows of the legend: name and percent, largest first."""
+    counts = np.bincount(label_map.ravel(), minlength=len(NAMES))
+    order = sorted((index for index in range(len(NAMES)) if counts[index]), key=lambda index: -counts[index])
+    return [(NAMES[index], f"{100 * counts[index] / label_map.size:.1f} %") for index in order]
+
+
+def downloaded(url):
+    return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def serving():
+    """Starts commands that serve a page, waits for the page, and ends them."""
+    processes = []
+
+    def start(command, address, **options):
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options))
+        for _ in range(240):
+            if processes[-1].poll() is not None:
+                pytest.fail(f"the page's process ended: {processes[-1].stdout.read()}")
+            try:
+                return urllib.request.urlopen(f"{address}/config", timeout=5).read()
+            except OSError:
+                time.sleep(0.5)
+        pytest.fail("no page within two minutes")
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    if not CHROMIUM or not shutil.which("chromedriver"):
+        pytest.skip("Chromium is not installed (apt-get install chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (the extra `test`)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
+    for switch in [*switches.split(), "disable-sync", "window-size=1280,900", f"user-data-dir={tmp_path / 'profile'}"]:
+        options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What a visitor does and sees."""
+
+    def __init__(self, browser, address):
+        self.browser = browser
+        browser.get(address)
+
+    def wait(self, condition, seconds=60):
+        from selenium.common.exceptions import StaleElementReferenceException
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.browser, seconds, ignored_exceptions=[StaleElementReferenceException]).until(
+            lambda _: condition(), self.text()
+        )
+
+    def find(self, selector):
+        return self.browser.find_elements("css selector", selector)
+
+    def text(self):
+        return self.find("body")[0].text
+
+    def upload(self, path):
+        clear = self.find('#picture button[aria-label="Clear"], #picture button[title="Clear"]')
+        if clear:
+            clear[0].click()
+        self.wait(lambda: self.find("#picture input[type=file]"))
+        self.find("#picture input[type=file]")[0].send_keys(str(path))
+
+    def legend(self):
+        rows = [row.find_elements("css selector", "th, td:last-child") for row in self.find(".seg-legend tr")]
+        return [tuple(cell.text for cell in row) for row in rows]
+
+    def point(self, across, down):
+        """Move the pointer to a share of the shown picture's width and height; what the page then says there."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        [stack] = self.find(".seg-stack")
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", stack)
+        box = stack.rect
+        offset = round((across - 0.5) * box["width"]), round((down - 0.5) * box["height"])
+        ActionChains(self.browser).move_to_element_with_offset(stack, *offset).perform()
+        self.wait(lambda: self.find(".seg-tip")[0].text)
+        place = self.browser.execute_script(
+            "const box = arguments[0].getBoundingClientRect(), dot = arguments[0].querySelector('.seg-dot').style;"
+            "return [parseFloat(dot.left) / 100, parseFloat(dot.top) / 100]",
+            stack,
+        )
+        return place, self.find(".seg-tip")[0].text
+
+    def foreign_requests(self):
+        messages = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
+        urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        assert any("127.0.0.1" in url for url in urls)
+        return [url for url in urls if not re.match(r"http://127\.0\.0\.1|data:|blob:|chrome:", url)]
+
+
+@pytest.mark.slow
+def test_in_a_browser(tiny_checkpoint, picture, expected, browser, serving, tmp_path):
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    serving([sys.executable, SCRIPT, tiny_checkpoint, "--port", str(port)], address)
+    page = Page(browser, address)
+    page.wait(lambda: page.find("#picture input[type=file]"))
+
+    # A picture: legend, values under the pointer, label map.
+    page.upload(picture)
+    page.wait(lambda: page.legend())
+    whole, map_shape = expected[WHOLE], expected[WHOLE].label_map.shape
+    assert page.legend() == shares(whole.label_map)
+    for across, down in ((0.1, 0.2), (0.5, 0.9), (0.93, 0.5)):
+        (left, top), said = page.point(across, down)
+        pixel = int(top * map_shape[0]), int(left * map_shape[1])
+        assert abs(left - across) < 0.02 and abs(top - down) < 0.02
+        assert said == f"{NAMES[whole.label_map[pixel]]} · {round(100 * float(whole.confidence[pixel]))} %"
+    [link] = page.find(".seg-foot a")
+    assert link.get_attribute("download") == "street_labels.png"
+    np.testing.assert_array_equal(np.asarray(downloaded(link.get_attribute("href"))), whole.label_map)
+
+    # Opacity, without asking the server.
+    [colours] = page.find(".seg-colours")
+    assert colours.value_of_css_property("opacity") == "0.5"
+    [number] = page.find("#opacity input[type=number]")
+    browser.execute_script("arguments[0].value = 0.9; arguments[0].dispatchEvent(new Event('input', {bubbles: true}));", number)
+    page.wait(lambda: page.find(".seg-colours")[0].value_of_css_property("opacity") == "0.9")
+
+    # Sliding window.
+    page.find("#how input")[1].click()
+    page.wait(lambda: len(page.find("#window input")) == 2)
+    for edge in page.find("#window input"):
+        edge.clear()
+        edge.send_keys("64")
+    page.find("#segment")[0].click()
+    page.wait(lambda: page.legend() == shares(expected[SLIDING].label_map))
+
+    # Files that are no pictures, or too large.
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:100])
+    page.upload(broken)
+    page.wait(lambda: page.find(".seg-error"))
+    said = page.find(".seg-error")[0].text
+    assert said.startswith("cannot read the picture broken.png") and "/" not in said
+    (tmp_path / "large.png").write_bytes(bytes(31_500_000))
+    page.upload(tmp_path / "large.png")
+    page.wait(lambda: "large" in page.text() or "exceeds" in page.text().lower())
+
+    # A phone: nothing sticks out, and the answer comes before its settings.
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    )
+    browser.get(address)
+    page.wait(lambda: page.find("#picture input[type=file]"))
+    page.upload(picture)
+    page.wait(lambda: page.legend() == shares(whole.label_map))
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+    assert page.find(".seg-stack")[0].rect["width"] > 280
+    assert page.find("#picture")[0].location["y"] < page.find(".seg-stack")[0].location["y"] < page.find("#how")[0].location["y"]
+    assert page.foreign_requests() == []
+
+
+def answer(segmenter, path, how=WHOLE, edges=(64, 64)):
+    [said] = answers_to([segmenter], str(path), how, *edges)
+    return said
+
+
+def test_names_are_text_and_the_label_map_is_there(segmenter, picture, expected):
+    said = answer(segmenter, picture)
+    assert html.escape(NAMES[1]) in said and NAMES[1] not in said
+    [url] = re.findall(r'download="street_labels.png" href="([^"]+)"', said)
+    label_map = downloaded(url)
+    np.testing.assert_array_equal(np.asarray(label_map), expected[WHOLE].label_map)
+    np.testing.assert_array_equal(np.array(label_map.getpalette()[:12]).reshape(4, 3), segmenter.palette)
+
+
+def test_pictures_of_every_kind_are_seen_as_a_person_sees_them(segmenter, tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.new("RGBA", (30, 20)).save(tmp_path / "clear.png")
+    Image.new("CMYK", (30, 20)).save(tmp_path / "print.jpg")
+    Image.fromarray(grey).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    Image.new("RGB", (3000, 40)).save(tmp_path / "wide.png")
+    found = {path.stem: answer(segmenter, path) for path in tmp_path.iterdir()}
+    sizes = {stem: re.search(r"(\d+) × (\d+) pixels", said).groups() for stem, said in found.items()}
+    assert sizes == dict.fromkeys(["grey", "deep", "clear", "print"], ("30", "20")) | {
+        "turned": ("20", "30"),
+        "dot": ("1", "1"),
+        "wide": ("3000", "40"),
+    }
+    maps = {stem: np.asarray(downloaded(re.search(r'href="(data:image/png[^"]+)', said)[1])) for stem, said in found.items()}
+    np.testing.assert_array_equal(maps["grey"], maps["deep"])
+    assert maps["wide"].shape == (40, 3000)
+
+
+def test_what_cannot_be_shown_is_said_on_the_page(segmenter, picture, tmp_path, monkeypatch):
+    (tmp_path / "notes.png").write_text("not a picture")
+    said = answer(segmenter, tmp_path / "notes.png")
+    assert 'role="alert"' in said and "notes.png" in said and str(tmp_path) not in said
+    monkeypatch.setattr(demo_page, "MOST_MEGAPIXELS", 0.01)
+    assert "0 megapixels; this page takes up to 0.01" in answer(segmenter, picture)
+    assert "give the window a height and a width" in answer(segmenter, picture, SLIDING, (None, 64))
+
+
+def run_script(*arguments):
+    finished = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 1
+    return finished.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_errors_of_the_command(tiny_checkpoint, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        said = run_script(tiny_checkpoint, "--port", taken.getsockname()[1])
+    assert said.startswith("error: --port")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    said = run_script(tiny_checkpoint, "--examples", tmp_path / "broken.png", "--export_space", tmp_path / "space")
+    assert said.startswith("error: cannot read the picture") and not (tmp_path / "space").exists()
+
+
+@pytest.mark.slow
+def test_space_runs_on_its_own(tiny_checkpoint, picture, serving, tmp_path):
+    space = tmp_path / "space"
+    export_space(space, [tiny_checkpoint], [picture])
+    _, front_matter, _ = (space / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    told = yaml.safe_load(front_matter)
+    import gradio
+
+    assert (told["sdk"], told["sdk_version"], told["app_file"]) == ("gradio", gradio.__version__, "app.py")
+    pins = dict(line.split("==") for line in (space / "requirements.txt").read_text().splitlines())
+    assert {"torch", "transformers", "timm"} <= set(pins)
+    everything = b"".join(path.read_bytes() for path in space.rglob("*") if path.is_file())
+    assert str(tiny_checkpoint).encode() not in everything
+
+    moved = space.rename(tmp_path / "elsewhere")  # as on the Hub's machine
+    port = free_port()
+    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(moved)}
+    config = serving([sys.executable, "app.py"], f"http://127.0.0.1:{port}", cwd=moved, env=environment)
+    assert b"seg-answers" in config
+    with pytest.raises(CheckpointError, match="not an empty folder"):
+        export_space(moved, [tiny_checkpoint])

