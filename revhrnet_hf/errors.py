@@ -30,4 +30,16 @@ class CheckpointError(RevHRNetError):
 
 
 class TrainingError(RevHRNetError):
-    """Training cannot go on: the loss is no longer a number."""
+    """Training cannot go on: the loss is no longer a number, or a process that it needs has died."""
+
+
+class RunStopped(KeyboardInterrupt):
+    """A signal stopped a run where it can go on later; the message says how.
+
+    Attributes:
+        status: what the program is to exit with, 128 + the signal's number, as shells report it.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status

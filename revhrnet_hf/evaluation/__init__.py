@@ -3,7 +3,7 @@
 from .checkpoint import check_same_classes, class_sources, load_checkpoint
 from .confusion import ConfusionMatrix, SegmentationMetric
 from .inference import evaluate_dataset, predict_label_maps
-from .scores import format_scores, write_json
+from .scores import format_scores, without_nan, write_json
 
 __all__ = [
     "ConfusionMatrix",
@@ -14,5 +14,6 @@ __all__ = [
     "format_scores",
     "load_checkpoint",
     "predict_label_maps",
+    "without_nan",
     "write_json",
 ]

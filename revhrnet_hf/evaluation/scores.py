@@ -38,7 +38,7 @@ def write_json(path: str | Path, value) -> None:
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
         draft.write_text(text + "\n", encoding="utf-8")
         draft.replace(path)
     finally:
@@ -49,9 +49,10 @@ def _percent(share):
     return "–" if math.isnan(share) else f"{100 * share:.2f}"
 
 
-def _without_nan(value):
+def without_nan(value):
+    """JSON has no NaN and no infinity: None stands for them, at any depth."""
     if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
+        return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
+        return [without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

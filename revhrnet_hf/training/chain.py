@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ..errors import RecipeError
 from .checkpoint import BEST, refuse_second_run, remove_run
 from .data import DataDirs, folders_by_name, load_sets, training_sets
 from .recipe import Recipe
-from .stage import Stage
+from .stage import TIMEOUT, Stage, start_processes
 
 
 def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> dict[str, Path]:
@@ -35,7 +33,12 @@ def stage_dir(output_dir: Path, recipes: list[Recipe], position: int) -> Path:
 
 
 def run_chain(
-    recipes: list[Recipe], data_dirs: DataDirs, output_dir: str | Path, resume: bool = False, overwrite: bool = False
+    recipes: list[Recipe],
+    data_dirs: DataDirs,
+    output_dir: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    timeout: float = TIMEOUT,
 ) -> list[dict[str, Any] | None]:
     """Train stage after stage; with `resume`, finished stages are passed over and an interrupted one goes on.
 
@@ -45,6 +48,7 @@ def run_chain(
         recipes: one a stage.
         data_dirs: folder of each data set by name.
         output_dir: gets what the last stage writes, and a folder `1_DATASET`, `2_DATASET`, … for each stage before.
+        timeout: as for `Stage`.
 
     Returns:
         The last scores of each stage; None for a stage that was finished before.
@@ -60,13 +64,14 @@ def run_chain(
     folders = [stage_dir(output_dir, recipes, position) for position in range(len(recipes))]
     for folder in folders:
         refuse_second_run(folder, resume, overwrite)
+    accelerator = start_processes(recipes[0], timeout)
     results = []
     for position, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
         if position > 0 and recipe.init_from is None:
             recipe.init_from = str(folders[position - 1] / BEST)
         if len(recipes) > 1:
-            PartialState().print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
-        stage = Stage(recipe, data_dirs, folder, resume, overwrite)
+            accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
+        stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout)
         if overwrite and position == 0 and stage.accelerator.is_main_process:
             # Else a chain that is killed now and resumed would find later stages finished.
             for later in folders[1:]:
