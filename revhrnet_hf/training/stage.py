@@ -231,28 +231,27 @@ class Stage:
         self._start_logs()
         if recipe.eval_at_start and self.state.step == 0:
             self.evaluate(epoch=0)
-        progress = tqdm(
+        with tqdm(
             total=self.total_steps,
             initial=self.state.step,
             desc="training",
             unit="step",
             disable=not accelerator.is_local_main_process,
-        )
-        while not self.finished:
-            epoch = self.state.epoch
-            self.train_epoch(epoch, progress)
-            if self._must_stop():
-                self.save_and_stop()
-            scores = None
-            if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
-                scores = self._evaluate_or_stop(epoch + 1)
-            self.state.epoch = epoch + 1
-            self.save(scores)
-            if self.signals.received is not None:
-                raise self._stopped()
-        progress.close()
+        ) as progress:
+            while not self.finished:
+                epoch = self.state.epoch
+                self.train_epoch(epoch, progress)
+                if self._must_stop():
+                    self.save_and_stop()
+                scores = None
+                if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
+                    scores = self._evaluate_or_stop(epoch + 1)
+                self.state.epoch = epoch + 1
+                self.save(scores)
+                if self.signals.received is not None:
+                    raise self._stopped()
         accelerator.print(format_scores(scores, self.label_space.names))
-        accelerator.print(f"{self.state.epoch} epochs; best mIoU {self.state.best_mean_iou or 0:.4f}, in {self.output_dir / BEST}")
+        accelerator.print(f"{self.state.epoch} epochs; best mIoU {self.state.best_mean_iou or 0:.4f} in {self.output_dir / BEST}")
         return scores
 
     def _explained(self, error: RuntimeError) -> Exception:
@@ -260,7 +259,7 @@ class Stage:
         if "DataLoader worker" in said or "DataLoader timed out" in said:
             return TrainingError(
                 f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {said.splitlines()[0]} "
-                f"Usual causes: too little memory (num_workers is {self.recipe.num_workers}), a disk that hangs. Go on by --resume"
+                f"Usual causes: too little memory (num_workers is {self.recipe.num_workers}), a slow disk. Go on with --resume"
             )
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in said
         if self.accelerator.num_processes > 1 and lost:
