@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from itertools import islice
@@ -241,14 +241,14 @@ class Stage:
             while not self.finished:
                 epoch = self.state.epoch
                 self.train_epoch(epoch, progress)
-                if self._must_stop():
+                if self._anyone_stops():
                     self.save_and_stop()
                 scores = None
                 if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
                     scores = self._evaluate_or_stop(epoch + 1)
                 self.state.epoch = epoch + 1
                 self.save(scores)
-                if self.signals.received is not None:
+                if self._anyone_stops():
                     raise self._stopped()
         accelerator.print(format_scores(scores, self.label_space.names))
         accelerator.print(f"{self.state.epoch} epochs; best mIoU {self.state.best_mean_iou or 0:.4f} in {self.output_dir / BEST}")
@@ -365,6 +365,11 @@ class Stage:
             return self.signals.received is not None
         return self.stop_before is not None and self.stop_before.item() > 0
 
+    def _anyone_stops(self) -> bool:
+        """Whether a signal has come to any process by now; waits for the others."""
+        came = torch.tensor(float(self.signals.received is not None), device=self.accelerator.device)
+        return self.accelerator.reduce(came, "sum").item() > 0
+
     def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
         """One step of the moving average, over fewer steps at the start, so that it soon forgets the initial weights."""
         step = self.state.step
@@ -427,6 +432,7 @@ class Stage:
         """
         accelerator, started = self.accelerator, time.perf_counter()
         self._share_buffers()
+        confusion = None
         with (
             tqdm(
                 total=len(self.eval_set),
@@ -440,22 +446,26 @@ class Stage:
             torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext(),
         ):
 
+
             def tick(done: int):
                 progress.update(done * accelerator.num_processes)
                 if self.signals.received is not None:
-                    raise self.signals.stopped("stopped during an evaluation before the first step: start again")
+                    raise self.signals.stopped("")
 
-            confusion = evaluate_dataset(
-                self.scored_model,
-                self.image_processor,
-                self.eval_set,
-                self.label_space.num_classes,
-                ignore_index=self.label_space.ignore_index,
-                process_index=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-                num_workers=self.recipe.num_workers,
-                progress=tick,
-            )
+            with suppress(RunStopped):  # until the others know
+                confusion = evaluate_dataset(
+                    self.scored_model,
+                    self.image_processor,
+                    self.eval_set,
+                    self.label_space.num_classes,
+                    ignore_index=self.label_space.ignore_index,
+                    process_index=accelerator.process_index,
+                    num_processes=accelerator.num_processes,
+                    num_workers=self.recipe.num_workers,
+                    progress=tick,
+                )
+            if self._anyone_stops():
+                raise self.signals.stopped("stopped in an evaluation before the first step: start again")
             confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
             if self.recipe.log_pictures:
                 self.log.pictures(self.state.step, self._draw_predictions)
@@ -473,8 +483,9 @@ class Stage:
         """As `evaluate`; a run that a signal stops meanwhile is saved as it was before and begins with the evaluation again."""
         try:
             return self.evaluate(epoch)
-        except (RunStopped, RuntimeError) as error:  # the second where a signal has reached a loader's worker or a process first
-            if self.signals.received is None:
+        except (RunStopped, RuntimeError) as error:
+            # A signal may have reached a loader's worker or another process first, which is then missed here.
+            if isinstance(error, RuntimeError) and self.signals.received is None:
                 raise
             if self.accelerator.is_main_process:  # alone: the others may be gone
                 self._save_last(None, [])

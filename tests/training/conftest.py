@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -58,18 +59,28 @@ class Runs:
             [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def start(self, output_dir, *names, resume=False, fault=None, scaler=False, **settings):
-        """The exit status of a run of a chain over data sets, and what it printed.
+    def start(self, output_dir, *names, **how):
+        """The exit status of a run of a chain over data sets in one process, and what it printed."""
+        ((status, said),) = self.start_several(1, output_dir, *names, **how)
+        return status, said
 
-        `fault` is (data set, steps done, where, signal), as `forked_runs.place_fault` takes it.
+    def start_several(self, processes, output_dir, *names, resume=False, fault=None, scaler=False, timeout=120, **settings):
+        """The same for each of several processes.
+
+        `fault` is (data set, steps done, where, signal), as `forked_runs.place_fault` takes it; it comes to the last process.
         """
-        recipe, said = (output_dir.with_name(f"{output_dir.name}.{ending}") for ending in ("yaml", "said"))
+        recipe = output_dir.with_name(f"{output_dir.name}.yaml")
         recipe.write_text(yaml.safe_dump({**self.settings, **settings, "stages": [{"dataset": name} for name in names]}))
-        said.unlink(missing_ok=True)
-        job = {"recipe": str(recipe), "data": self.data, "output_dir": str(output_dir), "said": str(said)}
-        self.process.stdin.write(json.dumps({**job, "resume": resume, "fault": fault, "scaler": scaler}) + "\n")
+        said = [output_dir.with_name(f"{output_dir.name}.said{rank}") for rank in range(processes)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        job = {"recipe": str(recipe), "data": self.data, "output_dir": str(output_dir), "said": list(map(str, said))}
+        job |= {"port": port, "resume": resume, "fault": fault, "scaler": scaler, "timeout": timeout}
+        self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline()), said.read_text()
+        statuses = json.loads(self.process.stdout.readline())
+        return [(status, path.read_text()) for status, path in zip(statuses, said, strict=True)]
 
 
 @pytest.fixture(scope="session")

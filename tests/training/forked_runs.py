@@ -1,6 +1,7 @@
 """Runs of chains in processes of their own, with faults at exact places; imports once, then forks for each run.
 
-Reads a job (JSON, `Runs.start` makes it) from each line of stdin and answers with the exit status, negative for a signal.
+Reads a job (JSON, `Runs.start` makes it) from each line of stdin and answers with each process's exit status, negative for a
+signal.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -75,29 +77,47 @@ def with_scaler() -> None:
     Accelerator.__init__ = init
 
 
+def run(job: dict, rank: int) -> None:
+    """One process of a run; does not return."""
+    with open(job["said"][rank], "w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    if len(job["said"]) > 1:  # what torchrun says to its processes
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(job["said"]), "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update({name: str(value) for name, value in {**places, "MASTER_PORT": job["port"]}.items()})
+    status = 0
+    try:
+        if job["fault"] and rank == len(job["said"]) - 1:
+            place_fault(*job["fault"])
+        if job["scaler"]:
+            with_scaler()
+        recipes = read_chain(job["recipe"])
+        cli.run(lambda: run_chain(recipes, job["data"], job["output_dir"], resume=job["resume"], timeout=job["timeout"]))
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            with open(job["said"], "a") as said:
-                os.dup2(said.fileno(), 1)
-                os.dup2(said.fileno(), 2)
-            status = 0
-            try:
-                if job["fault"]:
-                    place_fault(*job["fault"])
-                if job["scaler"]:
-                    with_scaler()
-                recipes = read_chain(job["recipe"])
-                cli.run(lambda: run_chain(recipes, job["data"], job["output_dir"], resume=job["resume"]))  # noqa: B023
-            except SystemExit as stop:
-                status = stop.code
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        children = []
+        for rank in range(len(job["said"])):
+            children.append(os.fork())
+            if children[-1] == 0:
+                run(job, rank)
+        statuses = []
+        for child in children:
+            if statuses and job["fault"] and job["fault"][3] == "SIGSTOP":
+                os.kill(child, signal.SIGKILL)  # it would stand still for ever
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        print(json.dumps(statuses), flush=True)
 
 
 if __name__ == "__main__":
