@@ -56,14 +56,7 @@ def run_chain(
     Raises:
         DataError, RecipeError, CheckpointError: as for `Stage`; data sets of all stages are looked at before the first begins.
     """
-    output_dir = Path(output_dir)
-    if len({recipe.precision for recipe in recipes}) > 1:
-        raise RecipeError("All stages of a chain have the same precision: Accelerate keeps it for the whole process")
-    for recipe in recipes[1:]:
-        load_sets(recipe, folders_by_name(recipe, data_dirs))
-    folders = [stage_dir(output_dir, recipes, position) for position in range(len(recipes))]
-    for folder in folders:
-        refuse_second_run(folder, resume, overwrite)
+    folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
     accelerator = start_processes(recipes[0], timeout)
     results = []
     for position, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
@@ -72,9 +65,22 @@ def run_chain(
         if len(recipes) > 1:
             accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
         stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout)
-        if overwrite and position == 0 and stage.accelerator.is_main_process:
+        if overwrite and position == 0 and accelerator.is_main_process:
             # Else a chain that is killed now and resumed would find later stages finished.
             for later in folders[1:]:
                 remove_run(later)
         results.append(stage.run())
+        del stage  # before the next one's network is made
     return results
+
+
+def check_chain(recipes: list[Recipe], data_dirs: DataDirs, output_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
+    """The stages' folders, after looking at all that can be known before the first stage begins; errors as for `run_chain`."""
+    if len({recipe.precision for recipe in recipes}) > 1:
+        raise RecipeError("All stages of a chain have the same precision: Accelerate keeps it for the whole process")
+    for recipe in recipes[1:]:
+        load_sets(recipe, folders_by_name(recipe, data_dirs))
+    folders = [stage_dir(output_dir, recipes, position) for position in range(len(recipes))]
+    for folder in folders:
+        refuse_second_run(folder, resume, overwrite)
+    return folders
