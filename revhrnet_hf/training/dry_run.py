@@ -63,7 +63,7 @@ def dry_run(
     overwrite: bool = False,
     timeout: float = TIMEOUT,
 ) -> list[Estimate]:
-    """Rehearse each stage of a chain and print what it will take; `output_dir` is not touched. Errors are those of `run_chain`."""
+    """Rehearse each stage of a chain, print what it will take, leave `output_dir` alone. Errors are those of `run_chain`."""
     check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
     accelerator = start_processes(recipes[0], timeout)
     estimates, before = [], None
@@ -169,8 +169,8 @@ def format_estimates(estimates: list[Estimate], output_dir: str | Path) -> str:
     free = shutil.disk_usage(place).free / 2**30
     memory = max(one.memory_gib for one in estimates)
     lines.append(
-        f"together {_as_time(sum(one.seconds for one in estimates))}; peak memory {memory:.2f} GiB a process, without its loader's "
-        f"workers; {needed:.2f} GiB of disk, of {free:.1f} GiB free at {place}{' (TOO LITTLE)' if needed > free else ''}"
+        f"together {_as_time(sum(one.seconds for one in estimates))}; peak memory {memory:.2f} GiB a process, without its "
+        f"loader's workers; {needed:.2f} GiB of disk, of {free:.1f} GiB free at {place}{' (TOO LITTLE)' if needed > free else ''}"
     )
     return "\n".join(lines)
 

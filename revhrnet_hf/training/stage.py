@@ -258,7 +258,7 @@ class Stage:
         said = str(error)
         if "DataLoader worker" in said or "DataLoader timed out" in said:
             return TrainingError(
-                f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {said.splitlines()[0]} "
+                f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {said.splitlines()[0]}. "
                 f"Usual causes: too little memory (num_workers is {self.recipe.num_workers}), a slow disk. Go on with --resume"
             )
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in said
