@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .errors import RecipeError, RevHRNetError
+from .errors import RecipeError, RevHRNetError, RunStopped
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -19,7 +19,7 @@ def run(main: Callable[[], None]) -> None:
     code that calls it says so with a `RevHRNetError`.
 
     Raises:
-        SystemExit: status 1 after an error, 130 after Ctrl-C.
+        SystemExit: status 1 after an error, 130 after Ctrl-C, 143 after a SIGTERM that was heeded.
     """
     try:
         main()
@@ -29,6 +29,9 @@ def run(main: Callable[[], None]) -> None:
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}")
+    except RunStopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -30,7 +30,7 @@ class CheckpointError(RevHRNetError):
 
 
 class TrainingError(RevHRNetError):
-    """Training cannot go on: the loss is no longer a number."""
+    """Training cannot go on: the loss is no longer a number, or a process that it needs has died."""
 
 
 class HubError(RevHRNetError):
@@ -39,3 +39,15 @@ class HubError(RevHRNetError):
 
 class ExportError(RevHRNetError):
     """A checkpoint cannot be exported as asked, or what came out is not the checkpoint."""
+
+
+class RunStopped(KeyboardInterrupt):
+    """A signal stopped a run where it can go on later; the message says how.
+
+    Attributes:
+        status: what the program is to exit with, 128 + the signal's number, as shells report it.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status

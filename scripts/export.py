@@ -22,8 +22,8 @@ from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, RecipeError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint, write_json
+from revhrnet_hf.files import write_folder
 from revhrnet_hf.report.pictures import find_pictures, open_picture
-from revhrnet_hf.training.checkpoint import write_folder
 from revhrnet_hf.versions import versions
 
 

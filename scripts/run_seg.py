@@ -9,6 +9,7 @@ On two CPU cores in some minutes, on the small scenes that scripts/quickstart.sh
     python scripts/run_seg.py --recipe scripts/recipes/mapillary_to_cityscapes_mini.yaml \\
         --data_dir mapillary_vistas=quickstart/mapillary_vistas cityscapes=quickstart/cityscapes --output_dir OUT
 
+`--dry_run` first says how long a chain will take. SIGINT (Ctrl-C) and SIGTERM save and stop; `--resume` goes on.
 Any field of the recipe can be overridden, for all stages alike: --epochs 5 --crop_size 360 480. OUT/best and OUT/last load with
 the Auto classes; a chain's earlier stages are in OUT/1_DATASET and so on.
 """
@@ -31,6 +32,13 @@ class RunArguments:
     output_dir: str = field(metadata={"help": "Folder for checkpoints (best/, last/), log.jsonl and the trackers' files"})
     resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir after its last checkpoint"})
     overwrite: bool = field(default=False, metadata={"help": "Delete the run in output_dir and start anew"})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Build and try all stages, say what the run will take, and write nothing"},
+    )
+    timeout_minutes: float = field(
+        default=30, metadata={"help": "End the run if a loader's worker or another process has not answered for so long"}
+    )
 
 
 def parse_command_line() -> tuple[RunArguments, list[Recipe]]:
@@ -54,9 +62,14 @@ def _parse(recipe: Recipe | None) -> tuple[RunArguments, Recipe]:
 def main():
     arguments, recipes = parse_command_line()
     from revhrnet_hf.training.chain import data_dirs_by_name, run_chain  # after parsing, so that --help answers at once
+    from revhrnet_hf.training.dry_run import dry_run
 
     data_dirs = data_dirs_by_name(arguments.data_dir, recipes)
-    run_chain(recipes, data_dirs, arguments.output_dir, arguments.resume, arguments.overwrite)
+    how = (recipes, data_dirs, arguments.output_dir, arguments.resume, arguments.overwrite, 60 * arguments.timeout_minutes)
+    if arguments.dry_run:
+        dry_run(*how)
+    else:
+        run_chain(*how)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import revhrnet_hf
 
 from ..errors import CheckpointError
 from ..evaluation import load_checkpoint
-from ..training.checkpoint import write_folder
+from ..files import write_folder
 
 APP = '''"""The page of this Space: {title}."""
 

@@ -4,7 +4,7 @@ from .checkpoint import check_same_classes, class_sources, load_checkpoint
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
 from .inference import Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
-from .scores import format_scores, write_json
+from .scores import format_scores, without_nan, write_json
 from .settings import InferenceSettings, add_inference_arguments, inference_settings
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "predict_dataset",
     "predict_label_maps",
     "segment",
+    "without_nan",
     "write_json",
 ]

@@ -55,7 +55,7 @@ def format_scores(scores: dict, names, intervals: dict | None = None) -> str:
 
 def write_json(path: str | Path, value) -> None:
     """Writes valid JSON (NaN becomes null) so that the file is there whole or not at all."""
-    write_text(path, json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -73,9 +73,10 @@ def _percent(share):
     return "–" if math.isnan(share) else f"{100 * share:.2f}"
 
 
-def _without_nan(value):
+def without_nan(value):
+    """JSON has no NaN and no infinity: None stands for them, at any depth."""
     if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
+        return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
+        return [without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

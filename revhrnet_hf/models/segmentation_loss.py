@@ -49,13 +49,21 @@ def segmentation_loss(
     if ohem_threshold is not None:
         return _ohem_cross_entropy(logits, labels, ignore_index, weight, ohem_threshold, ohem_min_kept)
     total = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
-    labelled = labels != ignore_index
-    if weight is None:
-        count = labelled.sum()
-    else:
-        count = (weight[labels.masked_fill(~labelled, 0)] * labelled).sum()
+    count = labelled_weight(labels, ignore_index, class_weights)
     # torch's own mean is 0/0 = NaN for a batch of ignored pixels only, which would end a run over one odd crop.
     return total / count.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def labelled_weight(labels: Tensor, ignore_index: int = 255, class_weights: list[float] | None = None) -> Tensor:
+    """What the mean of [`segmentation_loss`] without OHEM divides by: the labelled pixels, or the sum of their classes' weights.
+
+    Means of several batches, weighted by it, make the mean over all of them.
+    """
+    labelled = labels != ignore_index
+    if class_weights is None:
+        return labelled.sum()
+    weight = torch.tensor(class_weights, device=labels.device)
+    return (weight[labels.masked_fill(~labelled, 0)] * labelled).sum()
 
 
 def _ohem_cross_entropy(

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ..errors import RecipeError
 from .checkpoint import BEST, refuse_second_run, remove_run
 from .data import DataDirs, folders_by_name, load_sets, training_sets
 from .recipe import Recipe
-from .stage import Stage
+from .stage import TIMEOUT, Stage, start_processes
 
 
 def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> dict[str, Path]:
@@ -35,7 +33,12 @@ def stage_dir(output_dir: Path, recipes: list[Recipe], position: int) -> Path:
 
 
 def run_chain(
-    recipes: list[Recipe], data_dirs: DataDirs, output_dir: str | Path, resume: bool = False, overwrite: bool = False
+    recipes: list[Recipe],
+    data_dirs: DataDirs,
+    output_dir: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    timeout: float = TIMEOUT,
 ) -> list[dict[str, Any] | None]:
     """Train stage after stage; with `resume`, finished stages are passed over and an interrupted one goes on.
 
@@ -45,6 +48,7 @@ def run_chain(
         recipes: one a stage.
         data_dirs: folder of each data set by name.
         output_dir: gets what the last stage writes, and a folder `1_DATASET`, `2_DATASET`, … for each stage before.
+        timeout: as for `Stage`.
 
     Returns:
         The last scores of each stage; None for a stage that was finished before.
@@ -52,7 +56,26 @@ def run_chain(
     Raises:
         DataError, RecipeError, CheckpointError: as for `Stage`; data sets of all stages are looked at before the first begins.
     """
-    output_dir = Path(output_dir)
+    folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
+    accelerator = start_processes(recipes[0], timeout)
+    results = []
+    for position, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
+        if position > 0 and recipe.init_from is None:
+            recipe.init_from = str(folders[position - 1] / BEST)
+        if len(recipes) > 1:
+            accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
+        stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout)
+        if overwrite and position == 0 and accelerator.is_main_process:
+            # Else a chain that is killed now and resumed would find later stages finished.
+            for later in folders[1:]:
+                remove_run(later)
+        results.append(stage.run())
+        del stage  # before the next one's network is made
+    return results
+
+
+def check_chain(recipes: list[Recipe], data_dirs: DataDirs, output_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
+    """The stages' folders, after looking at all that can be known before the first stage begins; errors as for `run_chain`."""
     if len({recipe.precision for recipe in recipes}) > 1:
         raise RecipeError("All stages of a chain have the same precision: Accelerate keeps it for the whole process")
     for recipe in recipes[1:]:
@@ -60,16 +83,4 @@ def run_chain(
     folders = [stage_dir(output_dir, recipes, position) for position in range(len(recipes))]
     for folder in folders:
         refuse_second_run(folder, resume, overwrite)
-    results = []
-    for position, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
-        if position > 0 and recipe.init_from is None:
-            recipe.init_from = str(folders[position - 1] / BEST)
-        if len(recipes) > 1:
-            PartialState().print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
-        stage = Stage(recipe, data_dirs, folder, resume, overwrite)
-        if overwrite and position == 0 and stage.accelerator.is_main_process:
-            # Else a chain that is killed now and resumed would find later stages finished.
-            for later in folders[1:]:
-                remove_run(later)
-        results.append(stage.run())
-    return results
+    return folders

@@ -1,19 +1,23 @@
-"""Checkpoints of a run: written beside and moved into place, and what a run needs to go on exactly where it stopped.
+"""Checkpoints of a run: what is in them, which are kept, and which one a run goes on from.
 
-A checkpoint folder is a model folder (it loads with the Auto classes) with the recipe, the versions, the scores, and, in `last`,
-the training state: `training_state.json` and the optimizer's tensors in `optimizer.safetensors`.
+A checkpoint folder is a model folder (it loads with the Auto classes) with the recipe, the versions, the scores, checksums, and,
+but for `best`, the training state: `training_state.json` and the optimizer's tensors in `optimizer.safetensors`. `last` is the
+newest; those before it are called `checkpoint-STEP`.
 """
 
 import json
-import os
+import re
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError
@@ -21,6 +25,7 @@ from ..evaluation import write_json
 from ..report.model_card import EXAMPLE_FILE, write_model_card
 from ..report.pictures import save_picture
 from ..versions import versions
+from .integrity import damage, refuse_pickles, write_checkpoint
 from .recipe import Recipe
 
 LAST, BEST = "last", "best"
@@ -28,62 +33,92 @@ LOG_FILE = "log.jsonl"
 TRACKER_FOLDER = "tensorboard"
 
 # Fields that may change between a run and its continuation: they do not change what is learnt from there on.
-FREE_TO_CHANGE = {"num_workers", "eval_every", "eval_at_start", "log_every", "trackers", "init_from"}
+FREE_TO_CHANGE = {
+    "num_workers",
+    "eval_every",
+    "eval_at_start",
+    "early_stopping_patience",
+    "gradient_checkpointing",
+    "save_every",
+    "keep_checkpoints",
+    "log_every",
+    "log_pictures",
+    "trackers",
+    "init_from",
+}
 
 
 @dataclass
 class TrainingState:
-    """Where a run is; order and augmentation follow from these and the recipe's seed."""
+    """Where a run is; order, augmentation and schedule follow from these and the recipe."""
 
-    epoch: int = 0  # finished
+    epoch: int = 0  # finished, with their evaluation
     step: int = 0  # optimizer steps done
     best_mean_iou: float | None = None
     seconds: float = 0.0  # of training and evaluation
+    evaluations_since_best: int = 0
     log_lines: int = 0  # of log.jsonl when this state was saved
-    grad_scale: float | None = None  # of the fp16 scaler
+    losses: list[list[float]] = field(default_factory=list)  # since the last log line: of each step, each forward pass's share
+    bad_pictures: list[int] = field(default_factory=list)  # that could not be used so far, with on_bad_sample: skip
+    scaler: dict[str, Any] | None = None  # state_dict of fp16's loss scaler
+    num_processes: int = 1
 
 
-def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Replace `target` by what `fill` writes: at any moment the old folder or the new one is there, whole.
-
-    The move of a folder over another is two renames; `recover` mends a run that was killed between them.
-    """
-    fresh, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        fill(fresh)
-    except BaseException:
-        shutil.rmtree(fresh)
-        raise
-    for path in fresh.rglob("*"):
-        _flush(path)
-    _flush(fresh)
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    fresh.rename(target)
-    _flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def save_last(output_dir: Path, keep: int, fill: Callable[[Path], None]) -> None:
+    """Write `last`; the `keep - 1` checkpoints before it stay beside it."""
+    last = output_dir / LAST
+    before = output_dir / f"checkpoint-{_step_of(last)}" if last.exists() else None
+    write_checkpoint(last, fill, keep_old_as=before)
+    for folder in earlier_checkpoints(output_dir)[keep - 1 :]:
+        shutil.rmtree(folder)
 
 
-def _flush(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def earlier_checkpoints(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-STEP`, newest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    return json.loads((folder / "training_state.json").read_text(encoding="utf-8"))["step"]
 
 
 def recover(output_dir: Path) -> None:
-    """Undo what a killed `write_folder` left: an old folder comes back if no new one took its place."""
+    """Undo what a killed `write_checkpoint` left: the old folder comes back if no new one took its place."""
+    old, best = output_dir / f"{BEST}.old", output_dir / BEST
+    if old.exists() and not best.exists():
+        old.rename(best)
+    shutil.rmtree(old, ignore_errors=True)
+    earlier = earlier_checkpoints(output_dir)
+    if earlier and not (output_dir / LAST).exists():
+        earlier[0].rename(output_dir / LAST)
     for name in (LAST, BEST):
-        old, target = output_dir / f"{name}.old", output_dir / name
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(output_dir / f"{name}.new", ignore_errors=True)
+
+
+def choose_whole(output_dir: Path) -> None:
+    """Make `last` the newest checkpoint that is whole. Damaged ones are named in a warning and become `NAME.damaged`.
+
+    Raises:
+        CheckpointError: none is whole, or there is a file in one that loading might unpickle.
+    """
+    damaged = {}
+    for folder in (output_dir / LAST, *earlier_checkpoints(output_dir)):
+        refuse_pickles(folder)
+        what = damage(folder)
+        if what is None:
+            break
+        damaged[folder] = what
+    else:
+        said = "; ".join(f"{folder}: {what}" for folder, what in damaged.items())
+        raise CheckpointError(f"No checkpoint to resume from is whole: {said}. Start anew with --overwrite")
+    for broken, what in damaged.items():
+        aside = broken.with_name(f"{broken.name}.damaged")
+        print(f"warning: {broken} is damaged: {what}. {folder.name} is used instead; it stays as {aside.name}", file=sys.stderr)
+        shutil.rmtree(aside, ignore_errors=True)
+        broken.rename(aside)
+    if damaged:
+        folder.rename(output_dir / LAST)
 
 
 def save_model_folder(
@@ -119,7 +154,7 @@ def load_training_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Te
     try:
         state = TrainingState(**json.loads((folder / "training_state.json").read_text(encoding="utf-8")))
         return state, load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no training state to resume from: {error}") from error
 
 
@@ -136,6 +171,9 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 def restore_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     parameters = dict(model.named_parameters())
+    strays = sorted({name.rpartition(":")[0] for name in tensors} - parameters.keys())
+    if strays:
+        raise CheckpointError(f"The optimizer's state is of another network: it has {strays[0]}, which this one has not")
     for name, tensor in tensors.items():
         parameter, _, what = name.rpartition(":")
         parameter = parameters[parameter]
@@ -145,19 +183,22 @@ def restore_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Opt
 
 
 def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool) -> bool:
-    """Make `output_dir` ready for a run; True if there is a checkpoint to go on from.
+    """Make `output_dir` ready for a run; True if there is a checkpoint to go on from, which is then in `last`.
 
     Raises:
-        CheckpointError: the folder holds a run and neither `resume` nor `overwrite` is asked for; or the run to resume was
-            started with another recipe.
+        CheckpointError: the folder cannot be written to; it holds a run and neither `resume` nor `overwrite` is asked for; no
+            checkpoint is whole; or the run to resume was started with another recipe.
     """
     refuse_second_run(output_dir, resume, overwrite)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
     except OSError as error:
-        raise CheckpointError(f"Cannot make the output folder {output_dir}: {error.strerror}") from error
+        raise CheckpointError(f"Cannot write to the output folder {output_dir}: {error.strerror}") from error
     recover(output_dir)
     if resume and (output_dir / LAST).exists():
+        choose_whole(output_dir)
         _check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
         return True
     remove_run(output_dir)
@@ -170,7 +211,8 @@ def refuse_second_run(output_dir: Path, resume: bool, overwrite: bool) -> None:
         raise CheckpointError("--resume and --overwrite exclude each other")
     if output_dir.exists() and not output_dir.is_dir():
         raise CheckpointError(f"{output_dir} is a file; --output_dir must be a folder")
-    has_run = any((output_dir / f"{name}{ending}").exists() for name in (LAST, BEST) for ending in ("", ".old"))
+    places = (output_dir / LAST, output_dir / BEST, output_dir / f"{BEST}.old", *earlier_checkpoints(output_dir))
+    has_run = any(place.exists() for place in places)
     if has_run and not (resume or overwrite):
         raise CheckpointError(
             f"{output_dir} already holds a run: go on with it by --resume, start anew by --overwrite, or choose another folder"
@@ -178,8 +220,9 @@ def refuse_second_run(output_dir: Path, resume: bool, overwrite: bool) -> None:
 
 
 def remove_run(output_dir: Path) -> None:
-    for name in (LAST, BEST, TRACKER_FOLDER):
-        shutil.rmtree(output_dir / name, ignore_errors=True)
+    damaged = output_dir.glob("*.damaged")
+    for folder in (*(output_dir / name for name in (LAST, BEST, TRACKER_FOLDER)), *earlier_checkpoints(output_dir), *damaged):
+        shutil.rmtree(folder, ignore_errors=True)
     (output_dir / LOG_FILE).unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
-"""What a stage trains on: one data set, or several in the classes of the first."""
+"""What a stage trains on, and in which order: one data set, or several in the classes of the first."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +53,63 @@ class Mixture:
             drawn += [torch.cat(passes)[:count]] if passes else []
         order = torch.cat(drawn)
         return order[torch.randperm(len(order), generator=generator)]
+
+
+class EpochBatches:
+    """The order of an epoch, as a batch sampler: for each forward pass of one process, the indices of its pictures.
+
+    A step's pictures are the next `batch_size` of a permutation (of several data sets, of their mixture's order) that depends on
+    seed and epoch only; forward passes and processes share them out. The pictures left over at the end of an epoch are skipped
+    (another epoch has others), as in HRNet.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        passes: int,
+        num_processes: int,
+        process_index: int,
+        seed: int,
+        mixture: Mixture | None = None,
+    ):
+        self.num_samples, self.batch_size, self.seed, self.mixture = num_samples, batch_size, seed, mixture
+        self.passes, self.num_processes, self.process_index = passes, num_processes, process_index
+        self.epoch = 0
+        self.first_step = 0
+        if batch_size % (passes * num_processes):
+            raise RecipeError(
+                f"batch_size {batch_size} cannot be split evenly over {num_processes} processes with {passes} forward passes "
+                "a step (gradient_accumulation_steps): change one of them"
+            )
+        if num_samples < batch_size:
+            raise RecipeError(f"batch_size {batch_size} is more than the {num_samples} pictures of the training split")
+
+    def start_at(self, epoch: int, step: int) -> None:
+        """Iteration begins with step `step` (from 0) of `epoch`; the pictures before it are not loaded."""
+        self.epoch, self.first_step = epoch, step
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        return self.num_samples // self.batch_size
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.passes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        passes = self._passes()[self.first_step * self.passes :, self.process_index]
+        yield from passes.tolist()
+
+    def pictures(self, step: int, forward_pass: int) -> list[int]:
+        """What all processes see in one forward pass of step `step` (from 0) of the epoch."""
+        return self._passes()[step * self.passes + forward_pass].flatten().tolist()
+
+    def _passes(self) -> torch.Tensor:
+        """(forward passes of the epoch, processes, pictures)."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = self.mixture.order(generator) if self.mixture else torch.randperm(self.num_samples, generator=generator)
+        return order[: self.steps * self.batch_size].view(self.steps * self.passes, self.num_processes, -1)
 
 
 class TrainingSet(NamedTuple):
@@ -127,9 +184,10 @@ def laid_end_to_end(sets: list[TrainingSet]) -> Dataset | ConcatDataset:
 
 
 def image_id_of(sets: list[TrainingSet], index: int) -> str:
-    """The id of a picture by its place in the sets laid end to end."""
+    """The id of a picture by its place in the sets laid end to end; a place beyond the end is a picture again (`Mixture`)."""
+    index %= sum(len(entry.pictures) for entry in sets)
     for _, _, pictures, _ in sets:
         if index < len(pictures):
             return pictures.select_columns("image_id")[index]["image_id"]
         index -= len(pictures)
-    raise IndexError(index)
+    raise ValueError("there are no pictures")

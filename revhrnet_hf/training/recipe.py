@@ -105,15 +105,28 @@ class Recipe:
         "sgd", "HRNet's SGD with momentum, or AdamW, which learns faster in short runs and wants a learning_rate near 0.001"
     )
     learning_rate: float = _setting(0.01, "At the start; falls to 0 by the poly schedule, step by step")
+    warmup_steps: int = _setting(0, "Steps over which the learning rate rises to the schedule's, linearly")
     poly_power: float = _setting(0.9, "Exponent of the poly schedule")
     momentum: float = _setting(0.9, "Of SGD (no Nesterov)")
     weight_decay: float = _setting(5e-4, "On all trained parameters: in the gradient (SGD), or apart from it (AdamW)")
+    decay_norm_and_bias: bool = _setting(True, "Weight decay on norms and biases too, as HRNet has it")
+    max_grad_norm: float | None = _setting(None, "Gradients are scaled down to this norm where theirs is larger")
     ema_decay: float | None = _setting(
         None,
         "Score, and keep as best, an exponential moving average of the weights: the share that stays at each step, e.g. 0.99 "
         "(less at the start: at most (1 + steps) / (10 + steps)); not given, the weights themselves",
     )
     precision: Literal["no", "bf16", "fp16"] = _setting("no", "Mixed precision; no means float32")
+    backbone_dtype: Literal["float32", "bfloat16"] = _setting(
+        "float32",
+        "What a frozen backbone computes in: bfloat16 keeps a copy of its weights that autocast need not make each time; "
+        "checkpoints hold the float32 weights either way",
+    )
+    gradient_checkpointing: bool = _setting(False, "Compute activations again in the backward pass instead of keeping them")
+    torch_compile: bool = _setting(False, "Compile the network for training (torch.compile): minutes at the start, faster steps")
+    sync_batch_norm: bool = _setting(
+        True, "With several GPUs, statistics of trained BatchNorms over the pictures of all of them; CPUs cannot"
+    )
     seed: int = _setting(0, "Of weights, order and augmentation")
 
     # scores
@@ -124,10 +137,14 @@ class Recipe:
     )
     eval_every: int = _setting(1, "Epochs between two evaluations; the last epoch is always evaluated")
     eval_at_start: bool = _setting(False, "Evaluate once before training")
+    early_stopping_patience: int | None = _setting(None, "End after this many evaluations in a row without a better mIoU")
 
     # the run
     num_workers: int = _setting(2, "Processes that load pictures, for each training process")
+    save_every: int | None = _setting(None, "Steps between two checkpoints; there is one at the end of each epoch in any case")
+    keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept, last among them, besides the best")
     log_every: int = _setting(10, "Steps between two log entries")
+    log_pictures: int = _setting(3, "Pictures with truth and prediction that the trackers get at each evaluation")
     trackers: list[str] = _setting(["tensorboard"], "Where to log besides log.jsonl: any trackers that Accelerate knows")
 
     def __post_init__(self):
@@ -140,10 +157,14 @@ class Recipe:
         if not self.dataset:
             raise RecipeError("Recipe field dataset is missing: say which data set to train on, such as camvid")
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
-        optional = [name for name in ("num_blocks", "eval_size") if getattr(self, name) is not None]
-        for name in (*positive, "eval_every", "log_every", "batch_norm_momentum", *optional):
+        optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
+        given = [name for name in optional if getattr(self, name) is not None]
+        for name in (*positive, "eval_every", "log_every", "keep_checkpoints", "batch_norm_momentum", *given):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup_steps", "log_pictures", "num_workers"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"Recipe field {name} must not be negative, got {getattr(self, name)}")
         for name in ("crop_size", "scale_range"):
             pair = getattr(self, name)
             if len(pair) != 2 or min(pair) <= 0:

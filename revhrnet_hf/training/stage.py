@@ -1,23 +1,28 @@
 """One stage of training on Accelerate: data set → joint augmentation → model → loss → optimizer → checkpoint.
 
-Everything random follows from the recipe's seed, the epoch and the picture's index, so that a run that was interrupted goes on as
-if nothing had happened, and the number of processes and workers does not change what is learnt from.
+Everything random follows from the recipe's seed, the epoch, the step and the picture's index, so that a run that was interrupted
+goes on as if nothing had happened, and the number of processes and workers does not change what is learnt from.
 """
 
-import json
 import math
+import os
 import resource
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, send_to_device, set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list, send_to_device, set_seed
 from PIL import Image
+from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -25,15 +30,14 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data import TrainingSamples, TrainingTransform, label_space_of
-from ..errors import RecipeError, TrainingError
+from ..errors import RecipeError, RunStopped, TrainingError
 from ..evaluation import evaluate_dataset, format_scores, predict_label_maps
+from ..models.segmentation_loss import labelled_weight
 from ..report.figures import triptych
 from ..versions import hardware
 from .checkpoint import (
     BEST,
     LAST,
-    LOG_FILE,
-    TRACKER_FOLDER,
     TrainingState,
     claim_output_dir,
     load_averages,
@@ -41,74 +45,50 @@ from .checkpoint import (
     optimizer_tensors,
     restore_optimizer_tensors,
     save_averages,
+    save_last,
     save_model_folder,
     save_training_state,
-    write_folder,
 )
-from .data import DataDirs, Mixture, folders_by_name, image_id_of, laid_end_to_end, load_sets, training_sets
+from .data import DataDirs, EpochBatches, Mixture, folders_by_name, image_id_of, laid_end_to_end, load_sets, training_sets
 from .handover import hand_over
+from .integrity import write_checkpoint
+from .interruption import StopSignals, keep_loading_while_stopping
+from .log import RunLog, check_trackers
 from .network import build_model
+from .optimization import build_optimizer, learning_rate, run_backbone_in, synchronise_batch_norms
 from .recipe import Recipe
 
-EXAMPLE_WIDTH = 480  # pixels, of each of the card's three pictures
+PICTURE_SIDE = 480  # pixels, of what the trackers and the card get
 SUMMARY = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
+# Seconds without any answer, of a loader's worker or of another process, after which a run ends with an error.
+TIMEOUT = 1800
 
-class EpochBatches:
-    """The order of an epoch, as a batch sampler: for each forward pass of one process, the indices of its pictures.
 
-    A step's pictures are the next `batch_size` of a permutation (of several data sets, of their mixture's order) that depends on
-    seed and epoch only; forward passes and processes share them out. The pictures left over at the end of an epoch are skipped
-    (another epoch has others), as in HRNet.
+def start_processes(recipe: Recipe, timeout: float = TIMEOUT) -> Accelerator:
+    """Accelerate for this process and those beside it; what was settled by the first call in a process stays.
+
+    Raises:
+        RecipeError: the device has no such precision.
     """
-
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        passes: int,
-        num_processes: int,
-        process_index: int,
-        seed: int,
-        mixture: Mixture | None = None,
-    ):
-        self.num_samples, self.batch_size, self.seed, self.mixture = num_samples, batch_size, seed, mixture
-        self.passes, self.num_processes, self.process_index = passes, num_processes, process_index
-        self.epoch = 0
-        if batch_size % (passes * num_processes):
-            raise RecipeError(
-                f"batch_size {batch_size} cannot be split evenly over {num_processes} processes with {passes} forward passes "
-                "a step (gradient_accumulation_steps): change one of them"
-            )
-        if num_samples < batch_size:
-            raise RecipeError(f"batch_size {batch_size} is more than the {num_samples} pictures of the training split")
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in an epoch."""
-        return self.num_samples // self.batch_size
-
-    def __len__(self) -> int:
-        return self.steps * self.passes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = self.mixture.order(generator) if self.mixture else torch.randperm(self.num_samples, generator=generator)
-        shares = order[: self.steps * self.batch_size].view(len(self), self.num_processes, -1)[:, self.process_index]
-        yield from shares.tolist()
-
-
-def poly_learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """HRNet's schedule: the rate of step `step` (from 0) falls to 0 at `total_steps`."""
-    return recipe.learning_rate * (1 - step / total_steps) ** recipe.poly_power
-
-
-def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer, of what is trained: a frozen backbone is no part of it."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(trained, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    # On CPUs torchrun's processes find each other only if Accelerate is told that CPUs are meant.
+    cpu = not torch.accelerator.is_available()
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=recipe.precision,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+        )
+    except ValueError as error:
+        raise RecipeError(f"Recipe field precision: {recipe.precision} cannot be had here: {error}") from error
+    if accelerator.num_processes == 1 and cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        print(
+            "warning: this is one process only. On CPUs `accelerate launch --num_processes N` starts no others; "
+            "`accelerate launch --multi_gpu --num_processes N` and `torchrun --nproc_per_node N` do",
+            file=sys.stderr,
+        )
+    return accelerator
 
 
 class Stage:
@@ -117,8 +97,10 @@ class Stage:
     Args:
         recipe: what to train.
         data_dir: folder of the recipe's data set; with `more_datasets`, folders by name.
-        output_dir: gets `last/` and `best/` (checkpoints), `log.jsonl` (`epoch` counts the finished ones), trackers' files.
+        output_dir: gets `last/`, `checkpoint-STEP/` and `best/` (checkpoints), `log.jsonl` (`epoch` counts the finished ones),
+            trackers' files.
         resume, overwrite: what to do with a run that is already in `output_dir`; without either it is an error.
+        timeout: seconds without any answer, of a loader's worker or another process, after which the run ends with an error.
 
     Raises:
         DataError, RecipeError, CheckpointError, OSError: before anything is written, where it can be known by then.
@@ -131,44 +113,41 @@ class Stage:
         output_dir: str | Path,
         resume: bool = False,
         overwrite: bool = False,
+        timeout: float = TIMEOUT,
     ):
         transformers_logging.disable_progress_bar()  # of saving and loading weights, between two lines of ours
-        self.recipe, self.output_dir = recipe, Path(output_dir)
-        self.accelerator = Accelerator(
-            mixed_precision=recipe.precision,
-            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-            log_with=recipe.trackers or None,
-            project_config=ProjectConfiguration(str(output_dir), logging_dir=str(self.output_dir / TRACKER_FOLDER)),
-        )
+        self.recipe, self.output_dir, self.timeout = recipe, Path(output_dir), timeout
+        check_trackers(recipe.trackers)
+        self.accelerator = start_processes(recipe, timeout)
         self.train_sets, self.eval_set = load_sets(recipe, folders_by_name(recipe, data_dir))
         if len(self.train_sets) > 1:
             self.accelerator.print("\n".join(map(str, self.train_sets)))
         self.label_space = label_space_of(self.eval_set)
         set_seed(recipe.seed)
         model, self.image_processor = build_model(recipe, self.label_space)
-        model.to(memory_format=torch.channels_last)  # faster convolutions, on the CPU and with mixed precision on GPUs
         self.samples, self.batches, self.loader = self._training_data()
-        self.num_skipped = 0
         self.total_steps = recipe.epochs * self.batches.steps
 
         is_main = self.accelerator.is_main_process
-        handed_over = None
+        self.handed_over = None
         if recipe.init_from is not None and not (resume and (self.output_dir / LAST).exists()):
-            handed_over = hand_over(model, self.label_space, recipe.init_from, recipe.hand_over_classifier)
+            self.handed_over = hand_over(model, self.label_space, recipe.init_from, recipe.hand_over_classifier)
         (going_on,) = broadcast_object_list([claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else None])
-        optimizer = build_optimizer(model, recipe)
-        self.averaged = None
-        if recipe.ema_decay is not None:
-            # Its copy of the network is made before Accelerate wraps the network.
-            self.averaged = AveragedModel(model, self.accelerator.device, multi_avg_fn=self._average, use_buffers=True)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, self.optimizer, self.averaged = self._prepare(model)
+        self.losses: list[torch.Tensor] = []  # since the last log line: of each step, each forward pass's share (passes,)
+        self.grad_norm: torch.Tensor | None = None
+        self.clock = time.perf_counter()  # up to which `state.seconds` counts
+        self.waited = 0.0  # seconds for data, since the last log line
+        self.signals = StopSignals(self.accelerator.num_processes)
+        self.stop_flag: torch.Tensor | None = None  # of the last step, and the step before
+        self.stop_before: torch.Tensor | None = None
         self.state = self._restore() if going_on else TrainingState()
-        self.history = [] if handed_over is None else handed_over.history
+        self.history = [] if self.handed_over is None else self.handed_over.history
         if going_on:
             self.history = AutoConfig.from_pretrained(self.output_dir / LAST).training_history[:-1]
-        elif handed_over is not None:
-            self.accelerator.print(handed_over)
-            self._log({}, init_from=handed_over.checkpoint, classifier_rows=handed_over.rows)
+        elif self.handed_over is not None:
+            self.accelerator.print(self.handed_over)
+        self.log = RunLog(self.output_dir, recipe.trackers, is_main)
 
     def _training_data(self) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
         recipe = self.recipe
@@ -198,103 +177,246 @@ class Stage:
             num_workers=recipe.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
             persistent_workers=recipe.num_workers > 0,
+            worker_init_fn=keep_loading_while_stopping,
+            timeout=self.timeout if recipe.num_workers else 0,
         )
         return samples, batches, loader
 
+    def _prepare(self, model) -> tuple[torch.nn.Module, torch.optim.Optimizer, AveragedModel | None]:
+        """The network on its device, ready for training by several processes; its optimizer; the average of its weights."""
+        recipe, accelerator = self.recipe, self.accelerator
+        model.to(memory_format=torch.channels_last)  # faster convolutions, on the CPU and with mixed precision on GPUs
+        if recipe.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            synchronise_batch_norms(model)
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        optimizer = build_optimizer(model, recipe)
+        averaged = None
+        if recipe.ema_decay is not None:
+            # Its copy of the network is made before Accelerate wraps the network.
+            averaged = AveragedModel(model, accelerator.device, multi_avg_fn=self._average, use_buffers=True)
+        if recipe.backbone_dtype != "float32":
+            model.to(accelerator.device)
+            for network in (model,) if averaged is None else (model, averaged.module):
+                run_backbone_in(network, getattr(torch, recipe.backbone_dtype))
+        if recipe.torch_compile:
+            model.compile()  # in place: names of weights stay
+        return *accelerator.prepare(model, optimizer), averaged
+
+    @property
+    def finished(self) -> bool:
+        patience = self.recipe.early_stopping_patience
+        return self.state.epoch >= self.recipe.epochs or (
+            patience is not None and self.state.evaluations_since_best >= patience
+        )
+
     def run(self) -> dict[str, Any] | None:
-        """Train to the recipe's last epoch; the scores of the last evaluation (none if the run was already finished)."""
-        accelerator, recipe = self.accelerator, self.recipe
-        if self.state.epoch >= recipe.epochs:
-            accelerator.print(f"{self.output_dir} is finished: all {recipe.epochs} epochs are done")
+        """Train to the recipe's last epoch; the scores of the last evaluation (none if the run was already finished).
+
+        Raises:
+            RunStopped: SIGINT or SIGTERM came; all is saved, and the message says how to go on.
+            TrainingError: the loss is no longer a number; a loader's worker died, or another process is gone.
+        """
+        if self.finished:
+            self.accelerator.print(f"{self.output_dir} is finished: {self.state.epoch} of {self.recipe.epochs} epochs are done")
             return None
+        with self.signals:
+            try:
+                return self._run()
+            except RuntimeError as error:
+                raise self._explained(error) from error
+            finally:
+                self.log.close()
+
+    def _run(self) -> dict[str, Any] | None:
+        accelerator, recipe = self.accelerator, self.recipe
+        self.clock = time.perf_counter()
         self._start_logs()
-        if recipe.eval_at_start and self.state.epoch == 0:
-            self.evaluate()
-        progress = tqdm(
+        if recipe.eval_at_start and self.state.step == 0:
+            self.evaluate(epoch=0)
+        with tqdm(
             total=self.total_steps,
             initial=self.state.step,
             desc="training",
             unit="step",
             disable=not accelerator.is_local_main_process,
-        )
-        for epoch in range(self.state.epoch, recipe.epochs):
-            self.train_epoch(epoch, progress)
-            self.state.epoch = epoch + 1
-            evaluated = (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs
-            scores = self.evaluate() if evaluated else None
-            self.save(scores)
-        progress.close()
-        accelerator.end_training()
+        ) as progress:
+            while not self.finished:
+                epoch = self.state.epoch
+                self.train_epoch(epoch, progress)
+                if self._anyone_stops():
+                    self.save_and_stop()
+                scores = None
+                if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
+                    scores = self._evaluate_or_stop(epoch + 1)
+                self.state.epoch = epoch + 1
+                self.save(scores)
+                if self._anyone_stops():
+                    raise self._stopped()
         accelerator.print(format_scores(scores, self.label_space.names))
+        accelerator.print(f"{self.state.epoch} epochs; best mIoU {self.state.best_mean_iou or 0:.4f} in {self.output_dir / BEST}")
         return scores
 
+    def _explained(self, error: RuntimeError) -> Exception:
+        said = str(error)
+        if "DataLoader worker" in said or "DataLoader timed out" in said:
+            return TrainingError(
+                f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {said.splitlines()[0]}. "
+                f"Usual causes: too little memory (num_workers is {self.recipe.num_workers}), a slow disk. Go on with --resume"
+            )
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in said
+        if self.accelerator.num_processes > 1 and lost:
+            return TrainingError(
+                f"Process {self.accelerator.process_index} got no answer from another one, which has ended or hangs (waits end "
+                f"after {self.timeout:.0f} s): {said.splitlines()[0]}. Go on with --resume"
+            )
+        return error
+
     def train_epoch(self, epoch: int, progress: tqdm) -> None:
-        accelerator, recipe = self.accelerator, self.recipe
+        """The steps of an epoch that are not done yet."""
+        recipe, steps = self.recipe, self.batches.steps
+        first = self.state.step - epoch * steps
+        if first == steps:
+            return  # it was interrupted between its last step and the end of its evaluation
         self.model.train()
         self.samples.set_epoch(epoch)
-        self.batches.epoch = epoch
-        losses, started, first_step = [], time.perf_counter(), self.state.step
-        for batch in self.loader:
-            batch = send_to_device(batch, accelerator.device, non_blocking=True)
-            batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
-            with accelerator.accumulate(self.model):
-                losses.append(self._forward_backward(batch))
-            if not accelerator.sync_gradients:
-                continue
-            self.state.step += 1
+        self.batches.start_at(epoch, first)
+        started = logged = time.perf_counter()
+        done_when_logged, self.waited = first, 0.0
+        for done, passes in enumerate(self.data_steps(), first + 1):
+            self.train_step(passes)
             progress.update()
-            if self.averaged is not None:
-                self.averaged.update_parameters(accelerator.unwrap_model(self.model))
-            done = self.state.step - first_step
-            if done % recipe.log_every == 0 or done == self.batches.steps:
-                seconds = time.perf_counter() - started
-                self._log_training(losses, recipe.batch_size * done / seconds, progress)
-                losses = []
-        seconds = time.perf_counter() - started
-        self.state.seconds += seconds
-        self._log({"epoch_seconds": seconds, "peak_memory_gib": self._peak_memory_gib()}, **self._skipped())
+            if done % recipe.log_every == 0 or done == steps:
+                now = time.perf_counter()
+                self._log_training(epoch, recipe.batch_size * (done - done_when_logged) / (now - logged), progress)
+                logged, done_when_logged, self.waited = now, done, 0.0
+            if done < steps:  # else there is an evaluation first, or a checkpoint anyway
+                if self._must_stop():
+                    self.save_and_stop()
+                if recipe.save_every is not None and self.state.step % recipe.save_every == 0:
+                    self.save()
+        numbers = {"epoch_seconds": time.perf_counter() - started, "peak_memory_gib": self.peak_memory_gib()}
+        self._note_bad_pictures()
+        skipped = [image_id_of(self.train_sets, index) for index in self.state.bad_pictures]
+        self._write(epoch, numbers, **({"skipped_pictures": skipped} if recipe.on_bad_sample == "skip" else {}))
+
+    def data_steps(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """For each step, the batches of its forward passes, on the device."""
+        batches = iter(self.loader)
+        while True:
+            started = time.perf_counter()
+            passes = list(islice(batches, self.batches.passes))
+            self.waited += time.perf_counter() - started
+            if not passes:
+                return
+            passes = [send_to_device(batch, self.accelerator.device, non_blocking=True) for batch in passes]
+            for batch in passes:
+                batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+            yield passes
+
+    def train_step(self, passes: list[dict[str, torch.Tensor]]) -> None:
+        """One step of the optimizer and of the moving average."""
+        accelerator, recipe = self.accelerator, self.recipe
+        # Whatever a network draws (dropout) depends on the step and the process only, also in a run that was resumed.
+        torch.manual_seed((recipe.seed * 1_000_003 + self.state.step) * accelerator.num_processes + accelerator.process_index)
+        rate = learning_rate(recipe, self.state.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = []
+        for batch, share in zip(passes, self._shares(passes), strict=True):
+            with accelerator.accumulate(self.model):
+                loss = self.model(**batch).loss * share
+                # Accelerate divides by the passes, DistributedDataParallel by the processes.
+                accelerator.backward(loss)
+                if recipe.max_grad_norm is not None and accelerator.sync_gradients:
+                    self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach() / (len(passes) * accelerator.num_processes))
+        self.state.step += 1
+        if self.averaged is not None:
+            self.averaged.update_parameters(accelerator.unwrap_model(self.model))
+        self._share_losses(torch.stack(losses))
+
+    def _shares(self, passes: list[dict[str, torch.Tensor]]) -> list[torch.Tensor | float]:
+        """What the mean loss of each forward pass is multiplied by, so that their mean is that over all pixels of the step.
+
+        Else pixels would count more in a pass (of a process) that has fewer of them. With OHEM each pass mines its own hard
+        pixels, as in HRNet, and all passes count the same.
+        """
+        accelerator, config = self.accelerator, self.accelerator.unwrap_model(self.model).config
+        count = len(passes) * accelerator.num_processes
+        if count == 1 or config.semantic_loss_ohem_threshold is not None:
+            return [1.0] * len(passes)
+        settings = (config.semantic_loss_ignore_index, config.semantic_loss_class_weights)
+        weights = torch.stack([labelled_weight(batch["labels"], *settings).float() for batch in passes])
+        total = accelerator.reduce(weights.sum(), "sum")
+        return list(weights * count / total.clamp(min=torch.finfo(torch.float32).tiny))
+
+    def _share_losses(self, losses: torch.Tensor) -> None:
+        """Sum the step's losses over the processes, and in the same message tell each other of signals."""
+        if self.accelerator.num_processes > 1:
+            message = torch.cat([losses, losses.new_tensor([float(self.signals.received is not None)])])
+            message = self.accelerator.reduce(message, "sum")
+            # Read one step later, so that nobody waits for the device.
+            losses, self.stop_flag, self.stop_before = message[:-1], message[-1], self.stop_flag
+        self.losses.append(losses)
+
+    def _must_stop(self) -> bool:
+        """Whether a signal has come; of several processes, to any of them, one step ago, so that all say the same."""
+        if self.accelerator.num_processes == 1:
+            return self.signals.received is not None
+        return self.stop_before is not None and self.stop_before.item() > 0
+
+    def _anyone_stops(self) -> bool:
+        """Whether a signal has come to any process by now; waits for the others."""
+        came = torch.tensor(float(self.signals.received is not None), device=self.accelerator.device)
+        return self.accelerator.reduce(came, "sum").item() > 0
 
     def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
         """One step of the moving average, over fewer steps at the start, so that it soon forgets the initial weights."""
         step = self.state.step
         get_ema_multi_avg_fn(min(self.recipe.ema_decay, (1 + step) / (10 + step)))(averaged, current, count)
 
-    def _forward_backward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        rate = poly_learning_rate(self.recipe, self.state.step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.model(**batch).loss
-        self.accelerator.backward(loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.detach()
-
-    def _log_training(self, losses: list[torch.Tensor], pictures_per_second: float, progress: tqdm) -> None:
-        """Log the mean of the last losses; this is where the host waits for the device, and where a loss that broke is seen."""
-        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+    def _log_training(self, epoch: int, pictures_per_second: float, progress: tqdm) -> None:
+        """Log the mean loss since the last line; this is where the host waits for the device."""
+        self._check_losses(epoch)
+        loss = torch.stack(self.losses).sum(1).mean().item()
+        self.losses = []
         rate = self.optimizer.param_groups[0]["lr"]
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"The loss is {loss} within the {len(losses)} forward passes up to step {self.state.step} "
-                f"(epoch {self.state.epoch + 1}, learning rate {rate:.3g}); nothing of this epoch is saved. "
-                f"Lower learning_rate, or use another precision than {self.recipe.precision}"
-            )
         progress.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", pictures_per_s=f"{pictures_per_second:.1f}")
-        self._log({"loss": loss, "learning_rate": rate, "pictures_per_second": pictures_per_second})
+        numbers = {"loss": loss, "learning_rate": rate}
+        if self.grad_norm is not None:
+            numbers["grad_norm"] = self.grad_norm.item()
+        self._write(epoch, {**numbers, "pictures_per_second": pictures_per_second, "data_seconds": self.waited})
 
-    def _skipped(self) -> dict[str, list[str]]:
-        """With `on_bad_sample: skip`, the ids of the pictures that were bad so far, for the log; new ones are said."""
+    def _check_losses(self, epoch: int) -> list[list[float]]:
+        """The losses since the last log line, each forward pass's share; a TrainingError if one is not finite."""
+        losses = torch.stack(self.losses).tolist() if self.losses else []
+        for i, step_losses in enumerate(losses, self.state.step - len(losses)):
+            for forward_pass, loss in enumerate(step_losses):
+                if not math.isfinite(loss):
+                    pictures = self.batches.pictures(i - epoch * self.batches.steps, forward_pass)
+                    ids = ", ".join(image_id_of(self.train_sets, index) for index in pictures)
+                    raise TrainingError(
+                        f"The loss is {loss} in step {i + 1} of {self.total_steps} (epoch {epoch + 1}, learning rate "
+                        f"{learning_rate(self.recipe, i, self.total_steps):.3g}), on the pictures {ids}. What was saved "
+                        f"before is whole. Lower learning_rate, or use another precision than {self.recipe.precision}"
+                    )
+        return losses
+
+    def _note_bad_pictures(self) -> None:
+        """With `on_bad_sample: skip`, gather from all processes which pictures were bad so far; new ones are said."""
         if self.recipe.on_bad_sample == "stop":
-            return {}
+            return
         bad = self.accelerator.reduce(self.samples.bad.to(self.accelerator.device), "sum").nonzero().flatten().tolist()
-        ids = [image_id_of(self.train_sets, index) for index in bad]
-        if len(ids) > self.num_skipped:
+        if len(bad) > len(self.state.bad_pictures):
+            ids = [image_id_of(self.train_sets, index) for index in bad]
             self.accelerator.print(f"{len(ids)} of {len(self.samples)} training pictures cannot be used and are skipped:")
             self.accelerator.print("\n".join(f"  {image_id}" for image_id in ids))
-        self.num_skipped = len(ids)
-        return {"skipped_pictures": ids}
+        self.state.bad_pictures = bad
 
-    def _peak_memory_gib(self) -> float:
+    def peak_memory_gib(self) -> float:
         """Of this process: allocated on the GPU, else resident (without the loader's workers)."""
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
@@ -305,9 +427,15 @@ class Stage:
         """The network that is scored and kept as best: with `ema_decay` the average, else the one that is trained."""
         return self.accelerator.unwrap_model(self.model) if self.averaged is None else self.averaged.module
 
-    def evaluate(self) -> dict[str, Any]:
-        """Scores of the evaluation split at its native size, each picture counted once whatever the number of processes."""
+    def evaluate(self, epoch: int) -> dict[str, Any]:
+        """Scores of the evaluation split at its native size, each picture counted once whatever the number of processes.
+
+        Raises:
+            RunStopped: a signal came.
+        """
         accelerator, started = self.accelerator, time.perf_counter()
+        self._share_buffers()
+        confusion = None
         with (
             tqdm(
                 total=len(self.eval_set),
@@ -317,67 +445,143 @@ class Stage:
                 disable=not accelerator.is_local_main_process,
             ) as progress,
             accelerator.autocast(),
+            # Pictures of many sizes: each would be compiled for.
+            torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext(),
         ):
-            confusion = evaluate_dataset(
-                self.scored_model,
-                self.image_processor,
-                self.eval_set,
-                self.label_space.num_classes,
-                ignore_index=self.label_space.ignore_index,
-                process_index=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-                num_workers=self.recipe.num_workers,
-                progress=lambda done: progress.update(done * accelerator.num_processes),
-            )
-        confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
+
+
+            def tick(done: int):
+                progress.update(done * accelerator.num_processes)
+                if self.signals.received is not None:
+                    raise self.signals.stopped("")
+
+            with suppress(RunStopped):  # until the others know
+                confusion = evaluate_dataset(
+                    self.scored_model,
+                    self.image_processor,
+                    self.eval_set,
+                    self.label_space.num_classes,
+                    ignore_index=self.label_space.ignore_index,
+                    process_index=accelerator.process_index,
+                    num_processes=accelerator.num_processes,
+                    num_workers=self.recipe.num_workers,
+                    progress=tick,
+                )
+            if self._anyone_stops():
+                raise self.signals.stopped("stopped in an evaluation before the first step: start again")
+            confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
+            if self.recipe.log_pictures:
+                self.log.pictures(self.state.step, lambda: self._draw_predictions(self.recipe.log_pictures))
         scores = confusion.scores(self.label_space.names)
         summary = {name: scores[name] for name in SUMMARY}
         accelerator.print(
-            f"epoch {self.state.epoch}: mIoU {summary['mean_iou']:.4f}, pixel accuracy {summary['overall_accuracy']:.4f}, "
+            f"epoch {epoch}: mIoU {summary['mean_iou']:.4f}, pixel accuracy {summary['overall_accuracy']:.4f}, "
             f"mean accuracy {summary['mean_accuracy']:.4f}"
         )
         per_class = dict(zip(self.label_space.names, scores["per_category_iou"], strict=True))
-        seconds = time.perf_counter() - started
-        self.state.seconds += seconds
-        self._log({**summary, "evaluation_seconds": seconds}, iou=per_class)
+        self._write(epoch, {**summary, "evaluation_seconds": time.perf_counter() - started}, iou=per_class)
         return scores
 
-    def save(self, scores: dict[str, Any] | None) -> None:
-        """Write `last`, and `best` where the scores are the best so far."""
+    def _evaluate_or_stop(self, epoch: int) -> dict[str, Any]:
+        """As `evaluate`; a run that a signal stops meanwhile is saved as it was before and begins with the evaluation again."""
+        try:
+            return self.evaluate(epoch)
+        except (RunStopped, RuntimeError) as error:
+            # A signal may have reached a loader's worker or another process first, which is then missed here.
+            if isinstance(error, RuntimeError) and self.signals.received is None:
+                raise
+            if self.accelerator.is_main_process:  # alone: the others may be gone
+                self._save_last(None, [])
+            raise self._stopped() from error
+
+    def _share_buffers(self) -> None:
+        """Give all processes the first one's BatchNorm statistics, which are saved: each has counted its own pictures."""
+        if self.accelerator.num_processes > 1:
+            for network in filter(None, (self.accelerator.unwrap_model(self.model), self.averaged)):
+                for buffer in network.buffers():
+                    broadcast(buffer)
+
+    def _draw_predictions(self, count: int) -> Image.Image:
+        """Picture, truth and prediction of `count` pictures spread over the evaluation split, small."""
+        count = min(count, len(self.eval_set))
+        rows = []
+        for place in range(count):
+            row = self.eval_set[place * len(self.eval_set) // count]
+            image, truth = row["image"], row["label_map"]
+            scale = min(1, PICTURE_SIDE / max(image.size))
+            width, height = (max(1, round(side * scale)) for side in image.size)
+            with self.accelerator.autocast():
+                (prediction,) = predict_label_maps(self.scored_model, self.image_processor, [image], [(height, width)])
+            small_truth = np.asarray(truth.resize((width, height), Image.Resampling.NEAREST))
+            rows.append((image.resize((width, height)), small_truth, prediction))
+        return triptych(rows, self.label_space.names, self.label_space.colours, self.label_space.ignore_index)
+
+    def save(self, scores: dict[str, Any] | None = None) -> None:
+        """Write `last`, and `best` where the scores are the best so far.
+
+        Raises:
+            CheckpointError: it cannot be written.
+            TrainingError: a loss since the last log line is not finite.
+        """
+        self._note_bad_pictures()
+        losses = self._check_losses(self.state.epoch)
         self.accelerator.wait_for_everyone()
-        better = scores is not None and scores["mean_iou"] > (self.state.best_mean_iou or 0)
-        if better:
-            self.state.best_mean_iou = scores["mean_iou"]
+        better = scores is not None and self._note_scores(scores)
         if self.accelerator.is_main_process:
-            self.state.grad_scale = None if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
-            model = self.accelerator.unwrap_model(self.model)
-            example = None if scores is None else self._example()
-            result = None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
-            for config in (model.config, self.scored_model.config):
-                config.training_history = [*self.history, self._history_entry(scores)]
-
-            def fill_best(folder: Path):
-                save_model_folder(folder, self.scored_model, self.image_processor, self.recipe, result, example)
-
-            def fill_last(folder: Path):
-                save_model_folder(folder, model, self.image_processor, self.recipe, result, example)
-                save_training_state(folder, self.state, optimizer_tensors(model, self.optimizer.optimizer))
-                if self.averaged is not None:
-                    save_averages(folder, self.averaged)
-
             if better:
-                write_folder(self.output_dir / BEST, fill_best)
-            write_folder(self.output_dir / LAST, fill_last)
+                model = self._described(self.scored_model, scores)
+                write_checkpoint(self.output_dir / BEST, lambda folder: self._save_model(folder, model, scores))
+            self._save_last(scores, losses)
         self.accelerator.wait_for_everyone()
 
-    def _example(self) -> Image.Image:
-        """The first picture that is scored, its truth, and what the network sees in it: for the card."""
-        row, space = self.eval_set[0], self.label_space
-        truth = np.array(row["label_map"])
-        with self.accelerator.autocast():
-            [prediction] = predict_label_maps(self.scored_model, self.image_processor, [row["image"]], [truth.shape])
-        width = min(EXAMPLE_WIDTH, row["image"].width)
-        return triptych([(row["image"], truth, prediction)], space.names, space.colours, space.ignore_index, width)
+    def save_and_stop(self) -> None:
+        self.save()
+        raise self._stopped()
+
+    def _stopped(self) -> RunStopped:
+        return self.signals.stopped(
+            f"stopped after step {self.state.step} of {self.total_steps}; saved in {self.output_dir / LAST}. Go on with the same "
+            "command and --resume"
+        )
+
+    def _note_scores(self, scores: dict[str, Any]) -> bool:
+        """Whether they are the best so far."""
+        mean_iou, state = scores["mean_iou"], self.state
+        better = state.best_mean_iou is None or mean_iou > state.best_mean_iou
+        if better:
+            state.best_mean_iou = None if math.isnan(mean_iou) else mean_iou
+        state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
+        return better
+
+    def _save_last(self, scores: dict[str, Any] | None, losses: list[list[float]]) -> None:
+        """Write `last`, without a word to other processes."""
+        accelerator, state = self.accelerator, self.state
+        state.losses, state.log_lines, state.num_processes = losses, self.log.lines, accelerator.num_processes
+        state.scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        self.log.flush()
+        model = self._described(accelerator.unwrap_model(self.model), scores)
+
+        def fill(folder: Path):
+            self._save_model(folder, model, scores)
+            save_training_state(folder, state, optimizer_tensors(model, self.optimizer.optimizer))
+            if self.averaged is not None:
+                save_averages(folder, self.averaged)
+
+        save_last(self.output_dir, self.recipe.keep_checkpoints, fill)
+
+    def _save_model(self, folder: Path, model, scores: dict[str, Any] | None) -> None:
+        result = example = None
+        if scores is not None:
+            result = {"epoch": self.state.epoch, "step": self.state.step, **scores}
+            example = self._draw_predictions(1)
+        save_model_folder(folder, model, self.image_processor, self.recipe, result, example)
+
+    def _described(self, model, scores: dict[str, Any] | None):
+        """The model, with what it was trained on in its config."""
+        now = time.perf_counter()
+        self.state.seconds, self.clock = self.state.seconds + now - self.clock, now
+        model.config.training_history = [*self.history, self._history_entry(scores)]
+        return model
 
     def _history_entry(self, scores: dict[str, Any] | None) -> dict[str, Any]:
         """What this stage was: data, recipe, and the scores of the checkpoint that it is written into."""
@@ -397,33 +601,39 @@ class Stage:
         return entry
 
     def _restore(self) -> TrainingState:
-        folder, model = self.output_dir / LAST, self.accelerator.unwrap_model(self.model)
+        folder, accelerator = self.output_dir / LAST, self.accelerator
+        model = accelerator.unwrap_model(self.model)
         state, tensors = load_training_state(folder)
-        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+        model.load_state_dict(load_file(folder / "model.safetensors"))
         restore_optimizer_tensors(model, self.optimizer.optimizer, tensors)
         if self.averaged is not None:
             load_averages(folder, self.averaged)
-        if self.accelerator.scaler is not None and state.grad_scale is not None:
-            self.accelerator.scaler.load_state_dict({**self.accelerator.scaler.state_dict(), "scale": state.grad_scale})
-        self.accelerator.print(f"going on after epoch {state.epoch} of {self.recipe.epochs} in {folder}")
+        if accelerator.scaler is not None and state.scaler is not None:
+            accelerator.scaler.load_state_dict(state.scaler)
+        self.losses = list(torch.tensor(state.losses, device=accelerator.device))
+        self.samples.bad[state.bad_pictures] = 1
+        accelerator.print(
+            f"going on after step {state.step} of {self.total_steps} ({state.epoch} of {self.recipe.epochs} epochs) in {folder}"
+        )
+        if state.num_processes != accelerator.num_processes:
+            accelerator.print(
+                f"note: saved by {state.num_processes} process(es), going on with {accelerator.num_processes}: the pictures of "
+                "each step are the same, but not the last bits of the sums over them, nor the BatchNorm statistics of each pass"
+            )
         return state
 
     def _start_logs(self) -> None:
         flat = {
             name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(self.recipe).items()
         }
-        self.accelerator.init_trackers("revhrnet", config=flat)
-        if self.accelerator.is_main_process:
-            log = self.output_dir / LOG_FILE
-            # What an interrupted run logged after its last checkpoint is logged again.
-            kept = log.read_text(encoding="utf-8").splitlines(keepends=True)[: self.state.log_lines] if log.exists() else []
-            log.write_text("".join(kept), encoding="utf-8")
+        state = self.state
+        if state.step == 0:
+            self.log.start(flat)
+            if self.handed_over is not None:
+                self._write(0, {}, init_from=self.handed_over.checkpoint, classifier_rows=self.handed_over.rows)
+            return
+        awaits_evaluation = state.step == (state.epoch + 1) * self.batches.steps
+        self.log.start(flat, state.log_lines, again_from=state.step if awaits_evaluation else state.step + 1)
 
-    def _log(self, values: dict[str, float], **details: Any) -> None:
-        """One line of log.jsonl, and the numbers to the trackers."""
-        self.accelerator.log(values, step=self.state.step)
-        self.state.log_lines += 1
-        if self.accelerator.is_main_process:
-            entry = {"epoch": self.state.epoch, "step": self.state.step, "time": time.time(), **values, **details}
-            with (self.output_dir / LOG_FILE).open("a", encoding="utf-8") as log:
-                log.write(json.dumps({name: None if value != value else value for name, value in entry.items()}) + "\n")
+    def _write(self, epoch: int, values: dict[str, float], **details: Any) -> None:
+        self.log.write(epoch, self.state.step, values, **details)

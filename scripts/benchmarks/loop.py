@@ -32,7 +32,7 @@ def main(arguments) -> dict:
 def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int) -> dict:
     with tempfile.TemporaryDirectory() as output_dir:
         stage = Stage(recipe, data_dir, output_dir)
-        stage.accelerator.init_trackers("benchmark")
+        stage.log.start({})
         batch = next(iter(stage.loader))
         batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         batch = {name: tensor.to(stage.accelerator.device) for name, tensor in batch.items()}
@@ -45,7 +45,7 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int) -> dict:
             stage.train_epoch(position, tqdm(total=steps, leave=False))
             loop = time.perf_counter() - started
             pairs.append({"bare_s": bare / steps, "loop_s": loop / steps, "ratio": loop / bare})
-        stage.accelerator.end_training()
+        stage.log.close()
     return {
         "rounds": pairs,
         "median_ratio": statistics.median(pair["ratio"] for pair in pairs),

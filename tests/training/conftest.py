@@ -1,7 +1,17 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
+
+from revhrnet_hf.data.miniature import write_camvid, write_cityscapes
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +21,85 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     save_file(timm.create_model("test_resnet").state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory):
+    """Folders of two tiny data sets by name."""
+    folder = tmp_path_factory.mktemp("streets")
+    write_cityscapes(folder / "cityscapes", {"train": 10, "val": 3}, size=(48, 64))
+    write_camvid(folder / "camvid", {"train": 10, "val": 3}, size=(48, 64))
+    return {name: str(folder / name) for name in ("cityscapes", "camvid")}
+
+
+class Runs:
+    """Runs in processes of their own (forked_runs.py)."""
+
+    def __init__(self, weights, data):
+        self.data = data
+        self.settings = {
+            "variant": "w18",
+            "backbone": "test_resnet",
+            "backbone_weights": str(weights),
+            "num_modules": [1, 1, 1],
+            "num_blocks": 1,
+            "initializer": "he",
+            "batch_norm_momentum": 0.1,
+            "crop_size": [32, 48],
+            "base_size": 64,
+            "epochs": 2,
+            "batch_size": 2,
+            "learning_rate": 0.05,
+            "num_workers": 0,
+            "trackers": [],
+        }
+        program = Path(__file__).with_name("forked_runs.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def start(self, output_dir, *names, **how):
+        """The exit status of a run of a chain over data sets in one process, and what it printed."""
+        ((status, said),) = self.start_several(1, output_dir, *names, **how)
+        return status, said
+
+    def start_several(self, processes, output_dir, *names, resume=False, fault=None, scaler=False, timeout=120, **settings):
+        """The same for each of several processes.
+
+        `fault` is (data set, steps done, where, signal), as `forked_runs.place_fault` takes it; it comes to the last process.
+        """
+        recipe = output_dir.with_name(f"{output_dir.name}.yaml")
+        recipe.write_text(yaml.safe_dump({**self.settings, **settings, "stages": [{"dataset": name} for name in names]}))
+        said = [output_dir.with_name(f"{output_dir.name}.said{rank}") for rank in range(processes)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        job = {"recipe": str(recipe), "data": self.data, "output_dir": str(output_dir), "said": list(map(str, said))}
+        job |= {"port": port, "resume": resume, "fault": fault, "scaler": scaler, "timeout": timeout}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        statuses = json.loads(self.process.stdout.readline())
+        return [(status, path.read_text()) for status, path in zip(statuses, said, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def runs(weights, streets):
+    started = Runs(weights, streets)
+    yield started
+    started.process.stdin.close()
+    started.process.wait()
+
+
+CLOCK = {"time", "pictures_per_second", "data_seconds", "epoch_seconds", "evaluation_seconds", "peak_memory_gib"}
+
+
+@pytest.fixture(scope="session")
+def log_of():
+    """The lines of a run's log.jsonl without what a clock has measured, and without the place of its folder."""
+
+    def read(output_dir):
+        lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k not in CLOCK | {"init_from"}} for line in lines]
+
+    return read

@@ -19,22 +19,22 @@ from revhrnet_hf.training.checkpoint import (
     recover,
     restore_optimizer_tensors,
     save_training_state,
-    write_folder,
 )
+from revhrnet_hf.training.integrity import damage, write_checkpoint, write_checksums
+from revhrnet_hf.training.optimization import build_optimizer
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import build_optimizer
 
 
 def test_failing_write_leaves_the_old_folder(tmp_path):
     target = tmp_path / "last"
-    write_folder(target, lambda folder: (folder / "a").write_text("old"))
+    write_checkpoint(target, lambda folder: (folder / "a").write_text("old"))
 
     def fail(folder):
         (folder / "a").write_text("new")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(target, fail)
+    with pytest.raises(CheckpointError, match=r"Cannot write .*last: disk full; what was saved before is whole"):
+        write_checkpoint(target, fail)
     assert (target / "a").read_text() == "old"
     recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
@@ -42,8 +42,8 @@ def test_failing_write_leaves_the_old_folder(tmp_path):
 
 def test_killed_between_the_renames(tmp_path):
     """The old folder has been moved away, the new one has not arrived: the old one comes back."""
-    (tmp_path / "last.old").mkdir()
-    (tmp_path / "last.old" / "a").write_text("old")
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "a").write_text("old")
     (tmp_path / "last.new").mkdir()
     recover(tmp_path)
     assert (tmp_path / "last" / "a").read_text() == "old"
@@ -64,13 +64,13 @@ for name, of in (("model_card", ("EXAMPLE_FILE", "write_model_card")), ("picture
     sys.modules[f"revhrnet_hf.report.{name}"] = type(sys)(name)
     sys.modules[f"revhrnet_hf.report.{name}"].__dict__.update(dict.fromkeys(of))
 sys.modules["revhrnet_hf"] = type(sys)("revhrnet_hf"); sys.modules["revhrnet_hf"].__path__ = [sys.argv[2]]
-from revhrnet_hf.training.checkpoint import write_folder
+from revhrnet_hf.training.integrity import damage, write_checkpoint, write_checksums
 def fill(folder, n):
     for name in "abcd":
         (folder / name).write_text(str(n))
 print("ready", flush=True)
 for n in itertools.count():
-    write_folder(Path(sys.argv[1]) / "last", lambda folder: fill(folder, n))
+    write_checkpoint(Path(sys.argv[1]) / "best", lambda folder: fill(folder, n))
 """
     package = os.path.dirname(sys.modules["revhrnet_hf"].__file__)
     for delay in (0.05, 0.11, 0.17):
@@ -81,9 +81,10 @@ for n in itertools.count():
         process.wait()
         process.stdout.close()
         recover(tmp_path)
-        contents = {(tmp_path / "last" / name).read_text() for name in "abcd"}
+        contents = {(tmp_path / "best" / name).read_text() for name in "abcd"}
         assert len(contents) == 1
-        assert [path.name for path in tmp_path.iterdir()] == ["last"]
+        assert damage(tmp_path / "best") is None
+        assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 KEPT = {"sgd": ["momentum_buffer"], "adamw": ["step", "exp_avg", "exp_avg_sq"]}
@@ -129,6 +130,7 @@ class TestClaim:
         for name in ("last", "best"):
             (folder / name).mkdir(parents=True)
         (folder / "last" / "recipe.yaml").write_text((recipe or self.recipe).to_yaml())
+        write_checksums(folder / "last")
         (folder / "log.jsonl").write_text("{}\n")
         (folder / "mine.txt").write_text("not ours")
 
@@ -160,7 +162,7 @@ class TestClaim:
         (tmp_path / "file").write_text("")
         with pytest.raises(CheckpointError, match="is a file"):
             claim_output_dir(tmp_path / "file", self.recipe, resume=False, overwrite=False)
-        with pytest.raises(CheckpointError, match="Cannot make the output folder"):
+        with pytest.raises(CheckpointError, match="Cannot write to the output folder"):
             claim_output_dir(tmp_path / "file" / "below", self.recipe, resume=False, overwrite=False)
 
     def test_damaged_state(self, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import SegmentationMetric
-from revhrnet_hf.training.data import load_split
+from revhrnet_hf.training.checkpoint import claim_output_dir
+from revhrnet_hf.training.data import EpochBatches, load_split
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import EpochBatches, Stage, poly_learning_rate
+from revhrnet_hf.training.stage import Stage
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -59,15 +61,7 @@ def recipe(weights):
     )
 
 
-def log_of(output_dir):
-    lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
-
-
-CLOCK = {"time", "pictures_per_second", "epoch_seconds", "evaluation_seconds", "peak_memory_gib"}
-
-
-def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, tmp_path, capsys):
+def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, log_of, tmp_path, capsys):
     recipe.eval_at_start, recipe.epochs, recipe.trackers = True, 8, ["tensorboard"]
     scores = Stage(recipe, mini_camvid, tmp_path).run()
     log = log_of(tmp_path)
@@ -97,7 +91,7 @@ def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, tmp_
     assert "Bicyclist" in capsys.readouterr().out
 
 
-def test_same_recipe_same_result(recipe, mini_camvid, tmp_path):
+def test_same_recipe_same_result(recipe, mini_camvid, log_of, tmp_path):
     """Bit for bit, with the pictures loaded by workers or not."""
     for name, recipe.num_workers in (("a", 0), ("b", 2)):
         Stage(recipe, mini_camvid, tmp_path / name).run()
@@ -107,7 +101,7 @@ def test_same_recipe_same_result(recipe, mini_camvid, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(recipe, mini_camvid, tmp_path):
+def test_killed_and_resumed(recipe, mini_camvid, log_of, tmp_path):
     """A run that is killed in the third epoch and resumed ends with the weights, optimizer and log of one that was not."""
     recipe.epochs, recipe.num_workers, recipe.ema_decay = 5, 1, 0.9
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
@@ -239,17 +233,113 @@ class TestOrder:
             EpochBatches(5, 6, 1, 1, 0, seed=0)
 
 
-def test_poly_schedule():
-    recipe = Recipe(dataset="camvid", learning_rate=0.4, poly_power=0.5)
-    assert poly_learning_rate(recipe, 0, 100) == 0.4
-    assert poly_learning_rate(recipe, 75, 100) == pytest.approx(0.2)
-    assert poly_learning_rate(recipe, 100, 100) == 0
+def test_resuming_loads_no_picture_that_was_seen():
+    for passes, num_processes in ((1, 1), (3, 2)):
+        order = EpochBatches(23, 6, passes, num_processes, num_processes - 1, seed=1)
+        order.start_at(4, 0)
+        all_of_it = list(order)
+        order.start_at(4, 2)
+        assert list(order) == all_of_it[2 * passes :]
+        assert len(order) == passes
+        assert order.pictures(2, 0)[-6 // (passes * num_processes) :] == all_of_it[2 * passes]
+
+
+def test_ends_early(recipe, mini_camvid, tmp_path, monkeypatch, capsys):
+    """Two evaluations in a row without a better mIoU end it; going on needs more patience."""
+    mean_ious = iter([0.1, 0.3, 0.2, 0.3, 0.4, 0.0])
+    evaluate = Stage.evaluate
+    monkeypatch.setattr(Stage, "evaluate", lambda self, epoch: {**evaluate(self, epoch), "mean_iou": next(mean_ious)})
+    recipe.epochs, recipe.early_stopping_patience = 6, 2
+    Stage(recipe, mini_camvid, tmp_path).run()
+    state = json.loads((tmp_path / "last" / "training_state.json").read_text())
+    assert (state["epoch"], state["best_mean_iou"], state["evaluations_since_best"]) == (4, 0.3, 2)
+    assert json.loads((tmp_path / "best" / "scores.json").read_text())["epoch"] == 2
+    assert Stage(recipe, mini_camvid, tmp_path, resume=True).run() is None
+    assert "is finished: 4 of 6 epochs" in capsys.readouterr().out
+    recipe.early_stopping_patience = 3
+    assert Stage(recipe, mini_camvid, tmp_path, resume=True).run() is not None
+    assert json.loads((tmp_path / "best" / "scores.json").read_text())["epoch"] == 5
+
+
+def test_gradients_are_clipped(recipe, mini_camvid, tmp_path):
+    """A first step of SGD is as long as learning rate × the clipped norm."""
+    recipe.max_grad_norm, recipe.weight_decay, recipe.epochs = 0.01, 0.0, 1
+    stage = Stage(recipe, mini_camvid, tmp_path)
+    before = [parameter.detach().clone() for parameter in stage.model.parameters()]
+    stage.model.train()
+    stage.train_step(next(stage.data_steps()))
+    moved = [parameter.detach() - old for parameter, old in zip(stage.model.parameters(), before, strict=True)]
+    assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(0.05 * 0.01, rel=1e-3)
+    assert stage.grad_norm > 0.01
+
+
+def test_options_together(recipe, mini_camvid, weights, tmp_path):
+    """A backbone in bfloat16 under autocast with checkpointing, warm-up and an average: what is saved is float32, to the bit."""
+    recipe.precision, recipe.backbone_dtype, recipe.gradient_checkpointing = "no", "bfloat16", True
+    recipe.epochs, recipe.warmup_steps, recipe.ema_decay, recipe.decay_norm_and_bias = 1, 3, 0.9, False
+    scores = Stage(recipe, mini_camvid, tmp_path).run()
+    assert scores["labelled_pixels"] > 0
+    given = load_file(weights)
+    for name in ("last", "best"):
+        assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == "float32"
+        saved = load_file(tmp_path / name / "model.safetensors")
+        backbone = {k.removeprefix("revhrnet.backbone._backbone."): v for k, v in saved.items() if ".backbone." in k}
+        assert len(backbone) > 20
+        assert all(torch.equal(tensor, given[key]) for key, tensor in backbone.items())
+
+
+@pytest.mark.slow
+def test_compiled(recipe, mini_camvid, log_of, tmp_path):
+    """The same losses, but for rounding; the checkpoint has the same names."""
+    recipe.epochs = 1
+    for name, recipe.torch_compile in (("plain", False), ("compiled", True)):
+        recipe.ema_decay = 0.9
+        Stage(recipe, mini_camvid, tmp_path / name).run()
+    plain, compiled = ([line["loss"] for line in log_of(tmp_path / name) if "loss" in line] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    plain, compiled = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+
+
+def test_worker_that_dies(recipe, mini_camvid, tmp_path):
+    """As the kernel kills it when memory is short: the run ends and says so."""
+    recipe.num_workers = 1
+    stage = Stage(recipe, mini_camvid, tmp_path)
+
+    def killed(index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    stage.samples._read = killed
+    with pytest.raises(TrainingError, match=r"A process that loads pictures died .*DataLoader worker .*num_workers is 1"):
+        stage.run()
+
+
+def test_worker_that_hangs(recipe, mini_camvid, tmp_path):
+    recipe.num_workers = 1
+    stage = Stage(recipe, mini_camvid, tmp_path, timeout=2)
+    stage.samples._read = lambda index: time.sleep(60)
+    with pytest.raises(TrainingError, match="answered nothing for 2 s: DataLoader timed out"):
+        stage.run()
+
+
+def test_unwritable_folder(recipe):
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        if user == 0:  # who may write anywhere
+            os.seteuid(65534)
+        try:
+            with pytest.raises(CheckpointError, match=rf"Cannot write to the output folder {folder}: Permission denied"):
+                claim_output_dir(Path(folder), recipe, resume=False, overwrite=False)
+        finally:
+            os.seteuid(user)
 
 
 class TestBadInput:
     def test_loss_that_is_no_number(self, recipe, mini_camvid, tmp_path):
         recipe.learning_rate = 1e30
-        with pytest.raises(TrainingError, match=r"The loss is (nan|inf) .* up to step 2 \(epoch 1, learning rate 8\.49e\+29\)"):
+        said = r"The loss is (nan|inf) in step 2 of 6 \(epoch 1, learning rate 8\.49e\+29\), on the pictures (\w+, ){3}\w+\."
+        with pytest.raises(TrainingError, match=said):
             Stage(recipe, mini_camvid, tmp_path).run()
         assert not (tmp_path / "last").exists()
 

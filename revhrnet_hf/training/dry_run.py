@@ -1,0 +1,184 @@
+"""A rehearsal of a chain: all stages are built, learn a few steps, score and save for real, in a temporary folder.
+
+What it takes is measured there and multiplied by how often the recipes do it.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from .chain import check_chain
+from .checkpoint import BEST, LAST
+from .data import DataDirs
+from .recipe import Recipe
+from .stage import TIMEOUT, Stage, start_processes
+
+STEPS = 6  # of which the first, which is slower, is not timed
+PICTURES = 4  # that each process scores
+
+
+@dataclass
+class Estimate:
+    """What one stage will take.
+
+    Attributes:
+        build_seconds, step_seconds, picture_seconds, save_seconds: once; of a step; of scoring one picture (by all processes
+            together); of a checkpoint.
+        steps, evaluations, pictures, saves: how often; pictures are those of one evaluation.
+        memory_gib: peak of one process, as `log.jsonl` has it.
+        disk_gib: of all checkpoints that are kept, and of one that is being written.
+    """
+
+    dataset: str
+    build_seconds: float
+    step_seconds: float
+    picture_seconds: float
+    save_seconds: float
+    steps: int
+    evaluations: int
+    pictures: int
+    saves: int
+    memory_gib: float
+    disk_gib: float
+
+    @property
+    def seconds(self) -> float:
+        scoring = self.evaluations * self.pictures * self.picture_seconds
+        return self.build_seconds + self.steps * self.step_seconds + scoring + self.saves * self.save_seconds
+
+
+def dry_run(
+    recipes: list[Recipe],
+    data_dirs: DataDirs,
+    output_dir: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    timeout: float = TIMEOUT,
+) -> list[Estimate]:
+    """Rehearse each stage of a chain, print what it will take, leave `output_dir` alone. Errors are those of `run_chain`."""
+    check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
+    accelerator = start_processes(recipes[0], timeout)
+    estimates, before = [], None
+    with tempfile.TemporaryDirectory(prefix="revhrnet-dry-run-") as own:
+        (place,) = broadcast_object_list([own])
+        for position, recipe in enumerate(recipes):
+            recipe = replace(recipe, trackers=[], log_pictures=0)
+            if before is not None and recipe.init_from is None:
+                recipe.init_from = str(before / BEST)
+            folder = Path(place) / str(position)
+            estimates.append(_rehearse(recipe, data_dirs, folder, timeout))
+            if before is not None and accelerator.is_main_process:
+                shutil.rmtree(before)
+            before = folder
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(before)
+    accelerator.print(format_estimates(estimates, output_dir))
+    return estimates
+
+
+def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, timeout: float) -> Estimate:
+    started = time.perf_counter()
+    stage = Stage(recipe, data_dirs, folder, timeout=timeout)
+    stage.log.start({})
+    built = time.perf_counter() - started
+    step_seconds = max(_seconds_of_a_step(stage), _seconds_of_loading(stage))
+
+    # A copy of the recipe's evaluation in small, with as many pictures for each process.
+    processes, pictures = stage.accelerator.num_processes, len(stage.eval_set)
+    stage.eval_set = stage.eval_set.select(range(min(pictures, PICTURES * processes)))
+    started = time.perf_counter()
+    scores = stage.evaluate(epoch=0)
+    picture_seconds = (time.perf_counter() - started) / len(stage.eval_set)
+
+    started = time.perf_counter()
+    stage.save(scores)
+    save_seconds = time.perf_counter() - started
+    last, best = (_gib(folder / name) for name in (LAST, BEST))
+    between = 0
+    if recipe.save_every is not None:  # those at the end of an epoch are there in any case
+        between = stage.total_steps // recipe.save_every - stage.total_steps // math.lcm(recipe.save_every, stage.batches.steps)
+    return Estimate(
+        dataset=recipe.dataset,
+        build_seconds=built,
+        step_seconds=step_seconds,
+        picture_seconds=picture_seconds,
+        save_seconds=save_seconds,
+        steps=stage.total_steps,
+        evaluations=math.ceil(recipe.epochs / recipe.eval_every) + recipe.eval_at_start,
+        pictures=pictures,
+        saves=recipe.epochs + between,
+        memory_gib=stage.peak_memory_gib(),
+        disk_gib=(recipe.keep_checkpoints + 1) * last + best,
+    )
+
+
+def _seconds_of_a_step(stage: Stage) -> float:
+    stage.model.train()
+    ends = []
+    for passes in islice(stage.data_steps(), STEPS):
+        stage.train_step(passes)
+        if stage.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+    if len(ends) == 1:  # an epoch of one step
+        stage.train_step(passes)
+        ends.append(time.perf_counter())
+    return (ends[-1] - ends[0]) / (len(ends) - 1)
+
+
+def _seconds_of_loading(stage: Stage) -> float:
+    """What the loader's workers need for a step, which the first steps do not show: their pictures were loaded ahead."""
+    workers = min(stage.recipe.num_workers, os.cpu_count() or 1)
+    if workers == 0:
+        return 0.0
+    own_share = next(iter(stage.batches))
+    started = time.perf_counter()
+    for index in own_share[:PICTURES]:
+        stage.samples[index]
+    each = (time.perf_counter() - started) / len(own_share[:PICTURES])
+    return each * len(own_share) * stage.batches.passes / workers
+
+
+def _gib(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**30
+
+
+def format_estimates(estimates: list[Estimate], output_dir: str | Path) -> str:
+    """A table of the stages, and whether there is room for their checkpoints."""
+    lines = [
+        f"{'stage':<20} {'steps':>8} {'s/step':>8} {'evaluations':>11} {'s each':>8} {'saves':>6} {'s each':>7} {'time':>11} "
+        f"{'memory GiB':>11} {'disk GiB':>8}"
+    ]
+    for number, one in enumerate(estimates, 1):
+        scoring = one.pictures * one.picture_seconds
+        lines.append(
+            f"{f'{number} {one.dataset}':<20} {one.steps:>8} {one.step_seconds:>8.2f} {one.evaluations:>11} {scoring:>8.1f} "
+            f"{one.saves:>6} {one.save_seconds:>7.1f} {_as_time(one.seconds):>11} {one.memory_gib:>11.2f} {one.disk_gib:>8.2f}"
+        )
+    needed = sum(one.disk_gib for one in estimates)
+    place = next(folder for folder in (Path(output_dir).absolute(), *Path(output_dir).absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free / 2**30
+    memory = max(one.memory_gib for one in estimates)
+    lines.append(
+        f"together {_as_time(sum(one.seconds for one in estimates))}; peak memory {memory:.2f} GiB a process, without its "
+        f"loader's workers; {needed:.2f} GiB of disk, of {free:.1f} GiB free at {place}{' (TOO LITTLE)' if needed > free else ''}"
+    )
+    return "\n".join(lines)
+
+
+def _as_time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

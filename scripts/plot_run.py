@@ -1,0 +1,27 @@
+"""Draw the loss and mIoU curves of one or several runs as a PNG. Needs matplotlib: pip install -e .[plots]
+
+    python scripts/plot_run.py runs/camvid
+    python scripts/plot_run.py runs/a runs/b --output compared.png
+
+A chain's folder shows each of its stages; a run that is still going on is shown as far as it is.
+"""
+
+import argparse
+from pathlib import Path
+
+from revhrnet_hf.cli import run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", help="output folders of run_seg.py")
+    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="PNG to write (default: %(default)s)")
+    arguments = parser.parse_args()
+    from revhrnet_hf.training.curves import draw_curves, read_curves  # after parsing, so that --help answers at once
+
+    draw_curves(read_curves(arguments.runs)).savefig(arguments.output, dpi=150, format="png")
+    print(arguments.output)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,124 @@
+"""Runs of chains in processes of their own, with faults at exact places; imports once, then forks for each run.
+
+Reads a job (JSON, `Runs.start` makes it) from each line of stdin and answers with each process's exit status, negative for a
+signal.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from revhrnet_hf import cli
+from revhrnet_hf.training import stage
+from revhrnet_hf.training.chain import run_chain
+from revhrnet_hf.training.recipe import read_chain
+from revhrnet_hf.training.stage import Stage
+
+
+def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
+    """Let a signal come in a stage after `step` steps: before a step, between two forward passes, in saving, in moving, in an
+    evaluation. Or, with a number for its name, let no file be written any longer than this many bytes, as on a full disk."""
+    running = {}
+    sent = []
+
+    def fault(here: str) -> None:
+        state = running["stage"].state
+        if (here, state.step, running["stage"].recipe.dataset) == (where, step, dataset) and not sent:
+            sent.append(here)
+            if isinstance(what, int):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (what, what))
+            else:
+                os.kill(os.getpid(), signal.Signals[what])
+
+    def before(owner, name: str, here: str, condition=lambda *arguments: True) -> None:
+        original = getattr(owner, name)
+
+        def wrapper(*arguments, **settings):
+            if condition(*arguments):
+                fault(here)
+            return original(*arguments, **settings)
+
+        setattr(owner, name, wrapper)
+
+    prepare = Stage._prepare
+
+    def remember(self, model):
+        running["stage"] = self
+        return prepare(self, model)
+
+    Stage._prepare = remember
+    before(Stage, "train_step", "step")
+    before(Accelerator, "clip_grad_norm_", "pass")
+    before(stage, "save_training_state", "saving")
+    before(Path, "rename", "moving", lambda path, _: path.name == "last.new")
+    evaluate = stage.evaluate_dataset
+
+    def evaluate_with_fault(*arguments, progress, **settings):
+        return evaluate(*arguments, progress=lambda done: (fault("evaluating"), progress(done)), **settings)
+
+    stage.evaluate_dataset = evaluate_with_fault
+
+
+def with_scaler() -> None:
+    """fp16's loss scaler, which Accelerate makes for GPUs only, on float32 numbers."""
+    make = Accelerator.__init__
+
+    def init(self, *arguments, **settings):
+        make(self, *arguments, **settings)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
+
+    Accelerator.__init__ = init
+
+
+def run(job: dict, rank: int) -> None:
+    """One process of a run; does not return."""
+    with open(job["said"][rank], "w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    if len(job["said"]) > 1:  # what torchrun says to its processes
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(job["said"]), "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update({name: str(value) for name, value in {**places, "MASTER_PORT": job["port"]}.items()})
+    status = 0
+    try:
+        if job["fault"] and rank == len(job["said"]) - 1:
+            place_fault(*job["fault"])
+        if job["scaler"]:
+            with_scaler()
+        recipes = read_chain(job["recipe"])
+        cli.run(lambda: run_chain(recipes, job["data"], job["output_dir"], resume=job["resume"], timeout=job["timeout"]))
+    except SystemExit as stop:
+        status = stop.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        job = json.loads(line)
+        children = []
+        for rank in range(len(job["said"])):
+            children.append(os.fork())
+            if children[-1] == 0:
+                run(job, rank)
+        statuses = []
+        for child in children:
+            if statuses and job["fault"] and job["fault"][3] == "SIGSTOP":
+                os.kill(child, signal.SIGKILL)  # it would stand still for ever
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        print(json.dumps(statuses), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Learning rates, what decays, clipping; and parts of the network that are changed for speed or several processes."""
+
+import copy
+
+import pytest
+import timm.layers
+import torch
+
+from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.training.optimization import build_optimizer, learning_rate, run_backbone_in, synchronise_batch_norms
+from revhrnet_hf.training.recipe import Recipe
+
+
+def test_poly_schedule():
+    recipe = Recipe(dataset="camvid", learning_rate=0.4, poly_power=0.5)
+    assert learning_rate(recipe, 0, 100) == 0.4
+    assert learning_rate(recipe, 75, 100) == pytest.approx(0.2)
+    assert learning_rate(recipe, 100, 100) == 0
+
+
+def test_warm_up():
+    """As torch's own schedules have it, one times the other."""
+    recipe = Recipe(dataset="camvid", learning_rate=0.4, poly_power=0.9, warmup_steps=5)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.4)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 5, total_iters=4)
+    poly = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=20, power=0.9)
+    both = torch.optim.lr_scheduler.ChainedScheduler([warm_up, poly], optimizer)
+    for step in range(20):
+        assert learning_rate(recipe, step, 20) == pytest.approx(optimizer.param_groups[0]["lr"]), step
+        optimizer.step()
+        both.step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_what_decays(tiny_model, name):
+    """With zero gradients only decay moves a weight: convolutions' always, norms' and biases' unless they are spared."""
+    for spared in (False, True):
+        model = copy.deepcopy(tiny_model)
+        before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+        recipe = Recipe(dataset="camvid", optimizer=name, learning_rate=0.1, weight_decay=0.1, decay_norm_and_bias=not spared)
+        optimizer = build_optimizer(model, recipe)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        moved = {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
+        assert {"head.0.weight", "head.3.weight"} <= moved
+        assert not any(".backbone." in key for key in moved)
+        assert ("head.1.weight" in moved) is not spared  # of the head's BatchNorm
+        assert all(before[key].ndim > 1 for key in moved) is spared
+
+
+def test_synchronised_norms(tiny_model):
+    """All that are trained and only they, with the same weights and names; in eval mode the network is the same."""
+    synchronised = copy.deepcopy(tiny_model)
+    synchronise_batch_norms(synchronised)
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(synchronised.eval()(x).logits, tiny_model(x).logits)
+    assert synchronised.state_dict().keys() == tiny_model.state_dict().keys()
+    for name, module in tiny_model.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            wanted = type(module) if ".backbone." in name else torch.nn.SyncBatchNorm
+            assert type(synchronised.get_submodule(name)) is wanted, name
+    trained = copy.deepcopy(tiny_model)
+    trained.requires_grad_(True)
+    synchronise_batch_norms(trained)
+    kinds = {type(m) for name, m in trained.named_modules() if ".backbone." in name and "bn1" in name.rpartition(".")[2]}
+    assert kinds == {timm.layers.SyncBatchNormAct} or kinds == {torch.nn.SyncBatchNorm}
+    assert torch.equal(trained.eval()(x).logits, tiny_model(x).logits)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_backbone_in_bfloat16(tiny_model, autocast):
+    """It computes as a network does whose backbone was converted, while its own weights stay as they are."""
+    weights = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    x, labels = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
+    seen = []
+    tiny_model.revhrnet.laterals[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    run_backbone_in(tiny_model, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        tiny_model(x, labels=labels).loss.backward()
+    backbone = copy.deepcopy(tiny_model.revhrnet.backbone)
+    del backbone.forward
+    with torch.no_grad():
+        expected = backbone.bfloat16()(x.bfloat16()).feature_maps[0]
+    assert torch.equal(seen[0].bfloat16(), expected)
+    assert seen[0].dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny_model.state_dict().items())
+    with pytest.raises(RecipeError, match="backbone_dtype is for a frozen backbone"):
+        run_backbone_in(tiny_model.requires_grad_(True), torch.bfloat16)
