@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbone import load_backbone_weights
 from .configuration_segmentation import SegmentationConfig
+from .folding import fold_for_good
 from .residual_chain import NORMS, RELUS, Layer, can_chain, run_chain
 
 NOTHING, MODULES = "nothing", "modules"  # besides RELUS and NORMS, what a backward pass may compute again
@@ -283,6 +285,7 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` must divide it when it accumulates
     _no_split_modules = ("HighResolutionModule",)
+    is_optimized_for_inference = False
     _supports_sdpa = True  # says that there is nothing to switch; otherwise timm backbones warn about eager attention
 
     @torch.no_grad()
@@ -315,6 +318,34 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
             if isinstance(module, Blocks):
                 # Within a module that is computed again as a whole, nothing more need be.
                 module.recompute = RELUS if not enable else NOTHING if recompute == MODULES else recompute
+
+    def optimize_for_inference(self) -> Self:
+        """Fold every BatchNorm into its convolution and lay weights out as channels last: faster, label maps unchanged.
+
+        For good: the model can neither be trained nor saved afterwards. Load the checkpoint again for that.
+        """
+        fold_for_good(self)
+        self.requires_grad_(False).to(memory_format=torch.channels_last)
+        for module in self.modules():
+            if isinstance(module, HighResolutionPreTrainedModel):
+                module.is_optimized_for_inference = True
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._check_not_optimized("trained")
+        return super().train(mode)
+
+    def save_pretrained(self, *args, **kwargs):
+        self._check_not_optimized("saved")
+        return super().save_pretrained(*args, **kwargs)
+
+    def _check_not_optimized(self, what: str):
+        if self.is_optimized_for_inference:
+            raise RuntimeError(
+                f"This {type(self).__name__} was optimized for inference, its BatchNorms are folded away: it cannot be {what}. "
+                "Load the checkpoint again, without optimize_for_inference()"
+            )
 
     @classmethod
     def from_pretrained_backbone(cls, config: SegmentationConfig, backbone_weights: str | Path | None = None):

@@ -49,9 +49,10 @@ class ResidualChain(torch.autograd.Function):
     def forward(ctx, x: Tensor, blocks: list[list[Layer]], keep_outputs: bool, *parameters: Tensor) -> Tensor:
         kept, outputs, remaining = [], [x], iter(parameters)
         for layers in blocks:
+            mapped = x
             for position, layer in enumerate(layers):
                 weight, gamma, beta = next(remaining), next(remaining), next(remaining)
-                convolved = layer.convolve(x if position == 0 else mapped, weight)
+                convolved = layer.convolve(mapped, weight)
                 mapped, mean, deviation = layer.normalize(convolved, gamma, beta, update=True)
                 kept += [convolved, mean, deviation]
                 if position < len(layers) - 1:
@@ -78,7 +79,7 @@ class ResidualChain(torch.autograd.Function):
             grad = torch.ops.aten.threshold_backward(grad, outputs.pop(), 0)
             of_layer = grad
             for position, layer in reversed(list(enumerate(ctx.blocks[index]))):
-                (weight, gamma, beta), (convolved, mean, deviation) = _popped(parameters), _popped(kept)
+                (weight, gamma, _), (convolved, mean, deviation) = _popped(parameters), _popped(kept)
                 of_layer, *of_norm = torch.ops.aten.native_batch_norm_backward(
                     of_layer, convolved, gamma, None, None, mean, deviation, True, layer.norm.eps, (True, True, True)
                 )
