@@ -2,19 +2,35 @@
 
     python scripts/benchmark.py loop --recipe scripts/recipes/camvid.yaml --data_dir DIR
     python scripts/benchmark.py data
+    python scripts/benchmark.py memory --saved_only
+    python scripts/benchmark.py train --networks rev-w48 --height 512 --width 1024 --batch 2
+    python scripts/benchmark.py infer --networks rev-w48+optimized
+    python scripts/benchmark.py growth --plot growth.png
+    python scripts/benchmark.py start
+    python scripts/benchmark.py guide
 """
 
 import argparse
+import os
 import platform
 
 import torch
-from benchmarks import data, loop
+from benchmarks import data, growth, guide, infer, loop, memory, start, train
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.evaluation import write_json
 from revhrnet_hf.versions import versions
 
-COMMANDS = {"data": data, "loop": loop}
+COMMANDS = {
+    "data": data,
+    "growth": growth,
+    "guide": guide,
+    "infer": infer,
+    "loop": loop,
+    "memory": memory,
+    "start": start,
+    "train": train,
+}
 """Modules of scripts/benchmarks, each with `add_arguments` and `main`, which prints a table and returns what to write."""
 
 
@@ -35,6 +51,9 @@ def machine() -> dict:
     return {
         "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
     }
 

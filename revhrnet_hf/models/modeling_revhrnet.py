@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -209,7 +210,8 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             ) from error
         if not self.strides_are_known:
             check_that_maps_halve(maps)
-        if self.config.frozen_backbone_dtype and not torch.is_autocast_enabled(pixel_values.device.type):
+        device = pixel_values.device.type
+        if self.config.frozen_backbone_dtype and not (is_autocast_available(device) and torch.is_autocast_enabled(device)):
             maps = tuple(x.to(pixel_values.dtype) for x in maps)
         return maps
 
@@ -222,7 +224,8 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             fold_while_frozen(self.backbone)
             self.backbone.is_folded = True
         dtype = self.config.frozen_backbone_dtype
-        with torch.no_grad(), torch.autocast(device, getattr(torch, dtype)) if dtype else nullcontext():
+        is_chosen = dtype is not None and is_autocast_available(device)  # not for the meta device
+        with torch.no_grad(), torch.autocast(device, getattr(torch, dtype)) if is_chosen else nullcontext():
             yield
 
 
