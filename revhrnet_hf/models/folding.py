@@ -58,6 +58,7 @@ def _without_values(model: nn.Module) -> nn.Module:
     memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     probe = copy.deepcopy(model, memo).eval()
+    unfold(probe)
     for module in probe.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()

@@ -220,7 +220,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         """No gradients, BatchNorms folded, and in the precision that the configuration chose."""
         if getattr(self, "_is_replica", False):  # of nn.DataParallel: what was folded belongs to another device
             unfold(self.backbone)
-        elif not torch.compiler.is_compiling() and not getattr(self.backbone, "is_folded", False):
+        elif not (device == "meta" or torch.compiler.is_compiling() or getattr(self.backbone, "is_folded", False)):
             fold_while_frozen(self.backbone)
             self.backbone.is_folded = True
         dtype = self.config.frozen_backbone_dtype

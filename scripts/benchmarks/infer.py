@@ -1,7 +1,7 @@
 """Seconds of a forward pass of each network, in turns, as ratios to a peer's run eagerly.
 
-A name may end in `+optimized` (`optimize_for_inference()`, ours only), `+compiled` (`torch.compile`, a minute or more to start) or
-`+onnx` (ONNX Runtime; on the CPU, in float32).
+A name may end in `+optimized` (`optimize_for_inference()`, ours only), `+compiled` (`torch.compile`, minutes to start) or `+onnx`
+(ONNX Runtime; on the CPU, in float32).
 """
 
 import tempfile

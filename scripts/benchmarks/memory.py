@@ -1,7 +1,7 @@
 """What a training step of each network needs: bytes kept for the backward pass, and the peak of the whole step.
 
-The bytes are counted in float32. The peak, in a process of its own, is of resident memory above the process with everything imported (on a GPU, of allocated memory): weights, gradients and
-the optimizer's state are in it.
+The bytes are counted in float32. The peak, in a process of its own, is of resident memory above the process with everything imported
+(on a GPU, of allocated memory): weights, gradients and the optimizer's state are in it.
 """
 
 import multiprocessing

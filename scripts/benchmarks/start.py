@@ -1,4 +1,4 @@
-"""Seconds until the package is imported, against transformers and timm; and to load a checkpoint, against reading its bytes twice."""
+"""Seconds to import the package, against transformers and timm; and to load a checkpoint, against reading its bytes twice."""
 
 import subprocess
 import sys
