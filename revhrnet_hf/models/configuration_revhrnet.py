@@ -38,6 +38,9 @@ class RevHRNetConfig(SegmentationConfig):
             `resnet50.fb_ssl_yfcc100m_ft_in1k`, strides 4, 8, 16 and 32.
         freeze_backbone (`bool`, defaults to `True`):
             The backbone is always in eval mode, gets no gradient, and its forward builds no graph.
+        frozen_backbone_dtype (`"bfloat16"` or `"float16"`, *optional*):
+            A frozen backbone computes in this precision, under `torch.autocast`; its weights stay as they are. By default in that
+            of the rest.
         stream_channels (`list[int]`, defaults to `[48, 96, 192, 384]`):
             Channels of the streams, finest first.
         num_modules (`list[int]`, defaults to `[3, 4, 1]`):
@@ -67,6 +70,7 @@ class RevHRNetConfig(SegmentationConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     freeze_backbone: bool = True
+    frozen_backbone_dtype: Literal["bfloat16", "float16"] | None = None
     stream_channels: list[int] | tuple[int, ...] = (48, 96, 192, 384)
     num_modules: list[int] | tuple[int, ...] = (3, 4, 1)
     num_blocks: int = 4

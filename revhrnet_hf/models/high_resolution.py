@@ -8,18 +8,26 @@ Streams are ordered from the finest to the coarsest: stream i has half the resol
 """
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbone import load_backbone_weights
 from .configuration_segmentation import SegmentationConfig
+from .folding import fold_for_good
+from .residual_chain import NORMS, RELUS, Layer, can_chain, run_chain
+
+NOTHING, MODULES = "nothing", "modules"  # besides RELUS and NORMS, what a backward pass may compute again
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, momentum: float = 0.01) -> list[nn.Module]:
@@ -86,10 +94,14 @@ class BasicBlock(nn.Module):
         self.bn2.ends_residual = True
         self.downsample = shortcut(in_channels, channels, momentum)
 
+    @property
+    def layers(self) -> list[Layer]:
+        return [Layer(self.conv1, self.bn1), Layer(self.conv2, self.bn2)]
+
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.downsample(x), inplace=True)
+        return out.add_(self.downsample(x)).relu_()
 
 
 class Bottleneck(nn.Module):
@@ -105,11 +117,15 @@ class Bottleneck(nn.Module):
         self.bn3.ends_residual = True
         self.downsample = shortcut(in_channels, channels * self.expansion, momentum)
 
+    @property
+    def layers(self) -> list[Layer]:
+        return [Layer(self.conv1, self.bn1), Layer(self.conv2, self.bn2), Layer(self.conv3, self.bn3)]
+
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
-        return F.relu(out + self.downsample(x), inplace=True)
+        return out.add_(self.downsample(x)).relu_()
 
 
 def shortcut(in_channels: int, out_channels: int, momentum: float) -> nn.Module:
@@ -120,7 +136,13 @@ def shortcut(in_channels: int, out_channels: int, momentum: float) -> nn.Module:
 
 
 class Blocks(nn.Sequential):
-    """`num_blocks` blocks in a row, the first of which changes the number of channels."""
+    """`num_blocks` blocks in a row, the first of which changes the number of channels.
+
+    `recompute` says what the backward pass computes again: `"nothing"`, the ReLUs within the blocks (`"relus"`), or the blocks'
+    outputs as well (`"norms"`).
+    """
+
+    recompute = RELUS
 
     def __init__(
         self,
@@ -134,14 +156,25 @@ class Blocks(nn.Sequential):
         widths = [in_channels] + [out_channels] * (num_blocks - 1)
         super().__init__(*[block(width, channels, momentum) for width in widths])
 
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = list(self)
+        if self.recompute != NOTHING:
+            with_projection = [block for block in blocks if not isinstance(block.downsample, nn.Identity)]
+            chained = [block.layers for block in blocks[len(with_projection) :]]
+            if can_chain(x, chained, self):
+                for block in with_projection:
+                    x = block(x)
+                return run_chain(x, chained, keep_outputs=self.recompute == RELUS)
+        for block in blocks:
+            x = block(x)
+        return x
+
 
 class RecomputableBlocks(Recomputable, Blocks):
     """Blocks that are a whole stage, not a branch of a module that is computed again anyway."""
 
     def compute(self, x: Tensor) -> Tensor:
-        for block in self:
-            x = block(x)
-        return x
+        return Blocks.forward(self, x)
 
 
 class HighResolutionModule(Recomputable):
@@ -188,8 +221,13 @@ class HighResolutionModule(Recomputable):
         total = None
         for path, x in zip(paths, streams, strict=True):
             x = upsample(path(x), size, self.align_corners, self.upsample_mode)
-            total = x if total is None else total + x
-        return F.relu(total, inplace=True)
+            if total is None:
+                total = x
+            elif total is streams[target]:  # which others still need
+                total = total + x
+            else:
+                total = total.add_(x)
+        return total.relu_()
 
 
 def exchange_path(channels: list[int] | tuple[int, ...], source: int, target: int, momentum: float) -> nn.Module:
@@ -223,6 +261,21 @@ class SegmentationHead(nn.Sequential):
         )
 
 
+def _split_recompute(checkpoint_func: Callable) -> tuple[str, Callable]:
+    """The setting `recompute` among a checkpoint function's keywords, and the function without it."""
+    if not isinstance(checkpoint_func, partial):
+        return MODULES, checkpoint_func
+    settings = dict(checkpoint_func.keywords)
+    recompute = settings.pop("recompute", MODULES)
+    if recompute not in (NOTHING, RELUS, NORMS, MODULES):
+        raise ValueError(f"recompute must be {NOTHING!r}, {RELUS!r}, {NORMS!r} or {MODULES!r}, got {recompute!r}")
+    if recompute == MODULES:
+        settings.setdefault("use_reentrant", False)
+    elif settings.keys() - {"use_reentrant"}:
+        raise ValueError(f"Settings {sorted(settings)} are of torch's checkpoint, which recompute={recompute!r} does not use")
+    return recompute, partial(checkpoint_func.func, *checkpoint_func.args, **settings)
+
+
 class HighResolutionPreTrainedModel(PreTrainedModel):
     """What the model classes of HRNetV2 and RevHRNet share: initialisation and what they tell Transformers of themselves."""
 
@@ -232,6 +285,7 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` must divide it when it accumulates
     _no_split_modules = ("HighResolutionModule",)
+    is_optimized_for_inference = False
     _supports_sdpa = True  # says that there is nothing to switch; otherwise timm backbones warn about eager attention
 
     @torch.no_grad()
@@ -251,6 +305,47 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs):
+        """Transformers' entry, with one more setting: `recompute`, what the backward pass computes again.
+
+        `activation_checkpointing_enable({"recompute": "norms"})` is cheaper than whole modules (`"modules"`, as without the
+        setting); `"nothing"` keeps every map. `activation_checkpointing_disable()` goes back to the default, `"relus"`.
+        """
+        recompute, gradient_checkpointing_func = _split_recompute(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable and recompute == MODULES, gradient_checkpointing_func, **kwargs)
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                # Within a module that is computed again as a whole, nothing more need be.
+                module.recompute = RELUS if not enable else NOTHING if recompute == MODULES else recompute
+
+    def optimize_for_inference(self) -> Self:
+        """Fold every BatchNorm into its convolution and lay weights out as channels last: faster, label maps unchanged.
+
+        For good: the model can neither be trained nor saved afterwards. Load the checkpoint again for that.
+        """
+        fold_for_good(self)
+        self.requires_grad_(False).to(memory_format=torch.channels_last)
+        for module in self.modules():
+            if isinstance(module, HighResolutionPreTrainedModel):
+                module.is_optimized_for_inference = True
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._check_not_optimized("trained")
+        return super().train(mode)
+
+    def save_pretrained(self, *args, **kwargs):
+        self._check_not_optimized("saved")
+        return super().save_pretrained(*args, **kwargs)
+
+    def _check_not_optimized(self, what: str):
+        if self.is_optimized_for_inference:
+            raise RuntimeError(
+                f"This {type(self).__name__} was optimized for inference, its BatchNorms are folded away: it cannot be {what}. "
+                "Load the checkpoint again, without optimize_for_inference()"
+            )
 
     @classmethod
     def from_pretrained_backbone(cls, config: SegmentationConfig, backbone_weights: str | Path | None = None):

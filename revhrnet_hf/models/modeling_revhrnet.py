@@ -4,12 +4,13 @@ A backbone gives maps at strides 4, 8, 16 and 32; 1×1 convolutions bring them t
 R2, R3 each end the coarsest stream, so that all scales are fused from the first stage on; R4 works on the finest stream alone.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -18,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
+from .folding import fold_while_frozen, unfold
 from .high_resolution import (
     BasicBlock,
     Bottleneck,
@@ -198,7 +200,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
     def backbone_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         least = self.coarsest_stride
         try:
-            with torch.no_grad() if self.config.freeze_backbone else nullcontext():
+            with self._frozen(pixel_values.device.type) if self.config.freeze_backbone else nullcontext():
                 maps = self.backbone(pixel_values, return_dict=True).feature_maps
         except RuntimeError as error:
             if min(pixel_values.shape[-2:]) >= least:
@@ -208,7 +210,23 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             ) from error
         if not self.strides_are_known:
             check_that_maps_halve(maps)
+        device = pixel_values.device.type
+        if self.config.frozen_backbone_dtype and not (is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            maps = tuple(x.to(pixel_values.dtype) for x in maps)
         return maps
+
+    @contextmanager
+    def _frozen(self, device: str):
+        """No gradients, BatchNorms folded, and in the precision that the configuration chose."""
+        if getattr(self, "_is_replica", False):  # of nn.DataParallel: what was folded belongs to another device
+            unfold(self.backbone)
+        elif not (device == "meta" or torch.compiler.is_compiling() or getattr(self.backbone, "is_folded", False)):
+            fold_while_frozen(self.backbone)
+            self.backbone.is_folded = True
+        dtype = self.config.frozen_backbone_dtype
+        is_chosen = dtype is not None and is_autocast_available(device)  # not for the meta device
+        with torch.no_grad(), torch.autocast(device, getattr(torch, dtype)) if is_chosen else nullcontext():
+            yield
 
 
 class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):

@@ -29,7 +29,9 @@ class ModelCosts:
         multiply_adds: of convolutions, for the logits of one picture of 1024×2048.
         saved_bytes: kept for the backward pass by the logits of one picture of 512×1024, in float32; each storage once,
             parameters and running statistics excluded.
-        saved_bytes_checkpointed: the same after `gradient_checkpointing_enable()`.
+        saved_bytes_plain: the same where nothing is computed again (`recompute="nothing"`).
+        saved_bytes_norms: the same where norms and activations are (`recompute="norms"`).
+        saved_bytes_checkpointed: the same where whole modules are (`activation_checkpointing_enable()`).
     """
 
     name: str
@@ -37,6 +39,8 @@ class ModelCosts:
     trainable: int
     multiply_adds: int
     saved_bytes: int
+    saved_bytes_plain: int
+    saved_bytes_norms: int
     saved_bytes_checkpointed: int
 
 
@@ -66,10 +70,11 @@ def measure(name: str, make_model: Callable[[], nn.Module]) -> ModelCosts:
         parameters = model.num_parameters()
         trainable = model.num_parameters(only_trainable=True)
         multiply_adds = count_multiply_adds(model.eval(), WHOLE_PICTURE)
-        saved = count_saved_bytes(model.train(), TRAINING_CROP)
-        model.gradient_checkpointing_enable()
-        saved_checkpointed = count_saved_bytes(model, TRAINING_CROP)
-    return ModelCosts(name, parameters, trainable, multiply_adds, saved, saved_checkpointed)
+        saved = [count_saved_bytes(model.train(), TRAINING_CROP)]
+        for recompute in ("nothing", "norms", "modules"):
+            model.activation_checkpointing_enable({"recompute": recompute})
+            saved.append(count_saved_bytes(model, TRAINING_CROP))
+    return ModelCosts(name, parameters, trainable, multiply_adds, *saved)
 
 
 def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
@@ -81,6 +86,11 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
 
 def count_saved_bytes(model: nn.Module, size: tuple[int, int]) -> int:
     """Bytes that autograd keeps between forward and backward for one picture of `size` (height, width) pixels."""
+    return bytes_saved_by(model, lambda: model(picture(model, size)))
+
+
+def bytes_saved_by(model: nn.Module, forward: Callable[[], object]) -> int:
+    """Bytes that autograd keeps after `forward()`, each storage once, without the parameters and buffers of `model`."""
     weights = {storage_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
     saved = {}
 
@@ -91,7 +101,8 @@ def count_saved_bytes(model: nn.Module, size: tuple[int, int]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(picture(model, size))
+        result = forward()
+    del result
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
@@ -105,7 +116,7 @@ def picture(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
 
 def format_table(rows: list[ModelCosts]) -> str:
     """The rows as text: parameters in millions, multiply-adds in 10⁹, saved bytes in GiB."""
-    heads = ("parameters M", "trained M", "multiply-adds G", "saved GiB", "checkpointed GiB")
+    heads = ("parameters M", "trained M", "multiply-adds G", "saved GiB", "plain GiB", "norms GiB", "checkpointed GiB")
     width = max(len(row.name) for row in rows)
     lines = ["  ".join([f"{NUM_CLASSES} classes".ljust(width), *heads])]
     for row in rows:
@@ -114,6 +125,8 @@ def format_table(rows: list[ModelCosts]) -> str:
             f"{row.trainable / 1e6:.2f}",
             f"{row.multiply_adds / 1e9:.1f}",
             f"{row.saved_bytes / 2**30:.2f}",
+            f"{row.saved_bytes_plain / 2**30:.2f}",
+            f"{row.saved_bytes_norms / 2**30:.2f}",
             f"{row.saved_bytes_checkpointed / 2**30:.2f}",
         )
         lines.append("  ".join([row.name.ljust(width), *(v.rjust(len(h)) for v, h in zip(values, heads, strict=True))]))

@@ -43,7 +43,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `write_checkpoint` wrote; None if each file is as it was written. Files are read in pieces."""
+    """What is wrong with a folder that `write_checkpoint` wrote; None if each file is as it was. Files are read in pieces."""
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
         sums = [line.split("  ", 1) for line in lines]

@@ -1,0 +1,63 @@
+"""Memory guide: the largest batch at a crop, and the largest crop at a batch, that a GPU of each size trains of each network.
+
+Computed, not measured on a GPU: weights, gradients, SGD's momentum and counted saved bytes (float32), with a share for what the
+backward pass needs in passing, and the memory that CUDA takes for itself.
+"""
+
+from argparse import Namespace
+
+import torch
+
+from .memory import GIB, saved_bytes
+from .networks import build
+
+CROPS = [(256, 512), (360, 480), (512, 512), (512, 1024), (720, 960), (768, 768), (1024, 1024), (1024, 2048)]
+IN_PASSING = 1.15  # of the saved bytes; the peaks that `memory` measures are within it
+CUDA_GIB = 1.0  # context and workspaces
+NETWORKS = ["rev-w18-lite0", "rev-w18", "rev-w48", "hrnet-w18", "hrnet-w48"]
+
+
+def add_arguments(parser):
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, help="default: %(default)s")
+    parser.add_argument("--recompute", nargs="+", default=["relus", "norms", "modules"], help="default: %(default)s")
+    parser.add_argument("--gib", type=int, nargs="+", default=[8, 12, 16, 24, 40, 80], help="of memory (default: %(default)s)")
+    parser.add_argument("--crop", type=int, nargs=2, default=[512, 1024], help="height and width (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=2, help="at which the largest crop is looked for (default: %(default)s)")
+    parser.add_argument("--classes", type=int, default=19, help="(default: %(default)s)")
+
+
+def main(arguments) -> dict:
+    crop = tuple(arguments.crop)
+    crops = sorted({*CROPS, crop}, key=lambda size: size[0] * size[1])
+    print(f"computed: most pictures of {crop[0]}×{crop[1]} in a step / largest crop with {arguments.batch} pictures")
+    names = [f"{network}+{recompute}" for network in arguments.networks for recompute in arguments.recompute]
+    width = max(map(len, names))
+    print("  ".join([" " * width, *(f"{gib} GiB".rjust(15) for gib in arguments.gib)]))
+    rows = []
+    for name in names:
+        fixed = fixed_gib(name, arguments.classes)
+        needed = {size: IN_PASSING * picture_gib(name, size, arguments.classes) for size in crops}
+        row = {"name": name, "fixed GiB": fixed, "picture GiB": needed[crop], "fits": []}
+        for gib in arguments.gib:
+            free = gib - fixed
+            fitting = [size for size in crops if needed[size] * arguments.batch <= free]
+            largest = list(fitting[-1]) if fitting else None
+            row["fits"].append({"GiB": gib, "batch": max(0, int(free / needed[crop])), "crop": largest})
+        rows.append(row)
+        cells = [f"{fit['batch']} / {'×'.join(map(str, fit['crop'])) if fit['crop'] else '–'}" for fit in row["fits"]]
+        print("  ".join([name.ljust(width), *(cell.rjust(15) for cell in cells)]))
+    return {"measured": False, "in_passing": IN_PASSING, "cuda_gib": CUDA_GIB, "crop": list(crop), "guide": rows}
+
+
+def fixed_gib(name: str, classes: int) -> float:
+    """Whatever the pictures: weights, a frozen backbone's folded copy, gradients, momentum, CUDA's own."""
+    with torch.device("meta"):
+        model = build(name, classes)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    return CUDA_GIB + 4 * (3 * trained + 2 * frozen) / GIB
+
+
+def picture_gib(name: str, size: tuple[int, int], classes: int) -> float:
+    case = Namespace(height=size[0], width=size[1], batch=1, classes=classes, channels_last=False, precision="fp32")
+    return saved_bytes(name, case) / GIB

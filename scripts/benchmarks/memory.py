@@ -1,0 +1,65 @@
+"""What a training step of each network needs: bytes kept for the backward pass, and the peak of the whole step.
+
+The bytes are counted in float32. The peak, in a process of its own, is of resident memory above the process with everything imported
+(on a GPU, of allocated memory): weights, gradients and the optimizer's state are in it.
+"""
+
+import multiprocessing
+import resource
+
+import torch
+
+from revhrnet_hf.report.model_table import bytes_saved_by
+
+from .networks import Step, add_network_arguments, build, settings_of, with_peer
+from .timing import print_rows
+
+NETWORKS = ["rev-w48", "rev-w48+nothing", "rev-w48+norms", "rev-w48+modules", "rev-w48-finetuned", "hrnet-w48"]
+GIB = 2**30
+
+
+def add_arguments(parser):
+    add_network_arguments(parser, NETWORKS, height=256, width=512, batch=2)
+    parser.add_argument("--saved_only", action="store_true", help="count saved bytes only: seconds, and no memory")
+
+
+def main(arguments) -> dict:
+    rows = []
+    for name in with_peer(arguments):
+        saved = saved_bytes(name, arguments) / GIB
+        peak = None if arguments.saved_only else in_own_process(step_peak, name, arguments)
+        rows.append({"name": name, "saved GiB": saved, "peak GiB": peak})
+    for row in rows:
+        row["saved ratio"] = row["saved GiB"] / rows[0]["saved GiB"]
+        row["peak ratio"] = None if row["peak GiB"] is None else row["peak GiB"] / rows[0]["peak GiB"]
+    print_rows(rows, {"name": "", "saved GiB": ".2f", "saved ratio": ".3f", "peak GiB": ".2f", "peak ratio": ".3f"})
+    return {"settings": settings_of(arguments), "memory": rows}
+
+
+def saved_bytes(name: str, arguments) -> int:
+    """Between forward and backward, loss included, counted on tensors without values."""
+    with torch.device("meta"):
+        step = make_step(name, arguments, "meta")
+        return bytes_saved_by(step.model, step.loss)
+
+
+def make_step(name: str, arguments, device: str) -> Step:
+    model = build(name, arguments.classes, arguments.channels_last)
+    size = (arguments.height, arguments.width)
+    return Step(model, arguments.batch, size, arguments.classes, device, arguments.precision)
+
+
+def in_own_process(function, *args):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def step_peak(name: str, arguments) -> float:
+    """GiB: two whole steps, so that the optimizer's state is there."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    step = make_step(name, arguments, arguments.device)
+    for _ in range(2):
+        step()
+    if arguments.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 - before

@@ -1,0 +1,53 @@
+"""Seconds of several things that take turns, and their ratios to one of them."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    """Of one call; on a GPU between two events of its stream."""
+    if device.startswith("cuda"):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def take_turns(calls: dict[str, Callable[[], object]], peer: str, rounds: int, device: str) -> list[dict]:
+    """Each call once a round after one round that does not count; medians of seconds and of the ratios within a round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            took = seconds(call, device)
+            if number > 0:
+                times[name].append(took)
+    return [
+        {
+            "name": name,
+            "seconds": statistics.median(taken),
+            "ratio": statistics.median(own / other for own, other in zip(taken, times[peer], strict=True)),
+            "all_seconds": taken,
+        }
+        for name, taken in times.items()
+    ]
+
+
+def print_rows(rows: list[dict], columns: dict[str, str]) -> None:
+    """A table of `rows`; `columns` gives each field's format (of a number), the first is the name. A missing value is a dash."""
+    names = list(columns)
+    cells = [names, *([format_value(row.get(name), columns[name]) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    for line in cells:
+        print("  ".join([line[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(line[1:], widths[1:], strict=True))]))
+
+
+def format_value(value, how: str) -> str:
+    return "–" if value is None else format(value, how)
