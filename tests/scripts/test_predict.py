@@ -19,6 +19,7 @@ from transformers import (
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
+from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 NAMES = ["road", "sky", "car", "tree"]
@@ -79,8 +80,8 @@ def picture(tmp_path):
 def pipelines_label_map(checkpoint, picture):
     """What Transformers' own pipeline says of the picture, as ids."""
     label_map = np.full((picture.height, picture.width), 255)
-    for segment in pipeline("image-segmentation", model=checkpoint, device="cpu")(picture):
-        label_map[np.asarray(segment["mask"]) > 0] = NAMES.index(segment["label"])
+    for part in pipeline("image-segmentation", model=checkpoint, device="cpu")(picture):
+        label_map[np.asarray(part["mask"]) > 0] = NAMES.index(part["label"])
     return label_map
 
 
@@ -109,6 +110,18 @@ def test_label_map_is_the_pipelines(predict, request, model, picture, tmp_path, 
     for index in np.unique(expected):
         [line] = [line for line in printed.splitlines() if line.split()[0] == NAMES[index]]
         assert float(line.split()[1]) == pytest.approx(100 * (expected == index).mean(), abs=0.051)
+
+
+def test_inference_options_are_evaluations(predict, revhrnet, picture, tmp_path):
+    given = ["--window", "32", "48", "--stride", "20", "30", "--scales", "0.8", "1.4", "--flip", "--batch_size", "2"]
+    predict.main([revhrnet, str(picture), "--output_dir", str(tmp_path / "out"), *given])
+    settings = InferenceSettings((32, 48), (20, 30), (0.8, 1.4), flip=True, batch_size=2)
+    expected = segment(*load_checkpoint(revhrnet), Image.open(picture), settings).label_map
+    written = np.asarray(Image.open(tmp_path / "out" / "street_labels.png"))
+    np.testing.assert_array_equal(written, expected)
+    with pytest.raises(RecipeError, match="stride"):
+        predict.main([revhrnet, str(picture), "--output_dir", str(tmp_path / "other"), "--stride", "9", "9"])
+    assert not (tmp_path / "other").exists()
 
 
 def test_pictures_of_every_kind_get_maps_of_the_size_a_person_sees(predict, segformer, tmp_path):
