@@ -4,7 +4,6 @@ Importing this package registers the models with Transformers' Auto classes.
 """
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
@@ -34,8 +33,6 @@ for config, base_model, segmentation_model in (
     AutoImageProcessor.register(
         config, image_processor_classes={"torchvision": RevHRNetImageProcessor, "pil": RevHRNetImageProcessorPil}
     )
-    # The image-segmentation pipeline looks for the model's name here, and calls it unsupported otherwise.
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config.model_type] = segmentation_model.__name__
     # `save_pretrained` then writes our files beside the weights, for `trust_remote_code=True` where this package is absent.
     config.register_for_auto_class()
     base_model.register_for_auto_class("AutoModel")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_hrnetv2 import HRNetV2Config
@@ -171,3 +172,8 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
             logits=logits,
             hidden_states=tuple(streams) if output_hidden_states else None,
         )
+
+
+# The image-segmentation pipeline looks for the model's name here, and calls it unsupported otherwise. Not in the package's
+# __init__.py, for where a checkpoint's own code is loaded there is none.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[HRNetV2Config.model_type] = HRNetV2ForSemanticSegmentation.__name__

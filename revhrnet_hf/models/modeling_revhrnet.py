@@ -14,6 +14,7 @@ from torch.amp import is_autocast_available
 from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -270,3 +271,8 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
             return feature_maps[0]
         size = feature_maps[0].shape[-2:]
         return torch.cat([upsample(x, size) for x in feature_maps], dim=1)
+
+
+# The image-segmentation pipeline looks for the model's name here, and calls it unsupported otherwise. Not in the package's
+# __init__.py, for where a checkpoint's own code is loaded there is none.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[RevHRNetConfig.model_type] = RevHRNetForSemanticSegmentation.__name__

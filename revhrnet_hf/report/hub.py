@@ -106,7 +106,7 @@ def push_checkpoint(
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         say(f"checked, to be sent to {name}{f' ({revision})' if revision else ''}:")
         for path in files:
-            say(f"  {path.relative_to(staged)}  {path.stat().st_size / 1e6:.2f} MB")
+            say(f"  {path.relative_to(staged)}  {path.stat().st_size / 1000:,.1f} kB")
         if left_out:
             say(f"left out: {', '.join(left_out)}")
         if dry_run:

@@ -187,7 +187,10 @@ numpy.savez(out, logits=logits.numpy(), **maps)
 assert type(model).__module__.startswith("transformers_modules")
 """
     command = [sys.executable, "-c", program, checkpoint, tmp_path / "picture.png", tmp_path / "out.npz"]
-    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "HF_HOME": str(tmp_path / "hf")})
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert finished.returncode == 0, finished.stderr
+    assert "not supported" not in finished.stdout + finished.stderr
     model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     with torch.no_grad():
