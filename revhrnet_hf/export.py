@@ -299,8 +299,10 @@ def for_size(image_processor, size: Size | None):
 
 def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
     """What a program without this package must know to use an exported network."""
-    config, settings = model.config, image_processor.to_dict()
-    resize = {"size": settings["size"], "resample": PILImageResampling(settings["resample"]).name.lower()}
+    config, options = model.config, image_processor
+    resize = None
+    if options.do_resize:
+        resize = {"size": dict(options.size), "resample": PILImageResampling(options.resample).name.lower()}
     label_map = "class ids, int64 (batch, height, width)"
     logits = (
         "logits, float32 (batch, classes, rows, columns): resize them bilinearly (half-pixel centres) to the size wanted, "
@@ -310,11 +312,11 @@ def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
         "input": {
             "name": INPUT,
             "shape": "(batch, 3, height, width), float32, RGB",
-            "resize": resize if settings["do_resize"] else None,
+            "resize": resize,
             "values": "(value * rescale_factor - mean) / std, of values from 0 to 255",
-            "rescale_factor": settings["rescale_factor"] if settings["do_rescale"] else 1,
-            "mean": list(settings["image_mean"]) if settings["do_normalize"] else [0.0] * 3,
-            "std": list(settings["image_std"]) if settings["do_normalize"] else [1.0] * 3,
+            "rescale_factor": options.rescale_factor if options.do_rescale else 1,
+            "mean": list(options.image_mean) if options.do_normalize else [0.0] * 3,
+            "std": list(options.image_std) if options.do_normalize else [1.0] * 3,
         },
         "output": {"name": "label_map", "is": label_map} if with_argmax else {"name": "logits", "is": logits},
         "labels": [config.id2label[index] for index in range(config.num_labels)],
