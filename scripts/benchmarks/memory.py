@@ -1,6 +1,6 @@
 """What a training step of each network needs: bytes kept for the backward pass, and the peak of the whole step.
 
-The bytes are counted in float32. The peak, in a process of its own, is of resident memory above the process with everything imported
+The bytes are counted in float32. The peak, in a process of its own, is of resident memory above what imports take
 (on a GPU, of allocated memory): weights, gradients and the optimizer's state are in it.
 """
 
