@@ -16,6 +16,7 @@ the Auto classes; a chain's earlier stages are in OUT/1_DATASET and so on.
 
 import argparse
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from transformers import HfArgumentParser
 
@@ -61,15 +62,25 @@ def _parse(recipe: Recipe | None) -> tuple[RunArguments, Recipe]:
 
 def main():
     arguments, recipes = parse_command_line()
-    from revhrnet_hf.training.chain import data_dirs_by_name, run_chain  # after parsing, so that --help answers at once
+    # After parsing, so that --help answers at once.
+    from accelerate import PartialState
+
+    from revhrnet_hf.report.hub import check_ready, push_checkpoint
+    from revhrnet_hf.training.chain import data_dirs_by_name, run_chain
+    from revhrnet_hf.training.checkpoint import BEST
     from revhrnet_hf.training.dry_run import dry_run
 
     data_dirs = data_dirs_by_name(arguments.data_dir, recipes)
     how = (recipes, data_dirs, arguments.output_dir, arguments.resume, arguments.overwrite, 60 * arguments.timeout_minutes)
+    result = recipes[-1]
+    if result.push_to_hub:
+        check_ready(result.hub_model_id)  # not after days of training
     if arguments.dry_run:
         dry_run(*how)
-    else:
-        run_chain(*how)
+        return
+    run_chain(*how)
+    if result.push_to_hub and PartialState().is_main_process:
+        push_checkpoint(Path(arguments.output_dir) / BEST, result.hub_model_id, private=result.hub_private_repo)
 
 
 if __name__ == "__main__":

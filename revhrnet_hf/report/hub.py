@@ -230,15 +230,25 @@ def _check_name(name: str) -> None:
         raise HubError(f"{name!r} is no name of a repository: {error}") from error
 
 
-def _log_in(name: str) -> tuple[HfApi, str]:
-    """The Hub for the user whose token this is, and the name with its namespace."""
+def check_ready(name: str) -> None:
+    """Raises a HubError where a push to `name` cannot succeed, as far as is known without asking the Hub."""
+    _check_name(name)
+    _token()
+
+
+def _token() -> str:
     token = get_token()
     if token is None:
         raise HubError(
             "there is no token for the Hub: make one with write access at https://huggingface.co/settings/tokens, then run "
             "`hf auth login` or set HF_TOKEN (--dry_run needs none)"
         )
-    api = HfApi(token=token, library_name="revhrnet_hf")
+    return token
+
+
+def _log_in(name: str) -> tuple[HfApi, str]:
+    """The Hub for the user whose token this is, and the name with its namespace."""
+    api = HfApi(token=_token(), library_name="revhrnet_hf")
     with _hub_errors("nothing was sent"):
         user = api.whoami()["name"]
     return api, name if "/" in name else f"{user}/{name}"

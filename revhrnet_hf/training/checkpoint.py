@@ -38,12 +38,15 @@ FREE_TO_CHANGE = {
     "eval_every",
     "eval_at_start",
     "early_stopping_patience",
-    "gradient_checkpointing",
+    "recompute",
     "save_every",
     "keep_checkpoints",
     "log_every",
     "log_pictures",
     "trackers",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
     "init_from",
 }
 

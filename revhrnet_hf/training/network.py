@@ -60,10 +60,12 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
 
 
 def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
+    streams = len(RevHRNetConfig.from_variant(recipe.variant).stream_channels)  # of five, the finest has the stem's map
     return RevHRNetConfig.from_variant(
         recipe.variant,
-        backbone_config=TimmBackboneConfig(backbone=recipe.backbone, out_indices=[1, 2, 3, 4]),
+        backbone_config=TimmBackboneConfig(backbone=recipe.backbone, out_indices=list(range(5 - streams, 5))),
         freeze_backbone=recipe.freeze_backbone,
+        frozen_backbone_dtype=None if recipe.backbone_dtype == "float32" else recipe.backbone_dtype,
         final_block=recipe.final_block,
         head=recipe.head,
         **settings,

@@ -1,12 +1,9 @@
 """The optimizer and its learning rates, and which parts of the network are changed for speed or for several processes."""
 
-from copy import deepcopy
-
 import timm.layers
 import torch
 from torch import nn
 
-from ..errors import RecipeError
 from .recipe import Recipe
 
 
@@ -39,26 +36,3 @@ def synchronise_batch_norms(model: nn.Module) -> None:
             if is_norm and any(parameter.requires_grad for parameter in child.parameters()):
                 # timm's, which keeps the activation that is part of its own BatchNorms.
                 setattr(parent, name, timm.layers.convert_sync_batchnorm(child))
-
-
-def run_backbone_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let a frozen backbone compute with a copy of its weights in `dtype`, outside autocast, which would convert them each time.
-
-    The backbone itself, and so what is saved, stays as it is. The copy is no part of the model's modules.
-
-    Raises:
-        RecipeError: the network has no frozen backbone.
-    """
-    backbone = getattr(model.base_model, "backbone", None)
-    if backbone is None or any(parameter.requires_grad for parameter in backbone.parameters()):
-        raise RecipeError("backbone_dtype is for a frozen backbone: leave it at float32 here")
-    copy = deepcopy(backbone).to(dtype).eval()
-
-    def forward(pixel_values: torch.Tensor, *args, **kwargs):
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            outputs = copy(pixel_values.to(dtype), *args, **kwargs)
-        if not torch.is_autocast_enabled(pixel_values.device.type):  # which takes maps of any type
-            outputs.feature_maps = tuple(x.to(pixel_values.dtype) for x in outputs.feature_maps)
-        return outputs
-
-    backbone.forward = forward

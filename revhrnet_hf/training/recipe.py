@@ -119,10 +119,13 @@ class Recipe:
     precision: Literal["no", "bf16", "fp16"] = _setting("no", "Mixed precision; no means float32")
     backbone_dtype: Literal["float32", "bfloat16"] = _setting(
         "float32",
-        "What a frozen backbone computes in: bfloat16 keeps a copy of its weights that autocast need not make each time; "
-        "checkpoints hold the float32 weights either way",
+        "What a frozen backbone computes in, whatever the precision of the rest; checkpoints hold the float32 weights either way",
     )
-    gradient_checkpointing: bool = _setting(False, "Compute activations again in the backward pass instead of keeping them")
+    recompute: Literal["nothing", "relus", "norms", "modules"] = _setting(
+        "relus",
+        "What the backward pass computes again instead of keeping it, each saving more memory and costing more time: nothing, "
+        "relus, norms too, or whole modules (gradient checkpointing)",
+    )
     torch_compile: bool = _setting(False, "Compile the network for training (torch.compile): minutes at the start, faster steps")
     sync_batch_norm: bool = _setting(
         True, "With several GPUs, statistics of trained BatchNorms over the pictures of all of them; CPUs cannot"
@@ -146,6 +149,9 @@ class Recipe:
     log_every: int = _setting(10, "Steps between two log entries")
     log_pictures: int = _setting(3, "Pictures with truth and prediction that the trackers get at each evaluation")
     trackers: list[str] = _setting(["tensorboard"], "Where to log besides log.jsonl: any trackers that Accelerate knows")
+    push_to_hub: bool = _setting(False, "Send the best checkpoint to the Hub at the end; of a chain, the last stage's")
+    hub_model_id: str | None = _setting(None, "With push_to_hub: the repository, NAMESPACE/NAME, or NAME in your own namespace")
+    hub_private_repo: bool = _setting(False, "With push_to_hub: make the repository private")
 
     def __post_init__(self):
         # Not from `fields`: Transformers' argument parser rewrites the types that stand there.
@@ -154,6 +160,8 @@ class Recipe:
         self._check_values()
 
     def _check_values(self):
+        if self.push_to_hub and not self.hub_model_id:
+            raise RecipeError("Recipe field push_to_hub needs hub_model_id: the name that the checkpoint gets on the Hub")
         if not self.dataset:
             raise RecipeError("Recipe field dataset is missing: say which data set to train on, such as camvid")
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")

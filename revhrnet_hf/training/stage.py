@@ -55,7 +55,7 @@ from .integrity import write_checkpoint
 from .interruption import StopSignals, keep_loading_while_stopping
 from .log import RunLog, check_trackers
 from .network import build_model
-from .optimization import build_optimizer, learning_rate, run_backbone_in, synchronise_batch_norms
+from .optimization import build_optimizer, learning_rate, synchronise_batch_norms
 from .recipe import Recipe
 
 PICTURE_SIDE = 480  # pixels, of what the trackers and the card get
@@ -188,17 +188,15 @@ class Stage:
         model.to(memory_format=torch.channels_last)  # faster convolutions, on the CPU and with mixed precision on GPUs
         if recipe.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             synchronise_batch_norms(model)
-        if recipe.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+        if recipe.recompute != "relus":  # which is what the networks do anyway
+            # The second is what it was called before.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"recompute": recipe.recompute})
         optimizer = build_optimizer(model, recipe)
         averaged = None
         if recipe.ema_decay is not None:
             # Its copy of the network is made before Accelerate wraps the network.
             averaged = AveragedModel(model, accelerator.device, multi_avg_fn=self._average, use_buffers=True)
-        if recipe.backbone_dtype != "float32":
-            model.to(accelerator.device)
-            for network in (model,) if averaged is None else (model, averaged.module):
-                run_backbone_in(network, getattr(torch, recipe.backbone_dtype))
         if recipe.torch_compile:
             model.compile()  # in place: names of weights stay
         return *accelerator.prepare(model, optimizer), averaged

@@ -6,8 +6,7 @@ import pytest
 import timm.layers
 import torch
 
-from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.training.optimization import build_optimizer, learning_rate, run_backbone_in, synchronise_batch_norms
+from revhrnet_hf.training.optimization import build_optimizer, learning_rate, synchronise_batch_norms
 from revhrnet_hf.training.recipe import Recipe
 
 
@@ -66,24 +65,3 @@ def test_synchronised_norms(tiny_model):
     kinds = {type(m) for name, m in trained.named_modules() if ".backbone." in name and "bn1" in name.rpartition(".")[2]}
     assert kinds == {timm.layers.SyncBatchNormAct} or kinds == {torch.nn.SyncBatchNorm}
     assert torch.equal(trained.eval()(x).logits, tiny_model(x).logits)
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-def test_backbone_in_bfloat16(tiny_model, autocast):
-    """It computes as a network does whose backbone was converted, while its own weights stay as they are."""
-    weights = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
-    x, labels = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
-    seen = []
-    tiny_model.revhrnet.laterals[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    run_backbone_in(tiny_model, torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        tiny_model(x, labels=labels).loss.backward()
-    backbone = copy.deepcopy(tiny_model.revhrnet.backbone)
-    del backbone.forward
-    with torch.no_grad():
-        expected = backbone.bfloat16()(x.bfloat16()).feature_maps[0]
-    assert torch.equal(seen[0].bfloat16(), expected)
-    assert seen[0].dtype == (torch.bfloat16 if autocast else torch.float32)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny_model.state_dict().items())
-    with pytest.raises(RecipeError, match="backbone_dtype is for a frozen backbone"):
-        run_backbone_in(tiny_model.requires_grad_(True), torch.bfloat16)

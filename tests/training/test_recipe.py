@@ -10,7 +10,7 @@ import torch
 
 from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.loading import DATASETS
-from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.errors import HubError, RecipeError
 from revhrnet_hf.training.chain import data_dirs_by_name
 from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.recipe import Recipe, read_chain
@@ -150,3 +150,25 @@ def test_help_explains_every_field(run_seg, monkeypatch, capsys):
     for setting in fields(Recipe):
         assert f"--{setting.name}" in said
         assert setting.metadata["help"].split(":")[0] in said
+
+
+def test_push_is_refused_before_training(run_seg, tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset: camvid\npush_to_hub: true\n")
+    command = ["run_seg.py", "--recipe", str(recipe), "--data_dir", str(tmp_path / "absent"), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(RecipeError, match="push_to_hub needs hub_model_id"):
+        run_seg.main()
+    recipe.write_text("dataset: camvid\n")
+    monkeypatch.setattr("sys.argv", [*command, "--hub_model_id", "someone/net", "--push_to_hub"])
+    monkeypatch.setattr("revhrnet_hf.report.hub.get_token", lambda: None)
+    with pytest.raises(HubError, match="no token for the Hub"):
+        run_seg.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_finest_of_five_streams_has_the_stems_map():
+    recipe = Recipe(dataset="camvid", variant="w24-5stream", backbone="test_resnet.r160_in1k", backbone_weights="random")
+    model, _ = build_model(recipe, get_label_space("camvid11"))
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 64)).logits.shape[-2:] == (32, 32)

@@ -275,7 +275,7 @@ def test_gradients_are_clipped(recipe, mini_camvid, tmp_path):
 
 def test_options_together(recipe, mini_camvid, weights, tmp_path):
     """A backbone in bfloat16 under autocast with checkpointing, warm-up and an average: what is saved is float32, to the bit."""
-    recipe.precision, recipe.backbone_dtype, recipe.gradient_checkpointing = "no", "bfloat16", True
+    recipe.precision, recipe.backbone_dtype, recipe.recompute = "no", "bfloat16", "modules"
     recipe.epochs, recipe.warmup_steps, recipe.ema_decay, recipe.decay_norm_and_bias = 1, 3, 0.9, False
     scores = Stage(recipe, mini_camvid, tmp_path).run()
     assert scores["labelled_pixels"] > 0
