@@ -118,7 +118,7 @@ def test_failing_tracker_is_named_once(tmp_path, monkeypatch, capsys):
 
 
 def test_refused():
-    with pytest.raises(RecipeError, match="unknown 'tensorbord'; known are .*tensorboard"):
+    with pytest.raises(RecipeError, match=r"unknown .tensorbord.; known are .*tensorboard"):
         check_trackers(["tensorbord"])
     with pytest.raises(RecipeError, match=r"the package for aim is not installed \(pip install aim\)"):
         check_trackers(["tensorboard", "aim"])
