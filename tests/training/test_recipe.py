@@ -155,7 +155,7 @@ def test_help_explains_every_field(run_seg, monkeypatch, capsys):
 def test_push_is_refused_before_training(run_seg, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("dataset: camvid\npush_to_hub: true\n")
-    command = ["run_seg.py", "--recipe", str(recipe), "--data_dir", str(tmp_path / "absent"), "--output_dir", str(tmp_path / "out")]
+    command = f"run_seg.py --recipe {recipe} --data_dir {tmp_path / 'absent'} --output_dir {tmp_path / 'out'}".split()
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(RecipeError, match="push_to_hub needs hub_model_id"):
         run_seg.main()

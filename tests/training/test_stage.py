@@ -261,6 +261,23 @@ def test_ends_early(recipe, mini_camvid, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "best" / "scores.json").read_text())["epoch"] == 5
 
 
+def test_loss_is_that_of_the_whole_step(recipe, mini_camvid, tmp_path):
+    """Passes with unlike pixels (padding, class weights) learn what one pass over all their pictures would, BatchNorm aside."""
+    recipe.gradient_accumulation_steps, recipe.weight_decay = 2, 0.0
+    recipe.class_weights = [1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0]
+    stage = Stage(recipe, mini_camvid, tmp_path)
+    stage.model.eval()  # statistics of BatchNorm are those of a pass
+    passes = next(stage.data_steps())
+    passes[0]["labels"][:, 10:] = 255
+    whole = stage.model(**{name: torch.cat([batch[name] for batch in passes]) for name in passes[0]}).loss
+    weight = stage.model.head[3].weight
+    (gradient,) = torch.autograd.grad(whole, weight)
+    before = weight.detach().clone()
+    stage.train_step(passes)
+    assert stage.losses[-1].sum().item() == pytest.approx(whole.item(), rel=1e-5)
+    torch.testing.assert_close((before - weight.detach()) / recipe.learning_rate, gradient, rtol=1e-3, atol=1e-5)
+
+
 def test_gradients_are_clipped(recipe, mini_camvid, tmp_path):
     """A first step of SGD is as long as learning rate × the clipped norm."""
     recipe.max_grad_norm, recipe.weight_decay, recipe.epochs = 0.01, 0.0, 1
