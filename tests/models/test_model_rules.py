@@ -119,8 +119,8 @@ class TestAllModels:
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         with torch.no_grad():
-            pairs = zip(tensors_of(compiled(batch["pixel_values"])), tensors_of(model(batch["pixel_values"])), strict=True)
-            assert all(torch.equal(a, b) for a, b in pairs)
+            for a, b in zip(tensors_of(compiled(batch["pixel_values"])), tensors_of(model(batch["pixel_values"])), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # uncompiled, a frozen backbone's norms are folded
 
 
 @pytest.mark.parametrize("name", SEGMENTATION)
