@@ -142,12 +142,12 @@ class TestFrozenBackbone:
 
     @pytest.mark.slow
     def test_compiled_afterwards(self, model):
-        x = torch.randn(1, 3, 64, 64)
+        x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
         with torch.no_grad():
-            expected = model(x).logits
+            expected = model.double()(x).logits
             torch._dynamo.reset()
             compiled = torch.compile(model, fullgraph=True, backend="eager")(x).logits
-        torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled, expected, rtol=1e-10, atol=1e-10)
 
     def test_replica_of_data_parallel(self, model):
         """What nn.DataParallel makes, shallow copies of all modules, must not compute with the original's weights."""
