@@ -1,14 +1,17 @@
 """Memory guide: the largest batch at a crop, and the largest crop at a batch, that a GPU of each size trains of each network.
 
-Computed, not measured on a GPU: weights, gradients, SGD's momentum and counted saved bytes (float32), with a share for what the
-backward pass needs in passing, and the memory that CUDA takes for itself.
+Computed, not measured on a GPU: weights, gradients, momentum and counted saved bytes (float32; with `modules`, also those of
+the largest module, which is there in full while it is computed again), with a share for what the backward pass needs in passing,
+and the memory that CUDA takes for itself.
 """
 
 from argparse import Namespace
 
 import torch
 
-from .memory import GIB, saved_bytes
+from revhrnet_hf.models.high_resolution import Recomputable
+
+from .memory import GIB, make_step, saved_bytes
 from .networks import build
 
 CROPS = [(256, 512), (360, 480), (512, 512), (512, 1024), (720, 960), (768, 768), (1024, 1024), (1024, 2048)]
@@ -60,4 +63,29 @@ def fixed_gib(name: str, classes: int) -> float:
 
 def picture_gib(name: str, size: tuple[int, int], classes: int) -> float:
     case = Namespace(height=size[0], width=size[1], batch=1, classes=classes, channels_last=False, precision="fp32")
-    return saved_bytes(name, case) / GIB
+    saved = saved_bytes(name, case)
+    if name.endswith("+modules"):
+        saved += largest_module_bytes(name.replace("+modules", "+nothing"), case)
+    return saved / GIB
+
+
+def largest_module_bytes(name: str, case: Namespace) -> int:
+    """Kept by the one module, of those that are computed again as a whole, that keeps most."""
+    seen, sizes, entered = set(), [], []
+
+    def pack(tensor):
+        seen.add(tensor.untyped_storage())
+        return tensor
+
+    def kept() -> int:
+        return sum(storage.nbytes() for storage in seen)
+
+    with torch.device("meta"):
+        step = make_step(name, case, "meta")
+        for module in step.model.modules():
+            if isinstance(module, Recomputable):
+                module.register_forward_pre_hook(lambda *_: entered.append(kept()))
+                module.register_forward_hook(lambda *_: sizes.append(kept() - entered.pop()))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            step.loss()
+    return max(sizes)

@@ -1,0 +1,72 @@
+"""Each sub-command on tiny networks: a table, and JSON with machine, versions and settings."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
+PEER = ["--peer", "tiny-hrnet"]
+SMALL = [*PEER, "--height", "64", "--width", "96", "--rounds", "1"]
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "arguments", "names"),
+    [
+        ("memory", [*SMALL, "--networks", "tiny-rev", "tiny-rev+modules"], ["tiny-hrnet", "tiny-rev", "tiny-rev+modules"]),
+        ("train", [*SMALL, "--batch", 2, "--networks", "tiny-rev+norms"], ["tiny-hrnet", "tiny-rev+norms"]),
+        ("infer", [*SMALL, "--networks", "tiny-rev+optimized"], ["tiny-hrnet", "tiny-rev+optimized"]),
+        ("start", ["--network", "tiny-rev", "--rounds", 1], ["import transformers, timm", "import revhrnet_hf"]),
+    ],
+)
+def test_against_a_peer(command, arguments, names, tmp_path):
+    done = run(command, *arguments, "--output", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert {"versions", "processor", "cpus", command} <= result.keys()
+    rows = result[command]
+    assert [row["name"] for row in rows][: len(names)] == names
+    ratio = next(key for key in rows[0] if key.endswith("ratio"))
+    assert rows[0][ratio] == 1
+    assert all(row[key] > 0 for row in rows for key in row if key not in ("name", "all_seconds"))
+    assert all(line.split("  ")[0] in done.stdout for line in names)
+    if command == "memory":
+        saved = [row["saved GiB"] for row in rows]
+        assert saved[2] < saved[1]
+
+
+@pytest.mark.slow
+def test_growth_and_guide(tmp_path):
+    plot = [] if subprocess.run([sys.executable, "-c", "import matplotlib"]).returncode else ["--plot", tmp_path / "growth.png"]
+    sizes = ["--sides", 64, 128, "--classes", 5, 9, "--rounds", 1]
+    done = run("growth", "--network", "tiny-rev", *sizes, *plot, "--output", tmp_path / "g")
+    assert done.returncode == 0, done.stderr
+    small, large = json.loads((tmp_path / "g").read_text())["by_size"]
+    # Four times the pixels keep four times the bytes, but for the BatchNorms' statistics.
+    assert large["saved GiB"] / small["saved GiB"] == pytest.approx(4, rel=0.02)
+    assert not plot or plot[1].stat().st_size > 10_000
+    sizes = ["--gib", 2, 4, "--crop", 256, 512, "--recompute", "relus"]
+    done = run("guide", "--networks", "tiny-rev", *sizes, "--output", tmp_path / "guide")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "guide").read_text())
+    (row,) = result["guide"]
+    assert result["measured"] is False
+    assert "computed" in done.stdout
+    for fit in row["fits"]:
+        pictures = (fit["GiB"] - row["fixed GiB"]) / row["picture GiB"]
+        assert fit["batch"] <= pictures < fit["batch"] + 1
+
+
+@pytest.mark.slow
+def test_errors():
+    done = run("train", *SMALL, "--networks", "hrnet-w64")
+    assert done.returncode == 1
+    assert "Unknown network 'hrnet-w64'; known are rev-w48" in done.stderr
+    assert "Traceback" not in done.stderr
