@@ -79,15 +79,43 @@ def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
     return nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
 
 
-def fold_while_frozen(model: nn.Module) -> None:
+class Folding:
+    """Whether the folded convolutions of a model are used; and them, as copies and pickles are made without."""
+
+    def __init__(self):
+        self.is_on = True
+        self.made: dict[nn.Conv2d, tuple[tuple, nn.Conv2d]] = {}  # with the state of the weights that each was made from
+
+    def __reduce__(self):
+        return Folding, ()
+
+    def applies_to(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+        if not self.is_on or torch.is_grad_enabled() or norm.training or torch.compiler.is_compiling():
+            return False  # compilers fold by themselves
+        return not conv.weight.is_inference()  # whose changes cannot be seen
+
+    def folded(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> nn.Conv2d:
+        tensors = (*conv.parameters(), *norm.parameters(), norm.running_mean, norm.running_var)
+        state = (dtype, norm.eps, *((x.device, x.data_ptr(), x._version) for x in tensors))
+        if conv not in self.made or self.made[conv][0] != state:
+            plain = copy.copy(conv)
+            plain.__dict__ = {name: value for name, value in conv.__dict__.items() if name != "forward"}
+            fused = fuse_conv_bn_eval(plain, norm).to(dtype, memory_format=torch.channels_last).requires_grad_(False)
+            self.made[conv] = (state, fused)
+        return self.made[conv][1]
+
+
+def fold_while_frozen(model: nn.Module) -> Folding:
     """In eval mode and without gradients, `model` computes with folded convolutions; its modules and state dict stay as they are.
 
-    A folded convolution is made again whenever its weights, or its BatchNorm's, have changed.
+    A folded convolution is made again whenever its weights, or its BatchNorm's, have changed. The result turns it on and off.
     """
+    folding = Folding()
     for conv_name, norm_name in conv_norm_pairs(model):
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        conv.forward = partial(_convolve, conv, norm, FoldedConvolution())
-        norm.forward = partial(_pass, conv, norm)
+        conv.forward = partial(_convolve, conv, norm, folding)
+        norm.forward = partial(_pass, conv, norm, folding)
+    return folding
 
 
 def unfold(model: nn.Module) -> None:
@@ -97,41 +125,15 @@ def unfold(model: nn.Module) -> None:
             del module.forward
 
 
-class FoldedConvolution:
-    """The folded convolution of some state of the weights; copies and pickles are empty."""
-
-    def __init__(self):
-        self.state, self.conv = None, None
-
-    def of(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> nn.Conv2d:
-        tensors = (*conv.parameters(), *norm.parameters(), norm.running_mean, norm.running_var)
-        state = (dtype, norm.eps, *((x.device, x.data_ptr(), x._version) for x in tensors))
-        if state != self.state:
-            plain = copy.copy(conv)
-            plain.__dict__ = {name: value for name, value in conv.__dict__.items() if name != "forward"}
-            self.conv = fuse_conv_bn_eval(plain, norm).to(dtype, memory_format=torch.channels_last).requires_grad_(False)
-            self.state = state
-        return self.conv
-
-    def __reduce__(self):
-        return FoldedConvolution, ()
-
-
-def _is_folding(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-    if torch.is_grad_enabled() or norm.training or torch.compiler.is_compiling():  # compilers fold by themselves
-        return False
-    return not conv.weight.is_inference()  # whose changes cannot be seen
-
-
-def _convolve(conv: nn.Conv2d, norm: nn.BatchNorm2d, folded: FoldedConvolution, x: Tensor) -> Tensor:
-    if not _is_folding(conv, norm):
+def _convolve(conv: nn.Conv2d, norm: nn.BatchNorm2d, folding: Folding, x: Tensor) -> Tensor:
+    if not folding.applies_to(conv, norm):
         return type(conv).forward(conv, x)
     device = x.device.type
     is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return folded.of(conv, norm, torch.get_autocast_dtype(device) if is_autocast else conv.weight.dtype)(x)
+    return folding.folded(conv, norm, torch.get_autocast_dtype(device) if is_autocast else conv.weight.dtype)(x)
 
 
-def _pass(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    if not _is_folding(conv, norm):
+def _pass(conv: nn.Conv2d, norm: nn.BatchNorm2d, folding: Folding, x: Tensor) -> Tensor:
+    if not folding.applies_to(conv, norm):
         return type(norm).forward(norm, x)
     return norm.act(norm.drop(x)) if isinstance(norm, BatchNormAct2d) else x

@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
-from .folding import fold_while_frozen, unfold
+from .folding import Folding, fold_while_frozen, unfold
 from .high_resolution import (
     BasicBlock,
     Bottleneck,
@@ -157,6 +157,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         else:
             self.final_stage = RecomputableBlocks(BasicBlock, channels[0], channels[0], config.num_blocks, momentum)
             self.out_channels = channels[0]
+        self.folding: Folding | None = None
         self.post_init()
         self.freeze()
 
@@ -218,12 +219,15 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
 
     @contextmanager
     def _frozen(self, device: str):
-        """No gradients, BatchNorms folded, and in the precision that the configuration chose."""
+        """No gradients; in training, BatchNorms folded; in the precision that the configuration chose."""
         if getattr(self, "_is_replica", False):  # of nn.DataParallel: what was folded belongs to another device
             unfold(self.backbone)
-        elif not (device == "meta" or torch.compiler.is_compiling() or getattr(self.backbone, "is_folded", False)):
-            fold_while_frozen(self.backbone)
-            self.backbone.is_folded = True
+        elif not (device == "meta" or torch.compiler.is_compiling()):
+            if self.training and self.folding is None:
+                self.folding = fold_while_frozen(self.backbone)
+            if self.folding is not None:
+                # What a model predicts is the same to the bit, compiled or exported: there, `optimize_for_inference` folds.
+                self.folding.is_on = self.training
         dtype = self.config.frozen_backbone_dtype
         is_chosen = dtype is not None and is_autocast_available(device)  # not for the meta device
         with torch.no_grad(), torch.autocast(device, getattr(torch, dtype)) if is_chosen else nullcontext():

@@ -89,7 +89,15 @@ def test_timms_networks(name, left):
 class TestFrozenBackbone:
     @pytest.fixture
     def model(self, tiny_config):
-        return shaken(RevHRNetForSemanticSegmentation(tiny_config(initializer="he")))
+        return shaken(RevHRNetForSemanticSegmentation(tiny_config(initializer="he"))).train()
+
+    def test_only_in_training(self, model):
+        """What a model predicts is that of the unfolded network to the bit, before, between and after steps."""
+        x = torch.randn(2, 3, 64, 64)
+        expected = self.expected_maps(model, x)
+        for training in (False, True, False, True):
+            maps = model.train(training).revhrnet.backbone_maps(x)
+            assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True)) is not training
 
     @staticmethod
     def expected_maps(model, x):
@@ -142,12 +150,12 @@ class TestFrozenBackbone:
 
     @pytest.mark.slow
     def test_compiled_afterwards(self, model):
-        x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-        with torch.no_grad():
-            expected = model.double()(x).logits
-            torch._dynamo.reset()
-            compiled = torch.compile(model, fullgraph=True, backend="eager")(x).logits
-        torch.testing.assert_close(compiled, expected, rtol=1e-10, atol=1e-10)
+        x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+        plain = copy.deepcopy(model).double()(x).logits
+        model.double()(x)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(x).logits
+        torch.testing.assert_close(compiled, plain, rtol=1e-10, atol=1e-10)
 
     def test_replica_of_data_parallel(self, model):
         """What nn.DataParallel makes, shallow copies of all modules, must not compute with the original's weights."""
@@ -204,8 +212,9 @@ class TestOptimizeForInference:
     def test_after_use(self, tiny_config):
         """A model whose frozen backbone already computes folded."""
         model = shaken(RevHRNetModel(tiny_config(initializer="he")))
-        x = torch.randn(1, 3, 64, 64)
+        x = torch.randn(2, 3, 64, 64)
         expected = model(x).last_hidden_state
+        model.train().backbone_maps(x)
         model.optimize_for_inference()
         assert norms_in(model) == []
         torch.testing.assert_close(model(x).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
