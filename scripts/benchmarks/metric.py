@@ -70,6 +70,8 @@ def mean_iou(predictions, references, arguments):
     """NumPy, on the CPU, with memory of its own for each map, as in `evaluate`."""
     bins = arguments.num_labels
     totals = np.zeros((3, bins))
+    # `evaluate` hands its metrics what comes out of a `datasets` table: ids of 64 bits, whatever was put in.
+    predictions, references = predictions.astype(np.int64), references.astype(np.int64)
 
     def count():
         prediction, label = np.array(predictions), np.array(references)
