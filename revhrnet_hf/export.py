@@ -273,7 +273,8 @@ def write_int8(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
         target,
         Reader(),
         quant_format=QuantFormat.QDQ,
-        # With the activation after it, a convolution's range is that of the values that go on: half as wide after a ReLU.
+        # With the activation after it, a convolution's range is that of the values that go on: half as wide after a ReLU. Of
+        # CamVid's mIoU of 0.729, convolutions quantised alone left 0.655, these 0.732 (docs/exporting.md).
         op_types_to_quantize=["Conv", "Relu", "Clip"],
         per_channel=True,
         activation_type=QuantType.QUInt8,

@@ -217,7 +217,7 @@ def test_in_a_browser(tiny_checkpoint, picture, expected, browser, serving, tmp_
     assert said.startswith("cannot read the picture broken.png") and "/" not in said
     (tmp_path / "large.png").write_bytes(bytes(31_500_000))
     page.upload(tmp_path / "large.png")
-    page.wait(lambda: "large" in page.text() or "exceeds" in page.text().lower())
+    page.wait(lambda: "exceed the maximum allowed size of 30" in page.text())
 
     # A phone: nothing sticks out, and the answer comes before its settings.
     browser.execute_cdp_cmd(
