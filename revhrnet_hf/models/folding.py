@@ -14,12 +14,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .multi_scale import ConvOverScales
+
 PROBE_SIZE = 128  # height and width of the picture without values
 
 
 def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Names of each convolution and the BatchNorm that alone takes what it gives, in `model(pixel_values)`."""
-    convs = {name: m for name, m in model.named_modules() if type(m) in (nn.Conv2d, Conv2dSame)}
+    convs = {name: m for name, m in model.named_modules() if type(m) in (nn.Conv2d, Conv2dSame, ConvOverScales)}
     kinds = (nn.BatchNorm2d, BatchNormAct2d)
     norms = {name: m for name, m in model.named_modules() if type(m) in kinds and m.track_running_stats}
     if not convs or not norms:
@@ -27,11 +29,17 @@ def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     probe = _without_values(model)
     made: dict[int, str] = {}
     taken: list[tuple[int, str]] = []
+    uses = _Uses()
+
+    def note_made(name, _module, _inputs, y):
+        made[id(y)] = name
+        uses.count[id(y)] = 0  # what the convolution did with it itself
+
     for name in convs:
-        probe.get_submodule(name).register_forward_hook(lambda _m, _x, y, name=name: made.update({id(y): name}))
+        probe.get_submodule(name).register_forward_hook(partial(note_made, name))
     for name in norms:
         probe.get_submodule(name).register_forward_pre_hook(lambda _m, x, name=name: taken.append((id(x[0]), name)))
-    with torch.no_grad(), _Uses() as uses:
+    with torch.no_grad(), uses:
         probe(torch.empty(1, 3, PROBE_SIZE, PROBE_SIZE, device="meta"))
     calls = Counter([*made.values(), *(name for _, name in taken)])
     pairs = [(made[x], name) for x, name in taken if x in made and uses.count[x] == 1]

@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .backbone import load_backbone_weights
 from .configuration_segmentation import SegmentationConfig
 from .folding import fold_for_good
+from .multi_scale import ConvOverScales, upsample
 from .residual_chain import NORMS, RELUS, Layer, can_chain, run_chain
 
 NOTHING, MODULES = "nothing", "modules"  # besides RELUS and NORMS, what a backward pass may compute again
@@ -36,13 +37,6 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int =
         nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels, momentum=momentum),
     ]
-
-
-def upsample(x: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool = False, mode: str = "bilinear") -> Tensor:
-    """Resize of (batch, channels, height, width) to `size` (height, width); a map of that size passes unchanged."""
-    if x.shape[-2:] == size:
-        return x
-    return F.interpolate(x, size=size, mode=mode, align_corners=align_corners if mode == "bilinear" else None)
 
 
 class Recomputable(GradientCheckpointingLayer):
@@ -249,12 +243,13 @@ def exchange_path(channels: list[int] | tuple[int, ...], source: int, target: in
 class SegmentationHead(nn.Sequential):
     """1×1 (with bias) + BN + ReLU, then the 1×1 classifier: HRNetV2's `last_layer`, with its names 0, 1 and 3.
 
-    (batch, channels, h, w) → logits (batch, num_labels, h, w).
+    One map (batch, channels, h, w), or maps that have so many channels together, finest first → logits (batch, num_labels, h, w)
+    of the finest map's size.
     """
 
-    def __init__(self, channels: int, num_labels: int, momentum: float = 0.01):
+    def __init__(self, channels: int, num_labels: int, momentum: float = 0.01, align_corners: bool = False):
         super().__init__(
-            nn.Conv2d(channels, channels, 1),
+            ConvOverScales(channels, channels, align_corners),
             nn.BatchNorm2d(channels, momentum=momentum),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, num_labels, 1),

@@ -7,7 +7,6 @@ The last stage's streams, upsampled and concatenated, are classified pixel by pi
 checkpoints, but for `last_layer`, which is `head` here.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.backbone_utils import BackboneMixin
@@ -23,7 +22,6 @@ from .high_resolution import (
     RecomputableBlocks,
     SegmentationHead,
     conv_bn,
-    upsample,
 )
 from .segmentation_loss import configured_loss
 
@@ -140,7 +138,9 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
     def __init__(self, config: HRNetV2Config):
         super().__init__(config)
         self.backbone = HRNetV2Backbone(config)
-        self.head = SegmentationHead(sum(config.stream_channels), config.num_labels, config.batch_norm_momentum)
+        self.head = SegmentationHead(
+            sum(config.stream_channels), config.num_labels, config.batch_norm_momentum, config.align_corners
+        )
         self.post_init()
 
     @can_return_tuple
@@ -164,9 +164,8 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         _, *streams = self.backbone.all_maps(pixel_values)
-        size = streams[0].shape[-2:]
-        # The classifier's input is bilinear also where the exchange units are not: it is HRNetV2's own part.
-        logits = self.head(torch.cat([upsample(x, size, self.config.align_corners) for x in streams], dim=1))
+        # The head's upsampling is bilinear also where the exchange units' is not: it is HRNetV2's own part.
+        logits = self.head(streams)
         return SemanticSegmenterOutput(
             loss=configured_loss(logits, labels, self.config),
             logits=logits,

@@ -29,7 +29,6 @@ from .high_resolution import (
     RecomputableBlocks,
     SegmentationHead,
     conv_bn,
-    upsample,
 )
 from .modeling_hrnetv2 import HRNetV2Backbone
 from .segmentation_loss import configured_loss
@@ -265,16 +264,10 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
             `loss` (a scalar, with `labels`), `logits` (batch, num_labels, height / 4, width / 4), `hidden_states`.
         """
         outputs = self.revhrnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-        logits = self.head(self.gather(outputs.feature_maps))
+        maps = outputs.feature_maps if self.config.head == "concat" else outputs.feature_maps[:1]
+        logits = self.head(maps)
         loss = configured_loss(logits, labels, self.config)
         return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
-
-    def gather(self, feature_maps: tuple[Tensor, ...]) -> Tensor:
-        """What the head sees: the finest map, or all of them at its size."""
-        if self.config.head == "single":
-            return feature_maps[0]
-        size = feature_maps[0].shape[-2:]
-        return torch.cat([upsample(x, size) for x in feature_maps], dim=1)
 
 
 # The image-segmentation pipeline looks for the model's name here, and calls it unsupported otherwise. Not in the package's

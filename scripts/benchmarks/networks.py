@@ -18,7 +18,8 @@ from transformers import (
 
 from revhrnet_hf import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.models.high_resolution import HighResolutionPreTrainedModel, SegmentationHead, upsample
+from revhrnet_hf.models.high_resolution import HighResolutionPreTrainedModel, SegmentationHead
+from revhrnet_hf.models.multi_scale import upsample
 
 RECOMPUTE = ("nothing", "relus", "norms", "modules")
 LITE = "tf_efficientnet_lite0"

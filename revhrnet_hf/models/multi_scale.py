@@ -1,0 +1,35 @@
+"""What brings maps of several resolutions together."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def upsample(x: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool = False, mode: str = "bilinear") -> Tensor:
+    """Resize of (batch, channels, height, width) to `size` (height, width); a map of that size passes unchanged."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode=mode, align_corners=align_corners if mode == "bilinear" else None)
+
+
+class ConvOverScales(nn.Conv2d):
+    """A 1×1 convolution of maps concatenated at the finest one's size, computed at each map's own size.
+
+    A 1×1 convolution and an upsampling may change places (the weights of an upsampled pixel add up to 1), so that the coarser
+    maps are convolved where they are small, and no concatenated map exists or is kept for the backward pass. The parameters are
+    those of the convolution of the concatenated map.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, align_corners: bool = False):
+        super().__init__(in_channels, out_channels, 1)
+        self.align_corners = align_corners
+
+    def forward(self, maps: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+        """Maps (batch, channels_i, h_i, w_i), finest first, or one alone → (batch, out_channels, h_0, w_0)."""
+        if isinstance(maps, Tensor):
+            return super().forward(maps)
+        first, *others = self.weight.split([x.shape[1] for x in maps], dim=1)
+        total = F.conv2d(maps[0], first, self.bias)
+        for x, weight in zip(maps[1:], others, strict=True):
+            total = total.add_(upsample(F.conv2d(x, weight), total.shape[-2:], self.align_corners))
+        return total
