@@ -5,6 +5,7 @@
     python scripts/benchmark.py memory --saved_only
     python scripts/benchmark.py train --networks rev-w48 --height 512 --width 1024 --batch 2
     python scripts/benchmark.py infer --networks rev-w48+optimized
+    python scripts/benchmark.py floor --train --height 256 --width 512
     python scripts/benchmark.py growth --plot growth.png
     python scripts/benchmark.py start
     python scripts/benchmark.py guide
@@ -18,7 +19,7 @@ import os
 import platform
 
 import torch
-from benchmarks import data, export, growth, guide, infer, loop, memory, metric, postprocess, start, train
+from benchmarks import data, export, floor, growth, guide, infer, loop, memory, metric, postprocess, start, train
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.evaluation import write_json
@@ -27,6 +28,7 @@ from revhrnet_hf.versions import versions
 COMMANDS = {
     "data": data,
     "export": export,
+    "floor": floor,
     "growth": growth,
     "guide": guide,
     "infer": infer,

@@ -9,6 +9,7 @@ Segmentation", CVPR 2015), their dictionary keys those of `evaluate`'s `mean_iou
 
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import evaluate
@@ -18,6 +19,8 @@ import torch
 from ..errors import DataError
 
 BYTES = 256
+# Between the counts of one reference id and those of the next; a power of two would put them all at the same places of the cache.
+PAIR_STRIDE = BYTES + 8
 CHUNK_PIXELS = 2**19  # counted at once, so that what is computed stays in the processor's cache
 MANY_PIXELS = 2**16  # from here on, counting all pairs of bytes is quicker than looking at each id
 
@@ -144,12 +147,10 @@ class ConfusionMatrix:
 
     def _count_bytes(self, predictions, references):
         """All pairs of two bytes, and only then what they mean: a pass over the pixels is dearer than one over 65,536 pairs."""
-        pairs = torch.zeros(BYTES**2, dtype=torch.int64)
         parts = (ids.flatten().split(CHUNK_PIXELS) for ids in (references, predictions))
-        for reference, prediction in zip(*parts, strict=True):
-            cells = reference.to(torch.int32).mul_(BYTES).add_(prediction.to(torch.int32))
-            pairs += torch.bincount(cells, minlength=BYTES**2)
-        pairs = pairs.view(BYTES, BYTES)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            pairs = sum(threads.map(_count_pairs, *parts))
+        pairs = pairs.view(BYTES, PAIR_STRIDE)[:, :BYTES]
         every_id = torch.arange(BYTES).to(torch.uint8)
         rows, columns = self._counts.shape
         by_row = pairs.new_zeros(rows, BYTES).index_add_(0, _place(every_id, self.num_classes, self.ignore_index), pairs)
@@ -279,6 +280,11 @@ def _place(ids, num_classes, ignore_index=None):
     if ignore_index is not None and dtype.min <= ignore_index <= dtype.max:
         places.masked_fill_(ids == ignore_index, num_classes + 2)
     return places
+
+
+def _count_pairs(references, predictions):
+    cells = references.to(torch.int32).mul_(PAIR_STRIDE).add_(predictions.to(torch.int32))
+    return torch.bincount(cells, minlength=BYTES * PAIR_STRIDE)
 
 
 def _count_without_waiting(cells, minlength):

@@ -1,74 +1,109 @@
-"""Time and memory of one network against the picture's size and the number of classes; `--plot` draws both.
+"""Time and memory of one network against the picture's size, the batch and the number of classes; `--plot` draws them.
 
-One picture at a time: the seconds of an eval forward pass, and the bytes that a training step keeps (counted, float32). The last
-column of each table is the growth against the first row: seconds a pixel, or seconds.
+By size and by classes: one picture to its label map, whole or through sliding windows. By batch: a whole training step, and the
+bytes it keeps for its backward pass (counted, float32). Each case has a process of its own; its peak is of memory above what
+the network and its weights take. The growth is of the seconds a megapixel, a picture, or (classes) at all, against the first.
 """
 
+import multiprocessing
+import statistics
 from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
 
-import torch
+import numpy as np
+from PIL import Image
 
+from revhrnet_hf import RevHRNetImageProcessorPil
 from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.evaluation import InferenceSettings, segment
 
-from .memory import GIB, saved_bytes
-from .networks import build, logits_of
-from .timing import print_rows, take_turns
+from .memory import GIB, make_step, saved_bytes
+from .networks import build
+from .postprocess import peak_mib
+from .timing import print_rows, seconds
 
-COLUMNS = {"side": "d", "classes": "d", "seconds": ".3f", "saved GiB": ".3f", "growth": ".3f"}
+UNITS = {"whole": "megapixels", "windows": "megapixels", "batch": "pictures", "classes": "classes"}
 
 
 def add_arguments(parser):
-    parser.add_argument("--network", default="rev-w18", help="(default: %(default)s)")
-    parser.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024], help="of squares (default: %(default)s)")
-    parser.add_argument("--classes", type=int, nargs="+", default=[19, 65, 150], help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--network", default="rev-w18", help="ours (default: %(default)s)")
+    parser.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096], help="default: %(default)s")
+    parser.add_argument("--window", type=int, default=512, help="side of the sliding windows (default: %(default)s)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="at the first side (default: %(default)s)")
+    parser.add_argument("--classes", type=int, nargs="+", default=[19, 65, 150], help="at the first side (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="calls, of which the median counts (default: %(default)s)")
     parser.add_argument("--plot", help="PNG file (needs the extra `plots`)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
 
 
 def main(arguments) -> dict:
-    sides, classes = arguments.sides, arguments.classes
-    by_size = measure(arguments, [(side, classes[0]) for side in sides])
-    by_classes = measure(arguments, [(sides[0], count) for count in classes])
-    for row in by_size:
-        row["growth"] = row["seconds"] / by_size[0]["seconds"] / (row["side"] / sides[0]) ** 2
-    for row in by_classes:
-        row["growth"] = row["seconds"] / by_classes[0]["seconds"]
-    for rows in (by_size, by_classes):
-        print_rows(rows, {"name": "", **COLUMNS})
-    if arguments.plot:
-        draw(arguments.plot, by_size, by_classes)
-    return {"settings": {k: v for k, v in vars(arguments).items() if k not in ("command", "output")},
-            "by_size": by_size, "by_classes": by_classes}  # fmt: skip
+    plot = drawing() if arguments.plot else None
+    side, classes, window = arguments.sides[0], arguments.classes[0], arguments.window
+    tables = {
+        "whole": [(s * s / 1e6, f"{s}² whole", label, (s, classes, None)) for s in arguments.sides],
+        "windows": [(s * s / 1e6, f"{s}² in windows of {window}²", label, (s, classes, window)) for s in arguments.sides],
+        "batch": [(batch, f"step of {batch} × {side}²", train, (side, classes, batch)) for batch in arguments.batches],
+        "classes": [(count, f"{side}², {count} classes", label, (side, count, None)) for count in arguments.classes],
+    }
+    results = {kind: [measure(arguments, *case) for case in cases] for kind, cases in tables.items()}
+    for kind, rows in results.items():
+        for row in rows:
+            per = 1 if kind == "classes" else row["size"] / rows[0]["size"]
+            row["growth"] = row["seconds"] / rows[0]["seconds"] / per
+        print_rows(rows, {"name": "", "seconds": ".3f", "growth": ".3f", "peak MiB": ".0f", "saved GiB": ".3f"})
+    if plot:
+        draw(plot, arguments, results)
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("command", "output")}
+    return {"settings": settings, **results}
 
 
-def measure(arguments, cases: list[tuple[int, int]]) -> list[dict]:
-    models = {count: build(arguments.network, count).to(arguments.device).eval() for count in {count for _, count in cases}}
-    calls = {}
-    for side, count in cases:
-        picture = torch.randn(1, 3, side, side, device=arguments.device)
-        calls[f"{side}², {count} classes"] = lambda model=models[count], x=picture: logits_of(model, x)
-    with torch.inference_mode():
-        rows = take_turns(calls, next(iter(calls)), arguments.rounds, arguments.device)
-    for row, (side, count) in zip(rows, cases, strict=True):
-        case = Namespace(height=side, width=side, batch=1, classes=count, channels_last=False, precision="fp32")
-        row |= {"side": side, "classes": count, "saved GiB": saved_bytes(arguments.network, case) / GIB}
-    return rows
+def measure(arguments, size: float, name: str, function: Callable, case: tuple) -> dict:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return {"size": size, "name": name, **pool.apply(function, (arguments.network, arguments.rounds, *case))}
 
 
-def draw(path: str, by_size: list[dict], by_classes: list[dict]) -> None:
+def label(network: str, rounds: int, side: int, classes: int, window: int | None) -> dict:
+    """A picture to its label map."""
+    model, processor = build(network, classes).eval(), RevHRNetImageProcessorPil()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
+    settings = InferenceSettings(window=window and (window, window))
+    return timed(lambda: segment(model, processor, picture, settings), rounds)
+
+
+def train(network: str, rounds: int, side: int, classes: int, batch: int) -> dict:
+    """A whole training step; the first call makes the gradients and the optimizer's state."""
+    case = Namespace(height=side, width=side, batch=batch, classes=classes, channels_last=False, precision="fp32")
+    step = make_step(network, case, "cpu")
+    step()
+    return timed(step, rounds) | {"saved GiB": saved_bytes(network, case) / GIB}
+
+
+def timed(call: Callable[[], object], rounds: int) -> dict:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = peak_mib()
+    took = [seconds(call, "cpu") for _ in range(rounds)]
+    return {"seconds": statistics.median(took), "peak MiB": peak_mib() - before}
+
+
+def drawing() -> type:
+    """Matplotlib's figure; asked for before anything is measured."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RecipeError("--plot needs pip install -c constraints.txt -e .[plots]") from error
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    for row, (field, unit) in zip(figure.subplots(2, 2), (("seconds", "s"), ("saved GiB", "GiB")), strict=True):
-        for axes, rows, x, label in zip(
-            row, (by_size, by_classes), (lambda r: r["side"] ** 2 / 1e6, lambda r: r["classes"]), ("megapixels", "classes"),
-            strict=True,
-        ):  # fmt: skip
-            axes.plot([x(r) for r in rows], [r[field] for r in rows], marker="o")
-            axes.set(xlabel=label, ylabel=f"{field} ({unit})" if field == "seconds" else field, xlim=0, ylim=0)
+    return Figure
+
+
+def draw(figure_class: type, arguments, results: dict[str, list[dict]]) -> None:
+    figure = figure_class(figsize=(11, 6), layout="constrained")
+    for axes_of_field, (field, unit) in zip(figure.subplots(2, 3), (("seconds", "s"), ("peak MiB", "MiB")), strict=True):
+        for axes, kinds in zip(axes_of_field, (("whole", "windows"), ("batch",), ("classes",)), strict=True):
+            for kind in kinds:
+                rows = results[kind]
+                axes.plot([row["size"] for row in rows], [row[field] for row in rows], marker="o", label=kind)
+            axes.set(xlabel=UNITS[kinds[0]], ylabel=f"{field.removesuffix(' MiB')} ({unit})", xlim=0, ylim=0)
             axes.grid(alpha=0.3)
-    figure.suptitle("Forward pass, and what a training step keeps for the backward pass; one picture")
-    figure.savefig(path, dpi=120)
+            if len(kinds) > 1:
+                axes.legend()
+    figure.suptitle(f"{arguments.network}: a picture to its label map (by size, by classes), a training step (by batch)")
+    figure.savefig(arguments.plot, dpi=120)

@@ -23,6 +23,8 @@ def run(*arguments):
         ("memory", [*SMALL, "--networks", "tiny-rev", "tiny-rev+modules"], ["tiny-hrnet", "tiny-rev", "tiny-rev+modules"]),
         ("train", [*SMALL, "--batch", 2, "--networks", "tiny-rev+norms"], ["tiny-hrnet", "tiny-rev+norms"]),
         ("infer", [*SMALL, "--networks", "tiny-rev+optimized"], ["tiny-hrnet", "tiny-rev+optimized"]),
+        ("floor", [*SMALL, "--networks", "tiny-rev+optimized"], ["tiny-hrnet", "tiny-rev+optimized"]),
+        ("floor", [*SMALL, "--train", "--networks", "tiny-rev"], ["tiny-hrnet", "tiny-rev"]),
         ("start", ["--network", "tiny-rev", "--rounds", 1], ["import transformers, timm", "import revhrnet_hf"]),
     ],
 )
@@ -45,12 +47,16 @@ def test_against_a_peer(command, arguments, names, tmp_path):
 @pytest.mark.slow
 def test_growth_and_guide(tmp_path):
     plot = [] if subprocess.run([sys.executable, "-c", "import matplotlib"]).returncode else ["--plot", tmp_path / "growth.png"]
-    sizes = ["--sides", 64, 128, "--classes", 5, 9, "--rounds", 1]
+    sizes = ["--sides", 64, 128, "--window", 64, "--batches", 1, 2, "--classes", 5, 9, "--rounds", 1]
     done = run("growth", "--network", "tiny-rev", *sizes, *plot, "--output", tmp_path / "g")
     assert done.returncode == 0, done.stderr
-    small, large = json.loads((tmp_path / "g").read_text())["by_size"]
-    # Four times the pixels keep four times the bytes, but for the BatchNorms' statistics.
-    assert large["saved GiB"] / small["saved GiB"] == pytest.approx(4, rel=0.02)
+    growth = json.loads((tmp_path / "g").read_text())
+    assert {kind: [row["size"] for row in growth[kind]] for kind in ("whole", "windows", "batch", "classes")} == {
+        "whole": [0.004096, 0.016384], "windows": [0.004096, 0.016384], "batch": [1, 2], "classes": [5, 9],
+    }  # fmt: skip
+    one, two = (row["saved GiB"] for row in growth["batch"])
+    # Twice the pictures keep twice the bytes, but for the BatchNorms' statistics.
+    assert two / one == pytest.approx(2, rel=0.05)
     assert not plot or plot[1].stat().st_size > 10_000
     sizes = ["--gib", 2, 4, "--crop", 256, 512, "--recompute", "relus"]
     done = run("guide", "--networks", "tiny-rev", *sizes, "--output", tmp_path / "guide")
