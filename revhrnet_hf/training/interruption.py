@@ -6,9 +6,6 @@ import threading
 
 from ..errors import RunStopped
 
-# How long a loader's worker lives on after a SIGTERM to the whole process group, seconds.
-WORKER_GRACE = 60
-
 
 class StopSignals:
     """While this context is entered, SIGINT and SIGTERM are noted only; the run looks where it can stop.
@@ -51,12 +48,3 @@ class StopSignals:
         """The error that ends the run; where only another process has had a signal, as if by SIGTERM."""
         number = self.received or signal.SIGTERM
         return RunStopped(f"{number.name}: {message}", 128 + number)
-
-
-def keep_loading_while_stopping(worker: int) -> None:
-    """A loader's `worker_init_fn`: signals to the process group stop the training process, which then ends its workers in order.
-
-    A worker that nobody ends that way goes after `WORKER_GRACE` seconds.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))

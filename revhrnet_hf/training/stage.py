@@ -30,6 +30,7 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data import TrainingSamples, TrainingTransform, label_space_of
+from ..data.workers import obey_parent_only
 from ..errors import RecipeError, RunStopped, TrainingError
 from ..evaluation import evaluate_dataset, format_scores, predict_label_maps
 from ..models.segmentation_loss import labelled_weight
@@ -52,7 +53,7 @@ from .checkpoint import (
 from .data import DataDirs, EpochBatches, Mixture, folders_by_name, image_id_of, laid_end_to_end, load_sets, training_sets
 from .handover import hand_over
 from .integrity import write_checkpoint
-from .interruption import StopSignals, keep_loading_while_stopping
+from .interruption import StopSignals
 from .log import RunLog, check_trackers
 from .network import build_model
 from .optimization import build_optimizer, learning_rate, synchronise_batch_norms
@@ -177,7 +178,7 @@ class Stage:
             num_workers=recipe.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
             persistent_workers=recipe.num_workers > 0,
-            worker_init_fn=keep_loading_while_stopping,
+            worker_init_fn=obey_parent_only,
             timeout=self.timeout if recipe.num_workers else 0,
         )
         return samples, batches, loader
