@@ -56,7 +56,7 @@ def test_killed_parent():
     """Workers that were signalled before, and whose parent is then killed, end by themselves (torch looks every 5 s)."""
     reader, writer = os.pipe()
     parent = os.fork()
-    if parent == 0:
+    if parent == 0:  # it comes no further than the pause
         pictures = loader()
         os.write(writer, f"{' '.join(map(str, set(pictures)))}\n".encode())
         signal.pause()

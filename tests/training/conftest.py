@@ -103,3 +103,45 @@ def log_of():
         return [{k: v for k, v in line.items() if k not in CLOCK | {"init_from"}} for line in lines]
 
     return read
+
+
+class SmallDisk:
+    """A tmpfs of our own, which only this process and those below it see.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    def __init__(self, mount_point):
+        # It stays mounted as long as this shell lives, in whose namespace it is.
+        shell = f'mount -t tmpfs -o size=64m tmpfs "{mount_point}" && echo 0 && while read c; do eval "$c" 1>&2; echo $?; done'
+        self.shell = subprocess.Popen(
+            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if self.shell.stdout.readline() != "0\n":
+            pytest.skip(f"no tmpfs can be mounted here: {self.shell.communicate()[1]}")
+        self.mount_point = mount_point
+        self.folder = Path(f"/proc/{self.shell.pid}/root{mount_point}")
+
+    def resize(self, size):
+        """To `size` bytes."""
+        self.shell.stdin.write(f'mount -o remount,size={size} "{self.mount_point}"\n')
+        self.shell.stdin.flush()
+        assert self.shell.stdout.readline() == "0\n", "tmpfs was not resized"
+
+    def close(self):
+        self.shell.stdin.close()
+        self.shell.wait()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    disk = SmallDisk(mount_point)
+    yield disk
+    disk.close()
