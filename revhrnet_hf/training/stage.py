@@ -467,7 +467,8 @@ class Stage:
                     progress=tick,
                 )
             if self._anyone_stops():
-                raise self.signals.stopped("stopped in an evaluation before the first step: start again")
+                # After the first step, `_evaluate_or_stop` saves and has another word.
+                raise self.signals.stopped("stopped before the first step. Go on with the same command and --resume")
             confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
             if self.recipe.log_pictures:
                 self.log.pictures(self.state.step, lambda: self._draw_predictions(self.recipe.log_pictures))
@@ -486,7 +487,7 @@ class Stage:
         try:
             return self.evaluate(epoch)
         except (RunStopped, RuntimeError) as error:
-            # A signal may have reached a loader's worker or another process first, which is then missed here.
+            # A signal may have reached another process first, which is then missed here.
             if isinstance(error, RuntimeError) and self.signals.received is None:
                 raise
             if self.accelerator.is_main_process:  # alone: the others may be gone

@@ -5,10 +5,13 @@ signal.
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -24,7 +27,8 @@ from revhrnet_hf.training.stage import Stage
 
 def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
     """Let a signal come in a stage after `step` steps: before a step, between two forward passes, in saving, in moving, in an
-    evaluation. Or, with a number for its name, let no file be written any longer than this many bytes, as on a full disk."""
+    evaluation. `SIGNAL to all` reaches the loaders' workers first, as it may where a scheduler signals each process of a job. Or,
+    with a number for a name, let no file be written any longer than this many bytes, as on a full disk."""
     running = {}
     sent = []
 
@@ -34,8 +38,13 @@ def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
             sent.append(here)
             if isinstance(what, int):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (what, what))
-            else:
-                os.kill(os.getpid(), signal.Signals[what])
+                return
+            name, _, to_all = what.partition(" ")
+            if to_all:
+                workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+                subprocess.run(["kill", "-s", name.removeprefix("SIG"), *workers], check=True)  # by a process beside
+                time.sleep(0.3)
+            os.kill(os.getpid(), signal.Signals[name])
 
     def before(owner, name: str, here: str, condition=lambda *arguments: True) -> None:
         original = getattr(owner, name)
