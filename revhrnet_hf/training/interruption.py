@@ -1,17 +1,22 @@
 """Signals that ask a run to stop: clusters send SIGTERM, people press Ctrl-C (SIGINT)."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 
 from ..errors import RunStopped
+
+PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
 class StopSignals:
     """While this context is entered, SIGINT and SIGTERM are noted only; the run looks where it can stop.
 
     So no signal falls into the middle of a step or of saving. A second Ctrl-C interrupts at once, unless there are several
-    processes: launchers such as torchrun pass on what the terminal has sent already.
+    processes: launchers such as torchrun pass on what the terminal has sent already. `accelerate launch` of one process passes
+    nothing on, so its end counts as a SIGTERM.
 
     Attributes:
         received: the first signal that came, or None.
@@ -27,9 +32,12 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            _signal_at_end_of_launcher(signal.SIGTERM)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before:
+            _signal_at_end_of_launcher(0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -48,3 +56,9 @@ class StopSignals:
         """The error that ends the run; where only another process has had a signal, as if by SIGTERM."""
         number = self.received or signal.SIGTERM
         return RunStopped(f"{number.name}: {message}", 128 + number)
+
+
+def _signal_at_end_of_launcher(number: int) -> None:
+    """Let this process have a signal (0: none) when `accelerate launch`, if it has started this process, ends before it."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))

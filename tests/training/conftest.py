@@ -64,10 +64,13 @@ class Runs:
         ((status, said),) = self.start_several(1, output_dir, *names, **how)
         return status, said
 
-    def start_several(self, processes, output_dir, *names, resume=False, fault=None, scaler=False, timeout=120, **settings):
+    def start_several(
+        self, processes, output_dir, *names, resume=False, fault=None, scaler=False, dry=False, timeout=120, **settings
+    ):
         """The same for each of several processes.
 
         `fault` is (data set, steps done, where, signal), as `forked_runs.place_fault` takes it; it comes to the last process.
+        `dry`: a dry run.
         """
         recipe = output_dir.with_name(f"{output_dir.name}.yaml")
         recipe.write_text(yaml.safe_dump({**self.settings, **settings, "stages": [{"dataset": name} for name in names]}))
@@ -76,7 +79,7 @@ class Runs:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         job = {"recipe": str(recipe), "data": self.data, "output_dir": str(output_dir), "said": list(map(str, said))}
-        job |= {"port": port, "resume": resume, "fault": fault, "scaler": scaler, "timeout": timeout}
+        job |= {"port": port, "resume": resume, "fault": fault, "scaler": scaler, "dry": dry, "timeout": timeout}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         statuses = json.loads(self.process.stdout.readline())

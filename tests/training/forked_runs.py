@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from revhrnet_hf import cli
 from revhrnet_hf.training import stage
 from revhrnet_hf.training.chain import run_chain
+from revhrnet_hf.training.dry_run import dry_run
 from revhrnet_hf.training.recipe import read_chain
 from revhrnet_hf.training.stage import Stage
 
@@ -101,7 +102,8 @@ def run(job: dict, rank: int) -> None:
         if job["scaler"]:
             with_scaler()
         recipes = read_chain(job["recipe"])
-        cli.run(lambda: run_chain(recipes, job["data"], job["output_dir"], resume=job["resume"], timeout=job["timeout"]))
+        do = dry_run if job["dry"] else run_chain
+        cli.run(lambda: do(recipes, job["data"], job["output_dir"], resume=job["resume"], timeout=job["timeout"]))
     except SystemExit as stop:
         status = stop.code
     except BaseException:
