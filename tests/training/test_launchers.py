@@ -28,7 +28,7 @@ def lines_of(log):
 
 
 def stopped_run(launcher, output_dir, *arguments, everybody):
-    """What a run says that gets SIGTERM after its first log line: its launcher alone, or every process, loaders' workers first."""
+    """What a run says that gets SIGTERM after its first log line: its launcher alone, or all, loaders' workers first."""
     log = output_dir / "log.jsonl"
     before = lines_of(log)
     command = [sys.executable, "-m", *LAUNCHERS[launcher], SCRIPT, "--output_dir", output_dir, *arguments]
