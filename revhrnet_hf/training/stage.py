@@ -258,16 +258,17 @@ class Stage:
 
     def _explained(self, error: RuntimeError) -> Exception:
         said = str(error)
+        first_line = said.partition("\n")[0].rstrip(" .")
         if "DataLoader worker" in said or "DataLoader timed out" in said:
             return TrainingError(
-                f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {said.splitlines()[0]}. "
+                f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {first_line}. "
                 f"Usual causes: too little memory (num_workers is {self.recipe.num_workers}), a slow disk. Go on with --resume"
             )
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in said
         if self.accelerator.num_processes > 1 and lost:
             return TrainingError(
                 f"Process {self.accelerator.process_index} got no answer from another one, which has ended or hangs (waits end "
-                f"after {self.timeout:.0f} s): {said.splitlines()[0]}. Go on with --resume"
+                f"after {self.timeout:.0f} s): {first_line}. Go on with --resume"
             )
         return error
 
