@@ -449,7 +449,6 @@ class Stage:
             torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext(),
         ):
 
-
             def tick(done: int):
                 progress.update(done * accelerator.num_processes)
                 if self.signals.received is not None:

@@ -56,10 +56,14 @@ def test_killed_parent():
     """Workers that were signalled before, and whose parent is then killed, end by themselves (torch looks every 5 s)."""
     reader, writer = os.pipe()
     parent = os.fork()
-    if parent == 0:  # it comes no further than the pause
-        pictures = loader()
-        os.write(writer, f"{' '.join(map(str, set(pictures)))}\n".encode())
-        signal.pause()
+    if parent == 0:
+        try:
+            pictures = loader()
+            os.write(writer, f"{' '.join(map(str, set(pictures)))}\n".encode())
+            signal.pause()
+        finally:
+            os._exit(1)  # it is not the one that runs the tests
+    os.close(writer)
     with open(reader) as said:
         workers = [int(pid) for pid in said.readline().split()]
     subprocess.run(["kill", *map(str, workers)], check=True)
