@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.workers import obey_parent_only
 from ..errors import CheckpointError, DataError, RecipeError
 from ..models.upsampling import upsampled_argmax
 from .confusion import ConfusionMatrix
@@ -131,7 +132,7 @@ def predict_dataset(
         CheckpointError, RecipeError: as in `segment`.
     """
     samples = _Samples(dataset, list(indices), image_processor, settings)
-    loader = DataLoader(samples, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers)
+    loader = DataLoader(samples, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, worker_init_fn=obey_parent_only)
     with inference(model):
         for index, image_id, inputs, size, references in loader:
             views = _look(model, image_processor, inputs, size, settings, f"picture {image_id}", sources)

@@ -1,20 +1,22 @@
 """Signals that ask a run to stop: clusters send SIGTERM, people press Ctrl-C (SIGINT)."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 
 from ..errors import RunStopped
 
-# How long a loader's worker lives on after a SIGTERM to the whole process group, seconds.
-WORKER_GRACE = 60
+PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
 class StopSignals:
     """While this context is entered, SIGINT and SIGTERM are noted only; the run looks where it can stop.
 
     So no signal falls into the middle of a step or of saving. A second Ctrl-C interrupts at once, unless there are several
-    processes: launchers such as torchrun pass on what the terminal has sent already.
+    processes: launchers such as torchrun pass on what the terminal has sent already. `accelerate launch` of one process passes
+    nothing on, so its end counts as a SIGTERM.
 
     Attributes:
         received: the first signal that came, or None.
@@ -30,9 +32,12 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            _signal_at_end_of_launcher(signal.SIGTERM)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before:
+            _signal_at_end_of_launcher(0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -53,10 +58,7 @@ class StopSignals:
         return RunStopped(f"{number.name}: {message}", 128 + number)
 
 
-def keep_loading_while_stopping(worker: int) -> None:
-    """A loader's `worker_init_fn`: signals to the process group stop the training process, which then ends its workers in order.
-
-    A worker that nobody ends that way goes after `WORKER_GRACE` seconds.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
+def _signal_at_end_of_launcher(number: int) -> None:
+    """Let this process have a signal (0: none) when `accelerate launch`, if it has started this process, ends before it."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))

@@ -30,6 +30,7 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data import TrainingSamples, TrainingTransform, label_space_of
+from ..data.workers import obey_parent_only
 from ..errors import RecipeError, RunStopped, TrainingError
 from ..evaluation import evaluate_dataset, format_scores, predict_label_maps
 from ..models.segmentation_loss import labelled_weight
@@ -52,7 +53,7 @@ from .checkpoint import (
 from .data import DataDirs, EpochBatches, Mixture, folders_by_name, image_id_of, laid_end_to_end, load_sets, training_sets
 from .handover import hand_over
 from .integrity import write_checkpoint
-from .interruption import StopSignals, keep_loading_while_stopping
+from .interruption import StopSignals
 from .log import RunLog, check_trackers
 from .network import build_model
 from .optimization import build_optimizer, learning_rate, synchronise_batch_norms
@@ -177,7 +178,7 @@ class Stage:
             num_workers=recipe.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
             persistent_workers=recipe.num_workers > 0,
-            worker_init_fn=keep_loading_while_stopping,
+            worker_init_fn=obey_parent_only,
             timeout=self.timeout if recipe.num_workers else 0,
         )
         return samples, batches, loader
@@ -257,16 +258,17 @@ class Stage:
 
     def _explained(self, error: RuntimeError) -> Exception:
         said = str(error)
+        first_line = said.partition("\n")[0].rstrip(" .")
         if "DataLoader worker" in said or "DataLoader timed out" in said:
             return TrainingError(
-                f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {said.splitlines()[0]}. "
+                f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {first_line}. "
                 f"Usual causes: too little memory (num_workers is {self.recipe.num_workers}), a slow disk. Go on with --resume"
             )
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in said
         if self.accelerator.num_processes > 1 and lost:
             return TrainingError(
                 f"Process {self.accelerator.process_index} got no answer from another one, which has ended or hangs (waits end "
-                f"after {self.timeout:.0f} s): {said.splitlines()[0]}. Go on with --resume"
+                f"after {self.timeout:.0f} s): {first_line}. Go on with --resume"
             )
         return error
 
@@ -447,7 +449,6 @@ class Stage:
             torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext(),
         ):
 
-
             def tick(done: int):
                 progress.update(done * accelerator.num_processes)
                 if self.signals.received is not None:
@@ -466,7 +467,8 @@ class Stage:
                     progress=tick,
                 )
             if self._anyone_stops():
-                raise self.signals.stopped("stopped in an evaluation before the first step: start again")
+                # After the first step, `_evaluate_or_stop` saves and has another word.
+                raise self.signals.stopped("stopped before the first step. Go on with the same command and --resume")
             confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
             if self.recipe.log_pictures:
                 self.log.pictures(self.state.step, lambda: self._draw_predictions(self.recipe.log_pictures))
@@ -485,7 +487,7 @@ class Stage:
         try:
             return self.evaluate(epoch)
         except (RunStopped, RuntimeError) as error:
-            # A signal may have reached a loader's worker or another process first, which is then missed here.
+            # A signal may have reached another process first, which is then missed here.
             if isinstance(error, RuntimeError) and self.signals.received is None:
                 raise
             if self.accelerator.is_main_process:  # alone: the others may be gone

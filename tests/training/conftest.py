@@ -64,10 +64,13 @@ class Runs:
         ((status, said),) = self.start_several(1, output_dir, *names, **how)
         return status, said
 
-    def start_several(self, processes, output_dir, *names, resume=False, fault=None, scaler=False, timeout=120, **settings):
+    def start_several(
+        self, processes, output_dir, *names, resume=False, fault=None, scaler=False, dry=False, timeout=120, **settings
+    ):
         """The same for each of several processes.
 
         `fault` is (data set, steps done, where, signal), as `forked_runs.place_fault` takes it; it comes to the last process.
+        `dry`: a dry run.
         """
         recipe = output_dir.with_name(f"{output_dir.name}.yaml")
         recipe.write_text(yaml.safe_dump({**self.settings, **settings, "stages": [{"dataset": name} for name in names]}))
@@ -76,7 +79,7 @@ class Runs:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         job = {"recipe": str(recipe), "data": self.data, "output_dir": str(output_dir), "said": list(map(str, said))}
-        job |= {"port": port, "resume": resume, "fault": fault, "scaler": scaler, "timeout": timeout}
+        job |= {"port": port, "resume": resume, "fault": fault, "scaler": scaler, "dry": dry, "timeout": timeout}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         statuses = json.loads(self.process.stdout.readline())
@@ -103,3 +106,45 @@ def log_of():
         return [{k: v for k, v in line.items() if k not in CLOCK | {"init_from"}} for line in lines]
 
     return read
+
+
+class SmallDisk:
+    """A tmpfs of our own, which only this process and those below it see.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    def __init__(self, mount_point):
+        # It stays mounted as long as this shell lives, in whose namespace it is.
+        shell = f'mount -t tmpfs -o size=64m tmpfs "{mount_point}" && echo 0 && while read c; do eval "$c" 1>&2; echo $?; done'
+        self.shell = subprocess.Popen(
+            ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if self.shell.stdout.readline() != "0\n":
+            pytest.skip(f"no tmpfs can be mounted here: {self.shell.communicate()[1]}")
+        self.mount_point = mount_point
+        self.folder = Path(f"/proc/{self.shell.pid}/root{mount_point}")
+
+    def resize(self, size):
+        """To `size` bytes."""
+        self.shell.stdin.write(f'mount -o remount,size={size} "{self.mount_point}"\n')
+        self.shell.stdin.flush()
+        assert self.shell.stdout.readline() == "0\n", "tmpfs was not resized"
+
+    def close(self):
+        self.shell.stdin.close()
+        self.shell.wait()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    disk = SmallDisk(mount_point)
+    yield disk
+    disk.close()

@@ -5,10 +5,13 @@ signal.
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -18,13 +21,15 @@ from accelerate import Accelerator
 from revhrnet_hf import cli
 from revhrnet_hf.training import stage
 from revhrnet_hf.training.chain import run_chain
+from revhrnet_hf.training.dry_run import dry_run
 from revhrnet_hf.training.recipe import read_chain
 from revhrnet_hf.training.stage import Stage
 
 
 def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
     """Let a signal come in a stage after `step` steps: before a step, between two forward passes, in saving, in moving, in an
-    evaluation. Or, with a number for its name, let no file be written any longer than this many bytes, as on a full disk."""
+    evaluation. `SIGNAL to all` reaches the loaders' workers first, as it may where a scheduler signals each process of a job. Or,
+    with a number for a name, let no file be written any longer than this many bytes, as on a full disk."""
     running = {}
     sent = []
 
@@ -34,8 +39,13 @@ def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
             sent.append(here)
             if isinstance(what, int):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (what, what))
-            else:
-                os.kill(os.getpid(), signal.Signals[what])
+                return
+            name, _, to_all = what.partition(" ")
+            if to_all:
+                workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+                subprocess.run(["kill", "-s", name.removeprefix("SIG"), *workers], check=True)  # by a process beside
+                time.sleep(0.3)
+            os.kill(os.getpid(), signal.Signals[name])
 
     def before(owner, name: str, here: str, condition=lambda *arguments: True) -> None:
         original = getattr(owner, name)
@@ -92,7 +102,8 @@ def run(job: dict, rank: int) -> None:
         if job["scaler"]:
             with_scaler()
         recipes = read_chain(job["recipe"])
-        cli.run(lambda: run_chain(recipes, job["data"], job["output_dir"], resume=job["resume"], timeout=job["timeout"]))
+        do = dry_run if job["dry"] else run_chain
+        cli.run(lambda: do(recipes, job["data"], job["output_dir"], resume=job["resume"], timeout=job["timeout"]))
     except SystemExit as stop:
         status = stop.code
     except BaseException:

@@ -1,5 +1,6 @@
 """A rehearsal leaves nothing behind, and says what the run then does."""
 
+import itertools
 import json
 
 import pytest
@@ -7,8 +8,9 @@ from transformers import AutoModelForSemanticSegmentation
 
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.training.chain import run_chain
-from revhrnet_hf.training.dry_run import Estimate, dry_run, format_estimates
+from revhrnet_hf.training.dry_run import Estimate, _seconds_of_loading, dry_run, format_estimates
 from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.training.stage import Stage
 
 
 def test_against_the_run(runs, streets, tmp_path, capsys):
@@ -31,6 +33,43 @@ def test_against_the_run(runs, streets, tmp_path, capsys):
         assert estimate.disk_gib == pytest.approx(size + one_more, rel=0.02)
         assert estimate.memory_gib > 0.1
     assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out" / "best").config.num_labels == 11
+
+
+@pytest.mark.slow
+def test_two_processes(runs, streets, tmp_path):
+    """One table, by the main process, of what the run on two processes then does."""
+    settings = {"batch_size": 4, "epochs": 3, "eval_every": 2, "save_every": 2, "num_workers": 1}
+    (status, said), (other_status, other_said) = runs.start_several(2, tmp_path / "out", *streets, dry=True, **settings)
+    assert (status, other_status) == (0, 0), (said, other_said)
+    assert not (tmp_path / "out").exists()
+    assert (said.count("s/step"), other_said) == (1, "")
+    titles, *stages, _ = said[said.index("stage  ") :].splitlines()
+    assert " ".join(titles.split()) == "stage steps s/step evaluations s each saves s each time memory GiB disk GiB"
+    for status, run_said in runs.start_several(2, tmp_path / "out", *streets, **settings):
+        assert status == 0, run_said
+    for text, folder in zip(stages, (tmp_path / "out" / "1_cityscapes", tmp_path / "out"), strict=True):
+        _, _, steps, _, evaluations, _, saves, _, _, _, _, _, memory, disk = text.split()
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert int(steps) == lines[-1]["step"] == 6
+        assert int(evaluations) == sum("mean_iou" in line for line in lines) == 2
+        assert int(saves) == 3  # after 2, 4 and 6 steps, where the epochs end
+        # Of one process: for both together it would be twice as much.
+        assert float(memory) == pytest.approx(max(line.get("peak_memory_gib", 0) for line in lines), rel=0.2)
+        size = sum(path.stat().st_size for name in ("last", "last", "last", "best") for path in (folder / name).rglob("*"))
+        assert float(disk) == pytest.approx(size / 2**30, abs=0.01)
+
+
+def test_loading_shares_the_cores(monkeypatch, runs, streets, tmp_path):
+    """Two processes on two cores load as if by one worker each, however many workers the recipe asks for."""
+    stage = Stage(Recipe(dataset="camvid", **{**runs.settings, "num_workers": 2}), streets["camvid"], tmp_path / "run")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    clock = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))  # any two calls are a second apart
+    seconds = {}
+    for processes in (1, 2):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        seconds[processes] = _seconds_of_loading(stage)
+    assert seconds == {1: 1 / 2, 2: 1.0}
 
 
 def test_faults_of_later_stages_are_found(runs, streets, tmp_path):

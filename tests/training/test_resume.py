@@ -103,20 +103,23 @@ def test_killed_again_and_again(runs, whole, log_of, tmp_path):
 
 @pytest.mark.slow
 def test_stopped_by_signals(runs, whole, log_of, tmp_path):
-    """SIGINT and SIGTERM, also in saving and in evaluations: all is saved, the exit status says so, `--resume` is named."""
+    """SIGINT and SIGTERM, also in saving and in evaluations, to the training process and to its workers before it: all is saved,
+    the exit status says so, `--resume` is named."""
     folder = tmp_path / "run"
     faults = [
         ("cityscapes", 4, "saving", "SIGINT", "stopped after step 5 of 10"),  # saved first, then one step on
-        ("cityscapes", 5, "evaluating", "SIGTERM", "stopped after step 5 of 10"),
+        ("cityscapes", 5, "evaluating", "SIGTERM to all", "stopped after step 5 of 10"),
+        ("cityscapes", 7, "pass", "SIGINT to all", "stopped after step 8 of 10"),
         ("cityscapes", 10, "saving", "SIGTERM", "stopped after step 10 of 10"),
-        ("camvid", 6, "pass", "SIGTERM", "stopped after step 7 of 10"),
-        ("camvid", 10, "evaluating", "SIGINT", "stopped after step 10 of 10"),
+        ("camvid", 6, "pass", "SIGTERM to all", "stopped after step 7 of 10"),
+        ("camvid", 10, "evaluating", "SIGINT to all", "stopped after step 10 of 10"),
     ]
     for number, (*fault, expected) in enumerate(faults):
         status, said = runs.start(folder, *STAGES, resume=number > 0, fault=fault, scaler=True, **DEMANDING)
-        assert status == 128 + signal.Signals[fault[3]], (fault, said)
+        name = fault[3].split()[0]
+        assert status == 128 + signal.Signals[name], (fault, said)
         last = said.strip().splitlines()[-1]
-        assert last.startswith(f"{fault[3]}: {expected}; saved in "), last
+        assert last.startswith(f"{name}: {expected}; saved in "), last
         assert last.endswith("Go on with the same command and --resume")
         assert "Traceback" not in said
     status, said = runs.start(folder, *STAGES, resume=True, scaler=True, **DEMANDING)
@@ -124,6 +127,25 @@ def test_stopped_by_signals(runs, whole, log_of, tmp_path):
     assert_same(whole, folder, log_of)
     assert_same(whole / "1_cityscapes", folder / "1_cityscapes", log_of)
     assert scalars(whole) == scalars(folder)
+
+
+@pytest.mark.slow
+def test_stopped_before_the_first_step(runs, log_of, tmp_path):
+    """In the evaluation of what the weights to begin with can do, of either stage."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    settings = {"epochs": 1, "eval_at_start": True, "num_workers": 1}
+    status, said = runs.start(whole, *STAGES, **settings)
+    assert status == 0, said
+    for data in STAGES:
+        fault = (data, 0, "evaluating", "SIGTERM to all")
+        status, said = runs.start(folder, *STAGES, resume=True, fault=fault, **settings)
+        assert status == 143, said
+        last = said.strip().splitlines()[-1]
+        assert last == "SIGTERM: stopped before the first step. Go on with the same command and --resume"
+    status, said = runs.start(folder, *STAGES, resume=True, **settings)
+    assert status == 0, said
+    assert_same(whole, folder, log_of)
+    assert_same(whole / "1_cityscapes", folder / "1_cityscapes", log_of)
 
 
 @pytest.fixture(scope="module")
