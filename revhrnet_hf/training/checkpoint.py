@@ -9,16 +9,20 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from ..errors import CheckpointError
 from ..evaluation import write_json
@@ -30,6 +34,7 @@ from .recipe import Recipe
 
 LAST, BEST = "last", "best"
 LOG_FILE = "log.jsonl"
+LOCK_FILE = ".lock"
 TRACKER_FOLDER = "tensorboard"
 
 # Fields that may change between a run and its continuation: they do not change what is learnt from there on.
@@ -185,27 +190,44 @@ def restore_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Opt
         optimizer.state[parameter][what] = like.copy_(tensor)
 
 
-def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool) -> bool:
-    """Make `output_dir` ready for a run; True if there is a checkpoint to go on from, which is then in `last`.
+def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool) -> tuple[bool, IO]:
+    """Make `output_dir` ready for a run that has it to itself.
+
+    Returns:
+        Whether there is a checkpoint to go on from, which is then in `last`; and the folder's lock, to be closed at the end.
 
     Raises:
-        CheckpointError: the folder cannot be written to; it holds a run and neither `resume` nor `overwrite` is asked for; no
-            checkpoint is whole; or the run to resume was started with another recipe.
+        CheckpointError: the folder cannot be written to; another run is at work in it; it holds a run and neither `resume` nor
+            `overwrite` is asked for; no checkpoint is whole; or the run to resume was started with another recipe.
     """
     refuse_second_run(output_dir, resume, overwrite)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise CheckpointError(f"Cannot write to the output folder {output_dir}: {error.strerror}") from error
+    lock = _lock(output_dir)
     recover(output_dir)
     if resume and (output_dir / LAST).exists():
         choose_whole(output_dir)
         _check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
-        return True
+        return True, lock
     remove_run(output_dir)
-    return False
+    return False, lock
+
+
+def _lock(output_dir: Path) -> IO:
+    """Keeps other processes out until it is closed or this process ends, in whatever way."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(output_dir / LOCK_FILE, "w")  # noqa: SIM115
+    except OSError as error:
+        raise CheckpointError(f"Cannot write to the output folder {output_dir}: {error.strerror}") from error
+    try:
+        if fcntl is not None:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loader workers would hold as well
+    except BlockingIOError as error:
+        raise CheckpointError(
+            f"Another run is at work in {output_dir}: wait for it or end it, or choose another --output_dir"
+        ) from error
+    except OSError as error:
+        print(f"warning: {output_dir} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
+    return lock
 
 
 def refuse_second_run(output_dir: Path, resume: bool, overwrite: bool) -> None:

@@ -133,7 +133,8 @@ class Stage:
         self.handed_over = None
         if recipe.init_from is not None and not (resume and (self.output_dir / LAST).exists()):
             self.handed_over = hand_over(model, self.label_space, recipe.init_from, recipe.hand_over_classifier)
-        (going_on,) = broadcast_object_list([claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else None])
+        going_on, self.lock = claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else (None, None)
+        (going_on,) = broadcast_object_list([going_on])
         self.model, self.optimizer, self.averaged = self._prepare(model)
         self.losses: list[torch.Tensor] = []  # since the last log line: of each step, each forward pass's share (passes,)
         self.grad_norm: torch.Tensor | None = None
@@ -226,6 +227,8 @@ class Stage:
                 raise self._explained(error) from error
             finally:
                 self.log.close()
+                if self.lock:
+                    self.lock.close()
 
     def _run(self) -> dict[str, Any] | None:
         accelerator, recipe = self.accelerator, self.recipe

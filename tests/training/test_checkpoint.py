@@ -135,20 +135,34 @@ class TestClaim:
         (folder / "mine.txt").write_text("not ours")
 
     def test_fresh(self, tmp_path):
-        assert claim_output_dir(tmp_path / "a" / "b", self.recipe, resume=False, overwrite=False) is False
-        assert claim_output_dir(tmp_path / "a" / "b", self.recipe, resume=True, overwrite=False) is False
+        assert claim_output_dir(tmp_path / "a" / "b", self.recipe, resume=False, overwrite=False)[0] is False
+        assert claim_output_dir(tmp_path / "a" / "b", self.recipe, resume=True, overwrite=False)[0] is False
 
     def test_holds_a_run(self, tmp_path):
         self.run_in(tmp_path)
         with pytest.raises(CheckpointError, match=r"already holds a run: .*--resume.*--overwrite"):
             claim_output_dir(tmp_path, self.recipe, resume=False, overwrite=False)
         assert (tmp_path / "last").exists()
-        assert claim_output_dir(tmp_path, self.recipe, resume=True, overwrite=False) is True
+        assert claim_output_dir(tmp_path, self.recipe, resume=True, overwrite=False)[0] is True
 
     def test_overwrite_deletes_only_ours(self, tmp_path):
         self.run_in(tmp_path)
-        assert claim_output_dir(tmp_path, self.recipe, resume=False, overwrite=True) is False
-        assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+        assert claim_output_dir(tmp_path, self.recipe, resume=False, overwrite=True)[0] is False
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", "mine.txt"}
+
+    def test_another_process_is_at_work(self, tmp_path):
+        self.run_in(tmp_path)
+        code = f"from pathlib import Path; from revhrnet_hf.training.checkpoint import _lock; lock = _lock(Path({str(tmp_path)!r}))"
+        code += "; print('locked', flush=True); input()"
+        other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with other:
+            assert other.stdout.readline() == "locked\n"
+            with pytest.raises(CheckpointError, match="Another run is at work"):
+                claim_output_dir(tmp_path, self.recipe, resume=True, overwrite=False)
+            assert (tmp_path / "last").exists()
+            other.kill()
+            other.wait()
+            assert claim_output_dir(tmp_path, self.recipe, resume=True, overwrite=False)[0] is True
 
     def test_other_recipe(self, tmp_path):
         self.run_in(tmp_path, Recipe(dataset="camvid", learning_rate=0.5, num_workers=7))
