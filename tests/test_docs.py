@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,19 +51,26 @@ def draw_data(folder):
             Image.fromarray(ids).save(folder / split / "labels" / f"{number}.png")
 
 
-# How a page starts processes, with the interpreter that runs the tests.
+# How a page starts processes, with the interpreter that runs the tests, and with a port that nobody else takes.
 STARTS = {
-    "python": sys.executable,
-    "accelerate": f"{sys.executable} -m accelerate.commands.accelerate_cli",
-    "torchrun": f"{sys.executable} -m torch.distributed.run",
+    "python ": f"{sys.executable} ",
+    "accelerate launch ": f"{sys.executable} -m accelerate.commands.accelerate_cli launch --main_process_port PORT ",
+    "torchrun ": f"{sys.executable} -m torch.distributed.run --master_port PORT ",
 }
 
 
 def commands(text):
+    port = free_port()
     for command in text.replace("\\\n", " ").strip().splitlines():
-        start, rest = command.split(maxsplit=1)
-        script = next((word for word in rest.split() if word in TINY), None)
-        yield f"{STARTS[start]} {rest} {TINY.get(script, '')}"
+        script = next((word for word in command.split() if word in TINY), None)
+        [start] = [start for start in STARTS if command.startswith(start)]
+        yield f"{STARTS[start].replace('PORT', str(port))}{command.removeprefix(start)} {TINY.get(script, '')}"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run_page(page, folder):
