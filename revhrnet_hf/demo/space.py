@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import requires, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 
@@ -14,6 +15,7 @@ import revhrnet_hf
 from ..errors import CheckpointError
 from ..evaluation import load_checkpoint
 from ..files import write_folder
+from ..report.hub import stage_model
 
 APP = '''"""The page of this Space: {title}."""
 
@@ -40,7 +42,7 @@ def export_space(folder: Path, checkpoints: Sequence[str | Path], examples: Sequ
 
     Args:
         folder: to write; it must not exist, or be empty. It is there whole or not at all.
-        checkpoints: one or two; a folder is copied, a Hub name is loaded by the Space.
+        checkpoints: one or two; of a folder is copied what a push would send, a Hub name is loaded by the Space.
         examples: pictures to copy.
 
     Raises:
@@ -54,9 +56,16 @@ def export_space(folder: Path, checkpoints: Sequence[str | Path], examples: Sequ
 
 
 def _fill(folder, checkpoints, examples):
-    local = {name: f"checkpoints/{number}" for number, name in enumerate(checkpoints, start=1) if Path(name).is_dir()}
+    # The page calls a checkpoint by the last two parts of its place.
+    local = {
+        name: "/".join(["checkpoints", str(number), *Path(name).resolve().parts[-2:]])
+        for number, name in enumerate(checkpoints, start=1)
+        if Path(name).is_dir()
+    }
     for name, place in local.items():
-        shutil.copytree(name, folder / place)
+        with TemporaryDirectory(prefix="revhrnet_space_") as staged:
+            stage_model(Path(name), Path(staged))
+            shutil.copytree(staged, folder / place)
     places = [_copy(path, folder / "examples" / f"{number}_{path.name}", folder) for number, path in enumerate(examples, start=1)]
     package = Path(revhrnet_hf.__file__).parent
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))

@@ -273,6 +273,29 @@ def triptych(
     return stack_vertically([titles, *strips, legend(names, colours, present, titles.width, font_size)])
 
 
+def label_map_strip(
+    label_maps: Sequence[np.ndarray], names: Sequence[str], colours: Sequence[Colour], height: int
+) -> Image.Image:
+    """Label maps in colours side by side, above a legend of the classes that occur; nothing of the pictures themselves.
+
+    Args:
+        label_maps: (height, width) of class ids; each is scaled to one height.
+        names: the name of each class id.
+        colours: (red, green, blue), 0 to 255, of each class id.
+        height: of the strip in pixels, without the legend.
+    """
+    gap = max(2, height // 60)
+    panels = [colourise(label_map, colours) for label_map in label_maps]
+    widths = [max(1, round(panel.width * height / panel.height)) for panel in panels]
+    strip = Image.new("RGB", (sum(widths) + gap * (len(panels) - 1), height), BACKGROUND)
+    left = 0
+    for panel, width in zip(panels, widths, strict=True):
+        strip.paste(panel.resize((width, height), Image.Resampling.NEAREST), (left, 0))
+        left += width + gap
+    present = sorted({int(index) for label_map in label_maps for index in np.unique(label_map)})
+    return stack_vertically([strip, legend(names, colours, present, strip.width, font_size=max(12, height // 15))])
+
+
 def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
     """Pictures one below another on white, flush left."""
     canvas = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), BACKGROUND)

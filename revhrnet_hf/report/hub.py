@@ -116,7 +116,18 @@ def push_checkpoint(
 
 
 def stage(checkpoint: Path, staged: Path, name: str) -> list[str]:
-    """Put what is to be sent into the empty folder `staged`; the names of the checkpoint's files that are left out.
+    """Put what is to be sent into the empty folder `staged`: as `stage_model`, and the curves of the run beside it."""
+    left_out = stage_model(checkpoint, staged, name)
+    if (checkpoint.parent / CURVES).is_dir():
+        copy_curves(checkpoint.parent / CURVES, staged / CURVES)
+    return left_out
+
+
+def stage_model(checkpoint: Path, staged: Path, name: str | None = None) -> list[str]:
+    """Put of a checkpoint what others need into the empty folder `staged`, weights as links.
+
+    Returns:
+        The names of the checkpoint's files that are left out.
 
     Raises:
         HubError: there are pickles in the checkpoint's folder.
@@ -137,8 +148,6 @@ def stage(checkpoint: Path, staged: Path, name: str) -> list[str]:
     if recipe.exists():
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         recipe.write_text(yaml.safe_dump(_without_places(settings), sort_keys=False), encoding="utf-8")
-    if (checkpoint.parent / CURVES).is_dir():
-        copy_curves(checkpoint.parent / CURVES, staged / CURVES)
     write_model_card(staged, name)
     return sorted(path.name for path in checkpoint.iterdir() if path not in chosen)
 

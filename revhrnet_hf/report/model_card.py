@@ -164,7 +164,7 @@ def make_card(record: Record, name: str | None = None) -> str:
         MARK,
         f"# {record.title}",
         _introduction(record),
-        f"![A picture, its truth and what the network sees in it]({EXAMPLE_FILE})" if record.has_example else "",
+        _example(record),
         _results(record),
         _usage(name),
         _making(record),
@@ -245,6 +245,16 @@ def _introduction(record: Record) -> str:
     names, _ = names_and_palette(config)
     size = f"{total / 1e6:.2f} million parameters, {trainable / 1e6:.2f} million of them trained"
     return f"{text}. {size}.\n\nClasses: {', '.join(names)}."
+
+
+def _example(record: Record) -> str:
+    """The label maps that training has drawn; why there is no photograph is said with them."""
+    if not record.has_example:
+        return ""
+    return (
+        f"![Predicted label maps and their legend]({EXAMPLE_FILE})\n\n*Predictions on pictures of the split that training "
+        "was scored on. The pictures themselves are not shown: not every owner of a data set allows passing them on.*"
+    )
 
 
 def _results(record: Record) -> str:

@@ -59,13 +59,15 @@ def draw_curves(curves: list[Curves]) -> Figure:
         if run.losses:
             steps, losses = zip(*run.losses, strict=True)
             loss_axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-            loss_axes.plot(steps, moving_mean(losses), color=colour, label=run.name)
+            alone = "." if len(losses) == 1 else None  # of one point there is no line to be seen
+            loss_axes.plot(steps, moving_mean(losses), color=colour, marker=alone, label=run.name)
         if run.mean_ious:
             best_step, best = max(run.mean_ious, key=lambda point: point[1])
             iou_axes.plot(*zip(*run.mean_ious, strict=True), color=colour, marker=".", label=f"{run.name} (best {best:.3f})")
             iou_axes.plot(best_step, best, color=colour, marker="o", fillstyle="none", markersize=10)
     for axes, what in ((loss_axes, "loss"), (iou_axes, "mIoU")):
         axes.set(xlabel="step", ylabel=what)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")

@@ -34,7 +34,7 @@ from ..data.workers import obey_parent_only
 from ..errors import RecipeError, RunStopped, TrainingError
 from ..evaluation import evaluate_dataset, format_scores, predict_label_maps
 from ..models.segmentation_loss import labelled_weight
-from ..report.figures import triptych
+from ..report.figures import label_map_strip, triptych
 from ..versions import hardware
 from .checkpoint import (
     BEST,
@@ -59,7 +59,8 @@ from .network import build_model
 from .optimization import build_optimizer, learning_rate, synchronise_batch_norms
 from .recipe import Recipe
 
-PICTURE_SIDE = 480  # pixels, of what the trackers and the card get
+PICTURE_SIDE = 480  # pixels, of what the trackers get
+CARD_PICTURES, CARD_HEIGHT = 3, 240  # label maps in a card, and their height in pixels
 SUMMARY = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 # Seconds without any answer, of a loader's worker or of another process, after which a run ends with an error.
@@ -448,8 +449,7 @@ class Stage:
                 disable=not accelerator.is_local_main_process,
             ) as progress,
             accelerator.autocast(),
-            # Pictures of many sizes: each would be compiled for.
-            torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext(),
+            self._uncompiled(),
         ):
 
             def tick(done: int):
@@ -485,6 +485,10 @@ class Stage:
         self._write(epoch, {**summary, "evaluation_seconds": time.perf_counter() - started}, iou=per_class)
         return scores
 
+    def _uncompiled(self):
+        """For pictures of many sizes: each would be compiled for."""
+        return torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext()
+
     def _evaluate_or_stop(self, epoch: int) -> dict[str, Any]:
         """As `evaluate`; a run that a signal stops meanwhile is saved as it was before and begins with the evaluation again."""
         try:
@@ -494,7 +498,7 @@ class Stage:
             if isinstance(error, RuntimeError) and self.signals.received is None:
                 raise
             if self.accelerator.is_main_process:  # alone: the others may be gone
-                self._save_last(None, [])
+                self._save_last(None, [], None)
             raise self._stopped() from error
 
     def _share_buffers(self) -> None:
@@ -506,6 +510,21 @@ class Stage:
 
     def _draw_predictions(self, count: int) -> Image.Image:
         """Picture, truth and prediction of `count` pictures spread over the evaluation split, small."""
+        space = self.label_space
+        return triptych(self._predictions(count), space.names, space.colours, space.ignore_index)
+
+    def _draw_for_card(self) -> Image.Image:
+        """What the network sees in a few pictures.
+
+        A card is made to be passed on, and Cityscapes' and Mapillary Vistas' terms forbid that for pictures and annotations: so
+        it has predictions only, whatever the data set.
+        """
+        with self._uncompiled():
+            predictions = [prediction for _, _, prediction in self._predictions(CARD_PICTURES)]
+        return label_map_strip(predictions, self.label_space.names, self.label_space.colours, CARD_HEIGHT)
+
+    def _predictions(self, count: int) -> list[tuple[Image.Image, np.ndarray, np.ndarray]]:
+        """Picture, true and predicted label map of `count` pictures spread over the evaluation split, small."""
         count = min(count, len(self.eval_set))
         rows = []
         for place in range(count):
@@ -517,7 +536,7 @@ class Stage:
                 (prediction,) = predict_label_maps(self.scored_model, self.image_processor, [image], [(height, width)])
             small_truth = np.asarray(truth.resize((width, height), Image.Resampling.NEAREST))
             rows.append((image.resize((width, height)), small_truth, prediction))
-        return triptych(rows, self.label_space.names, self.label_space.colours, self.label_space.ignore_index)
+        return rows
 
     def save(self, scores: dict[str, Any] | None = None) -> None:
         """Write `last`, and `best` where the scores are the best so far.
@@ -531,10 +550,11 @@ class Stage:
         self.accelerator.wait_for_everyone()
         better = scores is not None and self._note_scores(scores)
         if self.accelerator.is_main_process:
+            example = None if scores is None else self._draw_for_card()
             if better:
                 model = self._described(self.scored_model, scores)
-                write_checkpoint(self.output_dir / BEST, lambda folder: self._save_model(folder, model, scores))
-            self._save_last(scores, losses)
+                write_checkpoint(self.output_dir / BEST, lambda folder: self._save_model(folder, model, scores, example))
+            self._save_last(scores, losses, example)
         self.accelerator.wait_for_everyone()
 
     def save_and_stop(self) -> None:
@@ -556,7 +576,7 @@ class Stage:
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
         return better
 
-    def _save_last(self, scores: dict[str, Any] | None, losses: list[list[float]]) -> None:
+    def _save_last(self, scores: dict[str, Any] | None, losses: list[list[float]], example: Image.Image | None) -> None:
         """Write `last`, without a word to other processes."""
         accelerator, state = self.accelerator, self.state
         state.losses, state.log_lines, state.num_processes = losses, self.log.lines, accelerator.num_processes
@@ -565,18 +585,15 @@ class Stage:
         model = self._described(accelerator.unwrap_model(self.model), scores)
 
         def fill(folder: Path):
-            self._save_model(folder, model, scores)
+            self._save_model(folder, model, scores, example)
             save_training_state(folder, state, optimizer_tensors(model, self.optimizer.optimizer))
             if self.averaged is not None:
                 save_averages(folder, self.averaged)
 
         save_last(self.output_dir, self.recipe.keep_checkpoints, fill)
 
-    def _save_model(self, folder: Path, model, scores: dict[str, Any] | None) -> None:
-        result = example = None
-        if scores is not None:
-            result = {"epoch": self.state.epoch, "step": self.state.step, **scores}
-            example = self._draw_predictions(1)
+    def _save_model(self, folder: Path, model, scores: dict[str, Any] | None, example: Image.Image | None) -> None:
+        result = None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
         save_model_folder(folder, model, self.image_processor, self.recipe, result, example)
 
     def _described(self, model, scores: dict[str, Any] | None):

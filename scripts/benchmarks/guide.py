@@ -32,10 +32,10 @@ def add_arguments(parser):
 def main(arguments) -> dict:
     crop = tuple(arguments.crop)
     crops = sorted({*CROPS, crop}, key=lambda size: size[0] * size[1])
-    print(f"computed: most pictures of {crop[0]}×{crop[1]} in a step / largest crop with {arguments.batch} pictures")
     names = [f"{network}+{recompute}" for network in arguments.networks for recompute in arguments.recompute]
-    width = max(map(len, names))
-    print("  ".join([" " * width, *(f"{gib} GiB".rjust(15) for gib in arguments.gib)]))
+    print(f"Computed: most pictures of {crop[0]}×{crop[1]} in a step / largest crop with {arguments.batch} pictures.\n")
+    print_row("network, recompute", *(f"{gib} GiB" for gib in arguments.gib))
+    print_row("---", *("---:" for _ in arguments.gib))
     rows = []
     for name in names:
         fixed = fixed_gib(name, arguments.classes)
@@ -48,8 +48,13 @@ def main(arguments) -> dict:
             row["fits"].append({"GiB": gib, "batch": max(0, int(free / needed[crop])), "crop": largest})
         rows.append(row)
         cells = [f"{fit['batch']} / {'×'.join(map(str, fit['crop'])) if fit['crop'] else '–'}" for fit in row["fits"]]
-        print("  ".join([name.ljust(width), *(cell.rjust(15) for cell in cells)]))
+        print_row(name.replace("+", ", "), *cells)
     return {"measured": False, "in_passing": IN_PASSING, "cuda_gib": CUDA_GIB, "crop": list(crop), "guide": rows}
+
+
+def print_row(*cells: str) -> None:
+    """Of a table in Markdown, for docs/memory.md."""
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def fixed_gib(name: str, classes: int) -> float:

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from revhrnet_hf.report.figures import colourise, default_palette, legend, overlay, palette_png, triptych, with_legend
+from revhrnet_hf.report.figures import (
+    colourise,
+    default_palette,
+    label_map_strip,
+    legend,
+    overlay,
+    palette_png,
+    triptych,
+    with_legend,
+)
 
 CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
 NAMES = ["road", "sky", "car"]
@@ -106,6 +115,17 @@ def test_triptych_shows_picture_truth_and_prediction_side_by_side():
     assert COLOURS[1] not in colours_in(below)
     with pytest.raises(ValueError, match="at least one row"):
         triptych([], NAMES, COLOURS)
+
+
+def test_label_maps_of_different_sizes_stand_side_by_side():
+    upright, lying = np.zeros((20, 10), int), np.full((30, 60), 2)
+    image = label_map_strip([upright, lying], NAMES, COLOURS, height=120)
+    assert colours_in(image.crop((0, 0, 60, 120))) == {COLOURS[0]}  # 20×10 at a height of 120
+    assert colours_in(image.crop((60, 0, 62, 120))) == {(255, 255, 255)}
+    assert colours_in(image.crop((62, 0, 302, 120))) == {COLOURS[2]}
+    assert image.width == 302
+    below = colours_in(image.crop((0, 120, *image.size)))
+    assert {COLOURS[0], COLOURS[2]} <= below and COLOURS[1] not in below
 
 
 def test_default_palette_repeats_no_colour_and_always_begins_alike():

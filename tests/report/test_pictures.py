@@ -41,13 +41,16 @@ def test_exif_turns_the_picture_upright(tmp_path):
     assert (upright[:5] == (255, 0, 0)).all() and not upright[5:].any()
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated"])
-def test_unreadable_picture_is_named(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "huge"])
+def test_unreadable_picture_is_named(tmp_path, monkeypatch, kind):
     path = tmp_path / "broken.png"
+    if kind == "huge":  # more than twice what Pillow allows: a small file that would fill the memory
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        Image.new("L", (50, 50)).save(path)
     if kind == "truncated":
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:5000])
-    elif kind != "missing":
+    elif kind in ("empty", "text"):
         path.write_text("no picture" if kind == "text" else "")
     with pytest.raises(DataError, match=r"broken\.png"):
         open_picture(path)

@@ -64,7 +64,10 @@ def test_growth_and_guide(tmp_path):
     result = json.loads((tmp_path / "guide").read_text())
     (row,) = result["guide"]
     assert result["measured"] is False
-    assert "computed" in done.stdout
+    said, _, heads, line, cells = done.stdout.splitlines()  # Markdown, as docs/memory.md has it
+    assert said.startswith("Computed: most pictures of 256×512")
+    assert (heads, line) == ("| network, recompute | 2 GiB | 4 GiB |", "| --- | ---: | ---: |")
+    assert cells.startswith("| tiny-rev, relus | ") and cells.count("|") == 4
     for fit in row["fits"]:
         pictures = (fit["GiB"] - row["fixed GiB"]) / row["picture GiB"]
         assert fit["batch"] <= pictures < fit["batch"] + 1

@@ -299,17 +299,25 @@ def test_errors_of_the_command(tiny_checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_space_runs_on_its_own(tiny_checkpoint, picture, serving, tmp_path):
-    space = tmp_path / "space"
-    export_space(space, [tiny_checkpoint], [picture])
+    space, checkpoint = tmp_path / "space", shutil.copytree(tiny_checkpoint, tmp_path / "my_run" / "last")
+    # What is not for others: what a run needs to go on, and pictures of the data set.
+    (checkpoint / "scores_camvid_val_worst").mkdir()
+    for name in ("optimizer.safetensors", "training_state.json", "scores_camvid_val_worst/001_a.png"):
+        shutil.copyfile(picture, checkpoint / name)
+    export_space(space, [checkpoint], [picture])
+    copied = {path.name for path in (space / "checkpoints" / "1" / "my_run" / "last").iterdir() if not path.is_symlink()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= copied
+    assert not copied & {"optimizer.safetensors", "training_state.json", "scores_camvid_val_worst"}
     _, front_matter, _ = (space / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     told = yaml.safe_load(front_matter)
+    assert "CHECKPOINTS = ['checkpoints/1/my_run/last']" in (space / "app.py").read_text(encoding="utf-8")
     import gradio
 
     assert (told["sdk"], told["sdk_version"], told["app_file"]) == ("gradio", gradio.__version__, "app.py")
     pins = dict(line.split("==") for line in (space / "requirements.txt").read_text().splitlines())
     assert {"torch", "transformers", "timm"} <= set(pins)
     everything = b"".join(path.read_bytes() for path in space.rglob("*") if path.is_file())
-    assert str(tiny_checkpoint).encode() not in everything
+    assert str(checkpoint).encode() not in everything
 
     moved = space.rename(tmp_path / "elsewhere")  # as on the Hub's machine
     port = free_port()

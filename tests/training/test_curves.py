@@ -37,6 +37,8 @@ def test_stages_in_order(chain):
     assert first.mean_ious == [(2, 0.25)]  # where nothing was labelled there is no mIoU
     loss_axes, iou_axes = draw_curves([first, second]).axes
     assert [line.get_xydata().tolist() for line in loss_axes.lines[:2]] == [[[1, 3], [2, 2]]] * 2
+    assert [line.get_marker() for line in loss_axes.lines] == ["None", "None", "None", "."]  # a line of one point is not seen
+    assert all(step == int(step) for step in loss_axes.get_xticks())
     assert iou_axes.get_legend_handles_labels()[1] == [f"{chain / '1_coco'} (best 0.250)", f"{chain} (best 0.750)"]
 
 

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
@@ -22,7 +23,8 @@ from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
-from revhrnet_hf.evaluation import SegmentationMetric
+from revhrnet_hf.evaluation import SegmentationMetric, load_checkpoint, predict_label_maps
+from revhrnet_hf.report.figures import colourise, legend
 from revhrnet_hf.training.checkpoint import claim_output_dir
 from revhrnet_hf.training.data import EpochBatches, load_split
 from revhrnet_hf.training.recipe import Recipe
@@ -173,6 +175,31 @@ def test_average_of_the_weights(recipe, mini_camvid, tmp_path):
     assert torch.equal(load_file(tmp_path / "last" / "model.safetensors")[weight], seen[3])
     best = load_file(tmp_path / "best" / "model.safetensors")[weight]
     assert not any(torch.equal(best, weights) for weights in seen)
+
+
+def test_the_card_shows_predictions_and_no_picture(recipe, mini_camvid, tmp_path):
+    """Not one pixel of a data set's pictures or annotations is in what is made to be passed on; it is drawn once a save."""
+    recipe.epochs, recipe.ema_decay = 1, 0.5
+    stage = Stage(recipe, mini_camvid, tmp_path)
+    draw, drawn = stage._draw_for_card, []
+    stage._draw_for_card = lambda: drawn.append(draw()) or drawn[-1]
+    stage.run()
+    assert len(drawn) == 1
+    shown = Image.open(tmp_path / "best" / "example.png").convert("RGB")
+    assert np.array_equal(shown, Image.open(tmp_path / "last" / "example.png").convert("RGB"))
+
+    dataset = load_segmentation_dataset("camvid", mini_camvid, "val")
+    space, pictures = label_space_of(dataset), list(dataset["image"])
+    predicted = predict_label_maps(*load_checkpoint(tmp_path / "best"), pictures)
+    panels = [colourise(x, space.colours).resize((320, 240), Image.Resampling.NEAREST) for x in predicted]
+    gap = np.full((240, 4, 3), 255)
+    expected = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
+    assert np.array_equal(np.asarray(shown)[:240], expected)
+    present = sorted(set(np.unique(predicted)))
+    legend_below = legend(space.names, space.colours, present, width=shown.width, font_size=16)
+    assert np.array_equal(np.asarray(shown)[240:], legend_below)
+    for name in ("best", "last"):
+        assert "(example.png)\n\n*Predictions on pictures of the split" in (tmp_path / name / "README.md").read_text()
 
 
 def test_pictures_resized_for_the_network(recipe, mini_camvid, tmp_path):
