@@ -238,4 +238,3 @@ def write_family_cards(folder: Path, costs: dict[str, ModelCosts], results: list
         path.write_text(family_card(family, costs, results), encoding="utf-8")
         paths.append(path)
     return paths
-

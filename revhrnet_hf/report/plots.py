@@ -168,9 +168,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG or PDF, as the file's name says, whole or not at all."""
     # Type 42: fonts that journals take, and text that can be searched.
     with whole_file(path) as partial, rc_context({"pdf.fonttype": 42}):
-        figure.savefig(
-            partial, format=Path(path).suffix.lower().lstrip("."), dpi=DPI, bbox_inches="tight", pad_inches=MARGIN
-        )
+        figure.savefig(partial, format=Path(path).suffix.lower().lstrip("."), dpi=DPI, bbox_inches="tight", pad_inches=MARGIN)
 
 
 def _small_enough(image: Image.Image | np.ndarray) -> np.ndarray:

@@ -207,9 +207,7 @@ class Stage:
     @property
     def finished(self) -> bool:
         patience = self.recipe.early_stopping_patience
-        return self.state.epoch >= self.recipe.epochs or (
-            patience is not None and self.state.evaluations_since_best >= patience
-        )
+        return self.state.epoch >= self.recipe.epochs or (patience is not None and self.state.evaluations_since_best >= patience)
 
     def run(self) -> dict[str, Any] | None:
         """Train to the recipe's last epoch; the scores of the last evaluation (none if the run was already finished).

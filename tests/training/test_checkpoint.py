@@ -152,7 +152,9 @@ class TestClaim:
 
     def test_another_process_is_at_work(self, tmp_path):
         self.run_in(tmp_path)
-        code = f"from pathlib import Path; from revhrnet_hf.training.checkpoint import _lock; lock = _lock(Path({str(tmp_path)!r}))"
+        code = (
+            f"from pathlib import Path; from revhrnet_hf.training.checkpoint import _lock; lock = _lock(Path({str(tmp_path)!r}))"
+        )
         code += "; print('locked', flush=True); input()"
         other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         with other:

@@ -49,7 +49,7 @@ def test_full_at_each_file(runs, streets, small_disk):
         assert str(refusal.value).startswith(f"Cannot write {run}/"), more
         assert "No space left on device" in str(refusal.value), more
         assert str(refusal.value).endswith("what was saved before is whole. Make room, then go on with --resume")
-        assert sorted(path.name for path in run.iterdir()) == ["best", "last", "log.jsonl"]
+        assert sorted(path.name for path in run.iterdir()) == [".lock", "best", "last", "log.jsonl"]
         assert (damage(run / "best"), damage(run / "last")) == (None, None)
     small_disk.resize(used + size_of(run / "last") + 4 * BLOCK)
     stage.save(scores)
@@ -91,7 +91,7 @@ def test_whole_run(runs, small_disk, log_of, tmp_path):
         assert "No space left on device" in said
         assert "Make room, then go on with --resume" in said
         assert "Traceback" not in said
-        assert {path.name for path in folder.iterdir()} == {"last", "checkpoint-2", "log.jsonl", "tensorboard"}
+        assert {path.name for path in folder.iterdir()} == {".lock", "last", "checkpoint-2", "log.jsonl", "tensorboard"}
         assert (damage(folder / "last"), damage(folder / "checkpoint-2")) == (None, None)
     small_disk.resize(64 * 2**20)
     status, said = runs.start(folder, "camvid", resume=True, **settings)

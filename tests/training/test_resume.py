@@ -226,7 +226,7 @@ class TestDamage:
         assert "too large" in said.lower()
         assert "what was saved before is whole. Make room, then go on with --resume" in said
         assert "Traceback" not in said
-        assert sorted(path.name for path in folder.iterdir()) == ["last"]
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "last"]
         assert damage(folder / "last") is None
         status, said = runs.start(folder, "camvid", resume=True, **settings)
         assert status == 0, said
