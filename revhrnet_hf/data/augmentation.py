@@ -9,10 +9,12 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from PIL.Image import Resampling
+from torch.utils.data import ConcatDataset
 from torchvision.transforms.v2 import functional as TF
 
 from ..errors import DataError
 from ..models.image_processing_pil_revhrnet import nearest_source_indices
+from .label_map import OpenedRows
 
 
 class TrainingTransform:
@@ -102,8 +104,10 @@ class TrainingSamples(torch.utils.data.Dataset):
     workers that are already running.
 
     Args:
-        dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them.
-        transform: called as `transform(image, label_map)`.
+        dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them; or several, laid end to end.
+        transform: called as `transform(image, label_map)` with files that are opened and not decoded (`PictureFile`), so that only
+            what the crop needs is read. Damage elsewhere in a file, and ids that its label space lacks, are for
+            `scripts/audit_data.py`.
         seed: of the run.
         skip_bad: whether the next picture takes the place of one that cannot be used; such are marked in `bad`. Else it is an
             error.
@@ -112,8 +116,11 @@ class TrainingSamples(torch.utils.data.Dataset):
         bad: (pictures,) uint8, 1 for each that could not be used so far; all workers write to it.
     """
 
-    def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform, seed: int, skip_bad: bool = False):
-        self.dataset = dataset
+    def __init__(
+        self, dataset: datasets.Dataset | ConcatDataset, transform: TrainingTransform, seed: int, skip_bad: bool = False
+    ):
+        parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
+        self._rows = ConcatDataset([OpenedRows(part) for part in parts])
         self.skip_bad = skip_bad
         self.bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
         self.transform = transform
@@ -125,7 +132,7 @@ class TrainingSamples(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The augmented picture `index`; an index beyond the end is a picture again, with draws of its own.
@@ -134,26 +141,24 @@ class TrainingSamples(torch.utils.data.Dataset):
             DataError: it cannot be read, or label map and picture do not fit; with `skip_bad`, if that is so of all pictures.
         """
         place = index % len(self)
-        example = self._next_usable(place) if self.skip_bad else self._read(place)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_draw_seed(self.seed, int(self._epoch), index))
-            return self.transform(example["image"], example["label_map"])
+        draw_seed = _draw_seed(self.seed, int(self._epoch), index)
+        return self._next_usable(place, draw_seed) if self.skip_bad else self._augmented(place, draw_seed)
 
-    def _next_usable(self, place: int) -> dict[str, Any]:
+    def _next_usable(self, place: int, draw_seed: int) -> dict[str, Any]:
         last: DataError | None = None
         for step in range(len(self)):
             candidate = (place + step) % len(self)
             if self.bad[candidate]:
                 continue
             try:
-                return self._read(candidate)
+                return self._augmented(candidate, draw_seed)
             except DataError as error:
                 last = error
                 self.bad[candidate] = 1
         raise DataError(f"None of the {len(self)} training pictures can be used. {last or ''}".rstrip())
 
-    def _read(self, place: int) -> dict[str, Any]:
-        example = self.dataset[place]
+    def _augmented(self, place: int, draw_seed: int) -> dict[str, Any]:
+        example = self._rows[place]
         image, label_map = example["image"], example["label_map"]
         if image.size != label_map.size:
             raise DataError(
@@ -161,7 +166,9 @@ class TrainingSamples(torch.utils.data.Dataset):
                 f"map is {label_map.width}×{label_map.height}: bring both to one size "
                 "(label maps by nearest neighbour)."
             )
-        return example
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draw_seed)
+            return self.transform(image, label_map)
 
 
 def _draw_seed(seed: int, epoch: int, index: int) -> int:
