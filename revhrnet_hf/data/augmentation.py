@@ -57,15 +57,16 @@ class TrainingTransform:
         """Augments `image` (RGB) and `label_map` (L, train ids), which must be of one size.
 
         Returns:
-            `pixel_values` float32 (3, height, width) and `labels` int64 (height, width), of `crop_size`.
+            `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`. Labels become the int64
+            that the networks want on the device: a worker has an eighth to hand over, and memory that is shared is dear.
         """
         pixels, labels = self._scaled_crop(image, label_map)
         if torch.rand(()) < self.flip:
             pixels, labels = TF.horizontal_flip(pixels), TF.horizontal_flip(labels)
-        processed = self.image_processor(pixels, do_resize=False, do_pad=False, return_tensors="pt")
+        processed = self.image_processor(pixels, do_resize=False, do_pad=False)["pixel_values"][0]  # of a batch it made a copy
         return {
-            "pixel_values": self._pad(processed["pixel_values"][0], 0.0),
-            "labels": self._pad(labels.long(), self.ignore_index),
+            "pixel_values": self._pad(torch.as_tensor(processed), 0.0),
+            "labels": self._pad(labels, self.ignore_index),
         }
 
     def _scaled_crop(self, image: PIL.Image.Image, label_map: PIL.Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +83,7 @@ class TrainingTransform:
         columns = nearest_source_indices(image.width, width)[left : left + crop_width]
         # Only this part becomes an array.
         part = label_map.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-        labels = torch.from_numpy(np.asarray(part)[rows[:, None] - rows[0], columns - columns[0]])
+        labels = torch.from_numpy(np.asarray(part).take(rows - rows[0], 0).take(columns - columns[0], 1))
         return TF.pil_to_tensor(image.resize((crop_width, crop_height), Resampling.BILINEAR, box)), labels
 
     def _draw_factor(self) -> float:
@@ -105,8 +106,8 @@ class TrainingSamples(torch.utils.data.Dataset):
 
     Args:
         dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them; or several, laid end to end.
-        transform: called as `transform(image, label_map)` with files that are opened and not decoded (`PictureFile`), so that only
-            what the crop needs is read. Damage elsewhere in a file, and ids that its label space lacks, are for
+        transform: called as `transform(image, label_map)` with files that are opened and not decoded (`PictureFile`), so that
+            only what the crop needs is read. Damage elsewhere in a file, and ids that its label space lacks, are for
             `scripts/audit_data.py`.
         seed: of the run.
         skip_bad: whether the next picture takes the place of one that cannot be used; such are marked in `bad`. Else it is an

@@ -38,8 +38,7 @@ def _png(data: bytes, height: int, rows: int) -> bytes:
     if rows >= height or interlaced or data.rfind(PNG_END) < 0:
         return data
     header = header[:8] + struct.pack(">I", rows) + header[12:]
-    stop = PNG_HEADER.stop
-    return b"".join((data[: PNG_HEADER.start], header, struct.pack(">I", zlib.crc32(header)), data[stop + 4 :]))
+    return _replaced(data, PNG_HEADER.start, header + struct.pack(">I", zlib.crc32(header)))
 
 
 def _jpeg(data: bytes, height: int, rows: int) -> bytes:
@@ -48,5 +47,10 @@ def _jpeg(data: bytes, height: int, rows: int) -> bytes:
         frame += 2 + int.from_bytes(data[frame + 2 : frame + 4], "big")
     if rows >= height or data[frame] != 0xFF or data[frame + 1] not in SEQUENTIAL or data.rfind(JPEG_END, frame) < 0:
         return data
-    place = frame + 5  # behind the marker, the segment's length, and the sample's bits
-    return b"".join((data[:place], struct.pack(">H", rows), data[place + 2 :]))
+    return _replaced(data, frame + 5, struct.pack(">H", rows))  # behind the marker, the segment's length and the sample's bits
+
+
+def _replaced(data: bytes, start: int, part: bytes) -> bytes:
+    """`data` with `part` in it from `start` on; copied once only, for it is megabytes."""
+    whole = memoryview(data)
+    return b"".join((whole[:start], part, whole[start + len(part) :]))
