@@ -9,7 +9,7 @@ import zlib
 import PIL.Image
 
 PNG_HEADER = slice(12, 29)  # b"IHDR", width, height, bit depth, colour type, compression, filter, interlace
-PNG_END, JPEG_END = b"IEND", b"\xff\xd9"
+PNG_END, JPEG_END = b"\0\0\0\0IEND\xaeB`\x82", b"\xff\xd9"
 SEQUENTIAL = (0xC0, 0xC1)  # JPEG's frames that are one pass from the top down
 SEGMENTS = (0xC4, *range(0xDB, 0xF0), 0xFE)  # what may stand before the frame: tables, applications' data, comments
 # Colour that is stored at a half or a quarter of the resolution is interpolated between rows, within this many of them.
