@@ -32,7 +32,7 @@ class TrainingTransform:
         scale_range: smallest and largest factor.
         scale_step: factors are drawn from this grid, both ends included; None draws from the whole range.
         flip: probability of a left-right flip.
-        ignore_index: the label of padded pixels.
+        ignore_index: the label of padded pixels, up to 255.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class TrainingSamples(torch.utils.data.Dataset):
             error.
 
     Attributes:
-        bad: (pictures,) uint8, 1 for each that could not be used so far; all workers write to it.
+        bad: (pictures,) uint8, 1 for each that at some time could not be used; all workers write to it.
     """
 
     def __init__(
@@ -149,8 +149,7 @@ class TrainingSamples(torch.utils.data.Dataset):
         last: DataError | None = None
         for step in range(len(self)):
             candidate = (place + step) % len(self)
-            if self.bad[candidate]:
-                continue
+            # Those marked are tried again: what a crop does not use harms it not, and a resumed run has no marks.
             try:
                 return self._augmented(candidate, draw_seed)
             except DataError as error:
@@ -159,6 +158,12 @@ class TrainingSamples(torch.utils.data.Dataset):
         raise DataError(f"None of the {len(self)} training pictures can be used. {last or ''}".rstrip())
 
     def _augmented(self, place: int, draw_seed: int) -> dict[str, Any]:
+        example = self._read(place)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draw_seed)
+            return self.transform(example["image"], example["label_map"])
+
+    def _read(self, place: int) -> dict[str, Any]:
         example = self._rows[place]
         image, label_map = example["image"], example["label_map"]
         if image.size != label_map.size:
@@ -167,9 +172,7 @@ class TrainingSamples(torch.utils.data.Dataset):
                 f"map is {label_map.width}×{label_map.height}: bring both to one size "
                 "(label maps by nearest neighbour)."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw_seed)
-            return self.transform(image, label_map)
+        return example
 
 
 def _draw_seed(seed: int, epoch: int, index: int) -> int:

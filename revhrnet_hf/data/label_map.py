@@ -108,29 +108,23 @@ class LabelMap(StoredFile):
         return self.space if value["path"] else self.space.of_train_ids
 
 
-class PictureFile:
-    """A picture that was opened and not decoded: it answers, as a PIL picture would, what a training crop asks of it.
+class OpenedFile:
+    """A picture file whose header was read; of its rows only those down to the lowest that is needed are decoded.
 
-    Only rows down to the lowest that counts are decoded. Other than in `decode_example`, damage below them goes unnoticed.
+    So damage below them goes unnoticed. To a training crop its heirs answer as a decoded PIL picture would.
 
     Raises:
-        DataError: in each method, as `Picture` does.
+        DataError: in each method, if the file cannot be read; the message names it.
     """
 
-    kind = "Picture"
+    kind: str
 
-    def __init__(self, value: dict, mode: str | None = None):
-        self._value, self._mode = value, mode
+    def __init__(self, value: dict):
+        self._value = value
         with self._named():
             self._data = _stored_bytes(value)
             self._header = PIL.Image.open(io.BytesIO(self._data))
         self.size = self.width, self.height = self._header.size
-
-    def resize(self, size: tuple[int, int], resample: PIL.Image.Resampling, box: tuple[float, ...]) -> PIL.Image.Image:
-        """`PIL.Image.Image.resize` of the decoded picture, for the bilinear filter (or nearest neighbour)."""
-        reach = max(1, (box[3] - box[1]) / size[1])  # of the filter, in pixels of the picture
-        with self._named():
-            return _in_mode(self._rows(math.ceil(box[3] + reach)), self._mode).resize(size, resample, box)
 
     def _rows(self, rows: int) -> PIL.Image.Image:
         """As stored, the first `rows` or more."""
@@ -140,9 +134,21 @@ class PictureFile:
         return _unreadable_is_data_error(self.kind, self._value)
 
 
-class LabelMapFile(PictureFile):
-    """A label map that was opened and not decoded; only ids in what is cropped are translated, and looked at."""
+class PictureFile(OpenedFile):
+    kind = "Picture"
 
+    def __init__(self, value: dict, mode: str | None):
+        super().__init__(value)
+        self._mode = mode
+
+    def resize(self, size: tuple[int, int], resample: PIL.Image.Resampling, box: tuple[float, ...]) -> PIL.Image.Image:
+        """`PIL.Image.Image.resize` of the decoded picture, with the bilinear filter."""
+        reach = max(1, (box[3] - box[1]) / size[1])  # of the filter, in pixels of the picture
+        with self._named():
+            return _in_mode(self._rows(math.ceil(box[3] + reach)), self._mode).resize(size, resample, box)
+
+
+class LabelMapFile(OpenedFile):
     kind = "Label map"
 
     def __init__(self, value: dict, translation: LabelSpace):
@@ -150,7 +156,7 @@ class LabelMapFile(PictureFile):
         self._translation = translation
 
     def crop(self, box: tuple[int, int, int, int]) -> PIL.Image.Image:
-        """Of mode L: the train ids within the box (left, top, right, bottom)."""
+        """Of mode L: the train ids within the box (left, top, right, bottom). What is outside may hold unknown ids."""
         with self._named():
             return self._translation.translate_picture(self._rows(box[3]).crop(box), _source(self._value))
 
