@@ -149,7 +149,7 @@ class TrainingSamples(torch.utils.data.Dataset):
         last: DataError | None = None
         for step in range(len(self)):
             candidate = (place + step) % len(self)
-            # Those marked are tried again: what a crop does not use harms it not, and a resumed run has no marks.
+            # Marked ones are tried again: another crop may have no use for what is bad, and when a worker marks it is chance.
             try:
                 return self._augmented(candidate, draw_seed)
             except DataError as error:

@@ -245,7 +245,7 @@ def test_a_wrong_id_is_an_error_wherever_it_is_used(rows, tmp_path):
             with pytest.raises(DataError, match=r"labels\.png holds the ids 77"):
                 samples[2]
         else:
-            # Also where another crop has found it bad before: else a resumed run would see other pictures.
+            # Also where another crop has found it bad before: when a worker does is chance.
             assert all(torch.equal(found[2][key], expected[key]) for found in (samples, skipping) for key in expected)
             skipping.bad[2] = 1
     assert min(counts) > 2
