@@ -9,10 +9,12 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from PIL.Image import Resampling
+from torch.utils.data import ConcatDataset
 from torchvision.transforms.v2 import functional as TF
 
 from ..errors import DataError
 from ..models.image_processing_pil_revhrnet import nearest_source_indices
+from .label_map import OpenedRows
 
 
 class TrainingTransform:
@@ -30,7 +32,7 @@ class TrainingTransform:
         scale_range: smallest and largest factor.
         scale_step: factors are drawn from this grid, both ends included; None draws from the whole range.
         flip: probability of a left-right flip.
-        ignore_index: the label of padded pixels.
+        ignore_index: the label of padded pixels, up to 255.
     """
 
     def __init__(
@@ -55,15 +57,16 @@ class TrainingTransform:
         """Augments `image` (RGB) and `label_map` (L, train ids), which must be of one size.
 
         Returns:
-            `pixel_values` float32 (3, height, width) and `labels` int64 (height, width), of `crop_size`.
+            `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`. Labels become the int64
+            that the networks want on the device: a worker has an eighth to hand over, and memory that is shared is dear.
         """
         pixels, labels = self._scaled_crop(image, label_map)
         if torch.rand(()) < self.flip:
             pixels, labels = TF.horizontal_flip(pixels), TF.horizontal_flip(labels)
-        processed = self.image_processor(pixels, do_resize=False, do_pad=False, return_tensors="pt")
+        processed = self.image_processor(pixels, do_resize=False, do_pad=False)["pixel_values"][0]  # of a batch it made a copy
         return {
-            "pixel_values": self._pad(processed["pixel_values"][0], 0.0),
-            "labels": self._pad(labels.long(), self.ignore_index),
+            "pixel_values": self._pad(torch.as_tensor(processed), 0.0),
+            "labels": self._pad(labels, self.ignore_index),
         }
 
     def _scaled_crop(self, image: PIL.Image.Image, label_map: PIL.Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +83,7 @@ class TrainingTransform:
         columns = nearest_source_indices(image.width, width)[left : left + crop_width]
         # Only this part becomes an array.
         part = label_map.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-        labels = torch.from_numpy(np.asarray(part)[rows[:, None] - rows[0], columns - columns[0]])
+        labels = torch.from_numpy(np.asarray(part).take(rows - rows[0], 0).take(columns - columns[0], 1))
         return TF.pil_to_tensor(image.resize((crop_width, crop_height), Resampling.BILINEAR, box)), labels
 
     def _draw_factor(self) -> float:
@@ -102,18 +105,23 @@ class TrainingSamples(torch.utils.data.Dataset):
     workers that are already running.
 
     Args:
-        dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them.
-        transform: called as `transform(image, label_map)`.
+        dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them; or several, laid end to end.
+        transform: called as `transform(image, label_map)` with files that are opened and not decoded (`PictureFile`), so that
+            only what the crop needs is read. Damage elsewhere in a file, and ids that its label space lacks, are for
+            `scripts/audit_data.py`.
         seed: of the run.
         skip_bad: whether the next picture takes the place of one that cannot be used; such are marked in `bad`. Else it is an
             error.
 
     Attributes:
-        bad: (pictures,) uint8, 1 for each that could not be used so far; all workers write to it.
+        bad: (pictures,) uint8, 1 for each that at some time could not be used; all workers write to it.
     """
 
-    def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform, seed: int, skip_bad: bool = False):
-        self.dataset = dataset
+    def __init__(
+        self, dataset: datasets.Dataset | ConcatDataset, transform: TrainingTransform, seed: int, skip_bad: bool = False
+    ):
+        parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
+        self._rows = ConcatDataset([OpenedRows(part) for part in parts])
         self.skip_bad = skip_bad
         self.bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
         self.transform = transform
@@ -125,7 +133,7 @@ class TrainingSamples(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The augmented picture `index`; an index beyond the end is a picture again, with draws of its own.
@@ -134,26 +142,29 @@ class TrainingSamples(torch.utils.data.Dataset):
             DataError: it cannot be read, or label map and picture do not fit; with `skip_bad`, if that is so of all pictures.
         """
         place = index % len(self)
-        example = self._next_usable(place) if self.skip_bad else self._read(place)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_draw_seed(self.seed, int(self._epoch), index))
-            return self.transform(example["image"], example["label_map"])
+        draw_seed = _draw_seed(self.seed, int(self._epoch), index)
+        return self._next_usable(place, draw_seed) if self.skip_bad else self._augmented(place, draw_seed)
 
-    def _next_usable(self, place: int) -> dict[str, Any]:
+    def _next_usable(self, place: int, draw_seed: int) -> dict[str, Any]:
         last: DataError | None = None
         for step in range(len(self)):
             candidate = (place + step) % len(self)
-            if self.bad[candidate]:
-                continue
+            # Marked ones are tried again: another crop may have no use for what is bad, and when a worker marks it is chance.
             try:
-                return self._read(candidate)
+                return self._augmented(candidate, draw_seed)
             except DataError as error:
                 last = error
                 self.bad[candidate] = 1
         raise DataError(f"None of the {len(self)} training pictures can be used. {last or ''}".rstrip())
 
+    def _augmented(self, place: int, draw_seed: int) -> dict[str, Any]:
+        example = self._read(place)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(draw_seed)
+            return self.transform(example["image"], example["label_map"])
+
     def _read(self, place: int) -> dict[str, Any]:
-        example = self.dataset[place]
+        example = self._rows[place]
         image, label_map = example["image"], example["label_map"]
         if image.size != label_map.size:
             raise DataError(

@@ -6,19 +6,23 @@ drawn on the pixels as stored.
 """
 
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import datasets
 import PIL.Image
 import pyarrow as pa
+import torch
 from datasets.features.features import register_feature
 
 from ..errors import DataError
 from .annotation import JSON_START, MATLAB_START, draw_annotation, read_matlab, self_contained
+from .first_rows import cut_short
 from .label_space import LABEL_SPACES, LabelSpace, get_label_space
 from .tree import location_name, read_location
 
@@ -47,8 +51,11 @@ class Picture(StoredFile):
         if isinstance(value, PIL.Image.Image):
             return value
         with _unreadable_is_data_error("Picture", value):
-            picture = _open_picture(_stored_bytes(value))
-            return picture if picture.mode == self.mode else picture.convert(self.mode)  # which would copy it
+            return _in_mode(_open_picture(_stored_bytes(value)), self.mode)
+
+    def open(self, value: dict) -> "PictureFile":
+        """The stored picture, not yet decoded."""
+        return PictureFile(value, self.mode)
 
 
 @dataclass
@@ -88,10 +95,87 @@ class LabelMap(StoredFile):
     def decode_example(self, value: dict | PIL.Image.Image, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         if isinstance(value, PIL.Image.Image):
             return value
-        label_space = self.space
-        translation = label_space if value["path"] else label_space.of_train_ids
         with _unreadable_is_data_error("Label map", value):
-            return _train_ids(_stored_bytes(value), translation, _source(value))
+            return _train_ids(_stored_bytes(value), self._translation(value), _source(value))
+
+    def open(self, value: dict) -> "LabelMapFile | PIL.Image.Image":
+        """The stored label map, not yet decoded; an annotation is drawn at once."""
+        with _unreadable_is_data_error("Label map", value):
+            drawn = _stored_bytes(value).startswith((JSON_START, MATLAB_START))
+        return self.decode_example(value) if drawn else LabelMapFile(value, self._translation(value))
+
+    def _translation(self, value: dict) -> LabelSpace:
+        return self.space if value["path"] else self.space.of_train_ids
+
+
+class OpenedFile:
+    """A picture file whose header was read; of its rows only those down to the lowest that is needed are decoded.
+
+    So damage below them goes unnoticed. To a training crop its heirs answer as a decoded PIL picture would.
+
+    Raises:
+        DataError: in each method, if the file cannot be read; the message names it.
+    """
+
+    kind: str
+
+    def __init__(self, value: dict):
+        self._value = value
+        with self._named():
+            self._data = _stored_bytes(value)
+            self._header = PIL.Image.open(io.BytesIO(self._data))
+        self.size = self.width, self.height = self._header.size
+
+    def _rows(self, rows: int) -> PIL.Image.Image:
+        """As stored, the first `rows` or more."""
+        return _open_picture(cut_short(self._data, self._header, rows))
+
+    def _named(self):
+        return _unreadable_is_data_error(self.kind, self._value)
+
+
+class PictureFile(OpenedFile):
+    kind = "Picture"
+
+    def __init__(self, value: dict, mode: str | None):
+        super().__init__(value)
+        self._mode = mode
+
+    def resize(self, size: tuple[int, int], resample: PIL.Image.Resampling, box: tuple[float, ...]) -> PIL.Image.Image:
+        """`PIL.Image.Image.resize` of the decoded picture, with the bilinear filter."""
+        reach = max(1, (box[3] - box[1]) / size[1])  # of the filter, in pixels of the picture
+        with self._named():
+            return _in_mode(self._rows(math.ceil(box[3] + reach)), self._mode).resize(size, resample, box)
+
+
+class LabelMapFile(OpenedFile):
+    kind = "Label map"
+
+    def __init__(self, value: dict, translation: LabelSpace):
+        super().__init__(value)
+        self._translation = translation
+
+    def crop(self, box: tuple[int, int, int, int]) -> PIL.Image.Image:
+        """Of mode L: the train ids within the box (left, top, right, bottom). What is outside may hold unknown ids."""
+        with self._named():
+            return self._translation.translate_picture(self._rows(box[3]).crop(box), _source(self._value))
+
+
+class OpenedRows(torch.utils.data.Dataset):
+    """The rows of a data set with `image` and `label_map` opened and not decoded."""
+
+    def __init__(self, dataset: datasets.Dataset):
+        self._features = {column: dataset.features[column] for column in ("image", "label_map")}
+        for column, feature in self._features.items():
+            dataset = dataset.cast_column(column, replace(feature, decode=False))
+        self._stored = dataset
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row = self._stored[place]
+        return row | {column: feature.open(row[column]) for column, feature in self._features.items()}
 
 
 @lru_cache(maxsize=16)
@@ -132,6 +216,10 @@ def _open_picture(data: bytes) -> PIL.Image.Image:
     image = PIL.Image.open(io.BytesIO(data))
     image.load()  # a truncated file is an error here and not later
     return image
+
+
+def _in_mode(picture: PIL.Image.Image, mode: str | None) -> PIL.Image.Image:
+    return picture if picture.mode == mode else picture.convert(mode)  # which would copy it
 
 
 def _source(value: dict) -> str:

@@ -314,6 +314,7 @@ class Stage:
             passes = [send_to_device(batch, self.accelerator.device, non_blocking=True) for batch in passes]
             for batch in passes:
                 batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+                batch["labels"] = batch["labels"].long()
             yield passes
 
     def train_step(self, passes: list[dict[str, torch.Tensor]]) -> None:

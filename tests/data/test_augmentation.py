@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from revhrnet_hf.data import LabelMap, Picture, TrainingSamples, TrainingTransform
+from revhrnet_hf.data.augmentation import _draw_seed
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.models.image_processing_revhrnet import RevHRNetImageProcessor
 
@@ -101,7 +102,7 @@ def test_padding_is_the_mean_colour_and_never_a_class():
     transform = TrainingTransform(processor(MEAN, STD), (64, 80), base_size=30, scale_range=(1.0, 1.0), flip=0.5)
     sample = transform(image, labels)
     assert sample["pixel_values"].shape == (3, 64, 80) and sample["pixel_values"].dtype == torch.float32
-    assert sample["labels"].shape == (64, 80) and sample["labels"].dtype == torch.int64
+    assert sample["labels"].shape == (64, 80) and sample["labels"].dtype == torch.uint8
     inside = torch.zeros(64, 80, dtype=torch.bool)
     inside[:20, :30] = True
     assert (sample["labels"][~inside] == 255).all()
@@ -145,6 +146,22 @@ def test_long_side_becomes_base_times_factor():
     transform = TrainingTransform(processor(), (200, 200), base_size=90, scale_range=(2.0, 2.0))
     kept = transform(image, labels)["labels"] != 255
     assert kept.any(0).sum() == 180 and kept.any(1).sum() == 120
+
+
+@pytest.mark.parametrize(("format", "options"), [("png", {}), ("jpg", {"subsampling": 2}), ("jpg", {"progressive": True})])
+def test_what_is_read_for_a_crop_changes_no_pixel(format, options, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 130, 4), dtype=np.uint8)
+    PIL.Image.fromarray(noise[..., :3]).save(tmp_path / f"image.{format}", **options)
+    PIL.Image.fromarray(noise[..., 3] % 12).save(tmp_path / "labels.png")
+    picture, label_map = ({"path": str(tmp_path / name), "bytes": None} for name in (f"image.{format}", "labels.png"))
+    features = Picture(), LabelMap(label_space="camvid11")
+    transform = TrainingTransform(processor(), (30, 40), base_size=130, scale_range=(0.25, 2.0), scale_step=None)
+    for seed in range(60):
+        torch.manual_seed(seed)
+        whole = transform(*(feature.decode_example(file) for feature, file in zip(features, (picture, label_map), strict=True)))
+        torch.manual_seed(seed)
+        read = transform(*(feature.open(file) for feature, file in zip(features, (picture, label_map), strict=True)))
+        assert all(torch.equal(read[key], whole[key]) for key in whole)
 
 
 @pytest.fixture
@@ -208,6 +225,32 @@ def test_differing_sizes_name_the_picture(rows, tmp_path):
         samples_of(rows)[2]
 
 
+def test_a_wrong_id_is_an_error_wherever_it_is_used(rows, tmp_path):
+    image, labels = pair()
+    wrong = np.array(labels)
+    wrong[25, 40] = 77
+    PIL.Image.fromarray(wrong).save(tmp_path / "labels.png")
+    transform = TrainingTransform(processor(), (20, 30), base_size=60, scale_range=(1.0, 1.0))
+    counts = [0, 0]
+    samples = TrainingSamples(rows, transform, seed=0)
+    skipping = TrainingSamples(rows, transform, seed=0, skip_bad=True)
+    for epoch in range(20):
+        samples.set_epoch(epoch)
+        skipping.set_epoch(epoch)
+        torch.manual_seed(_draw_seed(0, epoch, 2))
+        expected = transform(image, PIL.Image.fromarray(wrong))
+        used = bool((expected["labels"] == 77).any())
+        counts[used] += 1
+        if used:
+            with pytest.raises(DataError, match=r"labels\.png holds the ids 77"):
+                samples[2]
+        else:
+            # Also where another crop has found it bad before: when a worker does is chance.
+            assert all(torch.equal(found[2][key], expected[key]) for found in (samples, skipping) for key in expected)
+            skipping.bad[2] = 1
+    assert min(counts) > 2
+
+
 def rows_with_bad_ones(rows, tmp_path, bad):
     """The four rows, of which some have a picture that is cut off."""
     (tmp_path / "cut.png").write_bytes((tmp_path / "image.png").read_bytes()[:100])
@@ -229,7 +272,8 @@ def test_bad_pictures_stop_by_default_and_are_skipped_on_request(rows, tmp_path)
 
 
 def test_nothing_but_bad_pictures(rows, tmp_path):
-    skipping = TrainingSamples(rows_with_bad_ones(rows, tmp_path, {0, 1, 2, 3}), None, 0, skip_bad=True)
+    transform = TrainingTransform(processor(), (24, 24), base_size=60)
+    skipping = TrainingSamples(rows_with_bad_ones(rows, tmp_path, {0, 1, 2, 3}), transform, 0, skip_bad=True)
     for _ in range(2):
         with pytest.raises(DataError, match="None of the 4 training pictures can be used"):
             skipping[2]

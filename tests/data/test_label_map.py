@@ -1,3 +1,5 @@
+import io
+import json
 import pickle
 import subprocess
 import sys
@@ -61,6 +63,33 @@ def test_sixteen_bit_ids(one_row, label_png):
     PIL.Image.fromarray(RAW.astype(np.uint16) + 256).save(label_png)
     with pytest.raises(DataError, match="ids 256, 257, 258, 261"):
         one_row[0]
+
+
+def png(array):
+    stream = io.BytesIO()
+    PIL.Image.fromarray(array).save(stream, "PNG")
+    return stream.getvalue()
+
+
+LARGE = np.tile(RAW, (2, 2))
+OF_COLOURS = LabelSpace("coloured", ("a", "b"), ((0, 0, 0),) * 2, {}, raw_colours={(9, 8, 7): 1, (255, 0, 0): 0})
+POLYGON = {"id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1, 5, 4]], "iscrowd": 0}
+OPENED = {
+    "grey": (SPACE, {"path": "raw ids", "bytes": png(LARGE)}),
+    "16-bit": (SPACE, {"path": "raw ids", "bytes": png(LARGE.astype(np.uint16))}),
+    "decoded before": (SPACE, {"path": None, "bytes": png(LARGE.clip(max=2))}),
+    "colours": (OF_COLOURS, {"path": "raw colours", "bytes": png(np.array([[9, 8, 7], [255, 0, 0]], np.uint8)[LARGE % 2])}),
+    "annotation": (None, {"path": "json", "bytes": json.dumps({"height": 4, "width": 6, "objects": [POLYGON]}).encode()}),
+}
+
+
+@pytest.mark.parametrize(("space", "value"), OPENED.values(), ids=OPENED)
+def test_crop_of_an_opened_file_is_that_of_the_decoded(space, value):
+    feature = LabelMap.of(space) if space else LabelMap(label_space="coco81")
+    opened, whole = feature.open(value), feature.decode_example(value)
+    assert opened.size == whole.size == (6, 4) and len(np.unique(whole)) > 1
+    for box in ((0, 0, 6, 4), (1, 1, 4, 3), (5, 0, 6, 1)):
+        assert ids_of(opened.crop(box)) == ids_of(whole.crop(box))
 
 
 def test_unknown_id_names_the_file(one_row, label_png):
