@@ -1,15 +1,18 @@
-"""Step time of the training loop (loading, augmentation, logging) against bare forward + backward + optimizer.
+"""Step time of the training loop (loading, augmentation, logging) against bare forward + backward + optimizer; and an evaluation
+(loading, label maps at native size, counting) against bare forward passes.
 
-The bare step is on one fixed batch in memory, with the recipe's network, batch and precision; the two take turns, epoch by epoch.
+What is bare is on tensors in memory, with the recipe's network, batch and precision; the two take turns, epoch by epoch.
 """
 
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 
 import torch
 from tqdm.auto import tqdm
 
+from revhrnet_hf.evaluation.inference import inference
 from revhrnet_hf.training.recipe import Recipe, read_chain
 from revhrnet_hf.training.stage import Stage
 
@@ -22,10 +25,12 @@ def add_arguments(parser):
 
 def main(arguments) -> dict:
     result = benchmark_loop(read_chain(arguments.recipe)[0], arguments.data_dir, arguments.rounds)
-    print(f"{'round':>5}  {'bare s/step':>11}  {'loop s/step':>11}  {'ratio':>6}")
-    for number, pair in enumerate(result["rounds"], 1):
-        print(f"{number:>5}  {pair['bare_s']:>11.3f}  {pair['loop_s']:>11.3f}  {pair['ratio']:>6.3f}")
-    print(f"median ratio: {result['median_ratio']:.3f} ({result['steps_a_round']} steps a round, on {result['device']})")
+    for what, unit in (("training", "step"), ("evaluation", "picture")):
+        rounds = result[what]["rounds"]
+        print(f"{what}\n{'round':>5}  {f'bare s/{unit}':>14}  {f'loop s/{unit}':>14}  {'ratio':>6}")
+        for number, pair in enumerate(rounds, 1):
+            print(f"{number:>5}  {pair['bare_s']:>14.3f}  {pair['loop_s']:>14.3f}  {pair['ratio']:>6.3f}")
+        print(f"median ratio: {result[what]['median_ratio']:.3f} ({result[what]['count']} a round, on {result['device']})")
     return result
 
 
@@ -33,26 +38,47 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int) -> dict:
     with tempfile.TemporaryDirectory() as output_dir:
         stage = Stage(recipe, data_dir, output_dir)
         stage.log.start({})
-        batch = next(iter(stage.loader))
-        batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
-        batch = {name: tensor.to(stage.accelerator.device) for name, tensor in batch.items()}
-        steps = stage.batches.steps
+        batch = next(stage.data_steps())[0]
+        pictures = [stage.image_processor(row["image"], return_tensors="pt")["pixel_values"] for row in stage.eval_set]
+        pictures = [x.to(stage.accelerator.device) for x in pictures]
         bare_steps(stage, batch, 3)  # warm up
-        pairs = []
+        bare_evaluation(stage, pictures[:3])
+        training, evaluation = [], []
         for position in range(rounds):
+            steps = stage.batches.steps
             bare = bare_steps(stage, batch, steps)
-            started = time.perf_counter()
-            stage.train_epoch(position, tqdm(total=steps, leave=False))
-            loop = time.perf_counter() - started
-            pairs.append({"bare_s": bare / steps, "loop_s": loop / steps, "ratio": loop / bare})
+            training.append(pair(bare, lambda: stage.train_epoch(position, tqdm(total=steps, leave=False)), steps))  # noqa: B023
+            bare = bare_evaluation(stage, pictures)
+            evaluation.append(pair(bare, lambda: stage.evaluate(position + 1), len(pictures)))  # noqa: B023
         stage.log.close()
     return {
-        "rounds": pairs,
-        "median_ratio": statistics.median(pair["ratio"] for pair in pairs),
-        "steps_a_round": steps,
+        "training": summary(training, steps),
+        "evaluation": summary(evaluation, len(pictures)),
         "device": str(stage.accelerator.device),
         "recipe": recipe.to_yaml(),
     }
+
+
+def pair(bare: float, loop: Callable[[], object], count: int) -> dict:
+    started = time.perf_counter()
+    loop()
+    took = time.perf_counter() - started
+    return {"bare_s": bare / count, "loop_s": took / count, "ratio": took / bare}
+
+
+def summary(pairs: list[dict], count: int) -> dict:
+    return {"rounds": pairs, "median_ratio": statistics.median(pair["ratio"] for pair in pairs), "count": count}
+
+
+def bare_evaluation(stage, pictures: list[torch.Tensor]) -> float:
+    """Seconds for a forward pass of each picture."""
+    started = time.perf_counter()
+    with inference(stage.scored_model), stage.accelerator.autocast():
+        for pixel_values in pictures:
+            stage.scored_model(pixel_values)
+    if stage.accelerator.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def bare_steps(stage, batch: dict[str, torch.Tensor], steps: int) -> float:

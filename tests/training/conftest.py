@@ -90,7 +90,8 @@ class Runs:
 def runs(weights, streets):
     started = Runs(weights, streets)
     yield started
-    started.process.stdin.close()
+    # Closing its input would not do: loader workers of this process's own tests may hold it open as well.
+    started.process.terminate()
     started.process.wait()
 
 
