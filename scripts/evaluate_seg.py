@@ -107,7 +107,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 def main(arguments=None) -> None:
     args = parse_arguments(arguments)
-    state = accelerate.PartialState(cpu=args.device == "cpu")
+    # On CPUs the processes of a launcher find each other only if Accelerate is told that CPUs are meant.
+    state = accelerate.PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
     settings = check_arguments(args, state)
     output = output_file(args)
     dataset = load_segmentation_dataset(

@@ -9,7 +9,6 @@ Segmentation", CVPR 2015), their dictionary keys those of `evaluate`'s `mean_iou
 
 import math
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import evaluate
@@ -19,7 +18,7 @@ import torch
 from ..errors import DataError
 
 BYTES = 256
-# Between the counts of one reference id and those of the next; a power of two would put them all at the same places of the cache.
+# Between the counts of one predicted id and those of the next; a power of two would put them all at the same places of the cache.
 PAIR_STRIDE = BYTES + 8
 CHUNK_PIXELS = 2**19  # counted at once, so that what is computed stays in the processor's cache
 MANY_PIXELS = 2**16  # from here on, counting all pairs of bytes is quicker than looking at each id
@@ -147,14 +146,22 @@ class ConfusionMatrix:
 
     def _count_bytes(self, predictions, references):
         """All pairs of two bytes, and only then what they mean: a pass over the pixels is dearer than one over 65,536 pairs."""
+        predicted = int(predictions.max()) + 1  # few as a rule: a small table stays in the processor's cache
+        table = predicted * PAIR_STRIDE
+        counts = torch.zeros(2 * table, dtype=torch.int64)
+        buffer = torch.empty(min(CHUNK_PIXELS, references.numel()), dtype=torch.int32)
         parts = (ids.flatten().split(CHUNK_PIXELS) for ids in (references, predictions))
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            pairs = sum(threads.map(_count_pairs, *parts))
-        pairs = pairs.view(BYTES, PAIR_STRIDE)[:, :BYTES]
+        for reference, prediction in zip(*parts, strict=True):
+            cells = buffer[: len(reference)].copy_(prediction).mul_(PAIR_STRIDE).add_(reference)
+            # Every other pixel counts in a second table: the same count twice in a row would wait for itself.
+            cells[: len(cells) // 2 * 2].view(torch.int64).add_(table << 32)
+            counts += torch.bincount(cells, minlength=2 * table)
+        pairs = counts.view(2, predicted, PAIR_STRIDE).sum(0)[:, :BYTES].T
         every_id = torch.arange(BYTES).to(torch.uint8)
         rows, columns = self._counts.shape
-        by_row = pairs.new_zeros(rows, BYTES).index_add_(0, _place(every_id, self.num_classes, self.ignore_index), pairs)
-        return pairs.new_zeros(rows, columns).index_add_(1, _place(every_id, self.num_classes), by_row)
+        places = _place(every_id, self.num_classes, self.ignore_index)
+        by_row = pairs.new_zeros(rows, predicted).index_add_(0, places, pairs)
+        return pairs.new_zeros(rows, columns).index_add_(1, _place(every_id[:predicted], self.num_classes), by_row)
 
     def _raise_for_bad_ids(self, predictions, references, image_ids):
         # int64 holds any ignore_index, so that the comparisons below cannot wrap.
@@ -280,11 +287,6 @@ def _place(ids, num_classes, ignore_index=None):
     if ignore_index is not None and dtype.min <= ignore_index <= dtype.max:
         places.masked_fill_(ids == ignore_index, num_classes + 2)
     return places
-
-
-def _count_pairs(references, predictions):
-    cells = references.to(torch.int32).mul_(PAIR_STRIDE).add_(predictions.to(torch.int32))
-    return torch.bincount(cells, minlength=BYTES * PAIR_STRIDE)
 
 
 def _count_without_waiting(cells, minlength):

@@ -74,7 +74,7 @@ def checkpoint(tmp_path_factory):
 
 
 def arguments(checkpoint, camvid, *more):
-    given = [checkpoint, "--dataset", "camvid", "--data_dir", camvid, "--device", "cpu", "--num_workers", "0", *more]
+    given = [checkpoint, "--dataset", "camvid", "--data_dir", camvid, "--num_workers", "0", *more]
     return list(map(str, given))
 
 
