@@ -13,6 +13,7 @@ from torchmetrics.functional.segmentation import mean_iou as torchmetrics_mean_i
 
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.evaluation import ConfusionMatrix, SegmentationMetric
+from revhrnet_hf.evaluation import confusion as module
 
 
 def random_maps(num_classes, *shape, seed=0, ignored=0.1, dtype=np.uint8):
@@ -45,6 +46,16 @@ def test_matrix_is_what_a_loop_over_pixels_counts(num_classes, dtype):
     assert confusion_of(predictions, references, num_classes).matrix.tolist() == expected
     tensors = torch.from_numpy(predictions), torch.from_numpy(references)
     assert confusion_of(*tensors, num_classes).matrix.tolist() == expected
+
+
+@pytest.mark.parametrize("num_classes", [1, 19, 255])
+@pytest.mark.parametrize("chunk", [1001, 2**19])
+def test_large_maps_of_bytes(num_classes, chunk, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_PIXELS", chunk)
+    predictions, references = random_maps(num_classes, 1, 257, 257)
+    assert predictions.size >= module.MANY_PIXELS
+    expected = counted_by_loop(predictions, references, num_classes)
+    assert confusion_of(predictions, references, num_classes).matrix.tolist() == expected
 
 
 def test_scores_are_those_of_a_loop_over_pixels():
@@ -208,8 +219,6 @@ def test_accelerator_path_never_waits_for_the_device():
 
 def test_accelerator_path_counts_the_same_and_reports_bad_ids_when_read(monkeypatch):
     """No accelerator here: its way of counting runs on CPU tensors."""
-    from revhrnet_hf.evaluation import confusion as module
-
     monkeypatch.setattr(torch, "bincount", lambda cells, minlength: module._count_without_waiting(cells, minlength))
     predictions, references = random_maps(9, 21, 22)
     confusion = confusion_of(predictions, references, 9)

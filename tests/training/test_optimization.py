@@ -48,6 +48,26 @@ def test_what_decays(tiny_model, name):
         assert all(before[key].ndim > 1 for key in moved) is spared
 
 
+def test_steps_are_those_of_the_formula(tiny_model):
+    """SGD with momentum and decay, written out (Sutskever et al., 2013, as torch has it)."""
+    model = copy.deepcopy(tiny_model)
+    recipe = Recipe(dataset="camvid", learning_rate=0.1, momentum=0.9, weight_decay=0.01)
+    optimizer = build_optimizer(model, recipe)
+    expected = {key: p.detach().double() for key, p in model.named_parameters() if p.requires_grad}
+    velocity = dict.fromkeys(expected, 0)
+    for step in range(3):
+        torch.manual_seed(step)
+        for key, parameter in model.named_parameters():
+            if key in expected:
+                parameter.grad = torch.randn_like(parameter)
+                velocity[key] = 0.9 * velocity[key] + parameter.grad.double() + 0.01 * expected[key]
+                expected[key] = expected[key] - 0.1 * velocity[key]
+        optimizer.step()
+    for key, parameter in model.named_parameters():
+        if key in expected:
+            torch.testing.assert_close(parameter.detach().double(), expected[key], rtol=1e-5, atol=1e-6)
+
+
 def test_synchronised_norms(tiny_model):
     """All that are trained and only they, with the same weights and names; in eval mode the network is the same."""
     synchronised = copy.deepcopy(tiny_model)
