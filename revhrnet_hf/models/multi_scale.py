@@ -28,8 +28,14 @@ class ConvOverScales(nn.Conv2d):
         """Maps (batch, channels_i, h_i, w_i), finest first, or one alone → (batch, out_channels, h_0, w_0)."""
         if isinstance(maps, Tensor):
             return super().forward(maps)
-        first, *others = self.weight.split([x.shape[1] for x in maps], dim=1)
-        total = F.conv2d(maps[0], first, self.bias)
-        for x, weight in zip(maps[1:], others, strict=True):
-            total = total.add_(upsample(F.conv2d(x, weight), total.shape[-2:], self.align_corners))
+        if len(maps) == 1:
+            return super().forward(maps[0])
+        total, start = None, 0
+        for x in maps:
+            weight = self.weight[:, start : start + x.shape[1]]
+            start += x.shape[1]
+            if total is None:
+                total = F.conv2d(x, weight, self.bias)
+            else:
+                total = total.add_(upsample(F.conv2d(x, weight), total.shape[-2:], self.align_corners))
         return total

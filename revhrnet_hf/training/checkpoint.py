@@ -185,8 +185,8 @@ def restore_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Opt
     for name, tensor in tensors.items():
         parameter, _, what = name.rpartition(":")
         parameter = parameters[parameter]
-        # In the parameter's own memory format, but for AdamW's counter of steps.
-        like = torch.empty_like(parameter) if tensor.shape == parameter.shape else tensor.to(parameter.device)
+        # In the parameter's own memory format, but for a counter of steps, which AdamW keeps on the CPU.
+        like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
         optimizer.state[parameter][what] = like.copy_(tensor)
 
 

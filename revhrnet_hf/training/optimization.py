@@ -14,10 +14,7 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer, of what is trained: a frozen backbone is no part of it.
-
-    Fused, which reads and writes weights, gradients and momentum once a step instead of once an operation.
-    """
+    """The recipe's optimizer, of what is trained: a frozen backbone is no part of it."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [{"params": trained, "weight_decay": recipe.weight_decay}]
     if not recipe.decay_norm_and_bias:
@@ -27,8 +24,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
 
 
 def synchronise_batch_norms(model: nn.Module) -> None:

@@ -121,18 +121,14 @@ def logits_of(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 class Step:
-    """A whole step of training: forward, cross-entropy at the labels' size, backward, SGD with momentum.
-
-    The optimizer is fused for our networks, as our training makes it, and torch's default for others'.
-    """
+    """A whole step of training: forward, cross-entropy at the labels' size, backward, SGD with momentum."""
 
     def __init__(self, model: nn.Module, batch: int, size: tuple[int, int], classes: int, device: str, precision: str):
         self.model = model.to(device).train()
         self.pixel_values = torch.randn(batch, 3, *size, device=device)
         self.labels = torch.randint(0, classes, (batch, *size), device=device)
         trained = [p for p in model.parameters() if p.requires_grad]
-        fused = (isinstance(model, HighResolutionPreTrainedModel) and device != "meta") or None
-        self.optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=fused)
+        self.optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=5e-4)
         # Without values there is no autocast: the saved bytes are those of float32.
         is_bf16 = precision == "bf16" and device != "meta"
         self.precision = torch.autocast(torch.device(device).type, torch.bfloat16) if is_bf16 else nullcontext()
