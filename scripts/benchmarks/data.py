@@ -22,7 +22,7 @@ DRAWN = {"cityscapes": (write_cityscapes, (1024, 2048)), "mapillary_vistas": (wr
 def add_arguments(parser):
     parser.add_argument("--dataset", choices=DRAWN, nargs="+", default=list(DRAWN), help="default: both")
     parser.add_argument("--data_dir", help="folder of one real data set; without, scenes are drawn at its pictures' size")
-    parser.add_argument("--pictures", type=int, default=24, help="pictures a round (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=96, help="pictures a round (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that load (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measured passes (default: %(default)s)")
 
