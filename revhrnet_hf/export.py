@@ -274,7 +274,7 @@ def write_int8(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
         Reader(),
         quant_format=QuantFormat.QDQ,
         # With the activation after it, a convolution's range is that of the values that go on: half as wide after a ReLU. Of
-        # CamVid's mIoU of 0.757, convolutions quantised alone left 0.657, these 0.758 (docs/exporting.md).
+        # CamVid's mIoU of 0.757, convolutions quantised alone left 0.657, these 0.759 (docs/exporting.md).
         op_types_to_quantize=["Conv", "Relu", "Clip"],
         per_channel=True,
         activation_type=QuantType.QUInt8,

@@ -18,9 +18,9 @@ from revhrnet_hf import RevHRNetImageProcessorPil
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import InferenceSettings, segment
 
+from .data import peak_mib
 from .memory import GIB, make_step, saved_bytes
 from .networks import build
-from .postprocess import peak_mib
 from .timing import print_rows, seconds
 
 UNITS = {"whole": "megapixels", "windows": "megapixels", "batch": "pictures", "classes": "classes"}
