@@ -9,6 +9,7 @@ Segmentation", CVPR 2015), their dictionary keys those of `evaluate`'s `mean_iou
 
 import math
 import warnings
+from functools import partial
 
 import datasets
 import evaluate
@@ -22,6 +23,7 @@ BYTES = 256
 PAIR_STRIDE = BYTES + 8
 CHUNK_PIXELS = 2**19  # counted at once, so that what is computed stays in the processor's cache
 MANY_PIXELS = 2**16  # from here on, counting all pairs of bytes is quicker than looking at each id
+RUN_PIXELS = 8  # runs of equal pixels are counted instead of pixels where they are as long as this on average
 
 
 class ConfusionMatrix:
@@ -68,15 +70,9 @@ class ConfusionMatrix:
                 f"{tuple(references.shape)} differ: predict at the label map's own size"
             )
         references = references.to(predictions.device, non_blocking=True)
-        rows, columns = self._counts.shape
         on_cpu = predictions.device.type == "cpu"
-        if on_cpu and predictions.dtype == references.dtype == torch.uint8 and predictions.numel() >= MANY_PIXELS:
-            counts = self._count_bytes(predictions, references)
-        else:
-            cells = _place(references, self.num_classes, self.ignore_index)
-            cells.mul_(columns).add_(_place(predictions, self.num_classes))
-            count = torch.bincount if on_cpu else _count_without_waiting
-            counts = count(cells.flatten(), minlength=rows * columns).view(rows, columns)
+        ids = predictions.flatten(), references.flatten()
+        counts = self._count_on_cpu(*ids) if on_cpu else self._count_cells(*ids, _count_without_waiting)
         if on_cpu and _outside(counts).any():
             self._raise_for_bad_ids(predictions, references, image_ids)
         # Not in place: a tensor made under torch.inference_mode could not be changed outside it.
@@ -144,13 +140,30 @@ class ConfusionMatrix:
             scores["absent_classes"] = [names[class_id] for class_id in scores["absent_classes"]]
         return scores
 
+    def _count_on_cpu(self, predictions, references):
+        runs = _runs(predictions, references)
+        if runs is not None:
+            predictions, references, lengths = runs
+            # Weights are summed in float64, exact up to 2^53.
+            return self._count_cells(predictions, references, partial(torch.bincount, weights=lengths)).long()
+        if predictions.dtype == references.dtype == torch.uint8 and predictions.numel() >= MANY_PIXELS:
+            return self._count_bytes(predictions, references)
+        return self._count_cells(predictions, references)
+
+    def _count_cells(self, predictions, references, count=torch.bincount):
+        """Look at each id."""
+        rows, columns = self._counts.shape
+        cells = _place(references, self.num_classes, self.ignore_index)
+        cells.mul_(columns).add_(_place(predictions, self.num_classes))
+        return count(cells, minlength=rows * columns).view(rows, columns)
+
     def _count_bytes(self, predictions, references):
         """All pairs of two bytes, and only then what they mean: a pass over the pixels is dearer than one over 65,536 pairs."""
         predicted = int(predictions.max()) + 1  # few as a rule: a small table stays in the processor's cache
         table = predicted * PAIR_STRIDE
         counts = torch.zeros(2 * table, dtype=torch.int64)
         buffer = torch.empty(min(CHUNK_PIXELS, references.numel()), dtype=torch.int32)
-        parts = (ids.flatten().split(CHUNK_PIXELS) for ids in (references, predictions))
+        parts = (ids.split(CHUNK_PIXELS) for ids in (references, predictions))
         for reference, prediction in zip(*parts, strict=True):
             cells = buffer[: len(reference)].copy_(prediction).mul_(PAIR_STRIDE).add_(reference)
             # Every other pixel counts in a second table: the same count twice in a row would wait for itself.
@@ -287,6 +300,21 @@ def _place(ids, num_classes, ignore_index=None):
     if ignore_index is not None and dtype.min <= ignore_index <= dtype.max:
         places.masked_fill_(ids == ignore_index, num_classes + 2)
     return places
+
+
+def _runs(predictions, references):
+    """Predicted id, reference id and length of each run in which neither changes; None where runs are short.
+
+    Label maps are areas, and predicted ones are enlarged at least fourfold: comparing neighbours and counting the runs
+    takes a fraction of the time that counting the pixels takes.
+    """
+    predictions, references = predictions.numpy(), references.numpy()
+    changes = predictions[1:] != predictions[:-1]
+    changes |= references[1:] != references[:-1]
+    if (np.count_nonzero(changes) + 1) * RUN_PIXELS > len(predictions):
+        return None
+    last = np.append(np.flatnonzero(changes), len(predictions) - 1)
+    return [torch.from_numpy(values) for values in (predictions[last], references[last], np.diff(last, prepend=-1))]
 
 
 def _count_without_waiting(cells, minlength):

@@ -58,6 +58,20 @@ def test_large_maps_of_bytes(num_classes, chunk, monkeypatch):
     assert confusion_of(predictions, references, num_classes).matrix.tolist() == expected
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+@pytest.mark.parametrize("num_classes", [1, 19, 150])
+def test_maps_of_areas_are_counted_by_their_runs(num_classes, dtype):
+    predictions, references = (np.kron(m, np.ones((9, 20), dtype)) for m in random_maps(num_classes, 2, 7, 5, dtype=dtype))
+    predictions = np.roll(predictions, 3, axis=-1)
+    references[..., 0, 0], references[..., -1, -1] = 0, 255  # runs of one pixel at both ends
+    assert module._runs(torch.from_numpy(predictions.ravel()), torch.from_numpy(references.ravel())) is not None
+    expected = counted_by_loop(predictions, references, num_classes)
+    assert confusion_of(predictions, references, num_classes).matrix.tolist() == expected
+    predictions[1, -1, -1] = num_classes
+    with pytest.raises(DataError, match=f"picture b: the predictions hold id {num_classes},"):
+        ConfusionMatrix(num_classes).update(predictions, references, ["a", "b"])
+
+
 def test_scores_are_those_of_a_loop_over_pixels():
     predictions, references = random_maps(5, 3, 9, 11)
     pairs = [(p, r) for p, r in zip(predictions.ravel(), references.ravel(), strict=True) if r != 255]
