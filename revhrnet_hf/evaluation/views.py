@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.upsampling import row_bands, source_rows, upsample_rows, working_dtype
+from ..models.upsampling import row_bands, source_pixels, upsample_rows, working_dtype
 from .settings import Size
 
 BAND_VALUES = 2**22  # of one band of rows and all classes: 16 MiB in float32, a few times
@@ -76,8 +76,7 @@ def _rows_at_size(view, rows, size, average, shift):
     if view.size == size:
         return _rows(view, rows, average, shift)
     length = view.size[0]
-    upper, lower, _ = source_rows(length, size[0], rows, torch.float32, torch.device("cpu"))
-    needed = slice(int(upper[0]), int(lower[-1]) + 1)
+    needed = source_pixels(length, size[0], rows, torch.float32, "cpu").span
     return upsample_rows(_rows(view, needed, average, shift), rows, size[1], size, needed.start, length)
 
 

@@ -5,11 +5,12 @@ sampling positions and the arithmetic of `torch.nn.functional.interpolate(mode="
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-BAND_PIXELS = 2**21  # per class; a few times 8 MiB in float32
+BAND_PIXELS = 2**18  # per class; what is computed of them stays in the processor's cache
+ACCELERATOR_BAND_PIXELS = 2**21  # enough work for each of an accelerator's kernels
 MAX_UINT8_CLASSES = 256
 
 
@@ -25,45 +26,40 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def source_rows(
-    length: int, canvas: float, rows: slice, dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where rows of an upsampled map come from.
+class SourcePixels(NamedTuple):
+    """Where rows (or columns) of an upsampled map come from.
+
+    Attributes:
+        span: the rows of the map that are needed.
+        upper, lower: for each wanted row the two rows that it lies between, int64, counted from the span's first.
+        weight: of the lower one.
+    """
+
+    span: slice
+    upper: torch.Tensor
+    lower: torch.Tensor
+    weight: torch.Tensor
+
+
+def source_pixels(length: int, canvas: float, wanted: slice, dtype: torch.dtype, device: torch.device | str) -> SourcePixels:
+    """Where rows of an upsampled map come from; columns do alike.
 
     Args:
         length: rows of the map.
         canvas: rows that the whole of it is upsampled to; need not be a whole number.
-        rows: which of these are wanted.
+        wanted: which of these are wanted.
         dtype: of the arithmetic. torch computes positions in it, and so must we, or the 5,000th row would lie elsewhere.
-        device: of the results.
-
-    Returns:
-        For each wanted row the upper and the lower row of the map, int64, and the weight of the lower one.
+        device: of the results. They are computed on the CPU, so that nothing need be read back.
     """
     # torch divides in `dtype` where it is given a size, and inverts the factor where it is given that.
     by_size = float(canvas).is_integer()
     scale = torch.tensor(length, dtype=dtype) / canvas if by_size else torch.tensor(length / canvas, dtype=dtype)
-    positions = ((torch.arange(rows.start, rows.stop, dtype=dtype) + 0.5) * scale - 0.5).clamp(min=0)
+    positions = ((torch.arange(wanted.start, wanted.stop, dtype=dtype) + 0.5) * scale - 0.5).clamp(min=0)
     upper = positions.long().clamp(max=length - 1)
     lower = (upper + 1).clamp(max=length - 1)
-    return upper.to(device), lower.to(device), (positions - upper).clamp(max=1).to(device)
-
-
-def upsample_columns(maps: torch.Tensor, width: int, canvas: float) -> torch.Tensor:
-    """Interpolates (…, rows, columns) along the columns only.
-
-    Args:
-        maps: (batch, channels, rows, columns).
-        width: columns of the result.
-        canvas: columns that the whole map is upsampled to, of which the first `width` are kept.
-    """
-    if float(canvas).is_integer():
-        maps = F.interpolate(maps, size=(maps.shape[-2], int(canvas)), mode="bilinear", align_corners=False)
-    else:
-        # The tiny excess keeps a product like 29.999… from losing its last pixel.
-        factor = canvas / maps.shape[-1] * (1 + 1e-12)
-        maps = F.interpolate(maps, scale_factor=(1.0, factor), mode="bilinear", align_corners=False)
-    return maps[..., :width]
+    weight = (positions - upper).clamp(max=1)
+    span = slice(int(upper[0]), int(lower[-1]) + 1)
+    return SourcePixels(span, *(tensor.to(device) for tensor in (upper - span.start, lower - span.start, weight)))
 
 
 def upsample_rows(maps: torch.Tensor, rows: slice, width: int, canvas: tuple[float, float], first_row: int = 0, length=None):
@@ -81,9 +77,21 @@ def upsample_rows(maps: torch.Tensor, rows: slice, width: int, canvas: tuple[flo
         (classes, number of rows, width), float32, or float64 for float64.
     """
     dtype = working_dtype(maps.dtype)
-    upper, lower, weight = source_rows(length or maps.shape[1], canvas[0], rows, dtype, maps.device)
-    blended = torch.lerp(maps[:, upper - first_row].to(dtype), maps[:, lower - first_row].to(dtype), weight[:, None])
-    return upsample_columns(blended[None], width, canvas[1])[0]
+    row_sources = source_pixels(length or maps.shape[1], canvas[0], rows, dtype, maps.device)
+    column_sources = source_pixels(maps.shape[2], canvas[1], slice(0, width), dtype, maps.device)
+    return _blend(maps, row_sources, column_sources, first_row)
+
+
+def _blend(maps, rows, columns, first_row=0):
+    """Columns first: of maps that are enlarged there are fewer rows now than later."""
+    needed = maps[:, rows.span.start - first_row : rows.span.stop - first_row, columns.span]
+    # Whole rows are copied many times as fast as single pixels: columns lie as rows meanwhile.
+    needed = needed.transpose(1, 2).to(rows.weight.dtype, memory_format=torch.contiguous_format)
+    return _between(_between(needed, columns).transpose(1, 2).contiguous(), rows)
+
+
+def _between(maps, rows):
+    return torch.lerp(maps.index_select(1, rows.upper), maps.index_select(1, rows.lower), rows.weight[:, None])
 
 
 def upsampled_argmax(
@@ -105,32 +113,30 @@ def upsampled_argmax(
         dtype: of the result; it must hold the class ids.
 
     Returns:
-        (height, width) class ids. Beside them at most about 2.5 × `BAND_PIXELS` × 4 bytes are needed, or as much for one row.
+        (height, width) class ids. Beside them some 20 × `BAND_PIXELS` bytes are needed, or as much for one row.
     """
     height, width = size
     label_map = torch.empty(size, dtype=dtype, device=logits.device)
-    for rows in row_bands(height, BAND_PIXELS // width):
+    pixels = BAND_PIXELS if logits.device.type == "cpu" else ACCELERATOR_BAND_PIXELS
+    for rows in row_bands(height, pixels // width):
         label_map[rows] = _best_classes(logits, rows, width, canvas or size)
     return label_map
 
 
 def _best_classes(logits, rows, width, canvas):
     """Class by class: the scores of one band and one class stay in the processor's cache, those of all classes would not."""
-    num_classes, length, _ = logits.shape
+    num_classes, *lengths = logits.shape
+    wanted = rows, slice(0, width)
     dtype = working_dtype(logits.dtype)
-    upper, lower, weight = source_rows(length, canvas[0], rows, dtype, logits.device)
-    weight = weight[:, None]
-    best, classes = None, None
-    for class_id in range(num_classes):
-        logit = logits[class_id]
-        blended = torch.lerp(logit[upper].to(dtype), logit[lower].to(dtype), weight)
-        scores = upsample_columns(blended[None, None], width, canvas[1])[0, 0]
-        if best is None:
-            best = scores.contiguous()
-            classes = torch.zeros(
-                best.shape, dtype=torch.uint8 if num_classes <= MAX_UINT8_CLASSES else torch.int32, device=logits.device
-            )
-        else:
-            classes.masked_fill_(scores > best, class_id)
-            torch.maximum(best, scores, out=best)
+    sources = [source_pixels(*pixels, dtype, logits.device) for pixels in zip(lengths, canvas, wanted, strict=True)]
+    best = _blend(logits[:1], *sources)[0]
+    classes = torch.zeros(
+        best.shape, dtype=torch.uint8 if num_classes <= MAX_UINT8_CLASSES else torch.int32, device=logits.device
+    )
+    for class_id in range(1, num_classes):
+        scores = _blend(logits[class_id : class_id + 1], *sources)[0]
+        # The classes come in order: the larger id is the one that was better later. Filling in under a mask takes 20 times as long.
+        better = (scores > best).view(torch.uint8).to(classes.dtype)
+        torch.maximum(classes, better.mul_(class_id), out=classes)
+        torch.maximum(best, scores, out=best)
     return classes
