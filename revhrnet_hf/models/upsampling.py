@@ -135,7 +135,7 @@ def _best_classes(logits, rows, width, canvas):
     )
     for class_id in range(1, num_classes):
         scores = _blend(logits[class_id : class_id + 1], *sources)[0]
-        # The classes come in order: the larger id is the one that was better later. Filling in under a mask takes 20 times as long.
+        # Classes come in order: the larger id is the one that was better later. Filling in under a mask takes 20 times as long.
         better = (scores > best).view(torch.uint8).to(classes.dtype)
         torch.maximum(classes, better.mul_(class_id), out=classes)
         torch.maximum(best, scores, out=best)

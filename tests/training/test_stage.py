@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -25,12 +27,25 @@ from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import SegmentationMetric, load_checkpoint, predict_label_maps
 from revhrnet_hf.report.figures import colourise, legend
+from revhrnet_hf.training import stage as module
 from revhrnet_hf.training.checkpoint import claim_output_dir
 from revhrnet_hf.training.data import EpochBatches, load_split
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.stage import Stage
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX is a matter of x86 processors")
+def test_slow_bf16_is_said(monkeypatch, capsys):
+    said = torch.backends.cpu.get_cpu_capability() in module.NO_FAST_BF16
+    assert said != torch.ops.mkldnn._is_mkldnn_bf16_supported(), "oneDNN, which computes it, must be of the same opinion"
+    monkeypatch.setattr(module, "Accelerator", lambda **_: SimpleNamespace(num_processes=1, is_main_process=True))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for capability, precision, warned in [("AVX2", "bf16", True), ("AVX2", "no", False), ("AVX512", "bf16", False)]:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)  # noqa: B023
+        module.start_processes(Recipe(dataset="camvid", precision=precision))
+        assert ("`--precision no`" in capsys.readouterr().err) == warned
 
 
 @pytest.fixture(scope="module")
