@@ -108,6 +108,11 @@ def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
+def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture of any mode as RGB: 16 bits scaled to 8, transparency on white."""
+    return on_white(eight_bit_grey(image)).convert("RGB")
+
+
 def canvas_size(content: Size, padded: Size, target: Size) -> tuple[float, float]:
     """Height and width that a padded picture has at the scale of `target`; need not be whole numbers.
 
@@ -252,7 +257,7 @@ class RevHRNetImageProcessorMixin:
     def process_image(self, image: ImageInput, **kwargs) -> "torch.Tensor | np.ndarray":
         """One picture in the backend's form, (channels, height, width); see the backend's `process_image`."""
         if kwargs.get("do_convert_rgb") and isinstance(image, PIL.Image.Image):
-            image = on_white(eight_bit_grey(image))
+            image = as_rgb(image)
         return super().process_image(image, **kwargs)
 
     def _prepare_label_maps(self, segmentation_maps: ImageInput, image_sizes: list[Size]) -> list:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..errors import DataError
-from ..models.image_processing_pil_revhrnet import eight_bit_grey, on_white
+from ..models.image_processing_pil_revhrnet import as_rgb
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -27,7 +27,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
 def as_seen(image: Image.Image) -> Image.Image:
     """A picture of any kind as a person sees it: RGB, upright, 16-bit grey scaled to 8, transparency on white."""
-    return on_white(eight_bit_grey(ImageOps.exif_transpose(image))).convert("RGB")
+    return as_rgb(ImageOps.exif_transpose(image))
 
 
 def find_pictures(paths: Sequence[str | Path]) -> list[Path]:

@@ -70,7 +70,7 @@ def onnx_call(model: torch.nn.Module, pixel_values: torch.Tensor) -> Callable[[]
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        torch.onnx.export(Logits(model), (pixel_values,), path, dynamo=True, verbose=False)
+        torch.onnx.export(Logits(model).eval(), (pixel_values,), path, dynamo=True, verbose=False)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = {session.get_inputs()[0].name: pixel_values.numpy()}
     return lambda: session.run(None, inputs)
