@@ -177,7 +177,7 @@ class TestSegmentationModels:
 
     @pytest.mark.slow
     def test_recomputation_compiled(self, make, batch, name):
-        """One graph, and the plain model's loss, gradients and BatchNorm statistics; float64, as float32 is rounded on each processor in its own way."""
+        """One graph, and the plain model's loss, gradients and statistics; in float64, as processors round float32 differently."""
         plain, model = make(name).double(), make(name).double()
         batch = batch | {"pixel_values": batch["pixel_values"].double()}
         plain(**batch).loss.backward()
