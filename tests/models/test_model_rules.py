@@ -177,7 +177,7 @@ class TestSegmentationModels:
 
     @pytest.mark.slow
     def test_recomputation_compiled(self, make, batch, name):
-        """One graph, and the plain model's loss, gradients and statistics; in float64, as processors round float32 differently."""
+        """One graph, and the plain model's loss, gradients and statistics; float64, as processors round float32 differently."""
         plain, model = make(name).double(), make(name).double()
         batch = batch | {"pixel_values": batch["pixel_values"].double()}
         plain(**batch).loss.backward()
