@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from ..data.workers import obey_parent_only
 from ..errors import CheckpointError, DataError, RecipeError
 from ..models.upsampling import upsampled_argmax
 from .confusion import ConfusionMatrix
+from .samples import Samples, load, model_inputs
 from .settings import InferenceSettings, Size
 from .views import View, Window, joined_bands, only_logits
 
@@ -125,16 +124,15 @@ def predict_dataset(
         dataset: a `datasets.Dataset` with the columns `image` (PIL, RGB), `label_map` (PIL, mode L, train ids, or None) and
             `image_id`.
         indices: which rows.
-        num_workers: processes that read and prepare pictures; 0 does it in this one.
+        num_workers: processes that read and prepare pictures, or on a CPU threads that read them (see `load`); 0: this one.
 
     Raises:
         DataError: a picture cannot be read.
         CheckpointError, RecipeError: as in `segment`.
     """
-    samples = _Samples(dataset, list(indices), image_processor, settings)
-    loader = DataLoader(samples, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, worker_init_fn=obey_parent_only)
+    samples = Samples(dataset, list(indices), image_processor, settings)
     with inference(model):
-        for index, image_id, inputs, size, references in loader:
+        for index, image_id, inputs, size, references in load(samples, num_workers, _parameter(model).device):
             views = _look(model, image_processor, inputs, size, settings, f"picture {image_id}", sources)
             yield Predicted(index, image_id, _label_map(views, size, settings), references)
 
@@ -182,48 +180,6 @@ def evaluate_dataset(
         if progress is not None:
             progress(1)
     return confusion
-
-
-class _Samples(Dataset):
-    """Rows of a data set: row, picture's id, model inputs, size of the label map, reference ids (height, width) or None."""
-
-    def __init__(self, dataset, indices, image_processor, settings):
-        self.dataset, self.indices, self.image_processor, self.settings = dataset, indices, image_processor, settings
-
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, position):
-        index = self.indices[position]
-        row = self.dataset[index]
-        image, references = row["image"], row["label_map"]
-        references = None if references is None else torch.from_numpy(np.array(references))
-        size = (image.height, image.width) if references is None else tuple(references.shape)
-        return index, row["image_id"], model_inputs(self.image_processor, image, self.settings), size, references
-
-
-def _as_it_is(sample):
-    return sample
-
-
-def model_inputs(image_processor, image: PIL.Image.Image, settings: InferenceSettings) -> list:
-    """The picture as the network takes it, once a scale: what an image processor gives."""
-    if settings.is_whole:
-        return [image_processor(images=[image], return_tensors="pt")]
-    off = {option: False for option in ("do_pad", "do_center_crop") if getattr(image_processor, option, None)}
-    own = image_processor(images=[image], return_tensors="pt", **off)
-    height, width = own["pixel_values"].shape[-2:]
-    if getattr(image_processor, "do_resize", None):
-        off["do_resize"] = False
-    inputs = []
-    for scale in settings.scales:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        # From the original each time, so that nothing is resized twice.
-        scaled = own if scale == 1 else image_processor(
-            images=[image.resize(size, PIL.Image.Resampling.BILINEAR)], return_tensors="pt", **off
-        )  # fmt: skip
-        inputs.append(scaled)
-    return inputs
 
 
 def _look(model, image_processor, inputs, size, settings, where, sources) -> list[View]:

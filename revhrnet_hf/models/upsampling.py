@@ -79,15 +79,16 @@ def upsample_rows(maps: torch.Tensor, rows: slice, width: int, canvas: tuple[flo
     dtype = working_dtype(maps.dtype)
     row_sources = source_pixels(length or maps.shape[1], canvas[0], rows, dtype, maps.device)
     column_sources = source_pixels(maps.shape[2], canvas[1], slice(0, width), dtype, maps.device)
-    return _blend(maps, row_sources, column_sources, first_row)
+    needed = maps[:, row_sources.span.start - first_row : row_sources.span.stop - first_row]
+    return _between(_wide(needed, column_sources), row_sources)
 
 
-def _blend(maps, rows, columns, first_row=0):
-    """Columns first: of maps that are enlarged there are fewer rows now than later."""
-    needed = maps[:, rows.span.start - first_row : rows.span.stop - first_row, columns.span]
+def _wide(maps, columns):
+    """Columns are upsampled before rows: of maps that are enlarged there are fewer rows now than later."""
     # Whole rows are copied many times as fast as single pixels: columns lie as rows meanwhile.
-    needed = needed.transpose(1, 2).to(rows.weight.dtype, memory_format=torch.contiguous_format)
-    return _between(_between(needed, columns).transpose(1, 2).contiguous(), rows)
+    needed = maps[..., columns.span].transpose(1, 2)
+    needed = needed.to(columns.weight.dtype, memory_format=torch.contiguous_format)
+    return _between(needed, columns).transpose(1, 2).contiguous()
 
 
 def _between(maps, rows):
@@ -113,28 +114,37 @@ def upsampled_argmax(
         dtype: of the result; it must hold the class ids.
 
     Returns:
-        (height, width) class ids. Beside them some 20 × `BAND_PIXELS` bytes are needed, or as much for one row.
+        (height, width) class ids. Beside them some 40 × `BAND_PIXELS` bytes are needed, or as much for one row.
     """
     height, width = size
     label_map = torch.empty(size, dtype=dtype, device=logits.device)
     pixels = BAND_PIXELS if logits.device.type == "cpu" else ACCELERATOR_BAND_PIXELS
     for rows in row_bands(height, pixels // width):
-        label_map[rows] = _best_classes(logits, rows, width, canvas or size)
+        label_map[rows] = _best_classes(logits, rows, width, canvas or size, pixels)
     return label_map
 
 
-def _best_classes(logits, rows, width, canvas):
-    """Class by class: the scores of one band and one class stay in the processor's cache, those of all classes would not."""
+def _best_classes(logits, rows, width, canvas, pixels):
+    """Class by class: the scores of one band and one class stay in the processor's cache, those of all classes would not.
+
+    Columns are upsampled for several classes at once, `pixels` in all: fewer and larger operations, after each of which threads
+    wait for each other.
+    """
     num_classes, *lengths = logits.shape
     wanted = rows, slice(0, width)
     dtype = working_dtype(logits.dtype)
-    sources = [source_pixels(*pixels, dtype, logits.device) for pixels in zip(lengths, canvas, wanted, strict=True)]
-    best = _blend(logits[:1], *sources)[0]
+    row_sources, column_sources = (
+        source_pixels(*place, dtype, logits.device) for place in zip(lengths, canvas, wanted, strict=True)
+    )
+    needed = logits[:, row_sources.span]
+    at_once = max(1, pixels // (needed.shape[1] * width))
+    maps = (one[None] for several in needed.split(at_once) for one in _wide(several, column_sources))
+    best = _between(next(maps), row_sources)[0]
     classes = torch.zeros(
         best.shape, dtype=torch.uint8 if num_classes <= MAX_UINT8_CLASSES else torch.int32, device=logits.device
     )
-    for class_id in range(1, num_classes):
-        scores = _blend(logits[class_id : class_id + 1], *sources)[0]
+    for class_id, wide in enumerate(maps, 1):
+        scores = _between(wide, row_sources)[0]
         # Classes come in order: the larger id is the one that was better later. Filling in under a mask takes 20 times as long.
         better = (scores > best).view(torch.uint8).to(classes.dtype)
         torch.maximum(classes, better.mul_(class_id), out=classes)

@@ -216,6 +216,7 @@ def test_no_map_of_all_classes_at_the_pictures_size(image_processor, picture, gi
             return argparse.Namespace(logits=logits)
 
     monkeypatch.setattr(views_module, "BAND_VALUES", 200 * SIZE[1] * 5)
+    monkeypatch.setattr(upsampling, "BAND_PIXELS", SIZE[1] * 5)
     with LargestTensor() as largest:
         segment(FewPixelsManyClasses(), image_processor, picture, InferenceSettings(**given))
     assert 0 < largest.numel <= 200 * SIZE[1] * 7 < 200 * SIZE[0] * SIZE[1] / 9

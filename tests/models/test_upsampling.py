@@ -26,7 +26,7 @@ def plain(logits, canvas):
     return F.interpolate(logits[None], scale_factor=factors, mode="bilinear")[0]
 
 
-@pytest.fixture(params=[1, 700, 2**21], ids=["row by row", "bands", "at once"])
+@pytest.fixture(params=[1, 700, 8000, 2**21], ids=["row by row", "bands", "some classes at once", "at once"])
 def band_pixels(request, monkeypatch):
     monkeypatch.setattr(upsampling, "BAND_PIXELS", request.param)
 
