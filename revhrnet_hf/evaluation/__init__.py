@@ -3,7 +3,7 @@
 from .checkpoint import check_same_classes, class_sources, load_checkpoint
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
-from .inference import Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
+from .inference import Predicted, Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
 from .scores import format_scores, without_nan, write_json
 from .settings import InferenceSettings, add_inference_arguments, inference_settings
 
@@ -11,6 +11,7 @@ __all__ = [
     "CityscapesMetric",
     "ConfusionMatrix",
     "InferenceSettings",
+    "Predicted",
     "Segmentation",
     "SegmentationMetric",
     "add_inference_arguments",

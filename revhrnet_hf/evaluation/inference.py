@@ -150,6 +150,7 @@ def evaluate_dataset(
     num_processes: int = 1,
     num_workers: int = 0,
     progress: Callable[[int], None] | None = None,
+    look: Callable[[Predicted], None] | None = None,
 ) -> ConfusionMatrix:
     """Scores a model on a data set, each prediction at its label map's own size.
 
@@ -162,6 +163,7 @@ def evaluate_dataset(
         ignore_index: the id of pixels that do not count.
         process_index, num_processes: which share of the pictures to take, of how many.
         progress: is called with 1 after each picture (a progress bar's `update`).
+        look: is called with each prediction.
 
     Returns:
         The matrix of this process's pictures, on the model's device.
@@ -177,6 +179,8 @@ def evaluate_dataset(
     )
     for picture in predicted:
         confusion.update(picture.label_map, picture.references, image_ids=[picture.image_id])
+        if look is not None:
+            look(picture)
         if progress is not None:
             progress(1)
     return confusion

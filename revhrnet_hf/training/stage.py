@@ -33,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 from ..data import TrainingSamples, TrainingTransform, label_space_of
 from ..data.workers import obey_parent_only
 from ..errors import RecipeError, RunStopped, TrainingError
-from ..evaluation import evaluate_dataset, format_scores, predict_label_maps
+from ..evaluation import Predicted, evaluate_dataset, format_scores, predict_label_maps
 from ..models.segmentation_loss import labelled_weight
 from ..report.figures import label_map_strip, triptych
 from ..versions import hardware
@@ -156,6 +156,7 @@ class Stage:
         self.stop_flag: torch.Tensor | None = None  # of the last step, and the step before
         self.stop_before: torch.Tensor | None = None
         self.state = self._restore() if going_on else TrainingState()
+        self.shown: dict[int, np.ndarray] = {}  # label maps of the last evaluation that are drawn, by row
         self.history = [] if self.handed_over is None else self.handed_over.history
         if going_on:
             self.history = AutoConfig.from_pretrained(self.output_dir / LAST).training_history[:-1]
@@ -449,7 +450,13 @@ class Stage:
         """
         accelerator, started = self.accelerator, time.perf_counter()
         self._share_buffers()
-        confusion = None
+        confusion, self.shown = None, {}
+        drawn = {*self._drawn_rows(self.recipe.log_pictures), *self._drawn_rows(CARD_PICTURES)}
+
+        def keep_if_drawn(picture: Predicted):
+            if picture.index in drawn:
+                self.shown[picture.index] = picture.label_map.cpu().numpy()
+
         with (
             tqdm(
                 total=len(self.eval_set),
@@ -478,6 +485,7 @@ class Stage:
                     num_processes=accelerator.num_processes,
                     num_workers=self.recipe.num_workers,
                     progress=tick,
+                    look=keep_if_drawn,
                 )
             if self._anyone_stops():
                 # After the first step, `_evaluate_or_stop` saves and has another word.
@@ -533,19 +541,28 @@ class Stage:
             predictions = [prediction for _, _, prediction in self._predictions(CARD_PICTURES)]
         return label_map_strip(predictions, self.label_space.names, self.label_space.colours, CARD_HEIGHT)
 
+    def _drawn_rows(self, count: int) -> list[int]:
+        """Rows of `count` pictures spread over the evaluation split."""
+        count = min(count, len(self.eval_set))
+        return [place * len(self.eval_set) // count for place in range(count)]
+
     def _predictions(self, count: int) -> list[tuple[Image.Image, np.ndarray, np.ndarray]]:
         """Picture, true and predicted label map of `count` pictures spread over the evaluation split, small."""
-        count = min(count, len(self.eval_set))
         rows = []
-        for place in range(count):
-            row = self.eval_set[place * len(self.eval_set) // count]
+        for index in self._drawn_rows(count):
+            row = self.eval_set[index]
             image, truth = row["image"], row["label_map"]
+            if index not in self.shown:  # another process's
+                with self.accelerator.autocast():
+                    (self.shown[index],) = predict_label_maps(
+                        self.scored_model, self.image_processor, [image], [(truth.height, truth.width)]
+                    )
             scale = min(1, PICTURE_SIDE / max(image.size))
-            width, height = (max(1, round(side * scale)) for side in image.size)
-            with self.accelerator.autocast():
-                (prediction,) = predict_label_maps(self.scored_model, self.image_processor, [image], [(height, width)])
-            small_truth = np.asarray(truth.resize((width, height), Image.Resampling.NEAREST))
-            rows.append((image.resize((width, height)), small_truth, prediction))
+            size = [max(1, round(side * scale)) for side in image.size]
+            small = (
+                np.asarray(ids.resize(size, Image.Resampling.NEAREST)) for ids in (truth, Image.fromarray(self.shown[index]))
+            )
+            rows.append((image.resize(size), *small))
         return rows
 
     def save(self, scores: dict[str, Any] | None = None) -> None:

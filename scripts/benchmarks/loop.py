@@ -1,7 +1,8 @@
 """Step time of the training loop (loading, augmentation, logging) against bare forward + backward + optimizer; and an evaluation
 (loading, label maps at native size, counting) against bare forward passes.
 
-What is bare is on tensors in memory, with the recipe's network, batch and precision; the two take turns, epoch by epoch.
+What is bare is on tensors in memory, with the recipe's network, batch and precision. The two take turns, each a short one: the
+machine's own speed may change from one minute to the next.
 """
 
 import statistics
@@ -20,21 +21,22 @@ from revhrnet_hf.training.stage import Stage
 def add_arguments(parser):
     parser.add_argument("--recipe", required=True, help="YAML file of the recipe; of a chain, its first stage")
     parser.add_argument("--data_dir", required=True, help="folder of the recipe's data set")
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of measured epochs (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=8, help="pairs of turns (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="training steps of a turn (default: %(default)s)")
 
 
 def main(arguments) -> dict:
-    result = benchmark_loop(read_chain(arguments.recipe)[0], arguments.data_dir, arguments.rounds)
+    result = benchmark_loop(read_chain(arguments.recipe)[0], arguments.data_dir, arguments.rounds, arguments.steps)
     for what, unit in (("training", "step"), ("evaluation", "picture")):
         rounds = result[what]["rounds"]
         print(f"{what}\n{'round':>5}  {f'bare s/{unit}':>14}  {f'loop s/{unit}':>14}  {'ratio':>6}")
         for number, pair in enumerate(rounds, 1):
             print(f"{number:>5}  {pair['bare_s']:>14.3f}  {pair['loop_s']:>14.3f}  {pair['ratio']:>6.3f}")
-        print(f"median ratio: {result[what]['median_ratio']:.3f} ({result[what]['count']} a round, on {result['device']})")
+        print(f"median ratio: {result[what]['median_ratio']:.3f} ({result[what]['count']} a turn, on {result['device']})")
     return result
 
 
-def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int) -> dict:
+def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int, steps: int) -> dict:
     with tempfile.TemporaryDirectory() as output_dir:
         stage = Stage(recipe, data_dir, output_dir)
         stage.log.start({})
@@ -44,9 +46,10 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int) -> dict:
         bare_steps(stage, batch, 3)  # warm up
         bare_evaluation(stage, pictures[:3])
         training, evaluation = [], []
+        steps = min(steps, stage.batches.steps)
         for position in range(rounds):
-            steps = stage.batches.steps
             bare = bare_steps(stage, batch, steps)
+            stage.state.step = (position + 1) * stage.batches.steps - steps  # an epoch's last steps
             training.append(pair(bare, lambda: stage.train_epoch(position, tqdm(total=steps, leave=False)), steps))  # noqa: B023
             bare = bare_evaluation(stage, pictures)
             evaluation.append(pair(bare, lambda: stage.evaluate(position + 1), len(pictures)))  # noqa: B023

@@ -217,6 +217,15 @@ def test_the_card_shows_predictions_and_no_picture(recipe, mini_camvid, tmp_path
         assert "(example.png)\n\n*Predictions on pictures of the split" in (tmp_path / name / "README.md").read_text()
 
 
+def test_what_is_drawn_is_not_predicted_again(recipe, mini_camvid, tmp_path):
+    recipe.epochs, recipe.trackers, recipe.log_pictures = 1, ["tensorboard"], 2
+    stage, runs = Stage(recipe, mini_camvid, tmp_path), []
+    stage.scored_model.register_forward_pre_hook(lambda model, _: None if model.training else runs.append(model))
+    stage.run()
+    assert len(runs) == len(stage.eval_set) == 3
+    assert sorted(stage.shown) == [0, 1, 2]
+
+
 def test_pictures_resized_for_the_network(recipe, mini_camvid, tmp_path):
     """With `eval_size` the checkpoint's own processor resizes, and scores are still those of native label maps."""
     recipe.epochs, recipe.eval_size = 1, 64  # of 96×128 pictures
