@@ -94,7 +94,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "--num_workers",
         type=int,
         default=2,
-        help="processes that read pictures for each process that runs the model; 0: none (default: %(default)s)",
+        help="processes (on a CPU: threads) that read pictures, for each that runs the model; 0: none (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",

@@ -143,7 +143,9 @@ class Recipe:
     early_stopping_patience: int | None = _setting(None, "End after this many evaluations in a row without a better mIoU")
 
     # the run
-    num_workers: int = _setting(2, "Processes that load pictures, for each training process")
+    num_workers: int = _setting(
+        2, "Processes that load pictures, for each training process; an evaluation on a CPU reads with as many threads instead"
+    )
     save_every: int | None = _setting(None, "Steps between two checkpoints; there is one at the end of each epoch in any case")
     keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept, last among them, besides the best")
     log_every: int = _setting(10, "Steps between two log entries")

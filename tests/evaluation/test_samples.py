@@ -1,5 +1,8 @@
 """Reading ahead by processes and by threads against a plain loop over the rows."""
 
+import multiprocessing
+import signal
+import subprocess
 import threading
 
 import numpy as np
@@ -94,3 +97,13 @@ def test_threads_read_at_once_and_rest_while_a_sample_is_used(image_processor):
         used.append(sample.index)
     assert used == INDICES[:4]
     assert rows.barrier.n_waiting == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who has sent a signal")
+def test_processes_outlive_signals_of_others(image_processor):
+    """As in training: a run that is stopped saves first, and its workers get the signal too."""
+    samples = load(Samples(Rows(), INDICES * 4, image_processor, InferenceSettings()), 1, torch.device("cuda"))
+    indices = [next(samples).index]
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in multiprocessing.active_children())], check=True)
+    indices += [sample.index for sample in samples]
+    assert indices == INDICES * 4

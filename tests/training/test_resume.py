@@ -108,7 +108,7 @@ def test_stopped_by_signals(runs, whole, log_of, tmp_path):
     folder = tmp_path / "run"
     faults = [
         ("cityscapes", 4, "saving", "SIGINT", "stopped after step 5 of 10"),  # saved first, then one step on
-        ("cityscapes", 5, "evaluating", "SIGTERM to all", "stopped after step 5 of 10"),
+        ("cityscapes", 5, "evaluating", "SIGTERM", "stopped after step 5 of 10"),
         ("cityscapes", 7, "pass", "SIGINT to all", "stopped after step 8 of 10"),
         ("cityscapes", 10, "saving", "SIGTERM", "stopped after step 10 of 10"),
         ("camvid", 6, "pass", "SIGTERM to all", "stopped after step 7 of 10"),
@@ -137,7 +137,7 @@ def test_stopped_before_the_first_step(runs, log_of, tmp_path):
     status, said = runs.start(whole, *STAGES, **settings)
     assert status == 0, said
     for data in STAGES:
-        fault = (data, 0, "evaluating", "SIGTERM to all")
+        fault = (data, 0, "evaluating", "SIGTERM")
         status, said = runs.start(folder, *STAGES, resume=True, fault=fault, **settings)
         assert status == 143, said
         last = said.strip().splitlines()[-1]
