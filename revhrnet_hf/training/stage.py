@@ -454,7 +454,7 @@ class Stage:
         drawn = {*self._drawn_rows(self.recipe.log_pictures), *self._drawn_rows(CARD_PICTURES)}
 
         def keep_if_drawn(picture: Predicted):
-            if picture.index in drawn:
+            if accelerator.is_main_process and picture.index in drawn:
                 self.shown[picture.index] = picture.label_map.cpu().numpy()
 
         with (
