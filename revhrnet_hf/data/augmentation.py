@@ -18,7 +18,7 @@ from .label_map import OpenedRows
 
 
 class TrainingTransform:
-    """Scales, crops, flips, normalises and pads one picture with its label map; draws from torch's global generator.
+    """Scales, crops, flips, normalises and pads one picture with its label map.
 
     The picture's long side becomes `base_size` × a factor (antialiased bilinear; labels by nearest neighbour). A crop is cut
     where the result is larger than `crop_size`; only what is in it is computed, so that the cost follows the crop's size and not
@@ -53,15 +53,20 @@ class TrainingTransform:
         self.flip = flip
         self.ignore_index = ignore_index
 
-    def __call__(self, image: PIL.Image.Image, label_map: PIL.Image.Image) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, image: PIL.Image.Image, label_map: PIL.Image.Image, generator: torch.Generator | None = None
+    ) -> dict[str, torch.Tensor]:
         """Augments `image` (RGB) and `label_map` (L, train ids), which must be of one size.
+
+        Args:
+            generator: what is drawn comes from it; from torch's global one if None.
 
         Returns:
             `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`. Labels become the int64
             that the networks want on the device: a worker has an eighth to hand over, and memory that is shared is dear.
         """
-        pixels, labels = self._scaled_crop(image, label_map)
-        if torch.rand(()) < self.flip:
+        pixels, labels = self._scaled_crop(image, label_map, generator)
+        if torch.rand((), generator=generator) < self.flip:
             pixels, labels = TF.horizontal_flip(pixels), TF.horizontal_flip(labels)
         processed = self.image_processor(pixels, do_resize=False, do_pad=False)["pixel_values"][0]  # of a batch it made a copy
         return {
@@ -69,12 +74,13 @@ class TrainingTransform:
             "labels": self._pad(labels, self.ignore_index),
         }
 
-    def _scaled_crop(self, image: PIL.Image.Image, label_map: PIL.Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    def _scaled_crop(self, image, label_map, generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels uint8 (3, height, width) and labels uint8 (height, width), up to `crop_size`."""
-        ratio = round(self.base_size * self._draw_factor()) / max(image.size)
+        ratio = round(self.base_size * self._draw_factor(generator)) / max(image.size)
         width, height = (max(1, round(side * ratio)) for side in image.size)
         crop_height, crop_width = min(height, self.crop_size[0]), min(width, self.crop_size[1])
-        top, left = (torch.randint(slack + 1, ()).item() for slack in (height - crop_height, width - crop_width))
+        slacks = height - crop_height, width - crop_width
+        top, left = (torch.randint(slack + 1, (), generator=generator).item() for slack in slacks)
         # The crop's place in the picture as it is. Pillow looks beyond it where the filter does: these are the pixels of the
         # whole picture scaled, but for rounding (at most 2 grey levels, where a value lies between two).
         across, down = image.width / width, image.height / height
@@ -86,12 +92,12 @@ class TrainingTransform:
         labels = torch.from_numpy(np.asarray(part).take(rows - rows[0], 0).take(columns - columns[0], 1))
         return TF.pil_to_tensor(image.resize((crop_width, crop_height), Resampling.BILINEAR, box)), labels
 
-    def _draw_factor(self) -> float:
+    def _draw_factor(self, generator) -> float:
         low, high = self.scale_range
         if self.scale_step is None:
-            return low + (high - low) * torch.rand(()).item()
+            return low + (high - low) * torch.rand((), generator=generator).item()
         steps = round((high - low) / self.scale_step)
-        return low + self.scale_step * torch.randint(steps + 1, ()).item()
+        return low + self.scale_step * torch.randint(steps + 1, (), generator=generator).item()
 
     def _pad(self, plane: torch.Tensor, value: float) -> torch.Tensor:
         bottom, right = (want - have for have, want in zip(plane.shape[-2:], self.crop_size, strict=True))
@@ -106,9 +112,9 @@ class TrainingSamples(torch.utils.data.Dataset):
 
     Args:
         dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them; or several, laid end to end.
-        transform: called as `transform(image, label_map)` with files that are opened and not decoded (`PictureFile`), so that
-            only what the crop needs is read. Damage elsewhere in a file, and ids that its label space lacks, are for
-            `scripts/audit_data.py`.
+        transform: called as `transform(image, label_map, generator)` with files that are opened and not decoded
+            (`PictureFile`), so that only what the crop needs is read. Damage elsewhere in a file, and ids that its label space
+            lacks, are for `scripts/audit_data.py`.
         seed: of the run.
         skip_bad: whether the next picture takes the place of one that cannot be used; such are marked in `bad`. Else it is an
             error.
@@ -159,9 +165,9 @@ class TrainingSamples(torch.utils.data.Dataset):
 
     def _augmented(self, place: int, draw_seed: int) -> dict[str, Any]:
         example = self._read(place)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw_seed)
-            return self.transform(example["image"], example["label_map"])
+        # Not torch's global generator: seeding that one notes a traceback each time, for GPUs that may be used later.
+        generator = torch.Generator().manual_seed(draw_seed)
+        return self.transform(example["image"], example["label_map"], generator)
 
     def _read(self, place: int) -> dict[str, Any]:
         example = self._rows[place]

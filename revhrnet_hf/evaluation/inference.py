@@ -250,7 +250,7 @@ def _logits(model, inputs, where, sources):
     parameter = _parameter(model)
     # Dtype applies to the floating-point inputs only.
     logits = model(**inputs.to(parameter.device, parameter.dtype)).logits
-    if not torch.isfinite(logits).all():
+    if not torch.isfinite(logits.abs().amax()):  # a sixth of the time of looking at each
         raise CheckpointError(
             f"{where}: the model's logits hold NaN or infinity, so its label map would mean nothing; the training has "
             f"diverged, or {logits.dtype} is too narrow (try float32)"

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.workers import obey_parent_only
 from .settings import InferenceSettings, Size
 
+READ_PIXELS = 2**22  # of pictures that are read at once between forward passes
+
 
 class Sample(NamedTuple):
     """A picture of a data set: its row and id, `model_inputs`, the label map's size, and the true ids (height, width) or None."""
@@ -64,13 +66,18 @@ def _as_it_is(sample):
 
 
 def _read_between(samples, num_threads):
+    """Several pictures at once: after a forward pass the network's threads spin for some milliseconds before they sleep."""
+    first, count = 0, num_threads
     with ThreadPoolExecutor(num_threads) as pool:
-        for first in range(0, len(samples), num_threads):
-            positions = range(first, min(first + num_threads, len(samples)))
+        while first < len(samples):
+            positions = range(first, min(first + count, len(samples)))
             reads = [pool.submit(samples.read, position) for position in positions]
             wait(reads)
             for position, read in zip(positions, reads, strict=True):
-                yield samples.prepare(position, read.result())
+                row = read.result()
+                count = max(num_threads, READ_PIXELS // (row["image"].width * row["image"].height))
+                yield samples.prepare(position, row)
+            first = positions.stop
 
 
 def model_inputs(image_processor, image: PIL.Image.Image, settings: InferenceSettings) -> list:

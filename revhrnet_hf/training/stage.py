@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list, send_to_device, set_seed
 from PIL import Image
 from safetensors.torch import load_file
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig
@@ -37,6 +36,7 @@ from ..evaluation import Predicted, evaluate_dataset, format_scores, predict_lab
 from ..models.segmentation_loss import labelled_weight
 from ..report.figures import label_map_strip, triptych
 from ..versions import hardware
+from .averaging import MovingAverage
 from .checkpoint import (
     BEST,
     LAST,
@@ -197,7 +197,7 @@ class Stage:
         )
         return samples, batches, loader
 
-    def _prepare(self, model) -> tuple[torch.nn.Module, torch.optim.Optimizer, AveragedModel | None]:
+    def _prepare(self, model) -> tuple[torch.nn.Module, torch.optim.Optimizer, MovingAverage | None]:
         """The network on its device, ready for training by several processes; its optimizer; the average of its weights."""
         recipe, accelerator = self.recipe, self.accelerator
         model.to(memory_format=torch.channels_last)  # faster convolutions, on the CPU and with mixed precision on GPUs
@@ -211,7 +211,7 @@ class Stage:
         averaged = None
         if recipe.ema_decay is not None:
             # Its copy of the network is made before Accelerate wraps the network.
-            averaged = AveragedModel(model, accelerator.device, multi_avg_fn=self._average, use_buffers=True)
+            averaged = MovingAverage(model, recipe.ema_decay, accelerator.device)
         if recipe.torch_compile:
             model.compile()  # in place: names of weights stay
         return *accelerator.prepare(model, optimizer), averaged
@@ -388,11 +388,6 @@ class Stage:
         came = torch.tensor(float(self.signals.received is not None), device=self.accelerator.device)
         return self.accelerator.reduce(came, "sum").item() > 0
 
-    def _average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
-        """One step of the moving average, over fewer steps at the start, so that it soon forgets the initial weights."""
-        step = self.state.step
-        get_ema_multi_avg_fn(min(self.recipe.ema_decay, (1 + step) / (10 + step)))(averaged, current, count)
-
     def _log_training(self, epoch: int, pictures_per_second: float, progress: tqdm) -> None:
         """Log the mean loss since the last line; this is where the host waits for the device."""
         self._check_losses(epoch)
@@ -522,7 +517,7 @@ class Stage:
     def _share_buffers(self) -> None:
         """Give all processes the first one's BatchNorm statistics, which are saved: each has counted its own pictures."""
         if self.accelerator.num_processes > 1:
-            for network in filter(None, (self.accelerator.unwrap_model(self.model), self.averaged)):
+            for network in dict.fromkeys((self.accelerator.unwrap_model(self.model), self.scored_model)):
                 for buffer in network.buffers():
                     broadcast(buffer)
 

@@ -123,7 +123,7 @@ def test_enlarging_labels_makes_no_new_ids():
 def test_factors_are_hrnets_grid_drawn_evenly():
     torch.manual_seed(0)
     transform = TrainingTransform(processor(), (8, 8), base_size=100)
-    draws = torch.tensor([transform._draw_factor() for _ in range(17_000)])
+    draws = torch.tensor([transform._draw_factor(None) for _ in range(17_000)])
     factors, counts = draws.mul(10).round().long().unique(return_counts=True)
     assert factors.tolist() == list(range(5, 22))
     assert torch.allclose(draws, draws.mul(10).round() / 10, atol=1e-6)
@@ -134,7 +134,7 @@ def test_factors_are_hrnets_grid_drawn_evenly():
 def test_factors_without_a_grid_fill_the_range():
     torch.manual_seed(0)
     transform = TrainingTransform(processor(), (8, 8), base_size=100, scale_range=(0.5, 2.0), scale_step=None)
-    draws = torch.tensor([transform._draw_factor() for _ in range(3000)])
+    draws = torch.tensor([transform._draw_factor(None) for _ in range(3000)])
     counts = draws.histc(3, 0.5, 2.0)
     assert counts.sum() == 3000
     assert (counts - 1000).abs().max() < 130

@@ -12,6 +12,7 @@ import torch
 from transformers import SegformerImageProcessor
 
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.evaluation import samples as samples_module
 from revhrnet_hf.evaluation.samples import Samples, load
 from revhrnet_hf.evaluation.settings import InferenceSettings
 
@@ -97,6 +98,21 @@ def test_threads_read_at_once_and_rest_while_a_sample_is_used(image_processor):
         used.append(sample.index)
     assert used == INDICES[:4]
     assert rows.barrier.n_waiting == 0
+
+
+def test_as_many_are_read_at_once_as_memory_allows(image_processor, monkeypatch):
+    """One by one where pictures are large: as many as the last one's size lets expect."""
+    monkeypatch.setattr(samples_module, "READ_PIXELS", 4000)
+    read = []
+
+    class Noting(Rows):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    samples = load(Samples(Noting(), INDICES, image_processor, InferenceSettings()), 1, torch.device("cpu"))
+    # Pictures of 3150, 1551, 1551, 2560, 2560 pixels.
+    assert [len(read) for _ in samples] == [1, 2, 4, 4, 5]
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who has sent a signal")

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -40,6 +41,8 @@ def test_tensorboard_and_json(tmp_path):
     }
     (picture,) = events.Images("predictions")
     assert (picture.step, picture.width, picture.height) == (2, 6, 4)
+    shown = np.asarray(Image.open(BytesIO(picture.encoded_image_string)), int)
+    assert np.abs(shown - np.asarray(PICTURE)).max() < 8
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[1]["iou"] == {"Road": 0.75, "Pole": None}
     assert (lines[0]["epoch"], lines[0]["step"], lines[0]["loss"]) == (0, 1, 2.0)
