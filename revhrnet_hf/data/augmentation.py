@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from PIL.Image import Resampling
@@ -65,17 +66,12 @@ class TrainingTransform:
             `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`. Labels become the int64
             that the networks want on the device: a worker has an eighth to hand over, and memory that is shared is dear.
         """
-        pixels, labels = self._scaled_crop(image, label_map, generator)
-        if torch.rand((), generator=generator) < self.flip:
-            pixels, labels = TF.horizontal_flip(pixels), TF.horizontal_flip(labels)
-        processed = self.image_processor(pixels, do_resize=False, do_pad=False)["pixel_values"][0]  # of a batch it made a copy
-        return {
-            "pixel_values": self._pad(torch.as_tensor(processed), 0.0),
-            "labels": self._pad(labels, self.ignore_index),
-        }
+        return self.tensors(*self.crop(image, label_map, generator))
 
-    def _scaled_crop(self, image, label_map, generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels uint8 (3, height, width) and labels uint8 (height, width), up to `crop_size`."""
+    def crop(
+        self, image: PIL.Image.Image, label_map: PIL.Image.Image, generator: torch.Generator | None = None
+    ) -> tuple[PIL.Image.Image, np.ndarray]:
+        """The first part, by Pillow and NumPy only: pixels and labels uint8 (height, width), up to `crop_size`."""
         ratio = round(self.base_size * self._draw_factor(generator)) / max(image.size)
         width, height = (max(1, round(side * ratio)) for side in image.size)
         crop_height, crop_width = min(height, self.crop_size[0]), min(width, self.crop_size[1])
@@ -89,8 +85,20 @@ class TrainingTransform:
         columns = nearest_source_indices(image.width, width)[left : left + crop_width]
         # Only this part becomes an array.
         part = label_map.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-        labels = torch.from_numpy(np.asarray(part).take(rows - rows[0], 0).take(columns - columns[0], 1))
-        return TF.pil_to_tensor(image.resize((crop_width, crop_height), Resampling.BILINEAR, box)), labels
+        labels = np.asarray(part).take(rows - rows[0], 0).take(columns - columns[0], 1)
+        pixels = image.resize((crop_width, crop_height), Resampling.BILINEAR, box)
+        if torch.rand((), generator=generator) < self.flip:
+            pixels, labels = PIL.ImageOps.mirror(pixels), np.ascontiguousarray(labels[:, ::-1])
+        return pixels, labels
+
+    def tensors(self, pixels: PIL.Image.Image, labels: np.ndarray) -> dict[str, torch.Tensor]:
+        """The second part: what `crop` gives, normalised and padded."""
+        planes = TF.pil_to_tensor(pixels)
+        processed = self.image_processor(planes, do_resize=False, do_pad=False)["pixel_values"][0]  # of a batch it made a copy
+        return {
+            "pixel_values": self._pad(torch.as_tensor(processed), 0.0),
+            "labels": self._pad(torch.from_numpy(labels), self.ignore_index),
+        }
 
     def _draw_factor(self, generator) -> float:
         low, high = self.scale_range
@@ -112,9 +120,8 @@ class TrainingSamples(torch.utils.data.Dataset):
 
     Args:
         dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them; or several, laid end to end.
-        transform: called as `transform(image, label_map, generator)` with files that are opened and not decoded
-            (`PictureFile`), so that only what the crop needs is read. Damage elsewhere in a file, and ids that its label space
-            lacks, are for `scripts/audit_data.py`.
+        transform: its `crop` is given files that are opened and not decoded (`PictureFile`), so that only what the crop needs is
+            read. Damage elsewhere in a file, and ids that its label space lacks, are for `scripts/audit_data.py`.
         seed: of the run.
         skip_bad: whether the next picture takes the place of one that cannot be used; such are marked in `bad`. Else it is an
             error.
@@ -147,27 +154,35 @@ class TrainingSamples(torch.utils.data.Dataset):
         Raises:
             DataError: it cannot be read, or label map and picture do not fit; with `skip_bad`, if that is so of all pictures.
         """
+        return self.prepare(self.read(index))
+
+    def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray]:
+        """The part of it that several threads may do at once."""
         place = index % len(self)
         draw_seed = _draw_seed(self.seed, int(self._epoch), index)
-        return self._next_usable(place, draw_seed) if self.skip_bad else self._augmented(place, draw_seed)
+        return self._next_usable(place, draw_seed) if self.skip_bad else self._crop(place, draw_seed)
 
-    def _next_usable(self, place: int, draw_seed: int) -> dict[str, Any]:
+    def prepare(self, crop: tuple[PIL.Image.Image, np.ndarray]) -> dict[str, Any]:
+        """The rest of it."""
+        return self.transform.tensors(*crop)
+
+    def _next_usable(self, place: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
         last: DataError | None = None
         for step in range(len(self)):
             candidate = (place + step) % len(self)
             # Marked ones are tried again: another crop may have no use for what is bad, and when a worker marks it is chance.
             try:
-                return self._augmented(candidate, draw_seed)
+                return self._crop(candidate, draw_seed)
             except DataError as error:
                 last = error
                 self.bad[candidate] = 1
         raise DataError(f"None of the {len(self)} training pictures can be used. {last or ''}".rstrip())
 
-    def _augmented(self, place: int, draw_seed: int) -> dict[str, Any]:
+    def _crop(self, place: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
         example = self._read(place)
-        # Not torch's global generator: seeding that one notes a traceback each time, for GPUs that may be used later.
+        # Not torch's global generator: threads share it, and to seed it takes a note of the traceback each time.
         generator = torch.Generator().manual_seed(draw_seed)
-        return self.transform(example["image"], example["label_map"], generator)
+        return self.transform.crop(example["image"], example["label_map"], generator)
 
     def _read(self, place: int) -> dict[str, Any]:
         example = self._rows[place]

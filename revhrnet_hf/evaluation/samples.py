@@ -9,7 +9,7 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.workers import obey_parent_only
+from ..data.workers import obey_parent_only, reads_in_threads
 from .settings import InferenceSettings, Size
 
 READ_PIXELS = 2**22  # of pictures that are read at once between forward passes
@@ -51,10 +51,10 @@ class Samples(Dataset):
 def load(samples: Samples, num_workers: int, device: torch.device) -> Iterator[Sample]:
     """The samples in order, for a network on `device`.
 
-    For an accelerator `num_workers` processes get them ready meanwhile. On a CPU they would take cores from the network's
-    threads, of which each waits for the slowest: there as many threads read pictures between forward passes.
+    For an accelerator `num_workers` processes get them ready meanwhile; for a CPU as many threads read pictures between
+    forward passes (see `reads_in_threads`).
     """
-    if num_workers and device.type == "cpu":
+    if num_workers and reads_in_threads(device):
         return _read_between(samples, num_workers)
     return iter(
         DataLoader(samples, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, worker_init_fn=obey_parent_only)

@@ -144,7 +144,7 @@ class Recipe:
 
     # the run
     num_workers: int = _setting(
-        2, "Processes that load pictures, for each training process; an evaluation on a CPU reads with as many threads instead"
+        2, "Processes that load pictures, for each training process; on a CPU as many threads, which read between steps"
     )
     save_every: int | None = _setting(None, "Steps between two checkpoints; there is one at the end of each epoch in any case")
     keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept, last among them, besides the best")

@@ -30,7 +30,7 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data import TrainingSamples, TrainingTransform, label_space_of
-from ..data.workers import obey_parent_only
+from ..data.workers import ThreadLoader, obey_parent_only, reads_in_threads
 from ..errors import RecipeError, RunStopped, TrainingError
 from ..evaluation import Predicted, evaluate_dataset, format_scores, predict_label_maps
 from ..models.segmentation_loss import labelled_weight
@@ -164,7 +164,7 @@ class Stage:
             self.accelerator.print(self.handed_over)
         self.log = RunLog(self.output_dir, recipe.trackers, is_main)
 
-    def _training_data(self) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
+    def _training_data(self) -> tuple[TrainingSamples, EpochBatches, DataLoader | ThreadLoader]:
         recipe = self.recipe
         transform = TrainingTransform(
             self.image_processor,
@@ -186,16 +186,21 @@ class Stage:
             recipe.seed,
             Mixture(lengths, tuple(recipe.dataset_shares)) if recipe.dataset_shares else None,
         )
-        loader = DataLoader(
+        return samples, batches, self._loader(samples, batches)
+
+    def _loader(self, samples: TrainingSamples, batches: EpochBatches) -> DataLoader | ThreadLoader:
+        num_workers, device = self.recipe.num_workers, self.accelerator.device
+        if num_workers and reads_in_threads(device):
+            return ThreadLoader(samples, batches, num_workers)
+        return DataLoader(
             samples,
             batch_sampler=batches,
-            num_workers=recipe.num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            persistent_workers=recipe.num_workers > 0,
+            num_workers=num_workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=num_workers > 0,
             worker_init_fn=obey_parent_only,
-            timeout=self.timeout if recipe.num_workers else 0,
+            timeout=self.timeout if num_workers else 0,
         )
-        return samples, batches, loader
 
     def _prepare(self, model) -> tuple[torch.nn.Module, torch.optim.Optimizer, MovingAverage | None]:
         """The network on its device, ready for training by several processes; its optimizer; the average of its weights."""

@@ -2,16 +2,18 @@
 (loading, label maps at native size, counting) against bare forward passes.
 
 What is bare is on tensors in memory, with the recipe's network, batch and precision. The two take turns, each a short one: the
-machine's own speed may change from one minute to the next.
+machine's own speed may change from one second to the next. While bare steps have their turn, the loader's workers are stopped.
 """
 
+import multiprocessing
+import os
+import signal
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 
 import torch
-from tqdm.auto import tqdm
 
 from revhrnet_hf.evaluation.inference import inference
 from revhrnet_hf.training.recipe import Recipe, read_chain
@@ -21,22 +23,24 @@ from revhrnet_hf.training.stage import Stage
 def add_arguments(parser):
     parser.add_argument("--recipe", required=True, help="YAML file of the recipe; of a chain, its first stage")
     parser.add_argument("--data_dir", required=True, help="folder of the recipe's data set")
-    parser.add_argument("--rounds", type=int, default=8, help="pairs of turns (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="training steps of a turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=8, help="epochs' ends and evaluations (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="training steps of a round (default: %(default)s)")
+    parser.add_argument("--turn", type=int, default=4, help="training steps of a turn (default: %(default)s)")
 
 
 def main(arguments) -> dict:
-    result = benchmark_loop(read_chain(arguments.recipe)[0], arguments.data_dir, arguments.rounds, arguments.steps)
+    recipe = read_chain(arguments.recipe)[0]
+    result = benchmark_loop(recipe, arguments.data_dir, arguments.rounds, arguments.steps, arguments.turn)
     for what, unit in (("training", "step"), ("evaluation", "picture")):
         rounds = result[what]["rounds"]
         print(f"{what}\n{'round':>5}  {f'bare s/{unit}':>14}  {f'loop s/{unit}':>14}  {'ratio':>6}")
         for number, pair in enumerate(rounds, 1):
             print(f"{number:>5}  {pair['bare_s']:>14.3f}  {pair['loop_s']:>14.3f}  {pair['ratio']:>6.3f}")
-        print(f"median ratio: {result[what]['median_ratio']:.3f} ({result[what]['count']} a turn, on {result['device']})")
+        print(f"median ratio: {result[what]['median_ratio']:.3f} ({result[what]['count']} a round, on {result['device']})")
     return result
 
 
-def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int, steps: int) -> dict:
+def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int, steps: int, turn: int) -> dict:
     with tempfile.TemporaryDirectory() as output_dir:
         stage = Stage(recipe, data_dir, output_dir)
         stage.log.start({})
@@ -48,11 +52,15 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int, steps: int) -> di
         training, evaluation = [], []
         steps = min(steps, stage.batches.steps)
         for position in range(rounds):
-            bare = bare_steps(stage, batch, steps)
             stage.state.step = (position + 1) * stage.batches.steps - steps  # an epoch's last steps
-            training.append(pair(bare, lambda: stage.train_epoch(position, tqdm(total=steps, leave=False)), steps))  # noqa: B023
+            turns = Turns(lambda count: bare_steps(stage, batch, count), turn, stage.accelerator.device)
+            stage.train_epoch(position, turns)
+            turns.end()
+            training.append(pair(turns.bare, turns.loop, steps))
             bare = bare_evaluation(stage, pictures)
-            evaluation.append(pair(bare, lambda: stage.evaluate(position + 1), len(pictures)))  # noqa: B023
+            started = time.perf_counter()
+            stage.evaluate(position + 1)
+            evaluation.append(pair(bare, time.perf_counter() - started, len(pictures)))
         stage.log.close()
     return {
         "training": summary(training, steps),
@@ -62,11 +70,46 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int, steps: int) -> di
     }
 
 
-def pair(bare: float, loop: Callable[[], object], count: int) -> dict:
-    started = time.perf_counter()
-    loop()
-    took = time.perf_counter() - started
-    return {"bare_s": bare / count, "loop_s": took / count, "ratio": took / bare}
+class Turns:
+    """A progress bar for `train_epoch` that after every `length` steps lets as many bare ones run, and keeps time of both.
+
+    Attributes:
+        loop, bare: seconds that the steps took, as many of either.
+    """
+
+    def __init__(self, run_bare: Callable[[int], float], length: int, device: torch.device):
+        self.run_bare, self.length, self.device = run_bare, length, device
+        self.loop = self.bare = 0.0
+        self.steps = 0
+        self.started = time.perf_counter()
+
+    def update(self):
+        self.steps += 1
+        if self.steps == self.length:
+            self.end()
+
+    def end(self):
+        """The turn's end; the last of an epoch may be shorter, and what follows its last step belongs to the loop too."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.loop += time.perf_counter() - self.started
+        if self.steps:
+            workers = [worker.pid for worker in multiprocessing.active_children()]
+            for pid in workers:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                self.bare += self.run_bare(self.steps)
+            finally:
+                for pid in workers:
+                    os.kill(pid, signal.SIGCONT)
+        self.steps, self.started = 0, time.perf_counter()
+
+    def set_postfix(self, **numbers):
+        pass
+
+
+def pair(bare: float, loop: float, count: int) -> dict:
+    return {"bare_s": bare / count, "loop_s": loop / count, "ratio": loop / bare}
 
 
 def summary(pairs: list[dict], count: int) -> dict:

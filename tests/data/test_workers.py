@@ -1,14 +1,19 @@
-"""Loader workers outlive signals that are meant for the process that they load for, but not that process."""
+"""Loader workers outlive signals that are meant for the process that they load for, but not that process; threads that load."""
 
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
-from revhrnet_hf.data.workers import obey_parent_only
+from revhrnet_hf.data.miniature import write_camvid
+from revhrnet_hf.data.workers import ThreadLoader, obey_parent_only
+from revhrnet_hf.errors import DataError
 
 
 class Pids:
@@ -74,3 +79,62 @@ def test_killed_parent():
     while any(map(alive, workers)) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(map(alive, workers))
+
+
+class Together:
+    """To read a sample takes until two are read at once; `reading` are those that are being read."""
+
+    def __init__(self):
+        self.barrier, self.reading = threading.Barrier(2, timeout=60), set()
+
+    def read(self, index):
+        self.reading.add(index)
+        self.barrier.wait()
+        if index == 5:
+            raise DataError("picture 5 cannot be read")
+        self.reading.remove(index)
+        return index
+
+    def prepare(self, row):
+        assert not self.reading
+        return {"pixel_values": torch.full((2,), row)}
+
+
+def test_threads_read_a_batch_at_once_and_then_rest():
+    samples = Together()
+    batches = iter(ThreadLoader(samples, [[3, 0], [2, 1], [4, 5], [6, 7]], num_threads=2))
+    for expected in ([3, 0], [2, 1]):
+        assert next(batches)["pixel_values"].tolist() == [[index, index] for index in expected]
+        assert not samples.reading
+    with pytest.raises(DataError, match=r"^picture 5 cannot be read$"):
+        next(batches)
+
+
+THREADS = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+from revhrnet_hf import RevHRNetImageProcessor
+from revhrnet_hf.data import TrainingSamples, TrainingTransform, load_segmentation_dataset
+
+def threads_after(work):
+    with ThreadPoolExecutor(1) as pool:
+        before = len(os.listdir("/proc/self/task"))
+        result = pool.submit(work).result()
+        return len(os.listdir("/proc/self/task")) - before, result
+
+transform = TrainingTransform(RevHRNetImageProcessor(), (512, 640), base_size=900, flip=1.0)
+samples = TrainingSamples(load_segmentation_dataset("camvid", sys.argv[1], "train"), transform, seed=0)
+reading, crop = threads_after(lambda: samples.read(0))
+preparing, _ = threads_after(lambda: samples.prepare(crop))
+print(reading, preparing)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no /proc")
+def test_training_samples_are_read_without_torchs_threads(tmp_path):
+    """Each thread that computes with torch would start as many again, which then take turns with the network's."""
+    write_camvid(tmp_path, {"train": 2}, size=(360, 480))
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", THREADS, tmp_path]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    assert done.stdout.split() == ["1", "2"]  # the pool's thread; and one that torch has started for it

@@ -28,7 +28,7 @@ def lines_of(log):
 
 
 def stopped_run(launcher, output_dir, *arguments, everybody):
-    """What a run says that gets SIGTERM after its first log line: its launcher alone, or all, loaders' workers first."""
+    """What a run says that gets SIGTERM after its first log line: its launcher alone, or all processes."""
     log = output_dir / "log.jsonl"
     before = lines_of(log)
     command = [sys.executable, "-m", *LAUNCHERS[launcher], SCRIPT, "--output_dir", output_dir, *arguments]
@@ -36,7 +36,7 @@ def stopped_run(launcher, output_dir, *arguments, everybody):
         while process.poll() is None and lines_of(log) == before:
             time.sleep(0.01)
         others = psutil.Process(process.pid).children(recursive=True)
-        assert len(others) == (2 if "one" in launcher else 4)  # each has a loader's worker
+        assert len(others) == (1 if "one" in launcher else 2)
         for other in reversed(others) if everybody else ():
             other.send_signal(signal.SIGTERM)
         process.terminate()
