@@ -116,16 +116,17 @@ from concurrent.futures import ThreadPoolExecutor
 from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.data import TrainingSamples, TrainingTransform, load_segmentation_dataset
 
-def threads_after(work):
-    with ThreadPoolExecutor(1) as pool:
-        before = len(os.listdir("/proc/self/task"))
-        result = pool.submit(work).result()
-        return len(os.listdir("/proc/self/task")) - before, result
+def threads():
+    return len(os.listdir("/proc/self/task"))
 
 transform = TrainingTransform(RevHRNetImageProcessor(), (512, 640), base_size=900, flip=1.0)
 samples = TrainingSamples(load_segmentation_dataset("camvid", sys.argv[1], "train"), transform, seed=0)
-reading, crop = threads_after(lambda: samples.read(0))
-preparing, _ = threads_after(lambda: samples.prepare(crop))
+before = threads()
+with ThreadPoolExecutor(1) as pool:
+    crop = pool.submit(samples.read, 0).result()
+    reading = threads() - before
+    pool.submit(samples.prepare, crop).result()
+    preparing = threads() - before
 print(reading, preparing)
 """
 
