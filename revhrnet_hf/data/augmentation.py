@@ -54,24 +54,26 @@ class TrainingTransform:
         self.flip = flip
         self.ignore_index = ignore_index
 
-    def __call__(
-        self, image: PIL.Image.Image, label_map: PIL.Image.Image, generator: torch.Generator | None = None
-    ) -> dict[str, torch.Tensor]:
+    def __call__(self, image: PIL.Image.Image, label_map: PIL.Image.Image) -> dict[str, torch.Tensor]:
         """Augments `image` (RGB) and `label_map` (L, train ids), which must be of one size.
-
-        Args:
-            generator: what is drawn comes from it; from torch's global one if None.
 
         Returns:
             `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`. Labels become the int64
             that the networks want on the device: a worker has an eighth to hand over, and memory that is shared is dear.
         """
-        return self.tensors(*self.crop(image, label_map, generator))
+        return self.tensors(*self.crop(image, label_map))
 
     def crop(
         self, image: PIL.Image.Image, label_map: PIL.Image.Image, generator: torch.Generator | None = None
     ) -> tuple[PIL.Image.Image, np.ndarray]:
-        """The first part, by Pillow and NumPy only: pixels and labels uint8 (height, width), up to `crop_size`."""
+        """The first part, by Pillow and NumPy only.
+
+        Args:
+            generator: what is drawn comes from it; from torch's global one if None.
+
+        Returns:
+            Pixels (RGB) and labels uint8 (height, width), scaled, cropped and flipped; up to `crop_size`.
+        """
         ratio = round(self.base_size * self._draw_factor(generator)) / max(image.size)
         width, height = (max(1, round(side * ratio)) for side in image.size)
         crop_height, crop_width = min(height, self.crop_size[0]), min(width, self.crop_size[1])

@@ -40,7 +40,6 @@ class ThreadLoader:
                 yield default_collate([self.samples.prepare(row) for row in rows])
 
 
-
 def obey_parent_only(worker: int) -> None:
     """A loader's `worker_init_fn`: the worker ends when the process that it loads for says so, and for no other signal.
 

@@ -23,7 +23,7 @@ from revhrnet_hf.training.stage import Stage
 def add_arguments(parser):
     parser.add_argument("--recipe", required=True, help="YAML file of the recipe; of a chain, its first stage")
     parser.add_argument("--data_dir", required=True, help="folder of the recipe's data set")
-    parser.add_argument("--rounds", type=int, default=8, help="epochs' ends and evaluations (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of training steps and an evaluation (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="training steps of a round (default: %(default)s)")
     parser.add_argument("--turn", type=int, default=4, help="training steps of a turn (default: %(default)s)")
 

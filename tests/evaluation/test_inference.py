@@ -130,12 +130,13 @@ def test_more_than_256_classes_need_uint16(image_processor):
     assert np.all(label_map == 299)
 
 
-def test_a_nan_is_an_error_that_names_the_picture(image_processor, dataset):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_an_error_that_names_the_picture(image_processor, dataset, value):
     model = tiny_model()
-    model.decode_head.classifier.bias.data[2] = torch.nan
-    with pytest.raises(CheckpointError, match="picture 0: the model's logits hold NaN"):
+    model.decode_head.classifier.bias.data[2] = value
+    with pytest.raises(CheckpointError, match="picture 0: the model's logits hold NaN or infinity"):
         predict_label_maps(model, image_processor, pictures())
-    with pytest.raises(CheckpointError, match="picture frame_0: the model's logits hold NaN"):
+    with pytest.raises(CheckpointError, match="picture frame_0: the model's logits hold NaN or infinity"):
         evaluate_dataset(model, image_processor, dataset, NUM_LABELS)
 
 
