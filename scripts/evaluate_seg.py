@@ -30,6 +30,7 @@ from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import (
     ConfusionMatrix,
     add_inference_arguments,
+    add_trust_argument,
     class_sources,
     format_scores,
     inference_settings,
@@ -61,6 +62,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--image_column", help="for hub, the column of pictures (default: image)")
     parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
     add_inference_arguments(parser)
+    add_trust_argument(parser)
     parser.add_argument("--boundary", action="store_true", help="boundary IoU as well: what lies near the classes' borders")
     parser.add_argument(
         "--absent_as_zero",
@@ -128,7 +130,7 @@ def main(arguments=None) -> None:
         submission=args.submission and submission_format(args.dataset, label_space),
         submission_dir=args.submission,
     )
-    model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype))
+    model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype), args.trust_remote_code)
     sources = class_sources(model.config, label_space, args.dataset)
     if sources is not None and state.is_main_process:
         print(format_sources(model.config, label_space, sources))
