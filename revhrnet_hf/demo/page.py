@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 import gradio as gr
 from PIL import Image
 
-from ..data.miniature import draw_scenes
 from ..errors import DataError, RecipeError, RevHRNetError
 from ..evaluation import InferenceSettings, load_checkpoint, segment
 from ..evaluation.inference import window_starts
 from ..report.figures import Colour, names_and_palette
 from ..report.pictures import open_picture, save_picture
+from ..synthetic import draw_scenes
 from .result import error_html, result_html
 
 # What one visitor may ask of the server; a whole image takes a W18 network some 250 bytes of memory a pixel.

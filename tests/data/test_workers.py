@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.data.workers import ThreadLoader, obey_parent_only
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.synthetic import write_camvid
 
 
 class Pids:

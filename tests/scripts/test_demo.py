@@ -21,9 +21,9 @@ import pytest
 import yaml
 from PIL import ExifTags, Image
 
-from revhrnet_hf.data.miniature import draw_scenes
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
 from revhrnet_hf.report.pictures import open_picture
+from revhrnet_hf.synthetic import draw_scenes
 
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 

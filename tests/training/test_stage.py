@@ -24,10 +24,10 @@ from transformers import AutoImageProcessor
 import revhrnet_hf
 from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
-from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import SegmentationMetric, load_checkpoint, predict_label_maps
 from revhrnet_hf.report.figures import colourise, legend
+from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.training import stage as module
 from revhrnet_hf.training.checkpoint import claim_output_dir
 from revhrnet_hf.training.data import EpochBatches, load_split
