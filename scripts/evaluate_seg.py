@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
+from revhrnet_hf.data.loader import MOST_WORKERS
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import (
     ConfusionMatrix,
@@ -95,8 +96,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--num_workers",
         type=int,
-        default=2,
-        help="processes (on a CPU: threads) that read pictures, for each that runs the model; 0: none (default: %(default)s)",
+        help="processes that read images, for each process that runs the model; 0: none (default: its share of the cores, half "
+        f"of that beside a model on the CPU, at most {MOST_WORKERS})",
     )
     parser.add_argument(
         "--dtype",
@@ -184,7 +185,7 @@ def check_arguments(args, state):
     if args.device == "cuda" and state.device.type != "cuda":
         raise RecipeError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
     for name in ("num_workers", "worst"):
-        if getattr(args, name) < 0:
+        if (getattr(args, name) or 0) < 0:
             raise RecipeError(f"--{name} {getattr(args, name)}: give 0 or more")
     if args.plot and find_spec("matplotlib") is None:
         raise RecipeError("--plot needs matplotlib: pip install matplotlib, or leave it out")
