@@ -108,10 +108,12 @@ class SegmentationConfig(PreTrainedConfig):
         for name, value in unknown.items():
             setattr(config, name, value)
         cls._refuse_misspelt(unused)
-        num_labels, *names = (own.pop(name, None) for name in CLASS_SETTINGS)
-        # As many classes as there are keep their names.
-        if any(names) or num_labels not in (None, config.num_labels):
-            config.id2label = classes_of(num_labels, *names)
+        num_labels, id2label, label2id = (own.pop(name, None) for name in CLASS_SETTINGS)
+        is_named = id2label is not None or label2id is not None
+        if is_named or num_labels not in (None, config.num_labels):  # as many classes as there were keep their names
+            config.id2label = classes_of(num_labels, id2label, label2id)
+        if label2id is not None:
+            config.label2id = label2id
         for name, value in own.items():
             setattr(config, name, value)
         config.validate()
@@ -127,6 +129,8 @@ class SegmentationConfig(PreTrainedConfig):
                 raise TypeError(f"{cls.__name__}.from_pretrained does not know the keyword {keyword!r}{guess}")
 
     def __setattr__(self, name: str, value: Any):
+        if name == "label2id" and value is not None:
+            value = {class_name: int(class_id) for class_name, class_id in value.items()}
         if name != "id2label" or value is None:
             super().__setattr__(name, value)
             return
@@ -154,13 +158,15 @@ class SegmentationConfig(PreTrainedConfig):
 
     def validate_classes(self):
         """Run by `strict` on construction: ids are 0, 1, 2, … and `label2id` says the same as `id2label`."""
+        if not self.id2label:
+            raise ValueError("a network needs at least one class: num_labels is 0")
         if sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError(f"id2label must have the ids 0 to {len(self.id2label) - 1}, got {sorted(self.id2label)}")
         for name, class_id in (self.label2id or {}).items():
-            if self.id2label.get(int(class_id)) != name:
+            if self.id2label.get(class_id) != name:
                 raise ValueError(
                     f"label2id says that {name!r} is class {class_id}, id2label that class {class_id} is "
-                    f"{self.id2label.get(int(class_id))!r}: give id2label alone, or the same classes in both"
+                    f"{self.id2label.get(class_id)!r}: give id2label alone, or the same classes in both"
                 )
 
     def validate_loss(self):
@@ -200,7 +206,7 @@ def classes_of(num_labels: int | None, id2label: dict | None, label2id: dict | N
     """Name of each class id, as any of the three settings give it; None where none is given.
 
     Raises:
-        ValueError: `num_labels` is another number than that of the names, or no positive number.
+        ValueError: `num_labels` is another number than that of the names.
     """
     if id2label is not None:
         classes = {int(class_id): name for class_id, name in id2label.items()}
@@ -210,7 +216,7 @@ def classes_of(num_labels: int | None, id2label: dict | None, label2id: dict | N
         classes = {class_id: generic_name(class_id) for class_id in range(num_labels)}
     else:
         return None
-    if not classes or num_labels not in (None, len(classes)):
+    if num_labels not in (None, len(classes)):
         raise ValueError(f"num_labels is {num_labels} and the names of {len(classes)} classes are given: they must agree")
     return classes
 

@@ -294,6 +294,8 @@ class RevHRNetImageProcessorMixin:
         known = ["images", "segmentation_maps", *self.valid_kwargs.__annotations__]
         check_keywords(kwargs, known, f"A call of {type(self).__name__}")
         check_switches(kwargs, switches_of(self))
+        if kwargs.get("default_to_square") is not None and not isinstance(kwargs.get("size"), int):
+            raise ValueError("default_to_square has no effect without a size that is one number: give both")
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs):
