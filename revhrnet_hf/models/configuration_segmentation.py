@@ -103,7 +103,7 @@ class SegmentationConfig(PreTrainedConfig):
         own = {name: kwargs.pop(name) for name in (*CLASS_SETTINGS, *OF_THE_CLASSES) if name in kwargs}
         known = cls.known_keywords()
         unknown = {name: value for name, value in config_dict.items() if name not in known}
-        config_dict = {name: value for name, value in config_dict.items() if name in known}
+        config_dict = without_old_classes({name: value for name, value in config_dict.items() if name in known})
         config, unused = super().from_dict(config_dict, **kwargs, return_unused_kwargs=True)
         for name, value in unknown.items():
             setattr(config, name, value)
@@ -199,7 +199,8 @@ class SegmentationConfig(PreTrainedConfig):
 
 
 CLASS_SETTINGS = ("num_labels", "id2label", "label2id")
-OF_THE_CLASSES = ("palette", "semantic_loss_class_weights", "training_history")
+PER_CLASS = ("palette", "semantic_loss_class_weights")
+OF_THE_CLASSES = (*PER_CLASS, "training_history")
 
 
 def classes_of(num_labels: int | None, id2label: dict | None, label2id: dict | None) -> dict[int, str] | None:
@@ -219,6 +220,24 @@ def classes_of(num_labels: int | None, id2label: dict | None, label2id: dict | N
     if num_labels not in (None, len(classes)):
         raise ValueError(f"num_labels is {num_labels} and the names of {len(classes)} classes are given: they must agree")
     return classes
+
+
+def without_old_classes(saved: dict[str, Any]) -> dict[str, Any]:
+    """The content of a config.json, less what was left in it of other classes.
+
+    Version 0.1.0 could save it when a network was fine-tuned on other classes. `id2label` is what the network predicts.
+    """
+    saved = dict(saved)
+    classes = saved.get("id2label")
+    if classes is None:
+        return saved
+    saved.pop("label2id", None)
+    for name in PER_CLASS:
+        value = saved.get(name)
+        if value is not None and len(value) != len(classes):
+            logger.warning("config.json has %s for %d classes, and names of %d: it is left out", name, len(value), len(classes))
+            del saved[name]
+    return saved
 
 
 def inverse(id2label: dict[int, str]) -> dict[str, int]:

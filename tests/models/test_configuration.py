@@ -434,6 +434,17 @@ def test_the_same_classes_keep_what_is_theirs(checkpoint, caplog):
     assert not caplog.records
 
 
+def test_folders_with_remains_of_other_classes_load(checkpoint, caplog):
+    """As version 0.1.0 wrote them after fine-tuning with `id2label` alone."""
+    saved = json.loads((checkpoint / "config.json").read_text())
+    saved["id2label"] = {str(i): name for i, name in NEW_NAMES.items()}
+    (checkpoint / "config.json").write_text(json.dumps(saved))
+    config = AutoConfig.from_pretrained(checkpoint)
+    assert (config.palette, config.semantic_loss_class_weights) == (None, None)
+    assert (config.id2label, config.label2id) == (NEW_NAMES, NEW_IDS)
+    assert "palette for 4 classes, and names of 15" in caplog.text
+
+
 def test_histories_add_up():
     config = RevHRNetConfig(num_labels=2, training_history=[{"dataset": "a"}])
     config.num_labels = 3
