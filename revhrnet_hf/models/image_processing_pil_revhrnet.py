@@ -7,7 +7,6 @@ Transformers' semantic segmentation processors, SegFormer's first of all, so tha
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, Self
 
 import numpy as np
@@ -30,7 +29,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .backbone import backbone_normalization
-from .configuration_segmentation import TRANSFORMERS_SETTINGS, SegmentationConfig
+from .configuration_hrnetv2 import HRNetV2Config
+from .configuration_revhrnet import RevHRNetConfig
 from .keywords import LOADING_KEYWORDS, check_keywords
 from .upsampling import upsampled_argmax
 
@@ -265,7 +265,7 @@ class RevHRNetImageProcessorMixin:
     @classmethod
     def _keywords_of_loading(cls) -> set[str]:
         """What `from_pretrained` may be given: options, and what Transformers gives to model and image processor alike."""
-        model_settings = {field.name for field in fields(SegmentationConfig)} | TRANSFORMERS_SETTINGS
+        model_settings = (RevHRNetConfig.known_keywords() | HRNetV2Config.known_keywords()) - {"backbone"}
         return {"return_unused_kwargs"} | cls.valid_kwargs.__annotations__.keys() | LOADING_KEYWORDS | model_settings
 
     def preprocess(
@@ -315,7 +315,7 @@ class RevHRNetImageProcessorMixin:
     ):
         """Raises a ValueError for an option that every image processor of Transformers takes and this one cannot honour."""
         if do_center_crop or crop_size is not None:
-            raise ValueError("do_center_crop and crop_size are not supported: a segmentation model labels the whole picture")
+            raise ValueError("do_center_crop and crop_size are not supported: a segmentation model labels the whole image")
         if size_divisor is not None and size_divisor < 1:
             raise ValueError(f"size_divisor must be 1 or more pixels, got {size_divisor}")
         if image_seq_length is not None:
@@ -515,7 +515,7 @@ def as_size(size: "Sequence[int] | torch.Tensor") -> Size:
     try:
         height, width = (int(edge) for edge in size)
     except TypeError as error:
-        raise ValueError(f"target_sizes must be one (height, width) a picture, got {size!r} for one") from error
+        raise ValueError(f"target_sizes must be one (height, width) an image, got {size!r} for one") from error
     if min(height, width) < 1:
         raise ValueError(f"a target size must be positive, got {height}×{width}")
     return height, width

@@ -321,7 +321,7 @@ def test_keywords_of_the_model_pass_through_the_pipeline(tiny_checkpoint, image)
     """Transformers gives `model_kwargs` and its own keywords to the image processor and the configuration, too."""
     for settings in (
         {"model_kwargs": {"low_cpu_mem_usage": True, "attn_implementation": "sdpa"}},
-        {"model_kwargs": {"semantic_loss_ignore_index": 254}, "dtype": "float32", "device": "cpu"},
+        {"model_kwargs": {"semantic_loss_ignore_index": 254, "freeze_backbone": False}, "dtype": "float32", "device": "cpu"},
         {"trust_remote_code": False, "revision": "main", "backend": "pil"},
         {"use_fast": True},
     ):
