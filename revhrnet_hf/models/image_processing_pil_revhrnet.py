@@ -38,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # (height, width) in pixels
 
-LARGEST_FLOAT_ID = 2**24  # from here on float32 does not hold every whole number
-
 # What Transformers writes into a preprocessor_config.json besides options.
 SAVED_BY_TRANSFORMERS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 
@@ -493,15 +491,17 @@ def as_class_ids(label_map: "torch.Tensor | np.ndarray", index: int) -> "torch.T
     Raises:
         ValueError: a pixel holds NaN, infinity, or a fraction.
     """
-    is_tensor = isinstance(label_map, torch.Tensor)
-    is_float = label_map.is_floating_point() if is_tensor else label_map.dtype.kind == "f"
+    library = torch if isinstance(label_map, torch.Tensor) else np
+    with np.errstate(invalid="ignore"):  # of NaN; told below
+        ids = label_map.to(torch.int64) if library is torch else label_map.astype(np.int64)
+    is_float = label_map.is_floating_point() if library is torch else label_map.dtype.kind not in "biu"
     if is_float:
-        whole = (label_map == label_map.round()) & (abs(label_map) < LARGEST_FLOAT_ID)
-        if not whole.all():
+        strays = (ids != label_map) | ~library.isfinite(label_map)
+        if strays.any():
             raise ValueError(
-                f"segmentation map {index} must hold class ids, which are whole numbers; it holds {label_map[~whole][0].item()}"
+                f"segmentation map {index} must hold class ids, which are whole numbers; it holds {label_map[strays][0].item()}"
             )
-    return label_map.to(torch.int64) if is_tensor else label_map.astype(np.int64)
+    return ids
 
 
 def reduced_labels(label_map: "torch.Tensor | np.ndarray", ignore_index: int) -> "torch.Tensor | np.ndarray":
