@@ -4,7 +4,9 @@ Backbones are built without weights and filled afterwards: Transformers' `TimmBa
 running statistics of every BatchNorm after timm has loaded them.
 """
 
+import copy
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,6 +19,9 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_hrnetv2 import HRNetV2Config
+from .keywords import did_you_mean
+
+COARSEST_STRIDE = 32
 
 # Packages of the Python package index that carry complete ImageNet weights, and the timm model that they fit.
 WEIGHT_PACKAGES = {
@@ -35,6 +40,45 @@ TIMM_HRNETS = {
 }
 
 
+def timm_backbone_config(config: TimmBackboneConfig, num_streams: int) -> TimmBackboneConfig:
+    """The same backbone, giving `num_streams` maps, each half as large as the one before, the last at stride 32.
+
+    Raises:
+        ValueError: timm does not know the model, or it has no map at one of the strides.
+    """
+    config = copy.deepcopy(config)
+    config.backbone = config.backbone.removeprefix("timm/")  # as the Hub has it
+    strides = timm_strides(config.backbone)
+    wanted = [COARSEST_STRIDE >> halvings for halvings in reversed(range(num_streams))]
+    if not set(wanted) <= set(strides):
+        raise ValueError(
+            f"The timm model {config.backbone!r} has maps at strides {list(strides)}, and {num_streams} streams need {wanted}: "
+            "take another backbone, or set out_indices in backbone_config"
+        )
+    # Where several maps have a stride, the last has seen most.
+    config.out_indices = [len(strides) - 1 - strides[::-1].index(stride) for stride in wanted]
+    return config
+
+
+@lru_cache
+def timm_strides(name: str) -> tuple[int, ...]:
+    """Strides of all the maps that a timm model can give, finest first, without making its tensors.
+
+    Raises:
+        ValueError: timm has no such model, or cannot take its maps.
+    """
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(name, features_only=True)
+    # Of unknown names and tags, of models without maps, of names that the Hub must be asked about.
+    except (RuntimeError, ValueError, OSError, AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"timm has no model {name!r} that gives maps ({type(error).__name__}: {error})"
+            f"{did_you_mean(name.split('.')[0], timm.list_models())}"
+        ) from error
+    return tuple(level["reduction"] for level in network.feature_info.info)
+
+
 def backbone_normalization(config: PreTrainedConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation (red, green, blue, of values in 0…1) that a timm backbone or HRNetV2 was trained with.
 
@@ -44,8 +88,13 @@ def backbone_normalization(config: PreTrainedConfig) -> tuple[list[float], list[
     if config.model_type == HRNetV2Config.model_type:
         return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     if not isinstance(config, TimmBackboneConfig):
-        raise ValueError(f"No known mean and standard deviation for a backbone of type {config.model_type!r}")
+        raise ValueError(
+            f"No known mean and standard deviation for a backbone of type {config.model_type!r}: give image_mean and image_std "
+            "as the backbone's own image processor has them"
+        )
     pretrained_cfg = timm.get_pretrained_cfg(config.backbone)
+    if pretrained_cfg is None:
+        raise ValueError(f"timm has no model {config.backbone!r}, so its mean and standard deviation are not known")
     return list(pretrained_cfg.mean), list(pretrained_cfg.std)
 
 

@@ -83,6 +83,10 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
         self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def known_keywords(cls) -> set[str]:
+        return super().known_keywords() | {"out_features", "out_indices", "stage_names"}
+
     @property
     def num_hidden_layers(self) -> int:
         """Stages that have a map of their own: the streams."""

@@ -1,27 +1,27 @@
 """Configuration of the reverse HRNet ("Early Fusion of Features for Semantic Segmentation", arXiv 2402.06091)."""
 
 import copy
-from typing import Literal
+from dataclasses import fields
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, TimmBackboneConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .backbone import timm_backbone_config
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_segmentation import SegmentationConfig, check_streams
+from .keywords import check_keywords, did_you_mean
 
 DEFAULT_BACKBONE = "resnet50.fb_ssl_yfcc100m_ft_in1k"  # the paper's "semi-supervised" ResNet-50
+UNSET_OUT_INDICES = [-1]  # of a TimmBackboneConfig: the last map alone, which serves no network here
 
 VARIANTS = {
     "w18": {"stream_channels": [18, 36, 72, 144]},
     "w32": {"stream_channels": [32, 64, 128, 256]},
     "w48": {"stream_channels": [48, 96, 192, 384]},
-    # The stem's activation, at stride 2, is the fifth map.
-    "w24-5stream": {
-        "stream_channels": [24, 48, 96, 192, 384],
-        "num_modules": [1, 1, 1, 1],
-        "backbone_config": {"model_type": "timm_backbone", "backbone": DEFAULT_BACKBONE, "out_indices": [0, 1, 2, 3, 4]},
-    },
+    # The fifth map is the backbone's at stride 2, the stem's activation.
+    "w24-5stream": {"stream_channels": [24, 48, 96, 192, 384], "num_modules": [1, 1, 1, 1]},
 }
 
 
@@ -32,10 +32,15 @@ class RevHRNetConfig(SegmentationConfig):
     semi-supervised ResNet-50 and a reverse HRNet-W48.
 
     Args:
+        backbone (`str`, *optional*):
+            Name of a timm model, such as `"resnet18"` or `"tf_efficientnet_lite0"`; short for a `backbone_config` that takes its
+            maps at strides 4, 8, 16 and 32 (from 2 on for five streams). `RevHRNetImageProcessor.for_backbone(config)` makes the
+            image processor that fits.
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Of any timm or Transformers backbone whose maps halve in size one after another, as many as there are streams; an
-            [`HRNetV2Config`] makes the full encoder-decoder. By default `TimmBackboneConfig` for
-            `resnet50.fb_ssl_yfcc100m_ft_in1k`, strides 4, 8, 16 and 32.
+            [`HRNetV2Config`] makes the full encoder-decoder. A dictionary needs `model_type`, or `backbone` for a timm model.
+            `out_indices` that are left out are chosen as for `backbone`. By default that of
+            `backbone="resnet50.fb_ssl_yfcc100m_ft_in1k"`, whose weights may not be used commercially.
         freeze_backbone (`bool`, defaults to `True`):
             The backbone is always in eval mode, gets no gradient, and its forward builds no graph.
         frozen_backbone_dtype (`"bfloat16"` or `"float16"`, *optional*):
@@ -62,6 +67,8 @@ class RevHRNetConfig(SegmentationConfig):
 
     >>> config = RevHRNetConfig.from_variant("w18", num_labels=11)
     >>> model = RevHRNetForSemanticSegmentation(config)  # random weights
+
+    >>> config = RevHRNetConfig.from_variant("w18", backbone="tf_efficientnet_lite0", num_labels=11)
     ```
     """
 
@@ -78,13 +85,36 @@ class RevHRNetConfig(SegmentationConfig):
     head: Literal["single", "concat"] = "single"
 
     def __post_init__(self, **kwargs):
-        if self.backbone_config is None:
-            self.backbone_config = TimmBackboneConfig(backbone=DEFAULT_BACKBONE, out_indices=[1, 2, 3, 4])
-        elif isinstance(self.backbone_config, dict):
-            self.backbone_config = backbone_config_of(self.backbone_config)
-        if self.backbone_config.model_type == HRNetV2Config.model_type:
-            self.backbone_config = with_all_streams(self.backbone_config)
+        self.backbone_config = self._backbone_config(kwargs.pop("backbone", None))
         super().__post_init__(**kwargs)
+
+    def _backbone_config(self, backbone: str | None) -> PreTrainedConfig:
+        """The backbone that was asked for, in whatever form, with one map a stream unless other maps were."""
+        if backbone is not None and self.backbone_config is not None:
+            raise ValueError(f"backbone={backbone!r} and a backbone_config are given: give one of the two")
+        config = self.backbone_config
+        if config is None:
+            config = {"backbone": DEFAULT_BACKBONE if backbone is None else backbone}
+        if isinstance(config, dict):
+            config = backbone_config_of(config)
+        if config.model_type == HRNetV2Config.model_type:
+            return with_all_streams(config)
+        if config.model_type == TimmBackboneConfig.model_type and list(config.out_indices) == UNSET_OUT_INDICES:
+            return timm_backbone_config(config, num_streams=len(self.stream_channels))
+        return config
+
+    @classmethod
+    def known_keywords(cls) -> set[str]:
+        return super().known_keywords() | {"backbone"}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        if "backbone" in kwargs:
+            raise TypeError(
+                "A checkpoint keeps the backbone that it was trained on. For a new network on another: "
+                f"{cls.__name__}.from_variant(…, backbone={kwargs['backbone']!r})"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_variant(cls, variant: str, **overrides) -> "RevHRNetConfig":
@@ -99,12 +129,27 @@ class RevHRNetConfig(SegmentationConfig):
 
 
 def backbone_config_of(settings: dict) -> PreTrainedConfig:
-    """The configuration that `to_dict()` of a backbone's configuration describes."""
+    """The configuration that `to_dict()` of a backbone's configuration describes; `{"backbone": name}` is a timm model's.
+
+    Raises:
+        ValueError: `model_type` is missing or unknown, or a timm model has no name.
+    """
     settings = dict(settings)
-    model_type = settings.pop("model_type")
+    if "backbone" in settings and "model_type" not in settings:  # written by hand: what others would ignore is a mistake
+        settings["model_type"] = TimmBackboneConfig.model_type
+        known = {field.name for field in fields(TimmBackboneConfig)} | {"model_type", "out_indices"}
+        check_keywords(settings, known, "backbone_config of a timm model")
+    model_type = settings.pop("model_type", None)
     # A checkpoint whose code is loaded from its folder has nobody who would have registered HRNetV2.
     if model_type == HRNetV2Config.model_type:
-        return HRNetV2Config(**settings)
+        return HRNetV2Config.from_dict(settings)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config has the model_type {model_type!r}{did_you_mean(str(model_type), list(CONFIG_MAPPING))}. It needs "
+            'one that Transformers knows; for a timm model, {"backbone": "its name"} will do'
+        )
+    if model_type == TimmBackboneConfig.model_type and not settings.get("backbone"):
+        raise ValueError(f"backbone_config of a timm model needs its name as 'backbone', got {settings}")
     return CONFIG_MAPPING[model_type](**settings)
 
 

@@ -4,13 +4,16 @@ The conventions (names of options, `segmentation_maps` → `labels`, `post_proce
 Transformers' semantic segmentation processors, SegFormer's first of all, so that it can stand in for them.
 """
 
+import logging
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
@@ -25,9 +28,29 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .backbone import backbone_normalization
+from .configuration_hrnetv2 import HRNetV2Config
+from .configuration_revhrnet import RevHRNetConfig
+from .keywords import LOADING_KEYWORDS, check_keywords
 from .upsampling import upsampled_argmax
 
+logger = logging.getLogger(__name__)
+
 Size = tuple[int, int]  # (height, width) in pixels
+
+# What Transformers writes into a preprocessor_config.json besides options.
+SAVED_BY_TRANSFORMERS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+
+# Options that say how, and the option without which they have no effect.
+SWITCH_OF = {
+    "size": "do_resize",
+    "resample": "do_resize",
+    "pad_size": "do_pad",
+    "size_divisor": "do_pad",
+    "rescale_factor": "do_rescale",
+    "image_mean": "do_normalize",
+    "image_std": "do_normalize",
+}
 
 
 class RevHRNetImageProcessorKwargs(ImagesKwargs, total=False):
@@ -36,11 +59,15 @@ class RevHRNetImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor (`int`, *optional*, defaults to 32):
         With `do_pad`, height and width are padded to a multiple of it, in pixels; 1 pads to the largest picture only.
     ignore_index (`int`, *optional*, defaults to 255):
-        The class id that padded pixels get in the label maps.
+        The class id that padded pixels get in the label maps, and with `do_reduce_labels` those that held 0.
+    do_reduce_labels (`bool`, *optional*, defaults to `False`):
+        Every class id of a label map becomes one less, and 0 becomes `ignore_index`: for datasets such as ADE20K, whose id 0
+        means that a pixel has no class. Pixels that hold `ignore_index` keep it.
     """
 
     size_divisor: int | None
     ignore_index: int
+    do_reduce_labels: bool
 
 
 def resized_size(image_size: Size, size: SizeDict) -> Size:
@@ -159,6 +186,13 @@ class RevHRNetImageProcessorMixin:
             normalising, label maps with `ignore_index`, to the batch's largest height and width, rounded up to a
             multiple of `size_divisor`; or to exactly `pad_size`.
         ignore_index (`int`, 255).
+        do_reduce_labels (`bool`, False): in label maps 0 becomes `ignore_index` and every other class id one less.
+        input_data_format (none): of images that are arrays or tensors, where their shape leaves it open.
+        device (none): where the torchvision backend computes.
+
+    Nothing is ignored: unknown keywords raise a `TypeError`, and known ones that cannot be honoured a `ValueError`: cropping
+    (`do_center_crop`, `crop_size`), `image_seq_length`, `data_format` other than channels first, a device other than the CPU for
+    the Pillow backend, and options of a step that is off (`size` without `do_resize`).
 
     A file name or an address is read upright, as its EXIF orientation says (by the torchvision backend only from Transformers
     5.22 on); a `PIL.Image` is taken pixel by pixel as
@@ -177,9 +211,60 @@ class RevHRNetImageProcessorMixin:
     do_pad = False
     size_divisor = 32
     ignore_index = 255
+    do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[RevHRNetImageProcessorKwargs]):
+        check_keywords(kwargs, self.valid_kwargs.__annotations__.keys() | SAVED_BY_TRANSFORMERS, type(self).__name__)
+        check_switches(kwargs, switches_of(self))
+        self._check_options(**kwargs)
         super().__init__(**kwargs)
+
+    @classmethod
+    def for_backbone(cls, config: PreTrainedConfig, **options) -> Self:
+        """The image processor with the mean and standard deviation that a network's backbone was trained with.
+
+        Args:
+            config: of a network of this package, or of a timm backbone.
+            **options: any option of the image processor.
+
+        Raises:
+            ValueError: the backbone is another than timm's or HRNetV2; its own image processor says what it was trained with.
+        """
+        if not {"image_mean", "image_std"} <= options.keys():
+            mean, std = backbone_normalization(getattr(config, "backbone_config", config))
+            options = {"image_mean": mean, "image_std": std, **options}
+        return cls(**options)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+        """An image processor from the content of a preprocessor_config.json, changed by the options among `kwargs`.
+
+        Keywords that are no options are those that Transformers gives to a model as well, returned with
+        `return_unused_kwargs=True`.
+
+        Raises:
+            TypeError: a keyword is neither.
+        """
+        if not kwargs.get("return_unused_kwargs"):
+            check_keywords(kwargs, cls._keywords_of_loading(), f"{cls.__name__}.from_pretrained")
+        known = cls.valid_kwargs.__annotations__.keys() | SAVED_BY_TRANSFORMERS
+        saved = {name: value for name, value in image_processor_dict.items() if name in known or name.startswith("_")}
+        if len(saved) < len(image_processor_dict):
+            logger.warning(
+                "The saved image processor has entries that %s does not know, and that have no effect: %s",
+                cls.__name__,
+                ", ".join(sorted(image_processor_dict.keys() - saved.keys())),
+            )
+        # A file says all there is: an option without its switch is no mistake in it, as it is in a call.
+        saved = {**switches_of(cls), **saved}
+        check_switches(kwargs, saved)
+        return super().from_dict(saved, **kwargs)
+
+    @classmethod
+    def _keywords_of_loading(cls) -> set[str]:
+        """What `from_pretrained` may be given: options, and what Transformers gives to model and image processor alike."""
+        model_settings = (RevHRNetConfig.known_keywords() | HRNetV2Config.known_keywords()) - {"backbone"}
+        return {"return_unused_kwargs"} | cls.valid_kwargs.__annotations__.keys() | LOADING_KEYWORDS | model_settings
 
     def preprocess(
         self,
@@ -200,16 +285,46 @@ class RevHRNetImageProcessorMixin:
             (height, width) a picture; stacked to (batch, …) with `return_tensors`, lists without.
 
         Raises:
-            ValueError: pictures and label maps do not fit together, or pictures of different sizes are to be stacked.
+            TypeError: a keyword is no option.
+            ValueError: images and label maps do not fit together, images of different sizes are to be stacked, a label map holds
+                other than whole numbers, or an option cannot be honoured.
         """
+        known = ["images", "segmentation_maps", *self.valid_kwargs.__annotations__]
+        check_keywords(kwargs, known, f"A call of {type(self).__name__}")
+        check_switches(kwargs, switches_of(self))
+        if kwargs.get("default_to_square") is not None and not isinstance(kwargs.get("size"), int):
+            raise ValueError("default_to_square has no effect without a size that is one number: give both")
         return super().preprocess(images, segmentation_maps, **kwargs)
 
-    def _validate_preprocess_kwargs(self, do_center_crop=None, size_divisor=None, **kwargs):
+    def _validate_preprocess_kwargs(self, **kwargs):
+        self._check_options(**kwargs)
         super()._validate_preprocess_kwargs(**kwargs)
-        if do_center_crop:
-            raise ValueError("do_center_crop is not supported: a segmentation model labels the whole picture")
+
+    def _check_options(
+        self,
+        do_center_crop: bool | None = None,
+        crop_size: "dict | SizeDict | int | None" = None,
+        size_divisor: int | None = None,
+        image_seq_length: int | None = None,
+        data_format: str | ChannelDimension | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: "str | torch.device | None" = None,
+        **honoured,
+    ):
+        """Raises a ValueError for an option that every image processor of Transformers takes and this one cannot honour."""
+        if do_center_crop or crop_size is not None:
+            raise ValueError("do_center_crop and crop_size are not supported: a segmentation model labels the whole image")
         if size_divisor is not None and size_divisor < 1:
             raise ValueError(f"size_divisor must be 1 or more pixels, got {size_divisor}")
+        if image_seq_length is not None:
+            raise ValueError("image_seq_length is not supported: it belongs to models that read text as well")
+        if data_format not in (None, ChannelDimension.FIRST):
+            raise ValueError(f"data_format must be 'channels_first', as the network takes its input, got {data_format!r}")
+        formats = [each.value for each in ChannelDimension]
+        if input_data_format not in (None, *formats):
+            raise ValueError(f"input_data_format must be one of {formats}, got {input_data_format!r}")
+        if self.backend == "pil" and device is not None and torch.device(device).type != "cpu":
+            raise ValueError(f"The Pillow backend computes on the CPU, not on {device}: take backend='torchvision'")
 
     def _preprocess_image_like_inputs(
         self,
@@ -224,6 +339,7 @@ class RevHRNetImageProcessorMixin:
         pad_size: SizeDict | None,
         size_divisor: int | None,
         ignore_index: int,
+        do_reduce_labels: bool,
         device: "str | torch.device | None" = None,
         **kwargs,
     ) -> BatchFeature:
@@ -245,7 +361,9 @@ class RevHRNetImageProcessorMixin:
             pictures, do_resize=do_resize, size=size, do_pad=do_pad, pad_size=pad_size, return_tensors=None, **kwargs
         )
         if segmentation_maps is not None:
-            label_maps = self._prepare_label_maps(segmentation_maps, native_sizes)
+            label_maps = self._prepare_label_maps(segmentation_maps, native_sizes, device)
+            if do_reduce_labels:
+                label_maps = [reduced_labels(label_map, ignore_index) for label_map in label_maps]
             label_maps = [
                 resize_label_map(label_map, new_size) for label_map, new_size in zip(label_maps, new_sizes, strict=True)
             ]
@@ -260,13 +378,16 @@ class RevHRNetImageProcessorMixin:
             image = as_rgb(image)
         return super().process_image(image, **kwargs)
 
-    def _prepare_label_maps(self, segmentation_maps: ImageInput, image_sizes: list[Size]) -> list:
+    def _prepare_label_maps(
+        self, segmentation_maps: ImageInput, image_sizes: list[Size], device: "str | torch.device | None"
+    ) -> list:
         """Label maps (1, height, width), int64, in the backend's form; each as large as its picture."""
         label_maps = self._prepare_image_like_inputs(
             images=segmentation_maps,
             expected_ndims=2,
             do_convert_rgb=False,
             input_data_format=ChannelDimension.FIRST,
+            device=device,
         )
         if len(label_maps) != len(image_sizes):
             raise ValueError(f"{len(image_sizes)} pictures but {len(label_maps)} segmentation maps were given")
@@ -276,7 +397,7 @@ class RevHRNetImageProcessorMixin:
                     f"segmentation map {index} must be one channel of class ids at its picture's size, "
                     f"{image_size[0]}×{image_size[1]}; got (channels, height, width) = {tuple(label_map.shape)}"
                 )
-        return [as_class_ids(label_map) for label_map in label_maps]
+        return [as_class_ids(label_map, index) for index, label_map in enumerate(label_maps)]
 
     def resize(self, image: "torch.Tensor | np.ndarray", size: SizeDict, **kwargs) -> "torch.Tensor | np.ndarray":
         """Resize pictures (…, height, width) to `size`, whose forms [`resized_size`] explains."""
@@ -308,7 +429,7 @@ class RevHRNetImageProcessorMixin:
             (num_labels, height, width).
 
         Raises:
-            ValueError: the number of target sizes is not the batch size.
+            ValueError: the number of target sizes is not the batch size, or one of them is not (height, width), both positive.
         """
         logits = outputs.logits
         if target_sizes is None:
@@ -316,7 +437,7 @@ class RevHRNetImageProcessorMixin:
         else:
             if len(target_sizes) != len(logits):
                 raise ValueError(f"{len(target_sizes)} target sizes for a batch of {len(logits)} pictures")
-            targets = [(int(height), int(width)) for height, width in target_sizes]
+            targets = [as_size(size) for size in target_sizes]
             canvases = self.canvas_sizes(targets)
         if not return_segmentation_scores:
             return [
@@ -334,8 +455,10 @@ class RevHRNetImageProcessorMixin:
         """Height and width that the logits of each picture of a batch cover at the scale of its target size, padding included."""
         if not self.do_pad:
             return list(target_sizes)
-        contents = [resized_size(target, self.size) for target in target_sizes] if self.do_resize else target_sizes
-        padded = padded_size(contents, self.size_divisor, self.pad_size)
+        # Set after construction (`processor.size = {…}`), they may still be dictionaries.
+        options = self._standardize_kwargs(size=self.size, pad_size=self.pad_size, default_to_square=self.default_to_square)
+        contents = [resized_size(target, options["size"]) for target in target_sizes] if self.do_resize else target_sizes
+        padded = padded_size(contents, self.size_divisor, options["pad_size"])
         return [canvas_size(content, padded, target) for content, target in zip(contents, target_sizes, strict=True)]
 
     def to_dict(self) -> dict:
@@ -362,9 +485,60 @@ def resize_label_map(label_map: "torch.Tensor | np.ndarray", new_size: Size) -> 
     return label_map[:, rows][:, :, columns]
 
 
-def as_class_ids(label_map: "torch.Tensor | np.ndarray") -> "torch.Tensor | np.ndarray":
-    """The same label map as int64."""
-    return label_map.to(torch.int64) if isinstance(label_map, torch.Tensor) else label_map.astype(np.int64)
+def as_class_ids(label_map: "torch.Tensor | np.ndarray", index: int) -> "torch.Tensor | np.ndarray":
+    """Label map number `index` as int64.
+
+    Raises:
+        ValueError: a pixel holds NaN, infinity, or a fraction.
+    """
+    library = torch if isinstance(label_map, torch.Tensor) else np
+    with np.errstate(invalid="ignore"):  # of NaN; told below
+        ids = label_map.to(torch.int64) if library is torch else label_map.astype(np.int64)
+    is_float = label_map.is_floating_point() if library is torch else label_map.dtype.kind not in "biu"
+    if is_float:
+        strays = (ids != label_map) | ~library.isfinite(label_map)
+        if strays.any():
+            raise ValueError(
+                f"segmentation map {index} must hold class ids, which are whole numbers; it holds {label_map[strays][0].item()}"
+            )
+    return ids
+
+
+def reduced_labels(label_map: "torch.Tensor | np.ndarray", ignore_index: int) -> "torch.Tensor | np.ndarray":
+    """Class ids (int64) less one; pixels that hold 0 or `ignore_index` become, or stay, `ignore_index`."""
+    where = torch.where if isinstance(label_map, torch.Tensor) else np.where
+    return where((label_map == 0) | (label_map == ignore_index), ignore_index, label_map - 1)
+
+
+def as_size(size: "Sequence[int] | torch.Tensor") -> Size:
+    """Raises a ValueError unless `size` is (height, width), both positive."""
+    try:
+        height, width = (int(edge) for edge in size)
+    except TypeError as error:
+        raise ValueError(f"target_sizes must be one (height, width) an image, got {size!r} for one") from error
+    if min(height, width) < 1:
+        raise ValueError(f"a target size must be positive, got {height}×{width}")
+    return height, width
+
+
+def switches_of(processor) -> dict[str, bool]:
+    """Whether each step is on, of an image processor or as its class has it."""
+    return {switch: bool(getattr(processor, switch)) for switch in SWITCH_OF.values()}
+
+
+def check_switches(given: dict[str, Any], switches: dict[str, bool]) -> None:
+    """Raises a ValueError for an option of a step that is off, unless the same call says that it is to be off.
+
+    Args:
+        given: the options that a caller gave; None counts as not given.
+        switches: which steps are on where the caller says nothing.
+    """
+    for option, switch in SWITCH_OF.items():
+        if given.get(option) is not None and given.get(switch) is None and not switches[switch]:
+            raise ValueError(
+                f"{option} has no effect, because {switch} is off: give {switch}=True with it (or {switch}=False, to keep "
+                f"{option} for later)"
+            )
 
 
 class RevHRNetImageProcessorPil(RevHRNetImageProcessorMixin, PilBackend):

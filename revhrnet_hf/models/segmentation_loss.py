@@ -45,7 +45,7 @@ def segmentation_loss(
     if labels.ndim != 3:
         raise ValueError(f"labels must be (batch, height, width), got {tuple(labels.shape)}")
     logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    weight = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
+    weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32, device=logits.device)
     if ohem_threshold is not None:
         return _ohem_cross_entropy(logits, labels, ignore_index, weight, ohem_threshold, ohem_min_kept)
     total = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
@@ -62,7 +62,7 @@ def labelled_weight(labels: Tensor, ignore_index: int = 255, class_weights: list
     labelled = labels != ignore_index
     if class_weights is None:
         return labelled.sum()
-    weight = torch.tensor(class_weights, device=labels.device)
+    weight = torch.tensor(class_weights, dtype=torch.float32, device=labels.device)
     return (weight[labels.masked_fill(~labelled, 0)] * labelled).sum()
 
 

@@ -95,6 +95,7 @@ def _between(maps, rows):
     return torch.lerp(maps.index_select(1, rows.upper), maps.index_select(1, rows.lower), rows.weight[:, None])
 
 
+@torch.no_grad()  # a class id has no gradient, and results are written in place
 def upsampled_argmax(
     logits: torch.Tensor,
     size: tuple[int, int],

@@ -3,7 +3,7 @@
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig, PreTrainedModel, TimmBackboneConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data import LabelSpace
 from ..errors import RecipeError
@@ -14,7 +14,6 @@ from ..models import (
     RevHRNetForSemanticSegmentation,
     RevHRNetImageProcessor,
 )
-from ..models.backbone import backbone_normalization
 from .recipe import RANDOM, Recipe
 
 
@@ -31,12 +30,12 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[PreTrainedMode
             model = model_class(config)
         else:
             model = model_class.from_pretrained_backbone(config, recipe.backbone_weights)
-        mean, std = backbone_normalization(getattr(config, "backbone_config", config))
+        resize = {} if recipe.eval_size is None else {"do_resize": True, "size": {"longest_edge": recipe.eval_size}}
+        image_processor = RevHRNetImageProcessor.for_backbone(config, **resize)
     # Of weights, of settings, of a name that timm does not know.
     except (OSError, ValueError, StrictDataclassError, RuntimeError) as error:
         raise RecipeError(f"The recipe's model cannot be built: {error}") from error
-    resize = {} if recipe.eval_size is None else {"do_resize": True, "size": {"longest_edge": recipe.eval_size}}
-    return model, RevHRNetImageProcessor(image_mean=mean, image_std=std, **resize)
+    return model, image_processor
 
 
 def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
@@ -60,10 +59,9 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
 
 
 def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
-    streams = len(RevHRNetConfig.from_variant(recipe.variant).stream_channels)  # of five, the finest has the stem's map
     return RevHRNetConfig.from_variant(
         recipe.variant,
-        backbone_config=TimmBackboneConfig(backbone=recipe.backbone, out_indices=list(range(5 - streams, 5))),
+        backbone=recipe.backbone,
         freeze_backbone=recipe.freeze_backbone,
         frozen_backbone_dtype=None if recipe.backbone_dtype == "float32" else recipe.backbone_dtype,
         final_block=recipe.final_block,

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 import revhrnet_hf
 from revhrnet_hf.models.high_resolution import HighResolutionModule
-from revhrnet_hf.models.segmentation_loss import segmentation_loss
+from revhrnet_hf.models.segmentation_loss import labelled_weight, segmentation_loss
 
 
 def test_variant_sizes(revhrnet_parameter_table):
@@ -248,6 +248,45 @@ class TestLoss:
         limit = max(0.3, pixels[min_kept]) if min_kept < len(pixels) else 2
         kept = [-math.log(p) for p in pixels if p < limit - 1e-9]
         assert loss.item() == pytest.approx(sum(kept) / len(kept), rel=1e-4)
+
+    @pytest.mark.parametrize("ignore_index", [255, 3, -100])
+    def test_ohem_with_class_weights_by_hand(self, ignore_index):
+        """Pixels are chosen by probability; each loss has its class's weight; the sum is divided by the number of kept pixels."""
+        logits, labels = torch.randn(2, 4, 9, 7) * 3, torch.randint(0, 3, (2, 9, 7))
+        labels[1, 3:5] = ignore_index
+        weights = [0.2, 1.0, 7.0, 100.0]
+        loss = segmentation_loss(
+            logits, labels, ignore_index=ignore_index, class_weights=weights, ohem_threshold=0.4, ohem_min_kept=5
+        )
+        pixels = []
+        for b, i, j in (labels != ignore_index).nonzero().tolist():
+            class_id = labels[b, i, j].item()
+            pixels.append((logits[b, :, i, j].softmax(0)[class_id].item(), weights[class_id]))
+        pixels.sort()
+        limit = max(0.4, pixels[5][0])
+        kept = [-math.log(probability) * weight for probability, weight in pixels if probability < limit]
+        assert 5 <= len(kept) < len(pixels)
+        assert loss.item() == pytest.approx(sum(kept) / len(kept), rel=1e-4)
+
+    @pytest.mark.parametrize("ignore_index", [255, 2, 0, -100])
+    def test_labelled_weight_by_counting(self, ignore_index):
+        """Pixels that hold the ignore index do not count, whatever it is; 255 counts where it is a class."""
+        num_classes = 4 if ignore_index == 255 else 256
+        labels = torch.randint(0, 4, (2, 9, 7))
+        labels[0, 0] = ignore_index
+        if num_classes == 256:
+            labels[1, 1] = 255
+        weights = [1 + 0.5 * class_id for class_id in range(num_classes)]
+        counted = [class_id for class_id in labels.flatten().tolist() if class_id != ignore_index]
+        assert labelled_weight(labels, ignore_index).item() == len(counted)
+        found = labelled_weight(labels, ignore_index, weights)
+        assert found.item() == pytest.approx(sum(weights[class_id] for class_id in counted))
+        logits = torch.randn(2, num_classes, 9, 7)
+        for settings in ({}, {"class_weights": weights}):
+            expected = F.cross_entropy(
+                logits, labels, ignore_index=ignore_index, weight=torch.tensor(weights) if settings else None, reduction="mean"
+            )
+            torch.testing.assert_close(segmentation_loss(logits, labels, ignore_index=ignore_index, **settings), expected)
 
     def test_nothing_labelled_is_zero_and_nan_stays(self):
         logits = torch.randn(1, 4, 6, 8, requires_grad=True)

@@ -331,6 +331,26 @@ def test_loss_is_that_of_the_whole_step(recipe, mini_camvid, tmp_path):
     torch.testing.assert_close((before - weight.detach()) / recipe.learning_rate, gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_passes_with_ohem_count_alike(recipe, mini_camvid, tmp_path):
+    """With OHEM the step's loss is the mean of its passes' losses, however many pixels each has labels for."""
+    recipe.gradient_accumulation_steps, recipe.weight_decay = 2, 0.0
+    recipe.ohem_threshold, recipe.ohem_min_kept = 0.9, 10
+    stage = Stage(recipe, mini_camvid, tmp_path)
+    stage.model.eval()  # statistics of BatchNorm are those of a pass
+    torch.nn.init.normal_(stage.model.head[3].weight)
+    passes = next(stage.data_steps())
+    passes[0]["labels"][:, 4:] = 255
+    losses = [stage.model(**batch).loss for batch in passes]
+    assert losses[0].item() != pytest.approx(losses[1].item(), rel=1e-2)
+    weight = stage.model.head[3].weight
+    mean = (losses[0] + losses[1]) / 2
+    (gradient,) = torch.autograd.grad(mean, weight)
+    before = weight.detach().clone()
+    stage.train_step(passes)
+    assert stage.losses[-1].sum().item() == pytest.approx(mean.item(), rel=1e-5)
+    torch.testing.assert_close((before - weight.detach()) / recipe.learning_rate, gradient, rtol=1e-3, atol=1e-5)
+
+
 def test_gradients_are_clipped(recipe, mini_camvid, tmp_path):
     """A first step of SGD is as long as learning rate × the clipped norm."""
     recipe.max_grad_norm, recipe.weight_decay, recipe.epochs = 0.01, 0.0, 1
