@@ -20,7 +20,8 @@ Colour = tuple[int, int, int]
 
 MAX_NAMED = 8
 UNKNOWN = -1
-SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
+SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I", "F")
+LARGEST_ID = 1 << 53  # beyond, floating-point numbers skip some whole ones
 
 
 @dataclass(frozen=True)
@@ -138,16 +139,17 @@ class LabelSpace:
         """Translates a label map as its owner stores it into train ids.
 
         Args:
-            raw: (height, width) integers (raw ids), or (height, width, 3) uint8 (raw colours).
+            raw: (height, width) integers (raw ids), or floating-point numbers that are whole (MATLAB's and some TIFF files');
+                or (height, width, 3) uint8 (raw colours).
             source: what the label map is called in an error, usually its file.
 
         Returns:
             (height, width) uint8; ignored pixels hold `ignore_index`.
 
         Raises:
-            DataError: `raw` holds an id or colour outside the table; all of them are named.
+            DataError: `raw` holds an id or colour outside the table, all of which are named, or numbers that are no ids.
         """
-        return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(raw, source)
+        return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(whole_ids(raw, source), source)
 
     def translate_picture(self, raw: PIL.Image.Image, source: str) -> PIL.Image.Image:
         """The same for a label map as it comes out of its file: single-channel or palette (its indices count), or of colours.
@@ -212,6 +214,28 @@ class LabelSpace:
         codes = _colour_codes(colours)
         order = codes.argsort()
         return codes[order], np.array(list(self.raw_colours.values()), dtype=np.int16)[order]
+
+
+def whole_ids(raw: np.ndarray, source: str) -> np.ndarray:
+    """Ids as integers: a cast alone turns NaN into −9223372036854775808 and 1.7 into 1.
+
+    Raises:
+        DataError: `raw` holds NaN, an infinite or fractional number, or no numbers at all.
+    """
+    if raw.dtype == np.uint64:
+        return np.minimum(raw, np.uint64(LARGEST_ID)).astype(np.int64)  # numpy's `take` would wrap the largest
+    if raw.dtype.kind in "iub":
+        return raw
+    if raw.dtype.kind != "f":
+        raise DataError(f"Label map {source} holds values of type {raw.dtype}; it must hold ids, whole numbers: save it again.")
+    raw = raw.astype(np.float64)
+    strays = raw[~((raw == np.trunc(raw)) & (np.abs(raw) <= LARGEST_ID))]
+    if strays.size:
+        raise DataError(
+            f"Label map {source} holds {strays.size} pixels that are no ids, for example {strays[0]}; ids are whole numbers: "
+            "replace NaN by an id that the label space ignores, and save the label map as integers."
+        )
+    return raw.astype(np.int64)
 
 
 def id_ranges(ids: Iterable[int]) -> str:
