@@ -3,7 +3,7 @@
 A stored annotation is a JSON object with the image's `height` and `width` in pixels and
 
 - `objects`: a list of {`id`, `category_id`, `segmentation`, `iscrowd`}. A segmentation is a list of polygons [x0, y0, x1, y1, …]
-  in pixels, or a run-length encoding {`size`, `counts`} (https://cocodataset.org/#format-data). `_shapes` says in which other
+  in pixels, or a run-length encoding {`size`, `counts`} (https://cocodataset.org/#format-data). `shapes` says in which other
   forms people have them. An object without one has a `bbox` [left, top, width, height], if anything; or
 - `segments`: a list of [segment id, category id], and where the segment ids are drawn (R + 256 G + 65536 B): `png` is the
   location of a PNG, `png_base64` the PNG itself, in datasets that travel without their files.
@@ -157,8 +157,8 @@ def _claims(record: dict[str, Any], label_space: LabelSpace, source: str) -> tup
         train_id = category_train_id(thing.get("category_id"), label_space, where)
         if train_id == BACKGROUND:
             continue
-        if shapes := _shapes(thing.get("segmentation"), where):
-            claims[train_id] += [rle for shape in shapes for rle in _run_lengths(shape, height, width, where)]
+        if drawable := shapes(thing.get("segmentation"), where):
+            claims[train_id] += [rle for shape in drawable for rle in _run_lengths(shape, height, width, where)]
         elif thing.get("bbox"):
             boxes.append(_box(thing["bbox"], height, width, where))
     return dict(claims), boxes
@@ -183,7 +183,7 @@ def category_train_id(category_id: object, label_space: LabelSpace, where: str) 
     return label_space.raw_ids[category_id]
 
 
-def _shapes(segmentation: object, where: str) -> list[list | dict]:
+def shapes(segmentation: object, where: str) -> list[list | dict]:
     """The polygons and run-length encodings that an object consists of; none where the tool that wrote it left them out.
 
     Besides COCO's two forms, tools write: null, `[]` and counts of null for objects with a box only; one polygon without the
@@ -191,7 +191,7 @@ def _shapes(segmentation: object, where: str) -> list[list | dict]:
     """
     if segmentation is None or (isinstance(segmentation, dict) and segmentation.get("counts", "") is None):
         return []
-    if isinstance(segmentation, dict):
+    if isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
         return [segmentation]
     if isinstance(segmentation, list):
         return list(_unnested(segmentation, where, MAX_NESTED))
@@ -212,7 +212,7 @@ def _unnested(parts: list, where: str, levels: int) -> Iterator[list | dict]:
             if isinstance(part, list):
                 yield from _unnested(part, where, levels - 1)
             else:
-                yield from _shapes(part, where)
+                yield from shapes(part, where)
 
 
 def _not_drawable(segmentation: object, where: str) -> DataError:
@@ -257,7 +257,7 @@ def _counts(shape: dict, height: int, width: int, where: str) -> list[int]:
     counts = shape.get("counts")
     if isinstance(counts, str):
         counts = _uncompressed(counts, where)
-    if not isinstance(counts, list) or not all(map(is_whole, counts)) or "size" not in shape:
+    if not isinstance(counts, list) or not all(map(is_whole, counts)):
         raise _not_drawable(shape, where)
     if shape["size"] != [height, width] or sum(counts) != height * width or min(counts) < 0:
         raise DataError(

@@ -14,7 +14,8 @@ import numpy as np
 import PIL.Image
 
 from ..errors import DataError
-from .label_table import is_label_table, read_label_table
+from .coco_categories import BACKGROUND, is_coco_file, read_own_categories
+from .label_table import default_colours, is_label_table, read_label_table
 
 Colour = tuple[int, int, int]
 
@@ -80,6 +81,21 @@ class LabelSpace:
         if LABEL_SPACES.get(space.name, space) != space:
             raise DataError(f"Label table {path}: {space.name!r} is another label space already; give name: something else.")
         return space
+
+    @classmethod
+    def from_coco(cls, location: str) -> "LabelSpace":
+        """Background and the categories that a COCO-format file lists, in the order of their ids; raw ids are these ids.
+
+        Raises:
+            DataError: the file is missing or damaged, or its categories cannot be classes.
+        """
+        own = read_own_categories(location)
+        return cls(
+            name=f"{own.name}_coco" if own.name in LABEL_SPACES else own.name,
+            names=(BACKGROUND, *own.classes.values()),
+            colours=((0, 0, 0), *default_colours(len(own.classes))),
+            raw_ids={key: 0 for key in own.background} | {key: k for k, key in enumerate(own.classes, start=1)},
+        )
 
     def to_json(self) -> str:
         """The whole table as one line of JSON, which `from_json` reads."""
@@ -222,13 +238,11 @@ def whole_ids(raw: np.ndarray, source: str) -> np.ndarray:
     Raises:
         DataError: `raw` holds NaN, an infinite or fractional number, or no numbers at all.
     """
-    if raw.dtype == np.uint64:
-        return np.minimum(raw, np.uint64(LARGEST_ID)).astype(np.int64)  # numpy's `take` would wrap the largest
-    if raw.dtype.kind in "iub":
+    if raw.dtype.kind in "iub" and raw.dtype != np.uint64:  # of which numpy's `take` would wrap the largest
         return raw
-    if raw.dtype.kind != "f":
+    if raw.dtype.kind not in "fu":
         raise DataError(f"Label map {source} holds values of type {raw.dtype}; it must hold ids, whole numbers: save it again.")
-    raw = raw.astype(np.float64)
+    raw = raw.astype(np.float64) if raw.dtype.kind == "f" else raw
     strays = raw[~((raw == np.trunc(raw)) & (np.abs(raw) <= LARGEST_ID))]
     if strays.size:
         raise DataError(
@@ -274,5 +288,7 @@ def get_label_space(name: str) -> LabelSpace:
 
 
 def find_label_space(given: str | Path) -> LabelSpace:
-    """A registered label space by its name, or the one of a label table by its file (.yaml or .yml)."""
+    """A registered label space by its name, or that of a label table (.yaml, .yml) or of COCO annotations (.json) by its file."""
+    if is_coco_file(str(given)):
+        return LabelSpace.from_coco(str(given))
     return LabelSpace.from_yaml(given) if is_label_table(given) else get_label_space(str(given))

@@ -131,13 +131,13 @@ class DataTree:
 
     def read_bytes(self, path: str, size: int = -1) -> bytes:
         """The file's bytes, or the first `size`. Raises a DataError that names the file if it is missing or unreadable."""
+        return _read_named(self._present(path), size)
+
+    def _present(self, path: str) -> str:
         location = self.location(path)
         if location is None:
             raise DataError(f"{self.root / path} is missing.")
-        try:
-            return read_location(location, size)
-        except OSError as error:
-            raise DataError(f"{location} cannot be read ({error}).") from error
+        return location
 
     def read_text(self, path: str, usual_most: int = LIST_BYTES) -> str:
         """The file's text, without the byte order mark that Windows puts before it.
@@ -145,14 +145,7 @@ class DataTree:
         Raises:
             DataError: it is missing, unreadable, no UTF-8, or longer than `usual_most` bytes (limits.py).
         """
-        most = most_text(usual_most)
-        data = self.read_bytes(path, most + 1)
-        if len(data) > most:
-            raise text_too_long(self.expected(path), most)
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.expected(path)} is no text in UTF-8 ({error}).") from error
+        return read_text(self._present(path), usual_most)
 
     def read_json(self, path: str) -> Any:
         """Raises a DataError for a file that is no JSON, as `read_text` does."""
@@ -191,12 +184,35 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def read_text(location: str, usual_most: int = LIST_BYTES) -> str:
+    """The text at a location, as `DataTree.read_text` gives it."""
+    most = most_text(usual_most)
+    data = _read_named(location, most + 1)
+    if len(data) > most:
+        raise text_too_long(location, most)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{location} is no text in UTF-8 ({error}).") from error
+
+
+def _read_named(location: str, size: int) -> bytes:
+    try:
+        return read_location(location, size)
+    except OSError as error:
+        raise DataError(f"{location} cannot be read ({error}).") from error
+
+
 def parse_json(text: str | bytes, source: str) -> Any:
     """Raises a DataError that names `source` for a text that is no JSON, or nested or with numbers beyond all measure."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{source} is no JSON ({error}): it is damaged or cut off, fetch it again.") from error
+        raise not_json(source, error) from error
+
+
+def not_json(source: str, error: Exception) -> DataError:
+    return DataError(f"{source} is no JSON ({error}): it is damaged or cut off, fetch it again.")
 
 
 def leads_outside(path: str) -> bool:
