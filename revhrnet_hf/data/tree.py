@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -108,7 +108,7 @@ class DataTree:
         """Sorted names of the files in `folder`; with `suffixes`, of those that end so."""
         names = set(self._members.get(folder, ()))
         if self._folder and (self._folder / folder).is_dir():
-            names.update(entry.name for entry in _entries(self._folder / folder) if _is_file(entry))
+            names.update(entry.name for entry in _entries(self._folder / folder) if _is(entry.is_file))
         endings = tuple(suffixes)
         return sorted(name for name in names if not name.startswith(MACOS_LITTER) and (not endings or name.endswith(endings)))
 
@@ -122,7 +122,7 @@ class DataTree:
 
     def _unpacked_folders(self, folder: Path) -> list[str]:
         """Names of the folders in `folder`, without links that lead back to a folder above, a walk along which never ends."""
-        entries = [entry for entry in _entries(folder) if entry.is_dir()]
+        entries = [entry for entry in _entries(folder) if _is(entry.is_dir)]
         if not any(entry.is_symlink() for entry in entries):
             return [entry.name for entry in entries]
         levels = [Path(os.path.realpath(level)) for level in (folder, *folder.parents) if level.is_relative_to(self._folder)]
@@ -168,10 +168,11 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         raise DataError(f"The folder {folder} cannot be listed ({error}): check its permissions.") from error
 
 
-def _is_file(entry: os.DirEntry) -> bool:
+def _is(kind: Callable[[], bool]) -> bool:
+    """What an entry's `is_file` or `is_dir` says; False for a link that leads to itself."""
     try:
-        return entry.is_file()
-    except OSError:  # a link that leads to itself
+        return kind()
+    except OSError:
         return False
 
 
