@@ -26,7 +26,8 @@ import PIL.Image
 
 from ..errors import DataError
 from .label_space import LabelSpace
-from .limits import MEBIBYTE, check_pixels
+from .limits import check_pixels
+from .matlab import read_structure_field
 from .tree import parse_json, read_location, split_location
 
 BACKGROUND = 0  # train id of pixels that no object claims
@@ -35,8 +36,6 @@ LARGEST_SEGMENT = (1 << 24) - 1  # three bytes of colour
 MAX_NAMED = 8
 MAX_NESTED = 4  # lists around a polygon, where COCO has one
 MAX_BITS = 64  # of one number in COCO's text form
-MATLAB_BYTES = 256 * MEBIBYTE  # SBD's label maps unpack to 0.2 MB
-MATLAB_HEADER, MATLAB_COMPRESSED = 128, 15
 JSON_START, MATLAB_START = b"{", b"MATLAB"
 DAMAGED_PNG = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
 LARGEST_NUMBER = 1e300
@@ -352,37 +351,12 @@ def read_matlab(data: bytes) -> np.ndarray:
     """SBD's label map, `GTcls.Segmentation`: (height, width) raw ids.
 
     Raises:
-        OSError, ValueError: the file is damaged, unpacks to more than the limit, or has no such field.
+        ValueError: the file is damaged, unpacks to more than the limit, or has no such field.
     """
-    from scipy.io import loadmat
-
-    _check_matlab_size(data)
-    try:
-        label_map = loadmat(io.BytesIO(data))["GTcls"]["Segmentation"][0, 0]
-    # Of a damaged file scipy's parser raises whatever comes up in it: AttributeError, TypeError, MemoryError, zlib.error, …
-    except Exception as error:
-        raise ValueError(f"no field GTcls.Segmentation: {error!r}") from error
-    if not isinstance(label_map, np.ndarray) or label_map.ndim != 2 or label_map.size == 0:
-        raise ValueError(f"GTcls.Segmentation is no label map but {shown(label_map)}")
+    label_map = read_structure_field(data, "GTcls", "Segmentation")
+    if label_map.ndim != 2:
+        raise ValueError(f"GTcls.Segmentation has the shape {label_map.shape}, which is no label map's")
     return label_map
-
-
-def _check_matlab_size(data: bytes) -> None:
-    """A ValueError if an element, which is packed by itself, unpacks to more than the limit."""
-    start = MATLAB_HEADER
-    order = "<" if data[126:128] == b"IM" else ">"
-    while start + 8 <= len(data):
-        kind, size = struct.unpack(f"{order}II", data[start : start + 8])
-        start += 8
-        if kind == MATLAB_COMPRESSED:
-            packed = zlib.decompressobj()
-            try:
-                packed.decompress(data[start : start + size], MATLAB_BYTES)
-            except zlib.error as error:
-                raise ValueError(f"it is damaged: {error}") from error
-            if packed.unconsumed_tail:
-                raise ValueError(f"it unpacks to more than {MATLAB_BYTES // MEBIBYTE} MB: save it again without compression")
-        start += size
 
 
 def matlab_size(location: str) -> tuple[int, int]:
