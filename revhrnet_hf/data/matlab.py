@@ -15,7 +15,7 @@ import numpy as np
 
 from .limits import MEBIBYTE
 
-MOST = 256 * MEBIBYTE  # bytes to which an element may unpack; SBD's take 0.2 MB
+MOST = 64 * MEBIBYTE  # bytes to which an element may unpack; SBD's take 0.2 MB
 HEADER, BYTE_ORDER = 128, slice(126, 128)
 MATRIX, COMPRESSED = 14, 15  # types of elements
 STRUCTURE, NUMBERS = 2, range(6, 16)  # classes of arrays
