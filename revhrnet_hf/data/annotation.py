@@ -1,18 +1,24 @@
-"""Label maps that are no picture: COCO's annotations of one picture, as JSON, and SBD's MATLAB files.
+"""Label maps that are no image: COCO's annotations of one image, as JSON, and SBD's MATLAB files.
 
-A stored annotation is a JSON object with the picture's `height` and `width` in pixels and
+A stored annotation is a JSON object with the image's `height` and `width` in pixels and
 
 - `objects`: a list of {`id`, `category_id`, `segmentation`, `iscrowd`}. A segmentation is a list of polygons [x0, y0, x1, y1, …]
-  in pixels, or a run-length encoding {`size`, `counts`} (https://cocodataset.org/#format-data); or
+  in pixels, or a run-length encoding {`size`, `counts`} (https://cocodataset.org/#format-data). `shapes` says in which other
+  forms people have them. An object without one has a `bbox` [left, top, width, height], if anything; or
 - `segments`: a list of [segment id, category id], and where the segment ids are drawn (R + 256 G + 65536 B): `png` is the
-  location of a PNG, `png_base64` the PNG itself, in data sets that travel without their files.
+  location of a PNG, `png_base64` the PNG itself, in datasets that travel without their files.
+
+Annotations come out of other people's files and datasets: nothing in them is taken for granted.
 """
 
 import base64
+import binascii
 import io
 import json
+import struct
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,12 +26,20 @@ import PIL.Image
 
 from ..errors import DataError
 from .label_space import LabelSpace
-from .tree import read_location
+from .limits import check_pixels
+from .matlab import read_structure_field
+from .tree import parse_json, read_location, split_location
 
 BACKGROUND = 0  # train id of pixels that no object claims
 VOID_SEGMENT = 0  # panoptic pixels that nobody labelled
+LARGEST_SEGMENT = (1 << 24) - 1  # three bytes of colour
 MAX_NAMED = 8
+MAX_NESTED = 4  # lists around a polygon, where COCO has one
+MAX_BITS = 64  # of one number in COCO's text form
 JSON_START, MATLAB_START = b"{", b"MATLAB"
+DAMAGED_PNG = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
+LARGEST_NUMBER = 1e300
+Box = tuple[slice, slice]  # rows, columns
 
 
 def pack_annotation(annotation: dict[str, Any]) -> bytes:
@@ -33,26 +47,33 @@ def pack_annotation(annotation: dict[str, Any]) -> bytes:
     return json.dumps(annotation, separators=(",", ":")).encode()
 
 
-def annotation_size(annotation: bytes) -> tuple[int, int]:
-    """Width and height of the picture, in pixels."""
-    record = json.loads(annotation)
+def annotation_size(annotation: bytes, source: str) -> tuple[int, int]:
+    """Width and height of the image, in pixels; a DataError if the annotation is damaged."""
+    record = _read(annotation, source)
     return record["width"], record["height"]
 
 
-def self_contained(annotation: bytes) -> bytes:
-    """The same annotation with the PNG that it may point to inside; an OSError if that cannot be read."""
-    record = json.loads(annotation)
+def self_contained(annotation: bytes, source: str) -> bytes:
+    """The same annotation with the PNG that it may point to inside.
+
+    Raises:
+        DataError: the annotation is damaged, or points to something other than a PNG, which is never copied into a dataset.
+    """
+    record = _read(annotation, source)
     if "png" not in record:
         return annotation
-    png = base64.b64encode(read_location(record.pop("png"))).decode()
-    return pack_annotation({**record, "png_base64": png})
+    data = _png_file(record, source)
+    _open_png(data, source).close()
+    del record["png"]
+    return pack_annotation({**record, "png_base64": base64.b64encode(data).decode()})
 
 
 def draw_annotation(annotation: bytes, label_space: LabelSpace, source: str) -> np.ndarray:
     """Draws a stored annotation as a label map.
 
     Of objects, a pixel that only one class claims gets that class, one that several claim is ignored, and the rest is background.
-    What is background in the label space claims nothing; a crowd counts as its class.
+    What is background in the label space claims nothing; a crowd counts as its class. Of an object with a box only nobody knows
+    which pixels are its own: what no other object claims of the box is ignored.
 
     Args:
         annotation: the stored JSON.
@@ -63,10 +84,10 @@ def draw_annotation(annotation: bytes, label_space: LabelSpace, source: str) -> 
         (height, width) uint8 train ids.
 
     Raises:
-        DataError: a category id that the label space lacks, a segmentation that cannot be drawn, or a segment id that is not
-            listed.
+        DataError: the annotation is damaged or larger than Pillow's limit, a category id that the label space lacks, a
+            segmentation that cannot be drawn, or a segment id that is not listed.
     """
-    record = json.loads(annotation)
+    record = _read(annotation, source)
     draw = _draw_segments if "segments" in record else _draw_objects
     return draw(record, label_space, source)
 
@@ -75,69 +96,174 @@ def labelled_pixels(annotation: bytes, label_space: LabelSpace, source: str) -> 
     """How many pixels the objects of the label space's classes cover, background not counted."""
     from pycocotools import mask
 
-    claims = _claims(json.loads(annotation), label_space, source).values()
-    return int(mask.area(mask.merge([rle for rles in claims for rle in rles]))) if claims else 0
+    claims, _ = _claims(_read(annotation, source), label_space, source)
+    return int(mask.area(mask.merge([rle for rles in claims.values() for rle in rles]))) if claims else 0
+
+
+def _read(annotation: bytes, source: str) -> dict[str, Any]:
+    """The annotation; its size is one that can be drawn, and it has a list of objects or of segments."""
+    record = parse_json(annotation, f"The annotation {source}")
+    if not isinstance(record, dict):
+        raise DataError(f"The annotation {source} is a {type(record).__name__}, not a JSON object: load the dataset again.")
+    for side in ("height", "width"):
+        if not is_whole(record.get(side)) or record[side] < 1:
+            raise DataError(
+                f"The annotation {source} has the {side} {shown(record.get(side))}; it must be a whole number, 1 or more, as of "
+                "the image: correct it."
+            )
+    check_pixels(record["width"], record["height"], f"The annotation {source}")
+    kind = "segments" if "segments" in record else "objects"
+    if not isinstance(record.get(kind), list):
+        raise DataError(f"The annotation {source} has no list of {kind}: load the dataset again.")
+    return record
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value out of JSON is a whole number; True and False are none."""
+    return type(value) is int
+
+
+def shown(value: object) -> str:
+    """A value out of JSON for a message."""
+    text = repr(value)
+    return text if len(text) <= 50 else f"{text[:50]}…"
 
 
 def _draw_objects(record: dict[str, Any], label_space: LabelSpace, source: str) -> np.ndarray:
     from pycocotools import mask
 
     size = record["height"], record["width"]
+    claims, boxes = _claims(record, label_space, source)
     train_ids, claimants = np.full(size, BACKGROUND, np.uint8), np.zeros(size, np.uint8)
-    for train_id, rles in _claims(record, label_space, source).items():
+    for train_id, rles in claims.items():
         claimed = mask.decode(mask.merge(rles)).astype(bool)
         train_ids[claimed] = train_id
         claimants += claimed
     train_ids[claimants > 1] = label_space.ignore_index
+    for rows, columns in boxes:
+        train_ids[rows, columns][claimants[rows, columns] == 0] = label_space.ignore_index
     return train_ids
 
 
-def _claims(record: dict[str, Any], label_space: LabelSpace, source: str) -> dict[int, list[dict]]:
-    """Train id → run-length encodings of its objects."""
-    claims = defaultdict(list)
+def _claims(record: dict[str, Any], label_space: LabelSpace, source: str) -> tuple[dict[int, list[dict]], list[Box]]:
+    """Train id → run-length encodings of its objects, and the boxes of objects that have nothing else."""
+    height, width = record["height"], record["width"]
+    claims, boxes = defaultdict(list), []
     for thing in record["objects"]:
-        where = f"{source}: annotation {thing['id']}"
-        train_id = category_train_id(thing["category_id"], label_space, where)
-        if train_id != BACKGROUND:
-            claims[train_id] += _run_lengths(thing["segmentation"], record["height"], record["width"], where)
-    return claims
+        if not isinstance(thing, dict):
+            raise DataError(f"{source}: {shown(thing)} is among the annotations, which are JSON objects: take it out.")
+        where = f"{source}: annotation {shown(thing.get('id'))}"
+        train_id = category_train_id(thing.get("category_id"), label_space, where)
+        if train_id == BACKGROUND:
+            continue
+        if drawable := shapes(thing.get("segmentation"), where):
+            claims[train_id] += [rle for shape in drawable for rle in _run_lengths(shape, height, width, where)]
+        elif thing.get("bbox"):
+            boxes.append(_box(thing["bbox"], height, width, where))
+    return dict(claims), boxes
 
 
-def category_train_id(category_id: int, label_space: LabelSpace, where: str) -> int:
-    if category_id not in label_space.raw_ids:
+def _box(bbox: object, height: int, width: int, where: str) -> Box:
+    """The pixels that a box [left, top, width, height] touches."""
+    box = _numbers(bbox)
+    if box is None or len(box) != 4 or not np.isfinite(box).all() or (box[2:] < 0).any():
+        raise DataError(f"{where}: its bbox is {shown(bbox)}; it must be [left, top, width, height] in pixels: correct it.")
+    left, top = np.floor(box[:2]).clip(0, (width, height)).astype(int)
+    right, bottom = np.ceil(box[:2] + box[2:]).clip(0, (width, height)).astype(int) if box[2:].all() else (left, top)
+    return slice(top, bottom), slice(left, right)
+
+
+def category_train_id(category_id: object, label_space: LabelSpace, where: str) -> int:
+    if not is_whole(category_id) or category_id not in label_space.raw_ids:
         raise DataError(
-            f"{where} has the category id {category_id}, which label space {label_space.name!r} does not know: "
+            f"{where} has the category id {shown(category_id)}, which label space {label_space.name!r} does not know: "
             "correct the id, or take the annotation out."
         )
     return label_space.raw_ids[category_id]
 
 
-def _run_lengths(segmentation: list | dict, height: int, width: int, where: str) -> list[dict]:
-    """pycocotools' encoding of what the object covers.
+def shapes(segmentation: object, where: str) -> list[list | dict]:
+    """The polygons and run-length encodings that an object consists of; none where the tool that wrote it left them out.
+
+    Besides COCO's two forms, tools write: null, `[]` and counts of null for objects with a box only; one polygon without the
+    list around it; one list too many; polygons as lists of points [x, y]; and run lengths in a list.
+    """
+    if segmentation is None or (isinstance(segmentation, dict) and segmentation.get("counts", "") is None):
+        return []
+    if isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
+        return [segmentation]
+    if isinstance(segmentation, list):
+        return list(_unnested(segmentation, where, MAX_NESTED))
+    raise _not_drawable(segmentation, where)
+
+
+def _unnested(parts: list, where: str, levels: int) -> Iterator[list | dict]:
+    if not parts:
+        return
+    if not any(isinstance(part, list | dict) for part in parts):
+        yield parts  # a polygon
+    elif len(parts) > 2 and all(isinstance(part, list) and len(part) == 2 and not isinstance(part[0], list) for part in parts):
+        yield [number for point in parts for number in point]
+    elif levels == 0:
+        raise _not_drawable(parts, where)
+    else:
+        for part in parts:
+            if isinstance(part, list):
+                yield from _unnested(part, where, levels - 1)
+            else:
+                yield from shapes(part, where)
+
+
+def _not_drawable(segmentation: object, where: str) -> DataError:
+    return DataError(
+        f"{where} has a segmentation that is neither polygons nor run lengths (size, counts), {shown(segmentation)}: correct it."
+    )
+
+
+def _run_lengths(shape: list | dict, height: int, width: int, where: str) -> list[dict]:
+    """pycocotools' encoding of what a polygon or a run-length encoding covers.
 
     Checked is what pycocotools takes as it comes: of run lengths for too few pixels it shows whatever lies in memory, or it never
     comes back; and it walks along each edge of a polygon, however far that leads.
     """
     from pycocotools import mask
 
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        counts = np.asarray(_uncompressed(counts, where) if isinstance(counts, str) else counts, np.int64)
-        if segmentation["size"] != [height, width] or counts.sum() != height * width or (counts < 0).any():
-            raise DataError(
-                f"{where}: its run lengths are for {counts.sum()} pixels and the [height, width] {segmentation['size']}, but the "
-                f"picture's is [{height}, {width}]: correct them."
-            )
+    if isinstance(shape, dict):
+        counts = _counts(shape, height, width, where)
         return [mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)]
-    for polygon in segmentation:
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise DataError(f"{where}: a polygon has {len(polygon)} numbers; it needs x and y of three corners or more.")
-        corners = np.asarray(polygon, np.float64).reshape(-1, 2)
-        # Hand-drawn corners do lie a little outside.
-        near = (corners >= (-width, -height)) & (corners <= (2 * width, 2 * height))
-        if not near.all():
-            raise DataError(f"{where}: a polygon lies far outside of the picture of {width}×{height} pixels: correct it.")
-    return mask.frPyObjects(segmentation, height, width)
+    if len(shape) < 6 or len(shape) % 2:
+        raise DataError(f"{where}: a polygon has {len(shape)} numbers; it needs x and y of three corners or more.")
+    corners = _numbers(shape)
+    if corners is None:
+        raise _not_drawable(shape, where)
+    corners = corners.reshape(-1, 2)
+    # Hand-drawn corners do lie a little outside.
+    near = (corners >= (-width, -height)) & (corners <= (2 * width, 2 * height))
+    if not near.all():
+        raise DataError(f"{where}: a polygon lies far outside of the image of {width}×{height} pixels: correct it.")
+    return mask.frPyObjects([shape], height, width)
+
+
+def _numbers(values: object) -> np.ndarray | None:
+    """A list of numbers out of JSON as float64, or None if it is none. Numbers beyond all measure become infinite."""
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        return None
+    return np.array([float(value) if abs(value) < LARGEST_NUMBER else np.inf for value in values])
+
+
+def _counts(shape: dict, height: int, width: int, where: str) -> list[int]:
+    """The run lengths, which cover the image exactly. Added up as Python's integers, which do not wrap."""
+    counts = shape.get("counts")
+    if isinstance(counts, str):
+        counts = _uncompressed(counts, where)
+    if not isinstance(counts, list) or not all(map(is_whole, counts)):
+        raise _not_drawable(shape, where)
+    if shape["size"] != [height, width] or sum(counts) != height * width or min(counts) < 0:
+        raise DataError(
+            f"{where}: its run lengths are for {sum(counts)} pixels and the [height, width] {shown(shape['size'])}, but the "
+            f"image's is [{height}, {width}]: correct them."
+        )
+    return counts
 
 
 def _uncompressed(text: str, where: str) -> list[int]:
@@ -154,21 +280,27 @@ def _uncompressed(text: str, where: str) -> list[int]:
             raise DataError(f"{where}: its run lengths hold {character!r}, which COCO's text form does not know: correct them.")
         value |= (code & 31) << shift
         shift += 5
+        if shift > MAX_BITS:
+            raise DataError(f"{where}: one of its run lengths has more than {MAX_BITS} bits: correct them.")
         if not code & 32:
             value -= (code & 16) << (shift - 4)
             counts.append(value + (counts[-2] if len(counts) > 2 else 0))
             value = shift = 0
+    if shift:
+        raise DataError(f"{where}: its run lengths end within a number: they are cut off, fetch the annotations again.")
     return counts
 
 
 def _draw_segments(record: dict[str, Any], label_space: LabelSpace, source: str) -> np.ndarray:
-    png = read_location(record["png"]) if "png" in record else base64.b64decode(record["png_base64"])
-    with PIL.Image.open(io.BytesIO(png)) as picture:
-        colours = np.asarray(picture.convert("RGB"), np.uint32)
+    with _open_png(_png_file(record, source), source) as png:
+        if png.size != (record["width"], record["height"]):
+            raise DataError(
+                f"Label map {source} is of {png.width}×{png.height} pixels, but the panoptic JSON says "
+                f"{record['width']}×{record['height']}: PNG and JSON must be of one release."
+            )
+        colours = np.asarray(png.convert("RGB"), np.uint32)
     ids = colours @ np.array([1, 256, 65536], np.uint32)
-    train_id_of = {VOID_SEGMENT: label_space.ignore_index}
-    for segment, category_id in record["segments"]:
-        train_id_of[segment] = category_train_id(category_id, label_space, f"{source}: segment {segment}")
+    train_id_of = {VOID_SEGMENT: label_space.ignore_index} | _segment_train_ids(record["segments"], label_space, source)
     known = np.array(sorted(train_id_of), np.uint32)
     nearest = np.searchsorted(known, ids).clip(max=len(known) - 1)
     if (stray := known[nearest] != ids).any():
@@ -176,24 +308,55 @@ def _draw_segments(record: dict[str, Any], label_space: LabelSpace, source: str)
         more = f" and {len(strays) - MAX_NAMED} more" if len(strays) > MAX_NAMED else ""
         raise DataError(
             f"Label map {source} holds the segment ids {', '.join(map(str, strays[:MAX_NAMED]))}{more}, which the panoptic JSON "
-            "does not list for this picture: PNG and JSON must be of one release."
+            "does not list for this image: PNG and JSON must be of one release."
         )
     return np.array([train_id_of[segment] for segment in known.tolist()], np.uint8)[nearest]
 
 
+def _segment_train_ids(segments: list, label_space: LabelSpace, source: str) -> dict[int, int]:
+    train_id_of = {}
+    for entry in segments:
+        if not isinstance(entry, list) or len(entry) != 2 or not is_whole(entry[0]) or not 0 <= entry[0] <= LARGEST_SEGMENT:
+            raise DataError(
+                f"{source}: {shown(entry)} is among the segments; an entry is [segment id, category id] with a segment id from "
+                f"0 to {LARGEST_SEGMENT}: correct the panoptic JSON."
+            )
+        train_id_of[entry[0]] = category_train_id(entry[1], label_space, f"{source}: segment {entry[0]}")
+    return train_id_of
+
+
+def _png_file(record: dict[str, Any], source: str) -> bytes:
+    """The PNG of the segment ids, or what else the file holds."""
+    location, inside = record.get("png"), record.get("png_base64")
+    try:
+        if isinstance(location, str) and "://" not in split_location(location)[0]:  # never from the network
+            return read_location(location)
+        if isinstance(inside, str):
+            return base64.b64decode(inside, validate=True)
+    except (OSError, binascii.Error) as error:
+        raise DataError(f"Label map {source} cannot be read ({error}): fetch it again.") from error
+    raise DataError(f"The annotation {source} has no PNG of its segments: load the dataset again.")
+
+
+def _open_png(data: bytes, source: str) -> PIL.Image.Image:
+    try:
+        png = PIL.Image.open(io.BytesIO(data), formats=["PNG"])
+        png.load()
+    except (*DAMAGED_PNG, PIL.Image.DecompressionBombError) as error:
+        raise DataError(f"Label map {source} cannot be read ({error}): it is damaged or no PNG. Fetch it again.") from error
+    return png
+
+
 def read_matlab(data: bytes) -> np.ndarray:
-    """SBD's label map, `GTcls.Segmentation`: (height, width) uint8 raw ids.
+    """SBD's label map, `GTcls.Segmentation`: (height, width) raw ids.
 
     Raises:
-        OSError, ValueError: the file is damaged or has no such field.
+        ValueError: the file is damaged, unpacks to more than the limit, or has no such field.
     """
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        return loadmat(io.BytesIO(data))["GTcls"]["Segmentation"][0, 0]
-    except (KeyError, IndexError, TypeError, NotImplementedError, MatReadError, zlib.error) as error:
-        raise ValueError(f"no field GTcls.Segmentation: {error}") from error
+    label_map = read_structure_field(data, "GTcls", "Segmentation")
+    if label_map.ndim != 2:
+        raise ValueError(f"GTcls.Segmentation has the shape {label_map.shape}, which is no label map's")
+    return label_map
 
 
 def matlab_size(location: str) -> tuple[int, int]:

@@ -69,6 +69,11 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         return cls.LABEL_SPACES[0]
 
     @classmethod
+    def takes_label_space(cls, label_space: str) -> bool:
+        """Whether the label maps can be translated to it."""
+        return not cls.LABEL_SPACES or label_space in cls.LABEL_SPACES
+
+    @classmethod
     def splits(cls, data_dir: Path, label_space: str) -> tuple[str, ...]:
         """The splits that can be asked for."""
         return cls.SPLITS

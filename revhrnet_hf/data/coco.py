@@ -5,10 +5,13 @@
 - for `coco_panoptic133`, `annotations/panoptic_{train,val}2017.json`, and beside it or in the data folder the PNGs, in
   `panoptic_{train,val}2017/` or `panoptic_{train,val}2017.zip`.
 
-The annotations of a picture are stored as its label map and drawn whenever the example is read.
+Data in COCO's format that annotation tools export is read as well: `OWN_LAYOUTS`. The annotations of an image are stored as its
+label map and drawn whenever the example is read.
 """
 
-import json
+import hashlib
+import posixpath
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,14 +21,17 @@ from typing import Any, ClassVar, NamedTuple
 from tqdm.auto import tqdm
 
 from ..errors import AbsentSplitError, DataError
-from .annotation import category_train_id, labelled_pixels, pack_annotation
+from .annotation import category_train_id, labelled_pixels, pack_annotation, shapes, shown
 from .builder import SegmentationBuilder
-from .label_space import LABEL_SPACES, Colour, LabelSpace, get_label_space
-from .listing import LONG_CHECK, MAX_NAMED, Listed, files_digest
+from .coco_categories import BACKGROUND, category_names, is_background, is_coco_file, json_object, listed_categories
+from .label_space import LABEL_SPACES, Colour, LabelSpace, find_label_space
+from .label_table import SPLIT
+from .listing import LONG_CHECK, MAX_NAMED, Listed, files_digest, picture_size
 from .pascal_voc import VOC21
 from .tree import DataTree, leads_outside
 
 ANNOTATIONS = "annotations"
+UNPRINTED = ("Cc", "Cs")  # Unicode's categories of control characters and of halves of a character
 FEWEST_LABELLED = 1000  # pixels; see _drop_nearly_empty
 # VOC's classes 1–20 as COCO categories.
 VOC_CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
@@ -199,8 +205,35 @@ for _space in (COCO81, COCO_PANOPTIC133):
     LABEL_SPACES[_space.name] = _space
 
 
+class Layout(NamedTuple):
+    """Where a split's annotations lie, and the folders in which its images may: the first one that holds any of them.
+
+    `{split}` stands for the split's name.
+    """
+
+    annotations: str
+    images: tuple[str, ...]
+
+
+PUBLISHED = Layout(f"{ANNOTATIONS}/instances_{{split}}2017.json", ("{split}2017",))
+ANY_IMAGES = ("images/{split}", "{split}", "images", "")
+OWN_LAYOUTS = (
+    Layout(f"{ANNOTATIONS}/instances_{{split}}.json", ANY_IMAGES),  # CVAT, Datumaro
+    Layout("{split}/_annotations.coco.json", ("{split}",)),  # Roboflow
+    Layout("{split}/labels.json", ("{split}/data",)),  # FiftyOne
+    Layout(f"{ANNOTATIONS}/{{split}}.json", ANY_IMAGES),
+    Layout("{split}.json", ANY_IMAGES),  # labelme2coco, Label Studio
+)
+USUAL_SPLITS = ("train", "val", "valid", "validation", "test", "trainval", "default")
+"""How a file must be called whose name says nothing else."""
+
+
 class Coco(SegmentationBuilder):
     """COCO 2017: instances as label maps of 81 classes or of VOC's 21, or the panoptic label maps of 133 classes.
+
+    And people's own data in COCO's format, as annotation tools export it (`OWN_LAYOUTS`). A split is called what its folder or
+    file is called. If the file's categories are not COCO's, they are a label space of their own: background, then the
+    categories in the order of their ids. The file's location names that label space.
 
     A split's JSON is read as a whole, which takes some gigabytes of memory and about a minute for the real train split; the
     `datasets` cache then answers. Streaming reads it each time, and every worker holds the split's annotations.
@@ -209,40 +242,109 @@ class Coco(SegmentationBuilder):
     TITLE = "COCO"
     LABEL_SPACES = (COCO81.name, VOC21.name, COCO_PANOPTIC133.name)
     SPLITS = ("train", "val")
-    HINT = f"train2017/, val2017/ and {ANNOTATIONS}/ with instances_train2017.json … (or the owner's zip files of them)"
+    HINT = (
+        f"train2017/, val2017/ and {ANNOTATIONS}/ with instances_train2017.json … (or the publisher's zip files of them), or "
+        f"{ANNOTATIONS}/instances_SPLIT.json with images/, or SPLIT/_annotations.coco.json beside the images,"
+    )
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 118_287, "val": 5_000}
 
     @classmethod
     def recognises(cls, tree: DataTree) -> bool:
-        return any(tree.has_file(_json_path(space, split)) for space in cls.LABEL_SPACES for split in cls.SPLITS)
+        return _is_published(tree) or bool(_own_splits(tree))
 
-    @staticmethod
-    def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
-        source = _AnnotationFile.read(tree, _json_path(label_space, split))
-        folder = f"{split}2017"
-        if not tree.has_folder(folder):
-            raise AbsentSplitError(
-                f"COCO in {tree.root} has no pictures of the split {split!r}: {folder}/ or {folder}.zip should lie there."
-            )
-        space = get_label_space(label_space)
+    @classmethod
+    def takes_label_space(cls, label_space: str) -> bool:
+        return super().takes_label_space(label_space) or is_coco_file(label_space)
+
+    @classmethod
+    def default_label_space(cls, data_dir: Path) -> str:
+        """COCO's 81 classes, or the location of the annotations whose categories are others: train's, or the first split's."""
+        tree = cls.open_tree(data_dir)
+        published = _is_published(tree)
+        paths = [_annotations(tree, COCO81.name, split) for split in (cls.SPLITS if published else sorted(_own_splits(tree)))]
+        paths.sort(key=lambda path: "train" not in path)
+        location = next(location for path in paths if (location := tree.location(path)))
+        names = set(category_names(listed_categories(location), location).items())
+        coco = {(category.id, category.name) for category in THINGS}
+        # A part of COCO's categories is COCO's where it lies as COCO does, and somebody's own person or car elsewhere.
+        return COCO81.name if names == coco or (published and names <= coco) else location
+
+    @classmethod
+    def splits(cls, data_dir: Path, label_space: str) -> tuple[str, ...]:
+        tree = cls.open_tree(data_dir)
+        return cls.SPLITS if _is_published(tree) else tuple(sorted(_own_splits(tree)))
+
+    @classmethod
+    def list_split(cls, tree: DataTree, split: str, label_space: str) -> list[Listed]:
+        space = find_label_space(label_space)
+        source = _AnnotationFile.read(tree, _annotations(tree, label_space, split))
+        source.check_categories(space)
+        images = source.images()
+        folder = _images_folder(tree, split, images)
+        images = _with_sizes(images, tree, folder)
         if space is COCO_PANOPTIC133:
-            return _list_panoptic(tree, split, source, folder)
-        listed = _list_instances(source, folder, space)
+            return _list_panoptic(tree, split, source, images, folder)
+        listed = _list_instances(source, images, folder, space)
         return _drop_nearly_empty(listed, space) if split == "train" and space is VOC21 else listed
 
     @classmethod
     def digest(cls, data_dir: Path, split: str, label_space: str) -> str:
-        """Of all files that lie there. Which of them are listed is in the JSON, and that takes too long to read each time."""
+        """Of all files that lie there. Which of them are listed is in the JSON, and COCO's takes too long to read each time."""
         tree = cls.open_tree(data_dir)
-        locations = [_required(tree, _json_path(label_space, split)), *_locations(tree, f"{split}2017")]
+        definition = hashlib.sha256(find_label_space(label_space).to_json().encode()).hexdigest()[:16]
+        if not _is_published(tree):
+            return f"{super().digest(data_dir, split, label_space)}-{definition}"
+        locations = [_required(tree, _annotations(tree, label_space, split)), *_locations(tree, f"{split}2017")]
         if label_space == COCO_PANOPTIC133.name:
             locations += _locations(*_panoptic_folder(tree, split))
-        return files_digest(locations)
+        return f"{files_digest(locations)}-{definition}"
 
 
-def _json_path(label_space: str, split: str) -> str:
+def _is_published(tree: DataTree) -> bool:
+    """Whether the files lie as COCO's publisher ships them."""
+    files = [_annotations_2017(space, split) for space in Coco.LABEL_SPACES for split in Coco.SPLITS]
+    return any(map(tree.has_file, files))
+
+
+def _annotations_2017(label_space: str, split: str) -> str:
     kind = "panoptic" if label_space == COCO_PANOPTIC133.name else "instances"
     return f"{ANNOTATIONS}/{kind}_{split}2017.json"
+
+
+def _annotations(tree: DataTree, label_space: str, split: str) -> str:
+    """The path of a split's annotations."""
+    own = None if _is_published(tree) or label_space == COCO_PANOPTIC133.name else _own_splits(tree).get(split)
+    return own.annotations.replace(SPLIT, split) if own else _annotations_2017(label_space, split)
+
+
+def _own_splits(tree: DataTree) -> dict[str, Layout]:
+    """Split → its layout, where that is not the publisher's."""
+    found: dict[str, Layout] = {}
+    for layout in OWN_LAYOUTS:
+        for split in _splits_in(tree, layout):
+            found.setdefault(split, layout)
+    return found
+
+
+def _splits_in(tree: DataTree, layout: Layout) -> list[str]:
+    folder, _, name = layout.annotations.rpartition("/")
+    if folder == SPLIT:
+        return [split for split in tree.folders() if tree.has_file(f"{split}/{name}")]
+    prefix, suffix = name.split(SPLIT)
+    names = [file.removeprefix(prefix).removesuffix(suffix) for file in tree.files(folder, [suffix]) if file.startswith(prefix)]
+    return [split for split in names if split and (prefix or split in USUAL_SPLITS)]
+
+
+def _images_folder(tree: DataTree, split: str, images: "dict[int | str, _Image]") -> str:
+    """The folder in which the split's images lie."""
+    own = None if _is_published(tree) else _own_splits(tree).get(split)
+    folders = [folder.replace(SPLIT, split) for folder in (own or PUBLISHED).images]
+    if own is None and not tree.has_folder(folders[0]):
+        raise AbsentSplitError(
+            f"COCO in {tree.root} has no images of the split {split!r}: {folders[0]}/ or {folders[0]}.zip should lie there."
+        )
+    names = [image.file_name for image in images.values()]
+    return next((f for f in folders if any(tree.has_file(posixpath.join(f, name)) for name in names)), folders[0])
 
 
 def _required(tree: DataTree, path: str) -> str:
@@ -268,15 +370,7 @@ class _AnnotationFile:
     @classmethod
     def read(cls, tree: DataTree, path: str) -> "_AnnotationFile":
         location = _required(tree, path)
-        try:
-            content = json.loads(tree.read_text(path))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{location} is no JSON ({error}): it is damaged or cut off, fetch it again.") from error
-        if not isinstance(content, dict):
-            raise DataError(f"{location} holds a {type(content).__name__}: COCO's JSON is an object with images and annotations.")
-        file = cls(location, content)
-        file._check_categories()
-        return file
+        return cls(location, json_object(tree.read_json(path), location))
 
     def records(self, key: str) -> list[dict[str, Any]]:
         records = self.content.get(key)
@@ -285,34 +379,46 @@ class _AnnotationFile:
         return records
 
     def field(self, record: dict[str, Any], name: str, kind: type | UnionType, where: str) -> Any:
-        value = record.get(name)
-        if not isinstance(value, kind):
+        value = record.get(name) if isinstance(record, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
             expected = getattr(kind, "__name__", str(kind))
-            raise DataError(f"{self.location}: {where} has the {name} {str(value)[:50]}; it must be of type {expected}.")
+            found = str(value)[:50].encode("utf-8", "backslashreplace").decode()
+            raise DataError(f"{self.location}: {where} has the {name} {found}; it must be of type {expected}.")
         return value
 
-    def images(self) -> "dict[int, _Image]":
-        """By id, in the file's order."""
-        images = {}
+    def images(self) -> "dict[int | str, _Image]":
+        """By id, in the file's order. Some tools' ids are text."""
+        images, ids_of_names = {}, {}
         for record in self.records("images"):
-            image_id = self.field(record, "id", int, "an entry of images")
+            image_id = self.field(record, "id", int | str, "an entry of images")
+            where = f"image {shown(image_id)}"
             if image_id in images:
-                raise DataError(f"{self.location}: image {image_id} is there twice: take one out.")
-            images[image_id] = _Image(self.file_name(record, f"image {image_id}"), *self._size(record, image_id))
+                raise DataError(f"{self.location}: {where} is there twice: take one out.")
+            image = _Image(self.file_name(record, where), self._side(record, "height", where), self._side(record, "width", where))
+            other = ids_of_names.setdefault(_image_id(image.file_name), image_id)
+            if other != image_id:
+                raise DataError(
+                    f"{self.location}: the images {shown(other)} and {shown(image_id)} are both called "
+                    f"{_image_id(image.file_name)!r}, but for the suffix: take one out, or rename it."
+                )
+            images[image_id] = image
         return images
 
     def file_name(self, record: dict[str, Any], where: str) -> str:
+        """A path with forward slashes; tools on Windows write the other ones."""
         name = self.field(record, "file_name", str, where)
         if leads_outside(name):
             raise DataError(f"{self.location}: {where}: its file_name {name!r} leads outside of the data folder: correct it.")
-        return name
+        if any(unicodedata.category(character) in UNPRINTED for character in name):
+            raise DataError(f"{self.location}: {where}: its file_name {name!a} holds what no file's name should: correct it.")
+        return posixpath.normpath(name.replace("\\", "/"))
 
-    def image_of(self, record: dict[str, Any], images: "dict[int, _Image]", where: str) -> int:
+    def image_of(self, record: dict[str, Any], images: "dict[int | str, _Image]", where: str) -> int | str:
         """The id of the image that an annotation belongs to."""
-        image_id = self.field(record, "image_id", int, where)
+        image_id = self.field(record, "image_id", int | str, where)
         if image_id not in images:
             raise DataError(
-                f"{self.location}: {where} belongs to image {image_id}, which is not among the file's images: "
+                f"{self.location}: {where} belongs to image {shown(image_id)}, which is not among the file's images: "
                 "add the image, or take the annotation out."
             )
         return image_id
@@ -323,61 +429,78 @@ class _AnnotationFile:
         category_train_id(category_id, COCO81 if space is VOC21 else space, f"{self.location}: {where}")
         return VOC_ID_OF_CATEGORY[category_id] if space is VOC21 else category_id
 
-    def _size(self, record: dict[str, Any], image_id: int) -> tuple[int, int]:
-        height, width = (self.field(record, side, int, f"image {image_id}") for side in ("height", "width"))
-        if height < 1 or width < 1:
-            raise DataError(f"{self.location}: image {image_id} has height {height} and width {width}: both must be 1 or more.")
-        return height, width
+    def _side(self, record: dict[str, Any], side: str, where: str) -> int | None:
+        """Height or width in pixels, or None where the file does not say."""
+        if record.get(side) is None:
+            return None
+        value = self.field(record, side, int, where)
+        if value < 1:
+            raise DataError(f"{self.location}: {where} has the {side} {value}: it must be 1 or more.")
+        return value
 
-    def _check_categories(self) -> None:
-        """Numbers mean COCO's categories only if the file says so: people number their own classes from 0 or 1 as well."""
-        names = {category.id: category.name for category in CATEGORIES}
-        for record in self.records("categories"):
-            category_id, name = record.get("id"), record.get("name")
-            if names.get(category_id, name) != name:
-                raise DataError(
-                    f"{self.location}: its category {category_id} is {name!r}, but COCO's is {names[category_id]!r}: "
-                    "number the classes as COCO does."
-                )
+    def check_categories(self, space: LabelSpace) -> None:
+        """Numbers mean a label space's classes only if the file says so: people number their own classes from 0 or 1 as well."""
+        listed = category_names(self.records("categories"), self.location)
+        own = space not in (COCO81, VOC21, COCO_PANOPTIC133)
+        names = {key: space.names[k] for key, k in space.raw_ids.items()} if own else {c.id: c.name for c in CATEGORIES}
+        for category_id, name in listed.items():
+            expected = names.get(category_id, name)
+            if expected == name or (expected == BACKGROUND and is_background(name)):
+                continue
+            remedy = (
+                f"label space {space.name!r} has {expected!r} there: number the classes alike in all splits."
+                if own
+                else f"COCO's is {expected!r}: number the classes as COCO does, or leave label_space out."
+            )
+            raise DataError(f"{self.location}: its category {category_id} is {name!r}, but {remedy}")
 
 
 class _Image(NamedTuple):
-    """An entry of COCO's images; sizes in pixels."""
+    """An entry of COCO's images; sizes in pixels, None where the file does not say."""
 
     file_name: str
-    height: int
-    width: int
+    height: int | None
+    width: int | None
+
+
+def _image_id(file_name: str) -> str:
+    return str(PurePosixPath(file_name).with_suffix(""))
 
 
 def _listed(folder: str, image: _Image, label_map: str, drawing: dict[str, Any]) -> Listed:
     annotation = pack_annotation({"height": image.height, "width": image.width, **drawing})
-    return Listed(f"{folder}/{image.file_name}", label_map, str(PurePosixPath(image.file_name).with_suffix("")), annotation)
+    return Listed(posixpath.join(folder, image.file_name), label_map, _image_id(image.file_name), annotation)
 
 
-def _list_instances(source: _AnnotationFile, folder: str, space: LabelSpace) -> list[Listed]:
-    images, objects = source.images(), defaultdict(list)
+def _with_sizes(images: "dict[int | str, _Image]", tree: DataTree, folder: str) -> "dict[int | str, _Image]":
+    """The same; a size that the file does not say is read from the image. (One that is missing is named later.)"""
+    sized = {}
+    for key, image in images.items():
+        location = tree.location(posixpath.join(folder, image.file_name)) if None in (image.height, image.width) else None
+        if location is not None:
+            width, height = picture_size(location)
+            image = image._replace(height=image.height or height, width=image.width or width)
+        sized[key] = image
+    return sized
+
+
+def _list_instances(source: _AnnotationFile, images: "dict[int | str, _Image]", folder: str, space: LabelSpace) -> list[Listed]:
+    objects = defaultdict(list)
     for record in source.records("annotations"):
-        where = f"annotation {record.get('id')}"
+        where = f"annotation {shown(record.get('id'))}"
         objects[source.image_of(record, images, where)].append(_object(source, record, space, where))
     return [_listed(folder, image, f"{source.location}#{key}", {"objects": objects[key]}) for key, image in images.items()]
 
 
 def _object(source: _AnnotationFile, record: dict[str, Any], space: LabelSpace, where: str) -> dict[str, Any]:
-    segmentation = source.field(record, "segmentation", list | dict, where)
-    if isinstance(segmentation, dict):
-        drawable = {"size", "counts"} <= segmentation.keys()
-    else:
-        drawable = segmentation and all(isinstance(polygon, list) for polygon in segmentation)
-    if not drawable:
-        raise DataError(
-            f"{source.location}: {where} has a segmentation that is neither polygons nor run lengths (size, counts): correct it."
-        )
-    return {
+    thing = {
         "id": record.get("id"),
         "category_id": source.category_of(record, space, where),
-        "segmentation": segmentation,
+        "segmentation": record.get("segmentation"),
         "iscrowd": record.get("iscrowd", 0),
     }
+    drawable = shapes(thing["segmentation"], f"{source.location}: {where}")
+    return thing if drawable else {**thing, "bbox": record.get("bbox")}
 
 
 def _drop_nearly_empty(listed: list[Listed], space: LabelSpace) -> list[Listed]:
@@ -409,10 +532,12 @@ def _panoptic_folder(tree: DataTree, split: str) -> tuple[DataTree, str]:
     raise DataError(f"{tree.root} has no panoptic label maps: {name}/ or {name}.zip should lie there or in {ANNOTATIONS}/.")
 
 
-def _list_panoptic(tree: DataTree, split: str, source: _AnnotationFile, folder: str) -> list[Listed]:
-    images, records = source.images(), {}
+def _list_panoptic(
+    tree: DataTree, split: str, source: _AnnotationFile, images: "dict[int | str, _Image]", folder: str
+) -> list[Listed]:
+    records = {}
     for record in source.records("annotations"):
-        where = f"the annotation of image {record.get('image_id')}"
+        where = f"the annotation of image {shown(record.get('image_id'))}"
         records[source.image_of(record, images, where)] = record
     place, png_folder = _panoptic_folder(tree, split)
     pngs = {key: f"{png_folder}/{source.file_name(record, f'image {key}')}" for key, record in records.items()}

@@ -189,7 +189,7 @@ def _embedded(value: dict) -> dict:
     with _unreadable_is_data_error("File", value):
         data = _stored_bytes(value)
         if data.startswith(JSON_START):
-            data = self_contained(data)
+            data = self_contained(data, _source(value))
     return {"bytes": data, "path": path and location_name(path)}
 
 

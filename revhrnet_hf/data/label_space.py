@@ -14,13 +14,15 @@ import numpy as np
 import PIL.Image
 
 from ..errors import DataError
-from .label_table import is_label_table, read_label_table
+from .coco_categories import BACKGROUND, is_coco_file, read_own_categories
+from .label_table import default_colours, is_label_table, read_label_table
 
 Colour = tuple[int, int, int]
 
 MAX_NAMED = 8
 UNKNOWN = -1
-SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
+SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I", "F")
+LARGEST_ID = 1 << 53  # beyond, floating-point numbers skip some whole ones
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,21 @@ class LabelSpace:
             raise DataError(f"Label table {path}: {space.name!r} is another label space already; give name: something else.")
         return space
 
+    @classmethod
+    def from_coco(cls, location: str) -> "LabelSpace":
+        """Background and the categories that a COCO-format file lists, in the order of their ids; raw ids are these ids.
+
+        Raises:
+            DataError: the file is missing or damaged, or its categories cannot be classes.
+        """
+        own = read_own_categories(location)
+        return cls(
+            name=f"{own.name}_coco" if own.name in LABEL_SPACES else own.name,
+            names=(BACKGROUND, *own.classes.values()),
+            colours=((0, 0, 0), *default_colours(len(own.classes))),
+            raw_ids={key: 0 for key in own.background} | {key: k for k, key in enumerate(own.classes, start=1)},
+        )
+
     def to_json(self) -> str:
         """The whole table as one line of JSON, which `from_json` reads."""
         return json.dumps(
@@ -138,16 +155,17 @@ class LabelSpace:
         """Translates a label map as its owner stores it into train ids.
 
         Args:
-            raw: (height, width) integers (raw ids), or (height, width, 3) uint8 (raw colours).
+            raw: (height, width) integers (raw ids), or floating-point numbers that are whole (MATLAB's and some TIFF files');
+                or (height, width, 3) uint8 (raw colours).
             source: what the label map is called in an error, usually its file.
 
         Returns:
             (height, width) uint8; ignored pixels hold `ignore_index`.
 
         Raises:
-            DataError: `raw` holds an id or colour outside the table; all of them are named.
+            DataError: `raw` holds an id or colour outside the table, all of which are named, or numbers that are no ids.
         """
-        return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(raw, source)
+        return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(whole_ids(raw, source), source)
 
     def translate_picture(self, raw: PIL.Image.Image, source: str) -> PIL.Image.Image:
         """The same for a label map as it comes out of its file: single-channel or palette (its indices count), or of colours.
@@ -214,6 +232,26 @@ class LabelSpace:
         return codes[order], np.array(list(self.raw_colours.values()), dtype=np.int16)[order]
 
 
+def whole_ids(raw: np.ndarray, source: str) -> np.ndarray:
+    """Ids as integers: a cast alone turns NaN into −9223372036854775808 and 1.7 into 1.
+
+    Raises:
+        DataError: `raw` holds NaN, an infinite or fractional number, or no numbers at all.
+    """
+    if raw.dtype.kind in "iub" and raw.dtype != np.uint64:  # of which numpy's `take` would wrap the largest
+        return raw
+    if raw.dtype.kind not in "fu":
+        raise DataError(f"Label map {source} holds values of type {raw.dtype}; it must hold ids, whole numbers: save it again.")
+    raw = raw.astype(np.float64) if raw.dtype.kind == "f" else raw
+    strays = raw[~((raw == np.trunc(raw)) & (np.abs(raw) <= LARGEST_ID))]
+    if strays.size:
+        raise DataError(
+            f"Label map {source} holds {strays.size} pixels that are no ids, for example {strays[0]}; ids are whole numbers: "
+            "replace NaN by an id that the label space ignores, and save the label map as integers."
+        )
+    return raw.astype(np.int64)
+
+
 def id_ranges(ids: Iterable[int]) -> str:
     """The ids as text with runs drawn together: `0–10, 255`."""
     ids = set(ids)
@@ -250,5 +288,7 @@ def get_label_space(name: str) -> LabelSpace:
 
 
 def find_label_space(given: str | Path) -> LabelSpace:
-    """A registered label space by its name, or the one of a label table by its file (.yaml or .yml)."""
+    """A registered label space by its name, or that of a label table (.yaml, .yml) or of COCO annotations (.json) by its file."""
+    if is_coco_file(str(given)):
+        return LabelSpace.from_coco(str(given))
     return LabelSpace.from_yaml(given) if is_label_table(given) else get_label_space(str(given))

@@ -117,7 +117,7 @@ def files_digest(locations: Iterable[str]) -> str:
 def label_map_size(sample: Sample) -> tuple[int, int]:
     """Width and height of the sample's label map; a DataError if it cannot be read."""
     if sample.annotation is not None:
-        return annotation_size(sample.annotation)
+        return annotation_size(sample.annotation, sample.label_map)
     if location_name(sample.label_map).lower().endswith(".mat"):
         return matlab_size(sample.label_map)
     return picture_size(sample.label_map)

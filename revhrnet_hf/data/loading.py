@@ -13,7 +13,7 @@ from .cityscapes import Cityscapes
 from .coco import Coco
 from .folder import Folder
 from .label_map import LabelMap
-from .label_space import LABEL_SPACES, LabelSpace
+from .label_space import LABEL_SPACES, LabelSpace, find_label_space
 from .mapillary_vistas import MapillaryVistas
 from .pascal_voc import PascalVoc
 from .stored import IMAGE, LABEL_MAP, holds_decoded, load_stored
@@ -101,7 +101,7 @@ def find_builder(name: str, data_dir: str | Path, label_space: str | Path | None
     # Absolute: the paths that are stored must hold whatever the working directory is later.
     data_dir = Path(data_dir).expanduser().absolute()
     label_space = builder_class.default_label_space(data_dir) if label_space is None else str(label_space)
-    if builder_class.LABEL_SPACES:
+    if not builder_class.takes_label_space(label_space):
         check_known(f"label space for {name}", label_space, builder_class.LABEL_SPACES)
     return builder_class, data_dir, label_space
 
@@ -113,7 +113,7 @@ def _joined_usual_space(name: str, data_dir: Path, wanted: str) -> str | None:
     if not own or wanted in own or wanted not in LABEL_SPACES:
         return None
     usual = DATASETS[name].default_label_space(data_dir.expanduser().absolute())
-    return usual if are_joined(LABEL_SPACES[usual], LABEL_SPACES[wanted]) else None
+    return usual if are_joined(find_label_space(usual), LABEL_SPACES[wanted]) else None
 
 
 def in_classes(

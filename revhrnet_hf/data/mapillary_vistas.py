@@ -9,7 +9,6 @@ Label maps are palette pictures whose index is the label's place in the list of 
 decides which labels are read.
 """
 
-import json
 from itertools import zip_longest
 from typing import ClassVar
 
@@ -129,11 +128,12 @@ def _version_of_config(tree: DataTree, config: str) -> str | None:
     """The version whose labels the file lists, or None if there is no such file."""
     if not tree.has_file(config):
         return None
+    content = tree.read_json(config)
     try:
-        listed = [label["readable"] for label in json.loads(tree.read_text(config))["labels"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        listed = [label["readable"] for label in content["labels"]]
+    except (LookupError, TypeError) as error:
         raise DataError(
-            f"{tree.expected(config)} is not Mapillary Vistas' list of labels ({error!r}): put the owner's file there."
+            f"{tree.expected(config)} is not Mapillary Vistas' list of labels ({error!r}): put the publisher's file there."
         ) from error
     for version, labels in LABELS.items():
         if listed == [label.readable for label in labels]:

@@ -1,33 +1,55 @@
 """A data set's folder, in which zip and tar files are read as if they had been unpacked where they lie.
 
 Every file has a *location*, one string: its path, or for a member of an archive `zip://MEMBER::ARCHIVE` (`tar://…`), which is how
-fsspec and `datasets` write it too. Locations are what data sets store; `read_location` turns one into bytes.
+fsspec and `datasets` write it too. Locations are what datasets store; `read_location` turns one into bytes. In ARCHIVE, `::` is
+written `%3A%3A` and `%` is written `%25`, so that a location splits in one way only, whatever its folders are called.
 """
 
+import json
 import os
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from threading import Lock
+from typing import Any
 
 import fsspec
 
 from ..errors import DataError
+from .limits import JSON_BYTES, LIST_BYTES, check_member_size, most_text, text_too_long
 
 ARCHIVES = (".zip", ".tar")
 COMPRESSED_WHOLE = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 MACOS_LITTER = "._"  # macOS puts `._X` beside X on foreign disks and into zips.
 TAR_BLOCK = 512
+MAX_OPEN = 64  # archives that a process holds open; each open zip file takes a file descriptor
+LONGEST_NAME, DEEPEST = 4096, 128  # characters and folders of a member's name; no file system takes longer ones
+CHUNK = 1 << 20  # bytes that are unpacked at a time
+# What zipfile and tarfile raise for damaged files. ValueError: also text that is no UTF-8; RuntimeError: encrypted members,
+# and NotImplementedError, for versions and methods that zipfile does not know.
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    LookupError,
+)
 
 
 class DataTree:
     """Files below one folder, or in one archive, by their relative paths with `/` (`""` is the folder itself).
 
-    Where a file is both unpacked and in an archive, the unpacked one counts.
+    Where a file is both unpacked and in an archive, the unpacked one counts. Links are followed, but for those that lead to a
+    folder above themselves, whose files are listed anyway.
 
     Args:
         root: a folder, whose own zip and tar files are opened (not those of folders below), or a single archive.
@@ -41,7 +63,7 @@ class DataTree:
         if not self.root.exists():
             raise DataError(f"The data folder {self.root} does not exist: give the folder that holds the data set.")
         self._folder = self.root if self.root.is_dir() else None
-        below = sorted(self.root.iterdir()) if self._folder else [self.root]
+        below = sorted(Path(entry.path) for entry in _entries(self._folder)) if self._folder else [self.root]
         self.archives = [path for path in below if _is_archive(path)]
         if not self._folder and not self.archives:
             raise DataError(f"{self.root} is neither a folder nor a zip or tar file: give the folder that holds the data set.")
@@ -63,17 +85,20 @@ class DataTree:
         return dict(members)
 
     def has_folder(self, path: str) -> bool:
-        return bool(self._folder and (self._folder / path).is_dir()) or path in self._members
+        return bool(self._folder and os.path.isdir(self._folder / path)) or path in self._members
 
     def has_file(self, path: str) -> bool:
         return self.location(path) is not None
 
     def location(self, path: str) -> str | None:
-        """Where the file `path` is, or None if there is none."""
-        if self._folder and (self._folder / path).is_file():
-            return str(self._folder / path)
+        """Where the file `path` is, or None if there is none; a DataError if no text can hold its name."""
         folder, _, name = path.rpartition("/")
-        return self._members.get(folder, {}).get(name)
+        # os.path.isfile: of a path that no file can have it says False, too.
+        unpacked = self._folder and os.path.isfile(self._folder / path)
+        location = str(self._folder / path) if unpacked else self._members.get(folder, {}).get(name)
+        if location is not None and not _is_text(location):
+            raise DataError(f"The name of the file {location!a} is not UTF-8: rename it.")
+        return location
 
     def expected(self, path: str) -> str:
         """Where the file `path` is, or would be, for messages."""
@@ -83,7 +108,7 @@ class DataTree:
         """Sorted names of the files in `folder`; with `suffixes`, of those that end so."""
         names = set(self._members.get(folder, ()))
         if self._folder and (self._folder / folder).is_dir():
-            names.update(entry.name for entry in os.scandir(self._folder / folder) if entry.is_file())
+            names.update(entry.name for entry in _entries(self._folder / folder) if _is(entry.is_file))
         endings = tuple(suffixes)
         return sorted(name for name in names if not name.startswith(MACOS_LITTER) and (not endings or name.endswith(endings)))
 
@@ -92,24 +117,39 @@ class DataTree:
         prefix = f"{folder}/" if folder else ""
         names = {key[len(prefix) :].split("/")[0] for key in self._members if key.startswith(prefix) and key != folder}
         if self._folder and (self._folder / folder).is_dir():
-            names.update(entry.name for entry in os.scandir(self._folder / folder) if entry.is_dir())
+            names.update(self._unpacked_folders(self._folder / folder))
         return sorted(names - {"", "__MACOSX"})
 
-    def read_bytes(self, path: str) -> bytes:
-        """Raises a DataError that names the file if it is not there or cannot be read."""
+    def _unpacked_folders(self, folder: Path) -> list[str]:
+        """Names of the folders in `folder`, without links that lead back to a folder above, a walk along which never ends."""
+        entries = [entry for entry in _entries(folder) if _is(entry.is_dir)]
+        if not any(entry.is_symlink() for entry in entries):
+            return [entry.name for entry in entries]
+        levels = [Path(os.path.realpath(level)) for level in (folder, *folder.parents) if level.is_relative_to(self._folder)]
+        above = {folder for level in levels for folder in (level, *level.parents)}
+        return [entry.name for entry in entries if not (entry.is_symlink() and Path(os.path.realpath(entry.path)) in above)]
+
+    def read_bytes(self, path: str, size: int = -1) -> bytes:
+        """The file's bytes, or the first `size`. Raises a DataError that names the file if it is missing or unreadable."""
+        return _read_named(self._present(path), size)
+
+    def _present(self, path: str) -> str:
         location = self.location(path)
         if location is None:
             raise DataError(f"{self.root / path} is missing.")
-        try:
-            return read_location(location)
-        except OSError as error:
-            raise DataError(f"{location} cannot be read ({error}).") from error
+        return location
 
-    def read_text(self, path: str) -> str:
-        try:
-            return self.read_bytes(path).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.expected(path)} is no text in UTF-8 ({error}).") from error
+    def read_text(self, path: str, usual_most: int = LIST_BYTES) -> str:
+        """The file's text, without the byte order mark that Windows puts before it.
+
+        Raises:
+            DataError: it is missing, unreadable, no UTF-8, or longer than `usual_most` bytes (limits.py).
+        """
+        return read_text(self._present(path), usual_most)
+
+    def read_json(self, path: str) -> Any:
+        """Raises a DataError for a file that is no JSON, as `read_text` does."""
+        return parse_json(self.read_text(path, JSON_BYTES), self.expected(path))
 
     def unreadable_archives(self) -> list[Path]:
         """Archives in the folder that are compressed as a whole, so that no picture can be read on its own."""
@@ -120,8 +160,64 @@ def _is_archive(path: Path) -> bool:
     return path.suffix.lower() in ARCHIVES and path.is_file() and not path.name.startswith(MACOS_LITTER)
 
 
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be listed ({error}): check its permissions.") from error
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """What an entry's `is_file` or `is_dir` says; False for a link that leads to itself."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def _is_text(name: str) -> bool:
+    """Whether UTF-8 can hold the name; of a file's name in another encoding Python keeps the bytes as surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_text(location: str, usual_most: int = LIST_BYTES) -> str:
+    """The text at a location, as `DataTree.read_text` gives it."""
+    most = most_text(usual_most)
+    data = _read_named(location, most + 1)
+    if len(data) > most:
+        raise text_too_long(location, most)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{location} is no text in UTF-8 ({error}).") from error
+
+
+def _read_named(location: str, size: int) -> bytes:
+    try:
+        return read_location(location, size)
+    except OSError as error:
+        raise DataError(f"{location} cannot be read ({error}).") from error
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """Raises a DataError that names `source` for a text that is no JSON, or nested or with numbers beyond all measure."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise not_json(source, error) from error
+
+
+def not_json(source: str, error: Exception) -> DataError:
+    return DataError(f"{source} is no JSON ({error}): it is damaged or cut off, fetch it again.")
+
+
 def leads_outside(path: str) -> bool:
-    """Whether a path that a data set's own file gives is no file below the data folder."""
+    """Whether a path that a dataset's own file gives is no file below the data folder."""
     relative = PurePosixPath(path.replace("\\", "/"))
     return relative.is_absolute() or ".." in relative.parts or not relative.parts
 
@@ -132,7 +228,7 @@ def _folder_key(path: PurePosixPath) -> str:
 
 def archive_location(archive: str | Path, member: str) -> str:
     kind = Path(archive).suffix.lower().removeprefix(".")
-    return f"{kind}://{member}::{archive}"
+    return f"{kind}://{member}::{str(archive).replace('%', '%25').replace('::', '%3A%3A')}"
 
 
 def split_location(location: str) -> tuple[str, str | None]:
@@ -141,20 +237,27 @@ def split_location(location: str) -> tuple[str, str | None]:
         prefix = f"{kind.removeprefix('.')}://"
         if location.startswith(prefix) and "::" in location:
             member, _, archive = location.removeprefix(prefix).rpartition("::")
-            return archive, member
+            return archive.replace("%3A%3A", "::").replace("%25", "%"), member
     return location, None
 
 
 def read_location(location: str, size: int = -1) -> bytes:
-    """The file's bytes, or the first `size` of them; an OSError if it is missing or damaged."""
+    """The file's bytes, or the first `size` of them.
+
+    Raises:
+        OSError: it is missing or damaged.
+        DataError: it is in an archive and would unpack to more than the limit (limits.py), or the archive itself is damaged.
+    """
     file, member = split_location(location)
-    if "://" in file:  # where a streamed data set lies: on the Hub, or in any other file system that fsspec knows
+    if "://" in file:  # where a streamed dataset lies: on the Hub, or in any other file system that fsspec knows
         with fsspec.open(location) as remote:
             return remote.read(size)
     if member is not None:
         return _open_archive(file).read(member, size)
     with open(file, "rb") as stream:
-        return stream.read(size)
+        if size is None or size < 0:
+            return stream.read()
+        return stream.read(min(size, os.fstat(stream.fileno()).st_size))  # Python sets memory aside for all that is asked for
 
 
 def location_name(location: str) -> str:
@@ -169,52 +272,100 @@ def location_stamp(location: str) -> str:
     return f"{location}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
-class _Archive:
-    """An open zip or tar file, read member by member; several threads may read."""
+class _ZipFile:
+    """An open zip file, read member by member; several threads may read. It is closed when nobody refers to it any more."""
 
     def __init__(self, file: str):
-        self.lock = Lock()
-        try:
-            if file.lower().endswith(".zip"):
-                self._zip = zipfile.ZipFile(file)
-                self.names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
-            else:
-                self._zip = None
-                # Uncompressed only: of a compressed tar every read would begin at its start.
-                with tarfile.open(file, "r:") as tar:
-                    self._members = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in tar if m.isfile()}
-                self._descriptor = os.open(file, os.O_RDONLY)
-                # tarfile takes a file that was cut off within a header for a whole one.
-                if any(os.pread(self._descriptor, TAR_BLOCK, os.stat(file).st_size - TAR_BLOCK)):
-                    raise EOFError("it ends before its end mark")
-                self.names = list(self._members)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-            raise DataError(f"The archive {file} is damaged ({error}): fetch it again.") from error
+        self._file = file
+        self._lock = Lock()
+        self._zip = zipfile.ZipFile(file)
+        self.names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
 
     def read(self, member: str, size: int) -> bytes:
         """The member's first `size` bytes, all if it is negative."""
         try:
-            if self._zip is not None:
-                with self.lock, self._zip.open(member) as stream:
-                    return stream.read(size)
-            offset, whole = self._members[member]
+            info = self._zip.getinfo(member)
         except KeyError as error:
             raise FileNotFoundError(f"no member {member}") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise OSError(str(error)) from error  # damaged, encrypted, or of an unknown compression
+        # The others unpack without any bound on what one step gives.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise OSError("it is packed in another way than by deflate: unpack the archive, or pack it again")
+        wanted = info.file_size if size < 0 else min(size, info.file_size)
+        check_member_size(member, self._file, info.compress_size, wanted)
+        try:
+            with self._lock, self._zip.open(info) as stream:
+                return _read_exactly(stream, wanted)
+        except DAMAGE as error:
+            raise OSError(str(error) or repr(error)) from error
+
+
+def _read_exactly(stream: zipfile.ZipExtFile, size: int) -> bytes:
+    """In chunks: asked for everything at once, zipfile unpacks 2 GB of a member that claims to have one byte."""
+    chunks = []
+    while size > 0:
+        chunks.append(stream.read(min(size, CHUNK)))
+        if not chunks[-1]:
+            raise EOFError("the member ends too early")
+        size -= len(chunks[-1])
+    return b"".join(chunks)
+
+
+class _TarFile:
+    """The list of a tar file's members; only while one is read is the file open. Several threads and processes may read."""
+
+    def __init__(self, file: str):
+        self._file = file
+        whole = os.stat(file).st_size
+        # Uncompressed only: of a compressed tar every read would begin at its start.
+        with tarfile.open(file, "r:") as tar:
+            members = {member.name.removeprefix("./"): member for member in tar if member.isfile()}
+        self._places = {name: (m.offset_data, m.size) for name, m in members.items() if not m.issparse()}
+        # tarfile takes a file that was cut off within a header for a whole one.
+        if any(self._bytes(whole - TAR_BLOCK, TAR_BLOCK)):
+            raise EOFError("it ends before its end mark")
+        if any(start + size > whole for start, size in self._places.values()):
+            raise EOFError("it ends before its last member does")
+        self.names = list(members)
+
+    def read(self, member: str, size: int) -> bytes:
+        """The member's first `size` bytes, all if it is negative."""
+        if member not in self._places:
+            absent = member not in self.names
+            raise FileNotFoundError(f"no member {member}") if absent else OSError("it is stored with holes: unpack the archive")
+        offset, whole = self._places[member]
         wanted = whole if size < 0 else min(size, whole)
-        data = os.pread(self._descriptor, wanted, offset)
+        data = self._bytes(offset, wanted)
         if len(data) < wanted:
             raise OSError("the archive ends too early")
         return data
 
+    def _bytes(self, offset: int, size: int) -> bytes:
+        with open(self._file, "rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
 
-def _open_archive(file: str) -> _Archive:
-    """One for each process, for forked workers would share the position in the file; a new one where the file has changed."""
+
+def _open_archive(file: str) -> _ZipFile | _TarFile:
+    """One for each process; a new one where the file has changed."""
     status = os.stat(file)
-    return _opened_archive(os.getpid(), file, status.st_mtime_ns, status.st_size)
+    return _opened_archive(file, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=16)
-def _opened_archive(process: int, file: str, changed: int, size: int) -> _Archive:
-    return _Archive(file)
+@lru_cache(maxsize=MAX_OPEN)
+def _opened_archive(file: str, changed: int, size: int) -> _ZipFile | _TarFile:
+    try:
+        archive = _ZipFile(file) if file.lower().endswith(".zip") else _TarFile(file)
+    except (*DAMAGE, OSError) as error:
+        raise DataError(f"The archive {file} is damaged ({error or repr(error)}): fetch it again.") from error
+    for name in archive.names:
+        if len(name) > LONGEST_NAME or name.count("/") > DEEPEST:
+            raise DataError(
+                f"The archive {file} holds a name of {len(name)} characters and {name.count('/')} folders, {name[:80]!a}…; the "
+                f"limit is {LONGEST_NAME} and {DEEPEST}, beyond which no file can be unpacked: pack it again with shorter names."
+            )
+    return archive
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process would share the position in the file, and keep the file open for as long as it lives.
+    os.register_at_fork(after_in_child=_opened_archive.cache_clear)

@@ -146,3 +146,30 @@ def test_broken_list(mini_camvid, text, message):
     (mini_camvid / "train.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         load(mini_camvid)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "../secret.png valannot/mini_val_00000.png",
+        "val/mini_val_00000.png ../secret.png",
+        "/SegNet/CamVid/val/../secret.png /SegNet/CamVid/valannot/mini_val_00000.png",
+        "..\\secret.png valannot/mini_val_00000.png",
+        "/ valannot/mini_val_00000.png",
+        ". valannot/mini_val_00000.png",
+    ],
+)
+def test_segnet_list_that_leads_outside_is_refused(mini_camvid, line):
+    PIL.Image.new("RGB", (64, 48)).save(mini_camvid.parent / "secret.png")
+    (mini_camvid / "val.txt").write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"val\.txt: the line .* leads outside the data folder: correct it"):
+        load(mini_camvid, "val")
+
+
+@pytest.mark.parametrize("line", ["../../secret", "/etc/secret.png", "..", "../../secret/../secret.png"])
+def test_original_list_that_leads_outside_finds_nothing_there(mini_original, line):
+    for name in ("secret.png", "secret_L.png"):
+        PIL.Image.new("RGB", (64, 48)).save(mini_original.parent / name)
+    (mini_original / "val.txt").write_text(f"{line}\n")
+    with pytest.raises(DataError, match="without its"):
+        load(mini_original, "val")

@@ -345,7 +345,7 @@ def test_absent_split_and_absent_panoptic_are_named(mini_coco):
     with pytest.raises(DataError, match=r"no panoptic label maps: panoptic_val2017/ or panoptic_val2017\.zip"):
         load(mini_coco, label_space="coco_panoptic133")
     shutil.rmtree(mini_coco / "train2017")
-    with pytest.raises(DataError, match=r"no pictures of the split 'train': train2017/ or train2017\.zip"):
+    with pytest.raises(DataError, match=r"no images of the split 'train': train2017/ or train2017\.zip"):
         load(mini_coco, "train")
 
 
@@ -360,9 +360,10 @@ def first(key, **changes):
         (first("annotations", image_id=12), r"annotation 90 belongs to image 12, which is not among the file's images"),
         (first("annotations", category_id=12), r"annotation 90 has the category id 12, which label space 'coco81' does not know"),
         (first("annotations", category_id="1"), r"annotation 90 has the category_id 1; it must be of type int"),
-        (first("annotations", segmentation=[]), r"annotation 90 has a segmentation that is neither polygons nor run lengths"),
+        (first("annotations", category_id=True), r"annotation 90 has the category_id True; it must be of type int"),
+        (first("annotations", segmentation="x"), r"annotation 90 has a segmentation that is neither polygons nor run lengths"),
         (first("annotations", segmentation={"size": [10, 20]}), r"annotation 90 has a segmentation that is neither"),
-        (first("annotations", segmentation=None), r"annotation 90 has the segmentation None; it must be of type list"),
+        (first("annotations", segmentation=[[[[[[[1, 2]]]]]]]), r"annotation 90 has a segmentation that is neither"),
         (
             first("images", file_name="../secret.jpg"),
             r"image 7: its file_name '\.\./secret\.jpg' leads outside of the data folder",
@@ -370,13 +371,23 @@ def first(key, **changes):
         (first("images", file_name="/etc/secret.jpg"), r"image 7: its file_name '/etc/secret\.jpg' leads outside"),
         (first("images", file_name="a\\..\\..\\b.jpg"), r"image 7: its file_name .* leads outside"),
         (first("images", file_name=""), r"image 7: its file_name '' leads outside"),
-        (first("images", height=0), r"image 7 has height 0 and width 20"),
-        (first("images", width=None), r"image 7 has the width None; it must be of type int"),
+        (first("images", file_name="a\0b.jpg"), r"image 7: its file_name 'a\\x00b\.jpg' holds what no file's name should"),
+        (first("images", file_name="\ud800.jpg"), r"image 7: its file_name '\\ud800\.jpg' holds what no file's name should"),
+        (first("images", height=0), r"image 7 has the height 0: it must be 1 or more"),
+        (first("images", width="20"), r"image 7 has the width 20; it must be of type int"),
+        (first("images", id=None), r"an entry of images has the id None; it must be of type int \| str"),
         (first("images", height=20, width=10), r"7\.jpg is 20×10 pixels .* but its label map .*#7 is 10×20"),
         (lambda content: content["images"].append(content["images"][0]), r"image 7 is there twice"),
+        (
+            lambda content: content["images"].append({**content["images"][0], "id": 8, "file_name": "7.png"}),
+            r"the images 7 and 8 are both called '7', but for the suffix",
+        ),
         (lambda content: content.pop("annotations"), r"has no list 'annotations' of objects"),
         (lambda content: content.update(images={}), r"has no list 'images' of objects"),
         (lambda content: content["categories"].append({"id": 1, "name": "cat"}), r"category 1 is 'cat', but COCO's is 'person'"),
+        (lambda content: content["categories"].append([1, "cat"]), r"no list 'categories' of objects"),
+        (lambda content: content["categories"].append({"id": 1}), r"\{'id': 1\} is among its categories"),
+        (lambda content: content.update(categories=["cat"]), r"'categories'"),
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
@@ -385,7 +396,7 @@ def test_bad_json_names_file_and_record(one_picture, change, message, streaming)
     assert ids_of(load(folder)[0]).sum() == 16
     change_json(folder / "annotations" / "instances_val2017.json", change)
     with pytest.raises(DataError, match=message) as caught:
-        load(folder, streaming=streaming)
+        load(folder, label_space="coco81", streaming=streaming)
     assert "annotations/instances_val2017.json" in str(caught.value)
 
 
@@ -402,13 +413,27 @@ def test_broken_json_is_named(one_picture, text):
     [
         ([[1, 2, 3, 4]], r"annotation 90: a polygon has 4 numbers"),
         ([[1, 2, 3, 4, 5, 6, 7]], r"annotation 90: a polygon has 7 numbers"),
-        ([[0, 0, 1e9, 0, 1e9, 1e9]], r"annotation 90: a polygon lies far outside of the picture of 20×10 pixels"),
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], r"annotation 90: a polygon lies far outside of the image of 20×10 pixels"),
         ([[0, 0, float("nan"), 0, 5, 5]], r"annotation 90: a polygon lies far outside"),
         ({"size": [10, 20], "counts": [3, 2]}, r"annotation 90: its run lengths are for 5 pixels .* \[10, 20\]"),
         ({"size": [10, 20], "counts": [300, -100]}, r"annotation 90: its run lengths are for 200 pixels"),
         ({"size": [20, 10], "counts": [200]}, r"annotation 90: its run lengths are .*\[20, 10\].*\[10, 20\]"),
         ({"size": [10, 20], "counts": "99"}, r"annotation 90: its run lengths are for 18 pixels"),
         ({"size": [10, 20], "counts": "é"}, r"annotation 90: its run lengths hold 'é'"),
+        # The sum of these wraps to 200 in 64 bits.
+        ({"size": [10, 20], "counts": [2**63 - 1] * 2 + [202]}, rf"annotation 90: its run lengths are for {2**64 + 200} pixels"),
+        ({"size": [10, 20], "counts": [10**30]}, rf"annotation 90: its run lengths are for {10**30} pixels"),
+        ({"size": [10, 20], "counts": "o" * 100}, r"annotation 90: one of its run lengths has more than 64 bits"),
+        ({"size": [10, 20], "counts": "X6o"}, r"annotation 90: its run lengths end within a number"),
+        ({"size": [10, 20], "counts": [199.5, 0.5]}, r"annotation 90 has a segmentation that is neither"),
+        ({"size": [10, 20], "counts": [True, 199]}, r"annotation 90 has a segmentation that is neither"),
+        ({"size": [10, 20], "counts": ["200"]}, r"annotation 90 has a segmentation that is neither"),
+        ({"size": [10, 20], "counts": []}, r"annotation 90: its run lengths are for 0 pixels"),
+        ({"size": "10×20", "counts": [200]}, r"annotation 90: its run lengths are .*'10×20'"),
+        ([["0", "0", "5", "0", "5", "5"]], r"annotation 90 has a segmentation that is neither"),
+        ([[0, 0, 5, 0, 5, None]], r"annotation 90 has a segmentation that is neither"),
+        ([[0, 0, 10**400, 0, 5, 5]], r"annotation 90: a polygon lies far outside"),
+        ([[[1, 2], [3, 4]]], r"annotation 90: a polygon has 2 numbers"),
     ],
 )
 def test_segmentation_that_cannot_be_drawn_is_named_when_it_is_read(one_picture, segmentation, message):

@@ -103,3 +103,53 @@ def test_pickles_and_hashes():
     SPACE.train_ids(np.array([[7]], np.uint8), "x.png")
     assert pickle.loads(pickle.dumps(SPACE)) == SPACE
     assert hash(SPACE) == hash(pickle.loads(pickle.dumps(SPACE)))
+
+
+FEW = LabelSpace("few", ("a", "b"), ((0, 0, 0), (1, 1, 1)), {0: 0, 7: 1, 255: 255})
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "u1", "u2", "u4", "u8", "i2", "i4", "i8"])
+def test_ids_of_every_type_of_number(dtype):
+    assert FEW.train_ids(np.array([[0, 7], [255, 7]], dtype), "x").tolist() == [[0, 1], [255, 1]]
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (np.nan, "f4"),
+        (np.nan, "f2"),
+        (np.inf, "f8"),
+        (-np.inf, "f8"),
+        (6.5, "f8"),
+        (1e300, "f8"),
+        (2**64 - 1, "u8"),
+        (2**63, "u8"),
+    ],
+)
+def test_numbers_that_are_no_ids(value, dtype):
+    """A cast makes −9223372036854775808 of NaN, 6 of 6.5, and `take` 0 of 2⁶⁴ − 1."""
+    raw = np.array([[0, 7, 7], [7, 0, 7]], dtype)
+    raw[1, 1] = value
+    with pytest.raises(DataError, match=r"Label map the_file holds 1 pixels that are no ids, for example \S+; ids are whole"):
+        FEW.train_ids(raw, "the_file")
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(-1.0, "f8"), (8.0, "f4"), (2.0**40, "f8"), (-1, "i8"), (8, "u8")])
+def test_whole_numbers_without_a_class(value, dtype):
+    with pytest.raises(DataError, match=rf"the_file holds the ids {int(value)}, which label space 'few' does not know"):
+        FEW.train_ids(np.array([[0, value]], dtype), "the_file")
+
+
+@pytest.mark.parametrize("raw", [np.array([["7"]]), np.array([[7j]]), np.array([[None]])])
+def test_values_that_are_no_numbers(raw):
+    with pytest.raises(DataError, match="the_file holds values of type"):
+        FEW.train_ids(raw, "the_file")
+
+
+def test_tiff_of_floating_point_numbers():
+    values = np.array([[0, 7], [255, 7]], np.float32)
+    decoded = FEW.translate_picture(PIL.Image.fromarray(values), "x")
+    assert (decoded.mode, np.asarray(decoded).tolist()) == ("L", [[0, 1], [255, 1]])
+    values[0, 0] = np.nan
+    with pytest.raises(DataError, match="for example nan"):
+        FEW.translate_picture(PIL.Image.fromarray(values), "x")
