@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 
 from ..errors import AbsentSplitError, DataError
-from .builder import SegmentationBuilder
+from .builder import SegmentationBuilder, stored_split
 from .camvid import CamVid
 from .cityscapes import Cityscapes
 from .coco import Coco
@@ -84,10 +84,10 @@ def load_segmentation_dataset(
     digest = builder_class.digest(data_dir, split, label_space)
     builder = builder_class(data_dir=str(data_dir), split=split, label_space=label_space, listing_digest=digest)
     if streaming:
-        return builder.as_streaming_dataset(split)
+        return builder.as_streaming_dataset(stored_split(split))
     with _without_progress_bars():
         builder.download_and_prepare()
-    return builder.as_dataset(split)
+    return builder.as_dataset(stored_split(split))
 
 
 def find_builder(name: str, data_dir: str | Path, label_space: str | Path | None) -> tuple[type[SegmentationBuilder], Path, str]:
