@@ -201,7 +201,7 @@ class LabelSpace:
         )
 
     def _remedy(self, kind: str) -> str:
-        if LABEL_SPACES.get(self.name) == self:
+        if self.name in LABEL_SPACES:
             return "correct the file, or load the dataset with the label space that it was drawn in"
         field = "" if kind == "ids" else " (field colours:)"
         return f"add them to the label table (labels.yaml), to a class{field} or under ignore:, or correct the file"

@@ -50,8 +50,9 @@ CLASS_FIELDS = ("ids", "colours")
 USUAL_NAME = "labels.yaml"
 CVAT_NAME = "labelmap.txt"
 CVAT_LINE = re.compile(r"(?:(?P<name>.+?): *(?P<colour>\d+ *, *\d+ *, *\d+)|(?P<uncoloured>[^:]+):)(?::[^:]*){0,2}")
-MAX_BYTES = 1_000_000  # of a label table; all ids from 0 to 65535 take less than half of it
-MAX_BYTES_VARIABLE = "REVHRNET_MAX_LABEL_TABLE_BYTES"
+MEBIBYTE = 1 << 20
+MAX_BYTES = MEBIBYTE  # of a label table; all ids from 0 to 65535 take less than half of it
+TEXT_VARIABLE = "REVHRNET_MAX_TEXT_MB"
 MAX_ENTRIES = 200_000  # values in a label table, each counted as often as it is referred to
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
@@ -150,8 +151,8 @@ def _text_of(source: str) -> str:
         raise DataError(f"The label table {source} cannot be read ({error}).") from error
     if len(data) > limit:
         raise DataError(
-            f"The label table {source} has more than {limit:,} bytes: so long a file is hardly a label table. If it is one, set the "
-            f"environment variable {MAX_BYTES_VARIABLE} to a larger number."
+            f"The label table {source} has more than {limit / MEBIBYTE:.0f} MB of text, the limit: so long a file is hardly a label "
+            f"table. If it is one, set the environment variable {TEXT_VARIABLE} to more megabytes."
         )
     try:
         return data.decode("utf-8-sig")
@@ -160,10 +161,12 @@ def _text_of(source: str) -> str:
 
 
 def _max_bytes() -> int:
-    given = os.environ.get(MAX_BYTES_VARIABLE, str(MAX_BYTES))
-    if not given.isdecimal() or int(given) == 0:
-        raise DataError(f"The environment variable {MAX_BYTES_VARIABLE} must be a number of bytes, not {given!r}.")
-    return int(given)
+    megabytes = os.environ.get(TEXT_VARIABLE, "")
+    if not megabytes:
+        return MAX_BYTES
+    if not megabytes.isdecimal() or int(megabytes) == 0:
+        raise DataError(f"The environment variable {TEXT_VARIABLE} is {megabytes!r}: give a whole number of megabytes, 1 or more.")
+    return int(megabytes) * MEBIBYTE
 
 
 def _check_entries(root: yaml.Node, source: str) -> None:

@@ -204,15 +204,15 @@ def test_aliases_that_multiply_are_refused_at_once(space_of):
 
 
 def test_long_table_is_refused_before_it_is_parsed(space_of, monkeypatch):
-    text = f"names: [a, b]\n# {'x' * 1_000_000}\n"
+    text = f"names: [a, b]\n# {'x' * (1 << 20)}\n"
     monkeypatch.setattr(yaml, "compose", lambda *_: pytest.fail("parsed"))
-    with pytest.raises(DataError, match="more than 1,000,000 bytes.*environment variable REVHRNET_MAX_LABEL_TABLE_BYTES"):
+    with pytest.raises(DataError, match=r"more than 1 MB of text, .*variable REVHRNET_MAX_TEXT_MB"):
         space_of(text)
     monkeypatch.undo()
-    monkeypatch.setenv("REVHRNET_MAX_LABEL_TABLE_BYTES", "2000000")
+    monkeypatch.setenv("REVHRNET_MAX_TEXT_MB", "2")
     assert space_of(text).names == ("a", "b")
-    monkeypatch.setenv("REVHRNET_MAX_LABEL_TABLE_BYTES", "lots")
-    with pytest.raises(DataError, match="must be a number of bytes, not 'lots'"):
+    monkeypatch.setenv("REVHRNET_MAX_TEXT_MB", "lots")
+    with pytest.raises(DataError, match="is 'lots': give a whole number of megabytes"):
         space_of(text)
 
 

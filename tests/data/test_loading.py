@@ -101,7 +101,7 @@ def test_data_set_without_label_map_has_no_label_space():
 
 
 def test_unknown_names_list_the_known(mini_camvid):
-    with pytest.raises(DataError, match="Unknown data set: 'kitti'; known: camvid"):
+    with pytest.raises(DataError, match="Unknown dataset: 'kitti'; known: camvid"):
         load_segmentation_dataset("kitti", mini_camvid, "train")
     with pytest.raises(DataError, match="Unknown split of camvid: 'dev'; known: train, val, test, trainval"):
         load(mini_camvid, "dev")
