@@ -12,7 +12,7 @@ from typing import ClassVar
 from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, LabelSpace
-from .listing import Listed
+from .listing import Listed, check_no_repeats
 from .tree import DataTree, leads_outside
 
 SEGNET_VOID = 11
@@ -116,7 +116,9 @@ class CamVid(SegmentationBuilder):
                 f"{tree.root} is CamVid in SegNet's form, which has 11 classes: for {CAMVID32.name!r} give the folder of the "
                 f"original form ({STILLS}/, {LABELS}/)."
             )
-        return [item for part in SPLIT_PARTS[split] for item in form(tree, part)]
+        listed = [item for part in SPLIT_PARTS[split] for item in form(tree, part)]
+        check_no_repeats([item.image_id for item in listed], f"{tree.root}: {' + '.join(SPLIT_PARTS[split])}")
+        return listed
 
 
 def _form_of(tree: DataTree) -> ListForm | None:

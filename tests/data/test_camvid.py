@@ -146,3 +146,19 @@ def test_broken_list(mini_camvid, text, message):
     (mini_camvid / "train.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         load(mini_camvid)
+
+
+@pytest.mark.parametrize("form", ["mini_camvid", "mini_original"])
+def test_frame_that_is_named_twice(request, form):
+    data_dir = request.getfixturevalue(form)
+    train, val = (data_dir / f"{split}.txt" for split in ("train", "val"))
+    line = train.read_text().splitlines()[1]
+    with val.open("a") as names:
+        names.write(line + "\n")
+    assert len(load(data_dir, "train")) == 5
+    with pytest.raises(DataError, match=r"train \+ val names '.*00001' twice: take one out"):
+        load(data_dir, "trainval")
+    with val.open("a") as names:
+        names.write(line + "\n")
+    with pytest.raises(DataError, match=r"val names '.*00001' twice"):
+        load(data_dir, "val")
