@@ -24,7 +24,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="dataset by name, such as camvid; folder, for images of your own")
     parser.add_argument("data_dir", metavar="DIR", type=Path, help="its folder, as its publisher ships it")
-    parser.add_argument("--loader", help="how to read it, where NAME is a name of your own: folder, or a published dataset's name")
+    parser.add_argument(
+        "--loader", help="how to read it, where NAME is a name of your own: folder, or a published dataset's name"
+    )
     parser.add_argument("--split", nargs="+", default=(), help="parts of the dataset (default: all that are there)")
     parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
     parser.add_argument(
@@ -47,9 +49,7 @@ def main() -> None:
         raise RecipeError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
     if not 0 <= args.max_ignored <= 100:
         raise RecipeError(f"--max_ignored {args.max_ignored}: give a percentage from 0 to 100")
-    audit = audit_dataset(
-        args.name, args.data_dir, args.split, args.label_space, args.num_workers, args.loader, args.max_ignored
-    )
+    audit = audit_dataset(args.name, args.data_dir, args.split, args.label_space, args.num_workers, args.loader, args.max_ignored)
     print(audit)
     if args.json:
         write_json(args.json, audit.to_dict())

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader
 from PIL import Image
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import AbsentSplitError, DataError
@@ -296,8 +296,8 @@ def check_sample(sample: Sample, counting: Counting) -> Checked:
         problems.append(Problem("size", sample.image, text))
     if image and label_map and (orientation := ambiguous_orientation(sample.image, label_map.size)):
         text = (
-            f"{sample.image} has the EXIF orientation {orientation}, and its label map fits the image turned by it as well as the "
-            "one stored: see that both show the same."
+            f"{sample.image} has the EXIF orientation {orientation}, and its label map fits the image turned by it as well as "
+            "the one stored: see that both show the same."
         )
         notes.append(Problem("orientation", sample.image, text))
     pixels, ignored = (None, {}) if label_map is None else counting.count(np.asarray(label_map))

@@ -93,8 +93,8 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         right = [folder for folder in tree.packed_folders() if cls.recognises(tree.below(folder))]
         if len(right) > 1:
             raise DataError(
-                f"{tree.root} holds archives with {' and '.join(f'{folder}/' for folder in right)}, each of which may be meant: give "
-                "each archive a folder of its own."
+                f"{tree.root} holds archives with {' and '.join(f'{folder}/' for folder in right)}, each of which may be meant: "
+                "give each archive a folder of its own."
             )
         return tree.below(right[0]) if right else None
 
@@ -124,7 +124,9 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     def _where_else(cls, tree: DataTree) -> str:
         """What should lie in the folder, and which folder is probably meant."""
         said = f"{cls.HINT} should lie there."
-        below = [folder for folder in (tree.root / name for name in tree.folders()) if folder.is_dir() and cls._looks_right(folder)]
+        below = [
+            folder for folder in (tree.root / name for name in tree.folders()) if folder.is_dir() and cls._looks_right(folder)
+        ]
         if len(below) > 1:
             return f"{said} But {', '.join(map(str, below))} look right: give one of them."
         if right := below or cls._right_above(tree):

@@ -126,16 +126,16 @@ def unseen_text(counts: ClassCounts, train_id: int, where: str) -> str:
         return f"{said} Add label maps that hold it, or take it out of the label table."
     raw = suspects[0]
     return (
-        f"{said} {counts.percent(raw):.1f} % of the pixels are {_shown(raw)}, which is ignored: if that is {name!r}, the label table "
-        f"must say so, {_example(counts.space, train_id, raw)}."
+        f"{said} {counts.percent(raw):.1f} % of the pixels are {_shown(raw)}, which is ignored: if that is {name!r}, the label "
+        f"table must say so, {_example(counts.space, train_id, raw)}."
     )
 
 
 def ignored_text(counts: ClassCounts, raw: Raw, where: str, most: float) -> str:
     """A sentence on an id or colour that is ignored on more pixels than is usual."""
     return (
-        f"{counts.percent(raw):.1f} % of the pixels in {where} are {_shown(raw)}, which is ignored: nothing is learnt from more than "
-        f"{most:g} % of them. If it is a class, name it in the label table, such as person: {_as_yaml(raw)}."
+        f"{counts.percent(raw):.1f} % of the pixels in {where} are {_shown(raw)}, which is ignored: nothing is learnt from more "
+        f"than {most:g} % of them. If it is a class, name it in the label table, such as person: {_as_yaml(raw)}."
     )
 
 

@@ -108,8 +108,8 @@ class Folder(SegmentationBuilder):
                 return f"{tree.root} is not divided into splits. But {right[0]} looks right: give that folder."
             return (
                 f"{tree.expected(unsplit[0].images)} and {tree.expected(unsplit[0].labels)} are not divided into splits: put "
-                f"val_fraction: 0.2 into the label table to hold out a fifth as {VAL}, or name each split's images in train.txt and "
-                f"val.txt, one a line, in {tree.root}."
+                f"val_fraction: 0.2 into the label table to hold out a fifth as {VAL}, or name each split's images in train.txt "
+                f"and val.txt, one a line, in {tree.root}."
             )
         if table is not None and table.images is not None:
             return (
@@ -119,8 +119,8 @@ class Folder(SegmentationBuilder):
         if not cls.recognises(tree):
             return cls._not_here(tree)
         return (
-            f"{tree.root} holds no split: {SPLIT}/images/ with {SPLIT}/labels/ or images/{SPLIT}/ with labels/{SPLIT}/ should lie "
-            f"there ({SPLIT} being any name), or images/ with labels/ and list files; a label table names other folders."
+            f"{tree.root} holds no split: {SPLIT}/images/ with {SPLIT}/labels/ or images/{SPLIT}/ with labels/{SPLIT}/ should "
+            f"lie there ({SPLIT} being any name), or images/ with labels/ and list files; a label table names other folders."
         )
 
     @classmethod
@@ -140,8 +140,8 @@ class Folder(SegmentationBuilder):
         for other in sources[1:]:
             if _files(pairs) != _files(_pairs(tree, other, table)):
                 raise DataError(
-                    f"{tree.root} holds the split {split!r} twice, in {' and '.join(_told_apart(sources[0], other))}: take one of "
-                    f"them away, or name the folders in the label table (images, labels)."
+                    f"{tree.root} holds the split {split!r} twice, in {' and '.join(_told_apart(sources[0], other))}: take one "
+                    f"of them away, or name the folders in the label table (images, labels)."
                 )
         return pairs
 
@@ -265,8 +265,8 @@ def _with_held_out(tree: DataTree, table: LabelTable, sources: dict[str, list[So
     whole = next((split for split in HELD_OUT_FROM if split in sources), None)
     if VAL in sources:
         raise DataError(
-            f"{tree.root} has a split {VAL!r} ({_place(sources[VAL][0])}), and the label table's val_fraction would make one too: "
-            "take one of them away."
+            f"{tree.root} has a split {VAL!r} ({_place(sources[VAL][0])}), and the label table's val_fraction would make one "
+            "too: take one of them away."
         )
     if whole is not None:
         pool = sources[whole]
@@ -282,7 +282,7 @@ def _with_held_out(tree: DataTree, table: LabelTable, sources: dict[str, list[So
         }
     if not pool:
         raise DataError(
-            f"{tree.root} holds nothing that the label table's val_fraction could take from: images/ with labels/, or a split train."
+            f"{tree.root} holds nothing that the label table's val_fraction could take from, such as images/ with labels/."
         )
     others = {split: found for split, found in sources.items() if split != whole}
     train = "train" if whole in (None, "default") else whole

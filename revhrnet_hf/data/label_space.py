@@ -177,9 +177,9 @@ class LabelSpace:
     def _from_colours(self, raw: np.ndarray, source: str) -> np.ndarray:
         if not self.raw_colours:
             raise DataError(
-                f"Label map {source} is a colour picture, but label space {self.name!r} knows ids only: use the dataset's label maps "
-                "of ids (single-channel or palette PNG); or, in a label table of your own, give each class its colour in the field "
-                'colours:, such as road: {colours: "#804080"}.'
+                f"Label map {source} is a colour picture, but label space {self.name!r} knows ids only: use the dataset's label "
+                "maps of ids (single-channel or palette PNG); or, in a label table of your own, give each class its colour in "
+                'the field colours:, such as road: {colours: "#804080"}.'
             )
         known_codes, code_train_ids = self._colour_table
         codes = _colour_codes(raw)

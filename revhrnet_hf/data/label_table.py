@@ -51,9 +51,12 @@ USUAL_NAME = "labels.yaml"
 CVAT_NAME = "labelmap.txt"
 CVAT_LINE = re.compile(r"(?:(?P<name>.+?): *(?P<colour>\d+ *, *\d+ *, *\d+)|(?P<uncoloured>[^:]+):)(?::[^:]*){0,2}")
 MEBIBYTE = 1 << 20
-MAX_BYTES = MEBIBYTE  # of a label table; all ids from 0 to 65535 take less than half of it
+MAX_BYTES = MEBIBYTE // 4  # of a label table; 255 classes of many ids and colours take a tenth of it
 TEXT_VARIABLE = "REVHRNET_MAX_TEXT_MB"
-MAX_ENTRIES = 200_000  # values in a label table, each counted as often as it is referred to
+MAX_ENTRIES = 50_000  # values in a label table, each counted as often as it is referred to
+DEEPEST = 20  # levels of lists and mappings; a table needs four
+# libyaml is ten times as fast, where PyYAML was built with it.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
 SPLIT = "{split}"
@@ -132,15 +135,18 @@ def read_label_table(path: str | Path) -> LabelTable:
     if location_name(source) == CVAT_NAME:
         return _read_cvat(text, source)
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_nesting(text, source)
+        root = yaml.compose(text, Loader=LOADER)
         if root is None:
             raise DataError(f"The label table {source} is empty: it needs at least names: [first class, second class].")
-        _check_entries(root, source)
+        _check_aliases(root, source)
         return _Reader(source).table(root)
     except yaml.YAMLError as error:
         raise DataError(f"The label table {source} is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise DataError(f"The label table {source} is nested too deeply: a class, its ids and colours need three levels.") from error
+        raise DataError(
+            f"The label table {source} is nested too deeply: a class, its ids and colours need three levels."
+        ) from error
 
 
 def _text_of(source: str) -> str:
@@ -151,8 +157,8 @@ def _text_of(source: str) -> str:
         raise DataError(f"The label table {source} cannot be read ({error}).") from error
     if len(data) > limit:
         raise DataError(
-            f"The label table {source} has more than {limit / MEBIBYTE:.0f} MB of text, the limit: so long a file is hardly a label "
-            f"table. If it is one, set the environment variable {TEXT_VARIABLE} to more megabytes."
+            f"The label table {source} has more than {limit / MEBIBYTE:g} MB of text, the limit: so long a file is hardly a "
+            f"label table. If it is one, set the environment variable {TEXT_VARIABLE} to more megabytes."
         )
     try:
         return data.decode("utf-8-sig")
@@ -165,11 +171,25 @@ def _max_bytes() -> int:
     if not megabytes:
         return MAX_BYTES
     if not megabytes.isdecimal() or int(megabytes) == 0:
-        raise DataError(f"The environment variable {TEXT_VARIABLE} is {megabytes!r}: give a whole number of megabytes, 1 or more.")
+        raise DataError(
+            f"The environment variable {TEXT_VARIABLE} is {megabytes!r}: give a whole number of megabytes, 1 or more."
+        )
     return int(megabytes) * MEBIBYTE
 
 
-def _check_entries(root: yaml.Node, source: str) -> None:
+def _check_nesting(text: str, source: str) -> None:
+    """Raises a DataError for lists within lists beyond all measure, on which PyYAML's composer would end the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise DataError(
+                f"The label table {source}, line {event.start_mark.line + 1}, is nested more than {DEEPEST} levels deep: a "
+                "class, its ids and its colours need four."
+            )
+
+
+def _check_aliases(root: yaml.Node, source: str) -> None:
     """An alias (`*x`) refers to a value that may hold aliases itself, so that a few lines stand for billions of values."""
     counts: dict[int, int] = {}
 
@@ -182,8 +202,8 @@ def _check_entries(root: yaml.Node, source: str) -> None:
 
     if count(root) > MAX_ENTRIES:
         raise DataError(
-            f"The label table {source} stands for more than {MAX_ENTRIES:,} values, or for itself, through its aliases (*name): "
-            "write them out without aliases."
+            f"The label table {source} stands for more than {MAX_ENTRIES:,} values, or for itself: name ids only that the label "
+            "maps hold, and write aliases (*name) out."
         )
 
 
@@ -347,7 +367,9 @@ class _Reader:
             self.result.images = self._folder(fields["images"], "images")
             self.result.labels = self._folder(fields["labels"], "labels")
             if (SPLIT in self.result.images) != (SPLIT in self.result.labels):
-                raise self._wrong(root, f"images and labels: either both hold {SPLIT}, where the split's name stands, or neither.")
+                raise self._wrong(
+                    root, f"images and labels: either both hold {SPLIT}, where the split's name stands, or neither."
+                )
 
     def _folder(self, node: yaml.Node, what: str) -> str:
         folder = self._text(node, what).replace("\\", "/").rstrip("/").removeprefix("./")
@@ -407,7 +429,8 @@ class _Reader:
         if isinstance(value, list) and [type(channel) for channel in value] == [int] * 3 and 0 <= min(value) <= max(value) <= 255:
             return tuple(value)
         raise self._wrong(
-            node, f'a colour is [red, green, blue], each from 0 to 255, or "#rrggbb" (the quotes are needed), not {_shown(value)}.'
+            node,
+            f'a colour is [red, green, blue], each from 0 to 255, or "#rrggbb" (the quotes are needed), not {_shown(value)}.',
         )
 
     def _value(self, node: yaml.Node) -> object:

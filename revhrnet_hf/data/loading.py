@@ -104,8 +104,8 @@ def loader_of(name: str, loader: str | None = None) -> str:
     if loader is None:
         if name not in loaders:
             raise DataError(
-                f"Unknown dataset: {name!r}; known: {', '.join(loaders)}. A dataset with a name of its own needs a loader (one of "
-                "these, mostly folder or hub) as well."
+                f"Unknown dataset: {name!r}; known: {', '.join(loaders)}. A dataset with a name of its own needs a loader (one "
+                "of these, mostly folder or hub) as well."
             )
         return name
     check_known("loader", loader, loaders)

@@ -116,8 +116,8 @@ def _possible_ids(stem: str) -> Iterator[str]:
 def _claim(tree: DataTree, files: dict[str, str], image_id: str, file: str) -> None:
     if image_id in files:
         raise DataError(
-            f"{tree.expected(files[image_id])} and {tree.expected(file)} are both called {image_id!r}, for they differ in ending or "
-            "suffix only: take one away, or say in the label table which suffix counts (image_suffix, label_suffix)."
+            f"{tree.expected(files[image_id])} and {tree.expected(file)} are both called {image_id!r}, for they differ in ending "
+            "or suffix only: take one away, or say in the label table which suffix counts (image_suffix, label_suffix)."
         )
     files[image_id] = file
 
@@ -213,8 +213,7 @@ def _names(file: str, folder: str) -> Iterator[str]:
     """What a list may call a file: its path below `folder`, and that below the data folder, with `/` before it as a mark."""
     path = unicodedata.normalize("NFC", file)
     below = str(PurePosixPath(path).relative_to(unicodedata.normalize("NFC", folder)))
-    for name in (below, path) if folder else (below,):
-        yield name
+    yield from (below, path) if folder else (below,)
     if folder:
         yield f"/{path}"
         yield f"/{PurePosixPath(path).with_suffix('')}"

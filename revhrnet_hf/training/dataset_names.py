@@ -1,7 +1,7 @@
 """The datasets that a recipe names, each with a name of its own.
 
-Published datasets are called what their loader is called (`cityscapes`). Of two folders of own images, or two datasets of the Hub,
-each has a name and says its loader:
+Published datasets are called what their loader is called (`cityscapes`). Of two folders of own images, or two datasets of the
+Hub, each has a name and says its loader:
 
     dataset: {name: photos, loader: folder}
     more_datasets:
@@ -98,6 +98,6 @@ def check_one_loader(datasets: list[NamedDataset]) -> None:
         known = first.setdefault(dataset.name, dataset)
         if (known.loader or known.name) != (dataset.loader or dataset.name):
             raise RecipeError(
-                f"The dataset {dataset.name!r} has the loader {known.loader or known.name!r} and {dataset.loader or dataset.name!r}: "
-                "give each dataset a name of its own"
+                f"The dataset {dataset.name!r} has the loader {known.loader or known.name!r} and "
+                f"{dataset.loader or dataset.name!r}: give each dataset a name of its own"
             )

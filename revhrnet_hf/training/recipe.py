@@ -33,7 +33,8 @@ class Recipe:
         "", "Dataset, such as camvid; folder, for images of your own; hub, for one that datasets has stored; has no default"
     )
     loader: str | None = _setting(
-        None, "How to read dataset, where dataset is a name of your own, such as photos: folder, hub, or a published dataset's name"
+        None,
+        "How to read dataset, where dataset is a name of your own, such as photos: folder, hub, or a published dataset's name",
     )
     label_space: str | None = _setting(
         None, "Classes to translate to, by name; with folder and hub, a label table (YAML); not given, the data set's usual ones"
@@ -210,9 +211,7 @@ class Recipe:
     @property
     def datasets(self) -> list[NamedDataset]:
         """All that is trained on, the one that is scored on first."""
-        first = NamedDataset(
-            self.dataset, self.train_split, self.loader, self.label_space, self.image_column, self.label_column
-        )
+        first = NamedDataset(self.dataset, self.train_split, self.loader, self.label_space, self.image_column, self.label_column)
         return [first, *map(NamedDataset.of_text, self.more_datasets or ())]
 
     @classmethod

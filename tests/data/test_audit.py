@@ -198,7 +198,10 @@ def test_masks_of_0_and_255(tmp_path, run_script, capsys, table):
     own = write_own(tmp_path / "own", {"train": [MASK, MASK], "val": [MASK]}, table)
     assert run_script("folder", own) == 1
     said = capsys.readouterr().out
-    assert "The class 'person' (id 1) has no pixel in train, so that it cannot be learnt. 25.0 % of the pixels are the id 255" in said
+    assert (
+        "The class 'person' (id 1) has no pixel in train, so that it cannot be learnt. 25.0 % of the pixels are the id 255"
+        in said
+    )
     assert "names: {background: 0, person: 255}" in said
     # The hint is the remedy.
     (own / "labels.yaml").write_text("names: {background: 0, person: 255}\n")
@@ -237,7 +240,9 @@ def test_much_that_is_ignored(tmp_path):
     assert not ignored_share(tmp_path, 5, table).findings
     ((problem, splits),) = ignored_share(tmp_path, 6, table).findings.items()
     assert (problem.kind, splits) == ("ignored", ["train"])
-    assert problem.text.startswith("6.0 % of the pixels in train are the id 9, which is ignored: nothing is learnt from more than 5 %")
+    assert problem.text.startswith(
+        "6.0 % of the pixels in train are the id 9, which is ignored: nothing is learnt from more than 5 %"
+    )
     assert "raise --max_ignored" in problem.text
     assert not ignored_share(tmp_path, 6, table, most_ignored=6).findings
     assert ignored_share(tmp_path, 2, table).splits["train"].counts.ignored == {9: 20}

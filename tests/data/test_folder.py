@@ -271,7 +271,7 @@ def test_suffixes_that_the_table_names(tmp_path):
         file.rename(file.with_name(f"{file.stem}_sat.jpg"))
     check_pairs(load(own))
     (own / "labels.yaml").write_text(table.replace("image_suffix: _sat\nlabel_suffix: _mask\n", ""))
-    with pytest.raises(DataError, match="Images and label maps are both in .*own/train: say .*label_suffix: _mask"):
+    with pytest.raises(DataError, match=r"Images and label maps are both in .*own/train: say .*label_suffix: _mask"):
         load(own)
 
 
@@ -287,7 +287,14 @@ def test_names_in_either_form_of_unicode(tmp_path):
 def test_litter_in_a_dataset_is_skipped(tmp_path):
     own = write_files(tmp_path / "own", "images/train", "labels/train")
     for place in ("images/train", "labels/train", "images", "."):
-        for litter in ("._a.png", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints/a-checkpoint.png", "@eaDir/a.png", "__MACOSX/a.png"):
+        for litter in (
+            "._a.png",
+            "Thumbs.db",
+            "desktop.ini",
+            ".ipynb_checkpoints/a-checkpoint.png",
+            "@eaDir/a.png",
+            "__MACOSX/a.png",
+        ):
             (own / place / litter).parent.mkdir(exist_ok=True)
             (own / place / litter).write_bytes(b"no image")
     assert ids_of(own, "train") == {"train": list("abcdefghij")}
@@ -297,7 +304,9 @@ def test_litter_in_a_dataset_is_skipped(tmp_path):
 
 def test_val_fraction(tmp_path):
     own = write_files(tmp_path / "own", "images", "masks", names=[f"{k:03d}" for k in range(50)])
-    with pytest.raises(DataError, match=r"images and .*masks are not divided into splits: put val_fraction: 0\.2 .*train\.txt and"):
+    with pytest.raises(
+        DataError, match=r"images and .*masks are not divided into splits: put val_fraction: 0\.2 .*train\.txt and"
+    ):
         load(own)
     table = "names: [road, car]\nval_fraction: 0.2\n"
     (own / "labels.yaml").write_text(table)
@@ -327,7 +336,9 @@ def test_val_fraction_takes_from_train_and_leaves_test_alone(tmp_path):
     found = ids_of(own, "train", "val", "test")
     assert sorted(found["train"] + found["val"]) == list("abcdefghij") and found["test"] == ["x", "y", "z"]
     write_files(own, "images/val", "labels/val", names="xyz", table=None)
-    with pytest.raises(DataError, match=r"has a split 'val' \(images/val\), and the label table's val_fraction would make one too"):
+    with pytest.raises(
+        DataError, match=r"has a split 'val' \(images/val\), and the label table's val_fraction would make one too"
+    ):
         load(own)
 
 

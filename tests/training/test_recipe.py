@@ -226,7 +226,10 @@ def test_own_settings_keep_names_and_no_folders(tmp_path):
         ("dataset: camvid\nmore_datasets: ['a,color=red']\n", "'a,color=red' is not NAME or NAME:SPLIT"),
         ("dataset: camvid\nmore_datasets: ['a,loader=folder,loader=hub']\n", "is not NAME or NAME:SPLIT"),
         ("dataset: camvid\nmore_datasets: [':val']\n", "':val' is not NAME"),
-        ("dataset: photos\nloader: folder\nmore_datasets: ['photos:val,loader=hub']\n", "'photos' has the loader 'folder' and 'hub'"),
+        (
+            "dataset: photos\nloader: folder\nmore_datasets: ['photos:val,loader=hub']\n",
+            "'photos' has the loader 'folder' and 'hub'",
+        ),
     ],
 )
 def test_mistakes_in_datasets_names(tmp_path, text, message):
