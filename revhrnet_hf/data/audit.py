@@ -29,7 +29,7 @@ from .loading import check_known, find_builder, loader_of
 from .tree import DataTree, read_location
 
 MAX_SIZES = 4  # that the table names; the JSON has all
-TRAINING_SPLITS = ("train", "training", "train_aug", "trainval", "default")  # the first that is there is trained on
+TRAINING_SPLITS = ("train", "training", "trainval", "default")  # the first that is there is taken for the one trained on
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, and 5 to 8 exchange width and height
 
 
@@ -254,10 +254,8 @@ def _check_files(audit: Audit, wanted: dict[Sample, list[str]], num_workers: int
 
 def _check_classes(audit: Audit, label_space: str, is_own: bool) -> None:
     """Classes that occur nowhere in the training split, or there only."""
-    trained = next((split for split in TRAINING_SPLITS if split in audit.splits), None)
-    if trained is None and len(audit.splits) == 1:
-        trained = next(iter(audit.splits))
-    if trained is None or audit.splits[trained].counts.label_maps == 0:
+    trained = _training_split(audit)
+    if trained is None:
         return
     counts = audit.splits[trained].counts
     for train_id in counts.unseen:
@@ -270,6 +268,13 @@ def _check_classes(audit: Audit, label_space: str, is_own: bool) -> None:
         if absent and is_own and split != trained and report.counts.label_maps:
             text = f"No pixel in {split}, so that no score tells how well it is learnt: {', '.join(absent)}."
             audit.note(Problem("class", label_space, text), split)
+
+
+def _training_split(audit: Audit) -> str | None:
+    """The split that is probably trained on: by its name, else the largest one."""
+    read = [split for split, report in audit.splits.items() if report.counts.label_maps]
+    named = [split for split in TRAINING_SPLITS if split in read] + [split for split in read if split.startswith("train")]
+    return next(iter(named), max(read, key=lambda split: audit.splits[split].pictures, default=None))
 
 
 def _check_ignored(audit: Audit, label_space: str, most: float) -> None:

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from ..errors import AbsentSplitError, DataError
@@ -107,6 +107,11 @@ class CamVid(SegmentationBuilder):
     @staticmethod
     def recognises(tree: DataTree) -> bool:
         return _form_of(tree) is not None
+
+    @classmethod
+    def _is_part_of(cls, given: Path, above: Path) -> bool:
+        # Many a folder has another beside it that is called train.
+        return given.relative_to(above).parts[0] in (STILLS, LABELS, *PARTS, *(f"{part}annot" for part in PARTS))
 
     @staticmethod
     def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:

@@ -214,7 +214,7 @@ def _found(tree: DataTree) -> dict[str, list[Source]]:
 
 def _is_wrapper(tree: DataTree, folder: str) -> bool:
     """Whether a folder in an archive holds all of the data rather than one split."""
-    if folder not in tree.packed_folders() or folder.lower() in SPLIT_NAMES:
+    if not tree.archives or folder.lower() in SPLIT_NAMES or folder not in tree.packed_folders():
         return False
     inner = tree.below(folder)
     divided = any(split.lower() in SPLIT_NAMES for both in _unsplit(inner, None) for split in inner.folders(both.images))
@@ -261,8 +261,10 @@ def _listed_splits(tree: DataTree, unsplit: list[Source]) -> dict[str, list[Sour
 
 
 def _with_held_out(tree: DataTree, table: LabelTable, sources: dict[str, list[Source]]) -> dict[str, list[Source]]:
-    """The same with the split val, taken from train's images, or from all that no list names."""
+    """The same with the split val, taken from train's images, from all that no list names, or from those of the only split."""
     whole = next((split for split in HELD_OUT_FROM if split in sources), None)
+    if whole is None and len(sources) == 1 and not _unsplit(tree, table):
+        whole = next(iter(sources))
     if VAL in sources:
         raise DataError(
             f"{tree.root} has a split {VAL!r} ({_place(sources[VAL][0])}), and the label table's val_fraction would make one "
@@ -285,7 +287,7 @@ def _with_held_out(tree: DataTree, table: LabelTable, sources: dict[str, list[So
             f"{tree.root} holds nothing that the label table's val_fraction could take from, such as images/ with labels/."
         )
     others = {split: found for split, found in sources.items() if split != whole}
-    train = "train" if whole in (None, "default") else whole
+    train = whole if whole == "training" else "train"
     return {
         **others,
         train: [replace(source, held_out=False) for source in pool],

@@ -217,7 +217,13 @@ def test_class_that_occurs_in_val_only(tmp_path):
     ]
     assert [problem.text for problem in audit.notes] == ["No pixel in val, so that no score tells how well it is learnt: road."]
     assert [finding["kind"] for finding in audit.to_dict()["findings"]] == ["class"]
-    assert not audit_dataset("folder", own, ["val"]).splits["val"].pixels[1]
+
+
+@pytest.mark.parametrize("trained", ["train-2020", "lots"])
+def test_training_split_is_found_by_name_or_size(tmp_path, trained):
+    own = write_own(tmp_path / "own", {trained: [MASK // 255] * 2, "a": [MASK // 255 * 2]}, "names: [sky, road, car]\n")
+    ((problem, splits),) = audit_dataset("folder", own).findings.items()
+    assert splits == [trained] and f"'car' (id 2) has no pixel in {trained} (it occurs in a)" in problem.text
 
 
 def test_class_without_pixels_in_the_only_split(tmp_path):

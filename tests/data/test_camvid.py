@@ -162,3 +162,12 @@ def test_frame_that_is_named_twice(request, form):
         names.write(line + "\n")
     with pytest.raises(DataError, match=r"val names '.*00001' twice"):
         load(data_dir, "val")
+
+
+def test_folder_beside_one_called_train_is_not_taken_for_camvids(tmp_path):
+    for name in ("train", "thesis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("x")
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "thesis", "train")
+    assert "looks right" not in str(caught.value)

@@ -501,6 +501,15 @@ def test_zip_of_a_folder_with_a_table_beside_it(tmp_path):
         load(tmp_path / "packed")
 
 
+def test_zip_of_an_unsplit_folder_with_a_table_beside_it(tmp_path):
+    own = write_files(tmp_path / "own", "images", "masks", table=None)
+    (tmp_path / "packed").mkdir()
+    zipped(own, tmp_path / "packed" / "own.zip", root="own")
+    (tmp_path / "packed" / "labels.yaml").write_text("names: [road, car]\nval_fraction: 0.2\n")
+    found = ids_of(tmp_path / "packed", "train", "val")
+    assert len(found["val"]) == 2 and sorted(found["train"] + found["val"]) == list("abcdefghij")
+
+
 def test_zip_of_a_published_dataset_with_a_folder_in_it(mini_camvid, tmp_path):
     (tmp_path / "packed").mkdir()
     zipped(mini_camvid, tmp_path / "packed" / "CamVid.zip", root="CamVid")
