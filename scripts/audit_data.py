@@ -1,10 +1,12 @@
-"""Check a data set on disk before a long training: every file is decoded, and everything that is wrong is listed.
+"""Check a dataset on disk before a long training: every file is decoded, and everything that is wrong is listed.
 
     python scripts/audit_data.py camvid DIR
     python scripts/audit_data.py folder DIR --split train --label_space labels.yaml --json audit.json
 
-Prints the pictures of each split (and how many its owner published), their sizes, each class's share of the pixels, and a table
-of findings: files without partner, unreadable ones, sizes that differ, ids outside the table. Exit status 1 if there is any.
+Prints the images of each split (and how many its publisher says there are), their sizes, each class's share of the pixels, and a
+table of findings: files without partner, unreadable ones, sizes that differ, ids outside the table, classes of your own that have
+no pixel in the training split, ids that your label table ignores on much of it. Exit status 1 if there is any; notes, of what may
+be right, do not count.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.data.audit import audit_dataset
+from revhrnet_hf.data.class_counts import MOST_IGNORED
 from revhrnet_hf.data.loader import MOST_WORKERS
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import write_json
@@ -20,10 +23,20 @@ from revhrnet_hf.evaluation import write_json
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", metavar="NAME", help="data set by name, such as camvid; folder, for pictures of your own")
-    parser.add_argument("data_dir", metavar="DIR", type=Path, help="its folder, as its owner ships it")
-    parser.add_argument("--split", nargs="+", default=(), help="parts of the data set (default: all that are there)")
-    parser.add_argument("--label_space", help="classes by name, or a label table (default: the data set's usual ones)")
+    parser.add_argument("name", metavar="NAME", help="dataset by name, such as camvid; folder, for images of your own")
+    parser.add_argument("data_dir", metavar="DIR", type=Path, help="its folder, as its publisher ships it")
+    parser.add_argument(
+        "--loader", help="how to read it, where NAME is a name of your own: folder, or a published dataset's name"
+    )
+    parser.add_argument("--split", nargs="+", default=(), help="parts of the dataset (default: all that are there)")
+    parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
+    parser.add_argument(
+        "--max_ignored",
+        type=float,
+        default=MOST_IGNORED,
+        metavar="PERCENT",
+        help="of a split's pixels that an id may cover which your label table ignores (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all of it as JSON, too")
     parser.add_argument(
         "--num_workers", type=int, help=f"processes that decode; 0: none (default: half the cores, at most {MOST_WORKERS})"
@@ -37,7 +50,9 @@ def main() -> None:
         raise RecipeError(f"--num_workers {args.num_workers}: give 0 or more")
     if args.json and not args.json.parent.is_dir():
         raise RecipeError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
-    audit = audit_dataset(args.name, args.data_dir, args.split, args.label_space, args.num_workers)
+    if not 0 <= args.max_ignored <= 100:
+        raise RecipeError(f"--max_ignored {args.max_ignored}: give a percentage from 0 to 100")
+    audit = audit_dataset(args.name, args.data_dir, args.split, args.label_space, args.num_workers, args.loader, args.max_ignored)
     print(audit)
     if args.json:
         write_json(args.json, audit.to_dict())

@@ -28,7 +28,7 @@ from revhrnet_hf.training.recipe import Recipe, read_chain
 class RunArguments:
     recipe: str = field(metadata={"help": "YAML file with the fields below that differ from their defaults"})
     data_dir: list[str] = field(
-        metadata={"help": "Folder of the data set, as its owner ships it; for several data sets NAME=DIR NAME=DIR …"}
+        metadata={"help": "Folder of the dataset, as its publisher ships it; for several datasets NAME=DIR NAME=DIR …"}
     )
     output_dir: str = field(metadata={"help": "Folder for checkpoints (best/, last/), log.jsonl and the trackers' files"})
     resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir after its last checkpoint"})

@@ -1,29 +1,43 @@
-"""The audit of a data set on disk: every file decoded, every finding listed, not only the first."""
+"""The audit of a dataset on disk: every file decoded, every finding listed, not only the first.
+
+Findings are what is wrong and fails the audit; notes are what may be right. A class without a pixel in the training split is a
+finding in people's own data, and so is an id that their label table ignores on much of it: both mostly mean that the table is
+wrong. In published datasets a class that never occurs is a note (a copy that is not whole has its count as a finding), and what
+their publishers ignore is right.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
-from .label_map import LabelMap, Picture
+from .class_counts import MOST_IGNORED, ClassCounts, Counting, ignored_text, unseen_text
+from .label_map import Picture
 from .label_space import LabelSpace, find_label_space, id_ranges
 from .listing import Listed, Sample, by, locate_all
 from .loader import build_loader
-from .loading import check_known, find_builder
-from .tree import DataTree
+from .loading import check_known, find_builder, loader_of
+from .tree import DataTree, read_location
 
 MAX_SIZES = 4  # that the table names; the JSON has all
+TRAINING_SPLITS = ("train", "training", "trainval", "default")  # the first that is there is taken for the one trained on
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, and 5 to 8 exchange width and height
 
 
 class Problem(NamedTuple):
-    """What is wrong: kind (listing, count, missing, picture, label map or size), the file or folder, and a sentence."""
+    """What is wrong: kind, the file or folder, and a sentence.
+
+    Kinds are listing, count, missing, picture, label map, size, class, ignored and, of notes, orientation.
+    """
 
     kind: str
     file: str
@@ -31,14 +45,17 @@ class Problem(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What one picture and its label map hold.
+    """What one image and its label map hold.
 
-    `pixels` counts the pixels of each train id and, last, of the ignored ones; sizes are (width, height). None: unreadable.
+    `pixels` counts the pixels of each train id and, last, of the ignored ones, `ignored` those of each ignored id and colour;
+    sizes are (width, height). None: unreadable.
     """
 
     image_size: tuple[int, int] | None
     pixels: np.ndarray | None
+    ignored: dict[int | tuple[int, int, int], int]
     problems: list[Problem]
+    notes: list[Problem]
 
 
 @dataclass
@@ -47,23 +64,28 @@ class SplitReport:
 
     Attributes:
         pictures: entries of its list, whether their files are there or not.
-        published: how many its owner says there are; None if the owner says nothing.
-        sizes: (width, height) of the readable pictures → how many.
-        pixels: of each train id and, last, ignored ones; (num_classes + 1,) int64.
-        occurrences: label maps in which each of these occurs.
+        published: how many its publisher says there are; None if the publisher says nothing.
+        counts: pixels of each class, and of what is ignored.
+        occurrences: label maps in which each train id and, last, ignored pixels occur; (num_classes + 1,) int64.
+        sizes: (width, height) of the readable images → how many.
     """
 
     pictures: int
     published: int | None
-    pixels: np.ndarray
+    counts: ClassCounts
     occurrences: np.ndarray
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Of each train id and, last, ignored ones; (num_classes + 1,) int64."""
+        return self.counts.pixels
 
     def add(self, checked: Checked) -> None:
         if checked.image_size is not None:
             self.sizes[checked.image_size] += 1
         if checked.pixels is not None:
-            self.pixels += checked.pixels
+            self.counts.add(checked.pixels, checked.ignored)
             self.occurrences += checked.pixels > 0
 
 
@@ -76,6 +98,7 @@ class Audit:
         splits: by name.
         absent: splits that are not there, with the reason; no findings, for people have parts of data sets.
         findings: everything that is wrong → the splits in which it is.
+        notes: the same of what is worth a look and may be right.
     """
 
     dataset: str
@@ -83,9 +106,13 @@ class Audit:
     splits: dict[str, SplitReport] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     findings: dict[Problem, list[str]] = field(default_factory=dict)
+    notes: dict[Problem, list[str]] = field(default_factory=dict)
 
     def find(self, problem: Problem, split: str) -> None:
         self.findings.setdefault(problem, []).append(split)
+
+    def note(self, problem: Problem, split: str) -> None:
+        self.notes.setdefault(problem, []).append(split)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -105,13 +132,16 @@ class Audit:
             },
             "absent_splits": self.absent,
             "findings": [{**problem._asdict(), "splits": splits} for problem, splits in self.findings.items()],
+            "notes": [{**problem._asdict(), "splits": splits} for problem, splits in self.notes.items()],
         }
 
     def __str__(self) -> str:
         parts = [f"{self.dataset}, label space {self.label_space.name}", _table(self._split_rows()), _table(self._class_rows())]
         if self.absent:
             parts.append(f"not there: {', '.join(self.absent)}")
-        parts.append(_table(self._finding_rows()) if self.findings else "no findings")
+        if self.notes:
+            parts.append(_table(self._rows("note", self.notes)))
+        parts.append(_table(self._rows("finding", self.findings)) if self.findings else "no findings")
         return "\n\n".join(parts)
 
     def _split_rows(self) -> Iterable[list[str]]:
@@ -133,9 +163,10 @@ class Audit:
             counts = zip(shares, self.splits.values(), strict=True)
             yield [name, ids, *(cell for share, r in counts for cell in (f"{share[row]:.3f}", str(r.occurrences[row])))]
 
-    def _finding_rows(self) -> Iterable[list[str]]:
-        yield ["finding", "splits", f"{len(self.findings)} in all"]
-        for problem, splits in self.findings.items():
+    @staticmethod
+    def _rows(title: str, problems: dict[Problem, list[str]]) -> Iterable[list[str]]:
+        yield [title, "splits", f"{len(problems)} in all"]
+        for problem, splits in problems.items():
             yield [problem.kind, ", ".join(splits), problem.text]
 
 
@@ -145,18 +176,21 @@ def audit_dataset(
     splits: Iterable[str] = (),
     label_space: str | Path | None = None,
     num_workers: int | None = 0,
+    loader: str | None = None,
+    most_ignored: float = MOST_IGNORED,
 ) -> Audit:
-    """Decodes every picture and label map of a data set in a folder, with a progress bar, and lists all that is wrong.
+    """Decodes every image and label map of a dataset in a folder, with a progress bar, and lists all that is wrong.
 
     Args:
-        name, data_dir, label_space: as for `load_segmentation_dataset`.
+        name, data_dir, label_space, loader: as for `load_segmentation_dataset`.
         splits: which; every split that is there if none is named. Files that several splits share are read once.
-        num_workers: processes that decode; 0: this one; None: one for each core or two.
+        num_workers: processes that decode; 0: this one; None: `default_num_workers()`.
+        most_ignored: per cent of a split's pixels that an id may cover which somebody's own label table ignores.
 
     Raises:
-        DataError: there is no such data set, or none of its splits, or not one that is named.
+        DataError: there is no such dataset, or none of its splits, or not one that is named.
     """
-    builder_class, data_dir, label_space = find_builder(name, data_dir, label_space)
+    builder_class, data_dir, label_space = find_builder(loader_of(name, loader), data_dir, label_space)
     tree = builder_class.open_tree(data_dir)
     possible = builder_class.splits(data_dir, label_space)
     for split in splits:
@@ -171,6 +205,8 @@ def audit_dataset(
     if not audit.splits and not audit.findings:
         raise DataError(" ".join(audit.absent.values()))
     _check_files(audit, wanted, num_workers)
+    _check_classes(audit, label_space, is_own=not builder_class.LABEL_SPACES)
+    _check_ignored(audit, label_space, most_ignored)
     return audit
 
 
@@ -199,41 +235,92 @@ def _samples(
 
 
 def _empty_report(listed: list[Listed], published: int | None, label_space: LabelSpace) -> SplitReport:
-    pixels, occurrences = np.zeros((2, label_space.num_classes + 1), np.int64)
-    return SplitReport(len(listed), published, pixels, occurrences)
+    counts = ClassCounts.none_of(label_space, of=len(listed))
+    return SplitReport(len(listed), published, counts, np.zeros_like(counts.pixels))
 
 
 def _check_files(audit: Audit, wanted: dict[Sample, list[str]], num_workers: int) -> None:
-    check = partial(check_sample, feature=LabelMap.of(audit.label_space))
+    check = partial(check_sample, counting=Counting(audit.label_space))
     loader = build_loader(list(wanted), num_workers, collate_fn=check)  # the workers decode
     for checked, splits in zip(tqdm(loader, desc="decoding", unit="picture"), wanted.values(), strict=True):
         for split in splits:
             audit.splits[split].add(checked)
             for problem in checked.problems:
                 audit.find(problem, split)
+            for problem in checked.notes:
+                audit.note(problem, split)
 
 
-def check_sample(sample: Sample, feature: LabelMap) -> Checked:
-    """Decodes a picture and its label map."""
-    problems, image, label_map = [], None, None
+def _check_classes(audit: Audit, label_space: str, is_own: bool) -> None:
+    """Classes that occur nowhere in the training split, or there only."""
+    trained = _training_split(audit)
+    if trained is None:
+        return
+    counts = audit.splits[trained].counts
+    for train_id in counts.unseen:
+        others = [split for split, report in audit.splits.items() if report.pixels[train_id]]
+        where = f"{trained} (it occurs in {' and '.join(others)})" if others else trained
+        report = audit.find if is_own else audit.note
+        report(Problem("class", label_space, unseen_text(counts, train_id, where)), trained)
+    for split, report in audit.splits.items():
+        absent = [counts.space.names[train_id] for train_id in report.counts.unseen if train_id not in counts.unseen]
+        if absent and is_own and split != trained and report.counts.label_maps:
+            text = f"No pixel in {split}, so that no score tells how well it is learnt: {', '.join(absent)}."
+            audit.note(Problem("class", label_space, text), split)
+
+
+def _training_split(audit: Audit) -> str | None:
+    """The split that is probably trained on: by its name, else the largest one."""
+    read = [split for split, report in audit.splits.items() if report.counts.label_maps]
+    named = [split for split in TRAINING_SPLITS if split in read] + [split for split in read if split.startswith("train")]
+    return next(iter(named), max(read, key=lambda split: audit.splits[split].pictures, default=None))
+
+
+def _check_ignored(audit: Audit, label_space: str, most: float) -> None:
+    """Ids and colours that an own label table ignores; `Counting` knows those of no other."""
+    for split, report in audit.splits.items():
+        for raw in report.counts.much_ignored(most):
+            text = ignored_text(report.counts, raw, split, most)
+            audit.find(Problem("ignored", label_space, f"{text} If so much is meant to be ignored, raise --max_ignored."), split)
+
+
+def check_sample(sample: Sample, counting: Counting) -> Checked:
+    """Decodes an image and its label map."""
+    problems, notes, image, label_map = [], [], None, None
     try:
         image = Picture().decode_example({"path": sample.image, "bytes": None})
     except DataError as error:
         problems.append(Problem("picture", sample.image, str(error)))
     try:
-        label_map = feature.decode_example({"path": sample.label_map, "bytes": sample.annotation})
+        label_map = counting.feature.decode_example({"path": sample.label_map, "bytes": sample.annotation})
     except DataError as error:
         problems.append(Problem("label map", sample.label_map, str(error)))
     if image and label_map and image.size != label_map.size:
         text = f"Picture {sample.image} is {by(image.size)} pixels (width×height) but its label map is {by(label_map.size)}."
         problems.append(Problem("size", sample.image, text))
-    pixels = None if label_map is None else _count(np.asarray(label_map), feature.space)
-    return Checked(image and image.size, pixels, problems)
+    if image and label_map and (orientation := ambiguous_orientation(sample.image, label_map.size)):
+        text = (
+            f"{sample.image} has the EXIF orientation {orientation}, and its label map fits the image turned by it as well as "
+            "the one stored: see that both show the same."
+        )
+        notes.append(Problem("orientation", sample.image, text))
+    pixels, ignored = (None, {}) if label_map is None else counting.count(np.asarray(label_map))
+    return Checked(image and image.size, pixels, ignored, problems, notes)
 
 
-def _count(train_ids: np.ndarray, space: LabelSpace) -> np.ndarray:
-    counts = np.bincount(train_ids.ravel(), minlength=256)
-    return np.append(counts[: space.num_classes], counts[space.ignore_index])
+def ambiguous_orientation(location: str, label_map_size: tuple[int, int]) -> int | None:
+    """The EXIF orientation of an image that a label map of this size fits both as stored and as turned; None of any other.
+
+    Args:
+        location: of an image that could be read.
+        label_map_size: width and height.
+    """
+    with Image.open(BytesIO(read_location(location))) as image:
+        stored, orientation = image.size, image.getexif().get(ORIENTATION, 1)
+    if orientation not in range(2, 9):
+        return None
+    turned = stored[::-1] if orientation >= 5 else stored
+    return orientation if stored == turned == label_map_size else None
 
 
 def _table(rows: Iterable[list[str]]) -> str:

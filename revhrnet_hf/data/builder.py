@@ -1,5 +1,6 @@
-"""What the builder of every data set shares: columns, listing, checks. A data set's own module says where its files lie."""
+"""What the builder of every dataset shares: columns, listing, checks. A dataset's own module says where its files lie."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,25 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     def open_tree(cls, data_dir: Path) -> DataTree:
         """Raises a DataError if the folder is missing, empty or of another level."""
         tree = DataTree(data_dir)
-        if not cls.recognises(tree):
+        right = tree if cls.recognises(tree) else cls.packed_in(tree)
+        if right is None:
             raise DataError(cls._not_here(tree))
-        return tree
+        return right
+
+    @classmethod
+    def packed_in(cls, tree: DataTree) -> DataTree | None:
+        """The folder at the top of an archive that holds the dataset, for many people pack the folder and not what is in it.
+
+        Raises:
+            DataError: there are two such folders.
+        """
+        right = [folder for folder in tree.packed_folders() if cls.recognises(tree.below(folder))]
+        if len(right) > 1:
+            raise DataError(
+                f"{tree.root} holds archives with {' and '.join(f'{folder}/' for folder in right)}, each of which may be meant: "
+                "give each archive a folder of its own."
+            )
+        return tree.below(right[0]) if right else None
 
     @classmethod
     def list_samples(cls, data_dir: Path, split: str, label_space: str) -> list[Sample]:
@@ -105,16 +122,35 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     @classmethod
     def _not_here(cls, tree: DataTree) -> str:
         if tree.is_empty:
-            return f"{cls.TITLE}'s data folder {tree.root} is empty: put the data set there, or give another folder."
-        said = f"{tree.root} is not {cls.TITLE}: {cls.HINT} should lie there."
-        # resolve: "." has no parent of its own.
-        levels = [tree.root / folder for folder in tree.folders()] + list(tree.root.resolve().parents[:MAX_LEVELS_UP])
-        right = [level for level in levels if level.is_dir() and cls._looks_right(level)]
-        if right:
+            return f"{cls.TITLE}'s data folder {tree.root} is empty: put the dataset there, or give another folder."
+        return f"{tree.root} is not {cls.TITLE}: {cls._where_else(tree)}"
+
+    @classmethod
+    def _where_else(cls, tree: DataTree) -> str:
+        """What should lie in the folder, and which folder is probably meant."""
+        said = f"{cls.HINT} should lie there."
+        below = [
+            folder for folder in (tree.root / name for name in tree.folders()) if folder.is_dir() and cls._looks_right(folder)
+        ]
+        if len(below) > 1:
+            return f"{said} But {', '.join(map(str, below))} look right: give one of them."
+        if right := below or cls._right_above(tree):
             return f"{said} But {right[0]} looks right: give that folder."
         if packed := tree.unreadable_archives():
-            return f"{said} {packed[0].name} is compressed as a whole, so pictures cannot be read out of it: unpack it."
+            return f"{said} {packed[0].name} is compressed as a whole, so images cannot be read out of it: unpack it."
         return f"{said} Give the folder that holds them."
+
+    @classmethod
+    def _right_above(cls, tree: DataTree) -> list[Path]:
+        """The folder above the given one that is probably meant, or none."""
+        given = tree.root.resolve()  # "." has no parent of its own
+        levels = given.parents[:MAX_LEVELS_UP]
+        return [folder for folder in levels if cls._looks_right(folder) and cls._is_part_of(given, folder)][:1]
+
+    @classmethod
+    def _is_part_of(cls, given: Path, above: Path) -> bool:
+        """Whether `given`, which is not the dataset, is likely to be meant as part of the dataset that lies above it."""
+        return True
 
     @classmethod
     def _looks_right(cls, folder: Path) -> bool:
@@ -137,9 +173,14 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         samples = self.list_samples(Path(config.data_dir), config.split, config.label_space)
         check_same_sizes(samples)
         # A list is what `datasets` shards over workers and processes when streaming.
-        return [datasets.SplitGenerator(name=config.split, gen_kwargs={"samples": samples})]
+        return [datasets.SplitGenerator(name=stored_split(config.split), gen_kwargs={"samples": samples})]
 
     def _generate_examples(self, samples: list[Sample]) -> Iterator[tuple[str, dict[str, Any]]]:
         for sample in samples:
             label_map = None if sample.label_map is None else {"path": sample.label_map, "bytes": sample.annotation}
             yield sample.image_id, {"image": sample.image, "label_map": label_map, "image_id": sample.image_id}
+
+
+def stored_split(split: str) -> str:
+    """What `datasets` calls a split, which takes letters, digits and `_` only: `val_2020` for `val-2020`."""
+    return re.sub(r"\W", "_", split)

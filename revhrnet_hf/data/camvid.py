@@ -6,13 +6,13 @@
 """
 
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, LabelSpace
-from .listing import Listed
+from .listing import Listed, check_no_repeats
 from .tree import DataTree, leads_outside
 
 SEGNET_VOID = 11
@@ -108,6 +108,11 @@ class CamVid(SegmentationBuilder):
     def recognises(tree: DataTree) -> bool:
         return _form_of(tree) is not None
 
+    @classmethod
+    def _is_part_of(cls, given: Path, above: Path) -> bool:
+        # Many a folder has another beside it that is called train.
+        return given.relative_to(above).parts[0] in (STILLS, LABELS, *PARTS, *(f"{part}annot" for part in PARTS))
+
     @staticmethod
     def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
         form = _form_of(tree)
@@ -116,7 +121,9 @@ class CamVid(SegmentationBuilder):
                 f"{tree.root} is CamVid in SegNet's form, which has 11 classes: for {CAMVID32.name!r} give the folder of the "
                 f"original form ({STILLS}/, {LABELS}/)."
             )
-        return [item for part in SPLIT_PARTS[split] for item in form(tree, part)]
+        listed = [item for part in SPLIT_PARTS[split] for item in form(tree, part)]
+        check_no_repeats([item.image_id for item in listed], f"{tree.root}: {' + '.join(SPLIT_PARTS[split])}")
+        return listed
 
 
 def _form_of(tree: DataTree) -> ListForm | None:

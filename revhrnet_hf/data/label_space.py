@@ -195,8 +195,9 @@ class LabelSpace:
     def _from_colours(self, raw: np.ndarray, source: str) -> np.ndarray:
         if not self.raw_colours:
             raise DataError(
-                f"Label map {source} is a colour picture, but label space {self.name!r} knows ids only: "
-                "use the data set's label maps of ids (single-channel or palette PNG)."
+                f"Label map {source} is a colour picture, but label space {self.name!r} knows ids only: use the dataset's label "
+                "maps of ids (single-channel or palette PNG); or, in a label table of your own, give each class its colour in "
+                'the field colours:, such as road: {colours: "#804080"}.'
             )
         known_codes, code_train_ids = self._colour_table
         codes = _colour_codes(raw)
@@ -214,8 +215,14 @@ class LabelSpace:
         more = f" and {len(strays) - MAX_NAMED} more" if len(strays) > MAX_NAMED else ""
         raise DataError(
             f"Label map {source} holds the {kind} {shown}{more}, which label space {self.name!r} does not know "
-            f"(it knows {known}): correct the file, or load the data set with the label space that it was drawn in."
+            f"(it knows {known}): {self._remedy(kind)}."
         )
+
+    def _remedy(self, kind: str) -> str:
+        if self.name in LABEL_SPACES:
+            return "correct the file, or load the dataset with the label space that it was drawn in"
+        field = "" if kind == "ids" else " (field colours:)"
+        return f"add them to the label table (labels.yaml), to a class{field} or under ignore:, or correct the file"
 
     @cached_property
     def _id_table(self) -> np.ndarray:

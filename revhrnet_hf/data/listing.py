@@ -95,6 +95,15 @@ def check_same_sizes(samples: list[Sample]) -> None:
             )
 
 
+def check_no_repeats(image_ids: Iterable[str], source: str) -> None:
+    """Raises a DataError for a list that names an image twice, which would count twice in scores and in training."""
+    seen: set[str] = set()
+    for image_id in image_ids:
+        if image_id in seen:
+            raise DataError(f"{source} names {image_id!r} twice: take one out.")
+        seen.add(image_id)
+
+
 def listing_digest(samples: list[Sample]) -> str:
     """A short hash of the files' names, sizes in bytes and times of change."""
     digest = hashlib.sha256()

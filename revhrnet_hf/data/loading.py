@@ -1,5 +1,6 @@
 """`load_segmentation_dataset`: a data set's folder, as its owner ships it, to a `datasets.Dataset`."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import datasets
 
 from ..errors import AbsentSplitError, DataError
-from .builder import SegmentationBuilder
+from .builder import SegmentationBuilder, stored_split
 from .camvid import CamVid
 from .cityscapes import Cityscapes
 from .coco import Coco
@@ -39,14 +40,16 @@ def load_segmentation_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     unlabelled: bool = False,
+    loader: str | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Loads one split of a data set from the folder in which it lies, or from the Hub.
+    """Loads one split of a dataset from the folder in which it lies, or from the Hub.
 
     Pictures stay files and are read with each example; the `datasets` cache holds only their paths.
 
     Args:
-        name: the data set, for example `"camvid"`; `"folder"` for pictures and label maps of your own (folder.py says how they
-            should lie); `"hub"` for any data set on the Hub, in a copy of its repository, or saved with `save_to_disk`.
+        name: the dataset, for example `"camvid"`; `"folder"` for images and label maps of your own (folder.py says how they
+            should lie); `"hub"` for any dataset on the Hub, in a copy of its repository, or saved with `save_to_disk`. With
+            `loader`, a name of your own.
         data_dir: its folder, laid out as the owner does it; zip and tar files in it are read without unpacking. With `"hub"`
             the name on the Hub, or the folder.
         split: for example `"train"`, `"val"`, `"trainval"`.
@@ -57,6 +60,7 @@ def load_segmentation_dataset(
         unlabelled: allow the splits whose label maps the owner keeps (`"test"` of Cityscapes, Mapillary Vistas and PASCAL VOC);
             `label_map` is None there.
         image_column, label_column: with `"hub"` only, the names of these columns there; `"image"` and `"label_map"` if None.
+        loader: one of the above, if `name` is a name of your own; what follows about `"folder"` and `"hub"` is about the loader.
 
     Returns:
         Columns `image` (PIL, RGB), `label_map` (PIL, mode L: train ids, 255 ignored) and `image_id` (str).
@@ -64,17 +68,17 @@ def load_segmentation_dataset(
     Raises:
         DataError: an unknown name, split or label space, or a folder in which something is missing or does not fit.
     """
-    check_known("data set", name, (*DATASETS, STORED))
-    if name == STORED:
+    loader = loader_of(name, loader)
+    if loader == STORED:
         return load_stored(data_dir, split, label_space, streaming, image_column or IMAGE, label_column or LABEL_MAP)
     if image_column or label_column:
-        raise DataError(f"image_column and label_column are for the data set {STORED!r} only: leave them out with {name!r}.")
-    if label_space is not None and (usual := _joined_usual_space(name, Path(data_dir), str(label_space))):
+        raise DataError(f"image_column and label_column are for the dataset {STORED!r} only: leave them out with {name!r}.")
+    if label_space is not None and (usual := _joined_usual_space(loader, Path(data_dir), str(label_space))):
         return in_classes(
-            load_segmentation_dataset(name, data_dir, split, usual, streaming, unlabelled=unlabelled),
+            load_segmentation_dataset(name, data_dir, split, usual, streaming, unlabelled=unlabelled, loader=loader),
             LABEL_SPACES[str(label_space)],
         )
-    builder_class, data_dir, label_space = find_builder(name, data_dir, label_space)
+    builder_class, data_dir, label_space = find_builder(loader, data_dir, label_space)
     splits = builder_class.splits(data_dir, label_space) + (builder_class.UNLABELLED_SPLITS if unlabelled else ())
     if split in builder_class.UNLABELLED_SPLITS and not unlabelled:
         raise AbsentSplitError(
@@ -84,19 +88,41 @@ def load_segmentation_dataset(
     digest = builder_class.digest(data_dir, split, label_space)
     builder = builder_class(data_dir=str(data_dir), split=split, label_space=label_space, listing_digest=digest)
     if streaming:
-        return builder.as_streaming_dataset(split)
+        return builder.as_streaming_dataset(stored_split(split))
     with _without_progress_bars():
         builder.download_and_prepare()
-    return builder.as_dataset(split)
+    return builder.as_dataset(stored_split(split))
+
+
+def loader_of(name: str, loader: str | None = None) -> str:
+    """The loader of a dataset: `loader`, or if it is None, what the dataset is called.
+
+    Raises:
+        DataError: there is no such loader, or `name` is that of another one or nothing that a file could be called.
+    """
+    loaders = (*DATASETS, STORED)
+    if loader is None:
+        if name not in loaders:
+            raise DataError(
+                f"Unknown dataset: {name!r}; known: {', '.join(loaders)}. A dataset with a name of its own needs a loader (one "
+                "of these, mostly folder or hub) as well."
+            )
+        return name
+    check_known("loader", loader, loaders)
+    if name in loaders and name != loader:
+        raise DataError(f"The dataset {name!r} has the loader {loader!r}: give it a name that is not another loader's.")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise DataError(f"{name!r} cannot be a dataset's name, which has letters, digits, '.', '-' and '_' only.")
+    return loader
 
 
 def find_builder(name: str, data_dir: str | Path, label_space: str | Path | None) -> tuple[type[SegmentationBuilder], Path, str]:
-    """The builder of a data set in a folder, that folder's absolute path, and the label space to read it with.
+    """The builder of a loader, the folder's absolute path, and the label space to read it with.
 
     Raises:
-        DataError: no such data set, or it cannot be read with this label space.
+        DataError: no such loader, or the dataset cannot be read with this label space.
     """
-    check_known("data set", name, DATASETS)
+    check_known("dataset", name, DATASETS)
     builder_class = DATASETS[name]
     # Absolute: the paths that are stored must hold whatever the working directory is later.
     data_dir = Path(data_dir).expanduser().absolute()
@@ -108,7 +134,7 @@ def find_builder(name: str, data_dir: str | Path, label_space: str | Path | None
 
 def _joined_usual_space(name: str, data_dir: Path, wanted: str) -> str | None:
     """The data set's usual label space, where `wanted` is none of its own but a table joins the two."""
-    check_known("data set", name, DATASETS)
+    check_known("dataset", name, DATASETS)
     own = DATASETS[name].LABEL_SPACES
     if not own or wanted in own or wanted not in LABEL_SPACES:
         return None

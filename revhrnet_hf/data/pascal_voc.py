@@ -13,7 +13,7 @@ from typing import ClassVar
 from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import LABEL_SPACES, Colour, LabelSpace
-from .listing import Listed
+from .listing import Listed, check_no_repeats
 from .tree import DataTree
 
 NAMES = (
@@ -156,7 +156,7 @@ def _no_sbd(tree: DataTree, base: str) -> str:
 
 
 def _read_list(tree: DataTree, path: str) -> list[str]:
-    """Picture ids, one a line. Some lists in use name files instead, picture and label map."""
+    """Image ids, one a line; an id that is there twice is a DataError. Some lists name files instead, image and label map."""
     if not tree.has_file(path):
         folder = posixpath.dirname(path)
         present = ", ".join(tree.files(folder, [".txt"])) or "none"
@@ -166,4 +166,5 @@ def _read_list(tree: DataTree, path: str) -> list[str]:
     ids = [PurePosixPath(line.split()[0]).stem for line in tree.read_text(path).splitlines() if line.strip()]
     if not ids:
         raise DataError(f"{tree.expected(path)} is empty: it must name the split's pictures, one a line.")
+    check_no_repeats(ids, tree.expected(path))
     return ids

@@ -5,8 +5,10 @@ fsspec and `datasets` write it too. Locations are what datasets store; `read_loc
 written `%3A%3A` and `%` is written `%25`, so that a location splits in one way only, whatever its folders are called.
 """
 
+import copy
 import json
 import os
+import posixpath
 import struct
 import tarfile
 import zipfile
@@ -25,7 +27,19 @@ from .limits import JSON_BYTES, LIST_BYTES, check_member_size, most_text, text_t
 
 ARCHIVES = (".zip", ".tar")
 COMPRESSED_WHOLE = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-MACOS_LITTER = "._"  # macOS puts `._X` beside X on foreign disks and into zips.
+# What systems and tools leave among people's files, beside all that is hidden (`._X`, `.DS_Store`, `.ipynb_checkpoints` …).
+LITTER = (
+    "__macosx",
+    "@eadir",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "#recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+)
+TEXTS = (".txt", ".json", ".yaml", ".yml", ".csv", ".xml")  # lists and tables, of which one alone may be unpacked
 TAR_BLOCK = 512
 MAX_OPEN = 64  # archives that a process holds open; each open zip file takes a file descriptor
 LONGEST_NAME, DEEPEST = 4096, 128  # characters and folders of a member's name; no file system takes longer ones
@@ -48,8 +62,10 @@ DAMAGE = (
 class DataTree:
     """Files below one folder, or in one archive, by their relative paths with `/` (`""` is the folder itself).
 
-    Where a file is both unpacked and in an archive, the unpacked one counts. Links are followed, but for those that lead to a
-    folder above themselves, whose files are listed anyway.
+    Where a file is both unpacked and in an archive, the unpacked one counts; and a folder of images that is unpacked is read
+    from the disk alone, so that a file which was deleted there does not come back out of the archive (`_leftovers`).
+    Litter (`is_litter`) is skipped. Links are followed, but for those that lead to a folder above themselves, whose files are
+    listed anyway.
 
     Args:
         root: a folder, whose own zip and tar files are opened (not those of folders below), or a single archive.
@@ -63,35 +79,74 @@ class DataTree:
         if not self.root.exists():
             raise DataError(f"The data folder {self.root} does not exist: give the folder that holds the data set.")
         self._folder = self.root if self.root.is_dir() else None
+        self._base = ""
         below = sorted(Path(entry.path) for entry in _entries(self._folder)) if self._folder else [self.root]
         self.archives = [path for path in below if _is_archive(path)]
         if not self._folder and not self.archives:
             raise DataError(f"{self.root} is neither a folder nor a zip or tar file: give the folder that holds the data set.")
 
+    def below(self, folder: str) -> "DataTree":
+        """The same tree, seen from one of its folders."""
+        tree = copy.copy(self)
+        tree._base = f"{self._base}{folder}/"
+        return tree
+
+    def packed_folders(self) -> list[str]:
+        """Sorted names of the folders at the top that are in archives only."""
+        return [name for name in self.folders() if not self._on_disk(self._at(name))]
+
+    def _at(self, path: str) -> str:
+        return f"{self._base}{path}".rstrip("/")
+
+    def _on_disk(self, path: str) -> bool:
+        # os.path.isdir: of a path that no file can have it says False, too.
+        return bool(self._folder) and os.path.isdir(self._folder / path)
+
     @property
     def is_empty(self) -> bool:
-        return not any(self._folder.iterdir()) if self._folder else not self._members
+        return not any(not is_litter(path.name) for path in self._folder.iterdir()) if self._folder else not self._members
 
     @cached_property
     def _members(self) -> dict[str, dict[str, str]]:
-        """Folder in the archives → name → location."""
+        """Folder in the archives → name → location; without litter, and without what lies unpacked beside its archive."""
         members: dict[str, dict[str, str]] = defaultdict(dict)
         for archive in self.archives:
-            for member in _open_archive(str(archive)).names:
-                path = PurePosixPath(member)
-                members[_folder_key(path.parent)].setdefault(path.name, archive_location(archive, member))
-                for folder in path.parents:
-                    members[_folder_key(folder)]
+            listed = _listing(archive)
+            leftovers = self._leftovers(listed)
+            for folder, files in listed.items():
+                kept = files if folder not in leftovers else {n: m for n, m in files.items() if n.lower().endswith(TEXTS)}
+                if folder in leftovers and not kept:
+                    continue
+                for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents):
+                    members[_folder_key(parent)]
+                for name, member in kept.items():
+                    members[folder].setdefault(name, archive_location(archive, member))
         return dict(members)
 
+    def _leftovers(self, listed: dict[str, dict[str, str]]) -> set[str]:
+        """The folders of an archive that was unpacked here and kept: those that are on the disk, and those deleted there.
+
+        A folder was deleted if it is not on the disk and one beside it out of the same archive, or the one above it with files
+        of its own, is.
+        """
+        unpacked = {folder for folder in listed if folder and self._on_disk(folder)}
+        parents = {posixpath.dirname(folder) for folder in unpacked} - {""} | unpacked
+
+        def is_gone(folder: str) -> bool:
+            above = posixpath.dirname(folder)
+            return bool(above) and ((above in parents and not self._on_disk(folder)) or is_gone(above))
+
+        return unpacked | {folder for folder in listed if is_gone(folder)}
+
     def has_folder(self, path: str) -> bool:
-        return bool(self._folder and os.path.isdir(self._folder / path)) or path in self._members
+        return self._on_disk(self._at(path)) or self._at(path) in self._members
 
     def has_file(self, path: str) -> bool:
         return self.location(path) is not None
 
     def location(self, path: str) -> str | None:
         """Where the file `path` is, or None if there is none; a DataError if no text can hold its name."""
+        path = self._at(path)
         folder, _, name = path.rpartition("/")
         # os.path.isfile: of a path that no file can have it says False, too.
         unpacked = self._folder and os.path.isfile(self._folder / path)
@@ -102,23 +157,25 @@ class DataTree:
 
     def expected(self, path: str) -> str:
         """Where the file `path` is, or would be, for messages."""
-        return self.location(path) or str(self.root / path)
+        return self.location(path) or str(self.root / self._at(path))
 
     def files(self, folder: str, suffixes: Iterable[str] = ()) -> list[str]:
         """Sorted names of the files in `folder`; with `suffixes`, of those that end so."""
+        folder = self._at(folder)
         names = set(self._members.get(folder, ()))
-        if self._folder and (self._folder / folder).is_dir():
+        if self._on_disk(folder):
             names.update(entry.name for entry in _entries(self._folder / folder) if _is(entry.is_file))
         endings = tuple(suffixes)
-        return sorted(name for name in names if not name.startswith(MACOS_LITTER) and (not endings or name.endswith(endings)))
+        return sorted(name for name in names if not is_litter(name) and (not endings or name.endswith(endings)))
 
     def folders(self, folder: str = "") -> list[str]:
         """Sorted names of the folders in `folder`."""
+        folder = self._at(folder)
         prefix = f"{folder}/" if folder else ""
         names = {key[len(prefix) :].split("/")[0] for key in self._members if key.startswith(prefix) and key != folder}
-        if self._folder and (self._folder / folder).is_dir():
+        if self._on_disk(folder):
             names.update(self._unpacked_folders(self._folder / folder))
-        return sorted(names - {"", "__MACOSX"})
+        return sorted(name for name in names - {""} if not is_litter(name))
 
     def _unpacked_folders(self, folder: Path) -> list[str]:
         """Names of the folders in `folder`, without links that lead back to a folder above, a walk along which never ends."""
@@ -136,7 +193,7 @@ class DataTree:
     def _present(self, path: str) -> str:
         location = self.location(path)
         if location is None:
-            raise DataError(f"{self.root / path} is missing.")
+            raise DataError(f"{self.root / self._at(path)} is missing.")
         return location
 
     def read_text(self, path: str, usual_most: int = LIST_BYTES) -> str:
@@ -157,7 +214,22 @@ class DataTree:
 
 
 def _is_archive(path: Path) -> bool:
-    return path.suffix.lower() in ARCHIVES and path.is_file() and not path.name.startswith(MACOS_LITTER)
+    return path.suffix.lower() in ARCHIVES and path.is_file() and not is_litter(path.name)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or left there by a system or tool."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def _listing(archive: Path) -> dict[str, dict[str, str]]:
+    """Folder in an archive → name of a file → member. Some programs on Windows write `\\` into zip files for `/`."""
+    listed: dict[str, dict[str, str]] = defaultdict(dict)
+    for member in _open_archive(str(archive)).names:
+        path = PurePosixPath(member.replace("\\", "/") if archive.suffix.lower() == ".zip" else member)
+        if not member.endswith("\\") and not any(map(is_litter, path.parts)):
+            listed[_folder_key(path.parent)][path.name] = member
+    return listed
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
@@ -263,7 +335,7 @@ def read_location(location: str, size: int = -1) -> bytes:
 def location_name(location: str) -> str:
     """The file's name without its folders."""
     file, member = split_location(location)
-    return PurePosixPath(member or Path(file).as_posix()).name
+    return PurePosixPath(member.replace("\\", "/") if member else Path(file).as_posix()).name
 
 
 def location_stamp(location: str) -> str:

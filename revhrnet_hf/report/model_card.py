@@ -200,7 +200,8 @@ def metadata(record: Record, name: str | None = None) -> ModelCardData:
         pipeline_tag="image-segmentation",
         license=licence(record),
         tags=["semantic-segmentation", record.config.model_type, "timm"],
-        datasets=[name for name in record.datasets if name not in OWN_DATA] or None,
+        # Of a name of somebody's own the Hub may have another dataset.
+        datasets=[name for name in record.datasets if name in DATASETS and name not in OWN_DATA] or None,
         base_model=timm.get_pretrained_cfg(base).hf_hub_id if base else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=(name or record.title).rpartition("/")[2] if results else None,

@@ -5,7 +5,8 @@ from typing import Any
 
 from ..errors import RecipeError
 from .checkpoint import BEST, refuse_second_run, remove_run
-from .data import DataDirs, folders_by_name, load_sets, training_sets
+from .data import DataDirs, folders_by_name, load_sets
+from .dataset_names import check_one_loader
 from .recipe import Recipe
 from .stage import TIMEOUT, Stage, start_processes
 
@@ -14,9 +15,12 @@ def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> dict[str, Path
     """Each data set's folder, from `NAME=DIR …`, or from one folder where all stages train on one data set.
 
     Raises:
-        RecipeError: a data set has no folder or two, or a folder is given for one that no stage trains on.
+        RecipeError: a dataset has no folder or two, a folder is given for one that no stage trains on, or a name stands for two
+            datasets.
     """
-    names = list(dict.fromkeys(name for recipe in recipes for name, _ in training_sets(recipe)))
+    datasets = [dataset for recipe in recipes for dataset in recipe.datasets]
+    check_one_loader(datasets)
+    names = list(dict.fromkeys(dataset.name for dataset in datasets))
     pairs = [text.partition("=") for text in given if text.partition("=")[0] in names and "=" in text]
     if not pairs and len(given) == 1 and len(names) == 1:
         return {names[0]: Path(given[0])}

@@ -128,9 +128,8 @@ class TrainingSet(NamedTuple):
 
 
 def training_sets(recipe: Recipe) -> list[tuple[str, str]]:
-    """(data set, split) of all that the recipe trains on, the one that it scores on first."""
-    more = [entry.partition(":") for entry in recipe.more_datasets or ()]
-    return [(recipe.dataset, recipe.train_split), *((name, split or recipe.train_split) for name, _, split in more)]
+    """(dataset, split) of all that the recipe trains on, the one that it scores on first."""
+    return [(dataset.name, dataset.split or recipe.train_split) for dataset in recipe.datasets]
 
 
 def folders_by_name(recipe: Recipe, data_dir: str | Path | DataDirs) -> DataDirs:
@@ -154,6 +153,7 @@ def load_split(recipe: Recipe, data_dir: str | Path, split: str) -> Dataset:
         label_space=recipe.label_space,
         image_column=recipe.image_column,
         label_column=recipe.label_column,
+        loader=recipe.loader,
     )
 
 
@@ -168,9 +168,18 @@ def load_sets(recipe: Recipe, data_dirs: DataDirs) -> tuple[list[TrainingSet], D
     )
     space = label_space_of(train)
     sets = [TrainingSet(recipe.dataset, recipe.train_split, train)]
-    for name, split in training_sets(recipe)[1:]:
+    for dataset in recipe.datasets[1:]:
+        name, split = dataset.name, dataset.split or recipe.train_split
         try:
-            pictures = load_segmentation_dataset(name, data_dirs[name], split)
+            pictures = load_segmentation_dataset(
+                name,
+                data_dirs[name],
+                split,
+                label_space=dataset.label_space,
+                image_column=dataset.image_column,
+                label_column=dataset.label_column,
+                loader=dataset.loader,
+            )
             ignored = tuple(own for own, partner in translate(label_space_of(pictures), space).items() if partner is None)
             sets.append(TrainingSet(name, split, in_classes(pictures, space), ignored))
         except DataError as error:

@@ -5,7 +5,7 @@ recipe means the same training on one device and on eight. Defaults are HRNet's 
 nothing else is said.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -14,6 +14,7 @@ import yaml
 from ..data.loader import MOST_WORKERS
 from ..errors import RecipeError
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
+from .dataset_names import NamedDataset, as_fields, check_one_loader
 
 RANDOM = "random"  # as backbone_weights
 
@@ -30,7 +31,11 @@ class Recipe:
 
     # data
     dataset: str = _setting(
-        "", "Data set, such as camvid; folder, for pictures of your own; hub, for one that datasets has stored; has no default"
+        "", "Dataset, such as camvid; folder, for images of your own; hub, for one that datasets has stored; has no default"
+    )
+    loader: str | None = _setting(
+        None,
+        "How to read dataset, where dataset is a name of your own, such as photos: folder, hub, or a published dataset's name",
     )
     label_space: str | None = _setting(
         None, "Classes to translate to, by name; with folder and hub, a label table (YAML); not given, the data set's usual ones"
@@ -39,8 +44,8 @@ class Recipe:
     label_column: str | None = _setting(None, "Of a data set of hub: the column of label maps (label_map)")
     more_datasets: list[str] | None = _setting(
         None,
-        "Data sets to train on as well, NAME or NAME:SPLIT; their classes become those of dataset, the only one that is scored "
-        "on, and pixels of classes without a partner there are ignored",
+        "Datasets to train on as well, NAME or NAME:SPLIT, with ,loader=folder behind a name of your own; their classes become "
+        "those of dataset, the only one that is scored on, and pixels of classes without a partner there are ignored",
     )
     dataset_shares: list[float] | None = _setting(
         None,
@@ -187,6 +192,7 @@ class Recipe:
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
         self._check_shares()
+        check_one_loader(self.datasets)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
         if self.batch_size % self.gradient_accumulation_steps:
@@ -205,6 +211,12 @@ class Recipe:
                 f"{self.dataset_shares}"
             )
 
+    @property
+    def datasets(self) -> list[NamedDataset]:
+        """All that is trained on, the one that is scored on first."""
+        first = NamedDataset(self.dataset, self.train_split, self.loader, self.label_space, self.image_column, self.label_column)
+        return [first, *map(NamedDataset.of_text, self.more_datasets or ())]
+
     @classmethod
     def from_dict(cls, settings: dict[str, Any], source: str = "the recipe") -> "Recipe":
         known = {setting.name for setting in fields(cls)}
@@ -212,7 +224,7 @@ class Recipe:
         if unknown:
             raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}")
         try:
-            return cls(**settings)
+            return cls(**as_fields(settings))
         except RecipeError as error:
             raise RecipeError(f"{source}: {error}") from error
 
@@ -229,10 +241,17 @@ class Recipe:
         for name in ("init_from", "backbone_weights", "label_space"):
             if name in settings and Path(settings[name]).exists():
                 settings[name] = Path(settings[name]).name
+        if "more_datasets" in settings:
+            settings["more_datasets"] = [str(_without_folders(entry)) for entry in self.datasets[1:]]
         return settings
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+def _without_folders(dataset: NamedDataset) -> NamedDataset:
+    table = dataset.label_space
+    return replace(dataset, label_space=Path(table).name) if table is not None and Path(table).exists() else dataset
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

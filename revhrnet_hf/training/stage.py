@@ -30,6 +30,7 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data import TrainingSamples, TrainingTransform, label_space_of
+from ..data.class_counts import warn_of_unseen_classes
 from ..data.loader import build_loader
 from ..errors import RecipeError, RunStopped, TrainingError
 from ..evaluation import Predicted, evaluate_dataset, format_scores, predict_label_maps
@@ -163,6 +164,8 @@ class Stage:
         elif self.handed_over is not None:
             self.accelerator.print(self.handed_over)
         self.log = RunLog(self.output_dir, recipe.trackers, is_main)
+        if is_main and self.state.step == 0:
+            warn_of_unseen_classes([entry.pictures for entry in self.train_sets], self.label_space)
 
     def _training_data(self) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
         recipe = self.recipe

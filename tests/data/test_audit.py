@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from revhrnet_hf.data import CamVid
-from revhrnet_hf.data.audit import audit_dataset
+from revhrnet_hf.data.audit import ambiguous_orientation, audit_dataset
 from revhrnet_hf.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "audit_data.py"
@@ -143,7 +143,7 @@ def test_script_on_a_clean_split(mini_camvid, run_script, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["kitti", "."], "Unknown data set: 'kitti'; known: camvid"),
+        (["kitti", "."], "Unknown dataset: 'kitti'; known: camvid"),
         (["camvid", "DIR", "--split", "dev"], "Unknown split of camvid: 'dev'"),
         (["camvid", "DIR", "--split", "test"], "no split 'test'"),
         (["camvid", "DIR", "--label_space", "voc21"], "Unknown label space for camvid: 'voc21'"),
@@ -160,7 +160,7 @@ def test_wrong_questions(mini_camvid, run_script, capsys, arguments, message):
 
 def test_folder_of_ones_own(tmp_path, run_script, capsys):
     for split in ("train", "val"):
-        for kind, array in (("images", np.zeros((2, 3, 3), np.uint8)), ("labels", np.array([[0, 1, 1], [1, 255, 0]], np.uint8))):
+        for kind, array in (("images", np.zeros((2, 3, 3), np.uint8)), ("labels", np.array([[0, 1, 1], [1, 0, 0]], np.uint8))):
             (tmp_path / split / kind).mkdir(parents=True)
             PIL.Image.fromarray(array).save(tmp_path / split / kind / "a.png")
     (tmp_path / "labels.yaml").write_text("name: own\nnames: [road, car]\n")
@@ -175,3 +175,155 @@ def test_nothing_but_absent_splits(mini_original):
         (mini_original / f"{split}.txt").unlink()
     with pytest.raises(DataError, match=r"does not say which frames are 'train'.*'val'.*'test'"):
         audit_dataset("camvid", mini_original)
+
+
+def write_own(folder, splits, table, name="{}.png"):
+    """Label maps as arrays, by split and number; images of one colour."""
+    for split, arrays in splits.items():
+        for number, array in enumerate(arrays):
+            label_map = PIL.Image.fromarray(np.asarray(array, np.uint8))
+            for kind, image in (("images", PIL.Image.new("RGB", label_map.size)), ("labels", label_map)):
+                (folder / split / kind).mkdir(parents=True, exist_ok=True)
+                image.save(folder / split / kind / name.format(number))
+    (folder / "labels.yaml").write_text(table)
+    return folder
+
+
+MASK = np.zeros((10, 10), np.uint8)
+MASK[:5, :5] = 255
+
+
+@pytest.mark.parametrize("table", ["names: [background, person]\n", "names: [background, person]\nignore: [255]\n"])
+def test_masks_of_0_and_255(tmp_path, run_script, capsys, table):
+    own = write_own(tmp_path / "own", {"train": [MASK, MASK], "val": [MASK]}, table)
+    assert run_script("folder", own) == 1
+    said = capsys.readouterr().out
+    assert (
+        "The class 'person' (id 1) has no pixel in train, so that it cannot be learnt. 25.0 % of the pixels are the id 255"
+        in said
+    )
+    assert "names: {background: 0, person: 255}" in said
+    # The hint is the remedy.
+    (own / "labels.yaml").write_text("names: {background: 0, person: 255}\n")
+    assert run_script("folder", own) == 0
+    assert ["person", "255", "25.000", "2", "25.000", "1"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_class_that_occurs_in_val_only(tmp_path):
+    own = write_own(tmp_path / "own", {"train": [MASK // 255], "val": [MASK // 255 * 2]}, "names: [sky, road, car]\n")
+    audit = audit_dataset("folder", own)
+    assert [(problem.kind, problem.text[:78], splits) for problem, splits in audit.findings.items()] == [
+        ("class", "The class 'car' (id 2) has no pixel in train (it occurs in val), so that it ca", ["train"])
+    ]
+    assert [problem.text for problem in audit.notes] == ["No pixel in val, so that no score tells how well it is learnt: road."]
+    assert [finding["kind"] for finding in audit.to_dict()["findings"]] == ["class"]
+
+
+@pytest.mark.parametrize("trained", ["train-2020", "lots"])
+def test_training_split_is_found_by_name_or_size(tmp_path, trained):
+    own = write_own(tmp_path / "own", {trained: [MASK // 255] * 2, "a": [MASK // 255 * 2]}, "names: [sky, road, car]\n")
+    ((problem, splits),) = audit_dataset("folder", own).findings.items()
+    assert splits == [trained] and f"'car' (id 2) has no pixel in {trained} (it occurs in a)" in problem.text
+
+
+def test_class_without_pixels_in_the_only_split(tmp_path):
+    own = write_own(tmp_path / "own", {"all": [MASK // 255]}, "names: [sky, road, car]\n")
+    ((problem, _),) = audit_dataset("folder", own).findings.items()
+    assert "'car' (id 2) has no pixel in all" in problem.text and "take it out of the label table" in problem.text
+
+
+def ignored_share(tmp_path, percent, table, **options):
+    """Findings and notes of a dataset of which an ignored value covers so much; the classes are all there."""
+    array = np.zeros(1000, np.uint8)
+    array[: 10 * percent] = 9
+    array[-1:] = 1
+    own = write_own(tmp_path / f"own_{percent}", {"train": [array.reshape(20, 50)]}, table)
+    return audit_dataset("folder", own, **options)
+
+
+def test_much_that_is_ignored(tmp_path):
+    table = "names: [sky, road]\nignore: [9, 255]\n"
+    assert not ignored_share(tmp_path, 5, table).findings
+    ((problem, splits),) = ignored_share(tmp_path, 6, table).findings.items()
+    assert (problem.kind, splits) == ("ignored", ["train"])
+    assert problem.text.startswith(
+        "6.0 % of the pixels in train are the id 9, which is ignored: nothing is learnt from more than 5 %"
+    )
+    assert "raise --max_ignored" in problem.text
+    assert not ignored_share(tmp_path, 6, table, most_ignored=6).findings
+    assert ignored_share(tmp_path, 2, table).splits["train"].counts.ignored == {9: 20}
+
+
+def test_much_that_is_ignored_by_colour(tmp_path):
+    colours = np.zeros((10, 10, 3), np.uint8)
+    colours[:4] = (1, 2, 3)
+    colours[9] = 255
+    table = 'names:\n  sky: {colours: "#000000"}\n  road: {colours: "#ffffff"}\nignore: [[1, 2, 3]]\n'
+    ((problem, _),) = audit_dataset("folder", write_own(tmp_path / "own", {"train": [colours]}, table)).findings.items()
+    assert problem.text.startswith("40.0 % of the pixels in train are the colour (1, 2, 3)")
+    assert "person: {colours: [1, 2, 3]}" in problem.text
+
+
+def test_what_publishers_ignore_is_right(mini_camvid, mini_cityscapes, tmp_path):
+    for file in (mini_camvid / "trainannot").iterdir():
+        PIL.Image.fromarray(np.full((48, 64), 11, np.uint8)).save(file)
+    audit = audit_dataset("camvid", mini_camvid)
+    assert not audit.findings
+    assert len(audit.notes) == 11 and {problem.kind for problem in audit.notes} == {"class"}
+    assert not [p for p in audit_dataset("cityscapes", mini_cityscapes).findings if p.kind in ("class", "ignored")]
+    # The same classes in a folder of one's own: void is right, a class that never occurs is not.
+    own = write_own(tmp_path / "own", {"train": [np.full((4, 4), 11)]}, "names: [a, b]\n")
+    findings = audit_dataset("folder", own, label_space="camvid11").findings
+    assert len(findings) == 11 and {problem.kind for problem in findings} == {"class"}
+
+
+def test_counts_do_not_depend_on_what_is_ignored_apart(tmp_path):
+    """More ignored ids than there are train ids left."""
+    table = f"names: [a, b]\nignore: {[*range(2, 256), 300, 301]}\n"
+    array = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    report = audit_dataset("folder", write_own(tmp_path / "own", {"train": [array]}, table)).splits["train"]
+    assert report.pixels.tolist() == [1, 1, 254] and sum(report.counts.ignored.values()) <= 254
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "label_size", "ambiguous"),
+    [
+        (1, (8, 8), (8, 8), False),
+        (None, (8, 8), (8, 8), False),
+        (2, (8, 6), (8, 6), True),
+        (3, (8, 6), (8, 6), True),
+        (4, (8, 6), (8, 6), True),
+        (6, (8, 6), (8, 6), False),
+        (6, (8, 6), (6, 8), False),
+        (5, (8, 8), (8, 8), True),
+        (8, (8, 8), (8, 8), True),
+        (9, (8, 8), (8, 8), False),
+    ],
+)
+def test_orientation_that_fits_both_ways(tmp_path, orientation, size, label_size, ambiguous):
+    exif = PIL.Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    PIL.Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
+    assert ambiguous_orientation(str(tmp_path / "a.jpg"), label_size) == (orientation if ambiguous else None)
+
+
+def test_orientations_are_noted(tmp_path):
+    own = write_own(tmp_path / "own", {"train": [MASK // 255, MASK // 255]}, "names: [sky, road]\n")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 3
+    PIL.Image.new("RGB", (10, 10)).save(own / "train" / "images" / "1.png", exif=exif)
+    audit = audit_dataset("folder", own)
+    ((note, splits),) = audit.notes.items()
+    assert (note.kind, Path(note.file).name, splits) == ("orientation", "1.png", ["train"])
+    assert not audit.findings and "EXIF orientation 3" in str(audit)
+
+
+def test_own_name_of_a_dataset(tmp_path, run_script, capsys):
+    own = write_own(tmp_path / "own", {"train": [MASK // 255]}, "names: [sky, road]\n")
+    assert run_script("photos", own, "--loader", "folder") == 0
+    assert capsys.readouterr().out.startswith("photos, label space own")
+    assert run_script("photos", own) == 1
+    assert "Unknown dataset: 'photos'; known: camvid" in capsys.readouterr().err
+    assert run_script("photos", own, "--loader", "folder", "--max_ignored", "500") == 1
+    assert "give a percentage" in capsys.readouterr().err

@@ -173,3 +173,26 @@ def test_original_list_that_leads_outside_finds_nothing_there(mini_original, lin
     (mini_original / "val.txt").write_text(f"{line}\n")
     with pytest.raises(DataError, match="without its"):
         load(mini_original, "val")
+@pytest.mark.parametrize("form", ["mini_camvid", "mini_original"])
+def test_frame_that_is_named_twice(request, form):
+    data_dir = request.getfixturevalue(form)
+    train, val = (data_dir / f"{split}.txt" for split in ("train", "val"))
+    line = train.read_text().splitlines()[1]
+    with val.open("a") as names:
+        names.write(line + "\n")
+    assert len(load(data_dir, "train")) == 5
+    with pytest.raises(DataError, match=r"train \+ val names '.*00001' twice: take one out"):
+        load(data_dir, "trainval")
+    with val.open("a") as names:
+        names.write(line + "\n")
+    with pytest.raises(DataError, match=r"val names '.*00001' twice"):
+        load(data_dir, "val")
+
+
+def test_folder_beside_one_called_train_is_not_taken_for_camvids(tmp_path):
+    for name in ("train", "thesis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("x")
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "thesis", "train")
+    assert "looks right" not in str(caught.value)

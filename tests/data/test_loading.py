@@ -101,7 +101,7 @@ def test_data_set_without_label_map_has_no_label_space():
 
 
 def test_unknown_names_list_the_known(mini_camvid):
-    with pytest.raises(DataError, match="Unknown data set: 'kitti'; known: camvid"):
+    with pytest.raises(DataError, match="Unknown dataset: 'kitti'; known: camvid"):
         load_segmentation_dataset("kitti", mini_camvid, "train")
     with pytest.raises(DataError, match="Unknown split of camvid: 'dev'; known: train, val, test, trainval"):
         load(mini_camvid, "dev")
@@ -111,7 +111,7 @@ def test_unknown_names_list_the_known(mini_camvid):
 
 @pytest.mark.parametrize("options", [{"image_column": "image"}, {"label_column": "label_map"}])
 def test_columns_are_for_the_hub_only(mini_camvid, options):
-    with pytest.raises(DataError, match="are for the data set 'hub' only"):
+    with pytest.raises(DataError, match="are for the dataset 'hub' only"):
         load(mini_camvid, **options)
 
 
@@ -151,3 +151,25 @@ def test_what_was_decoded_before_is_not_translated_again(mini_camvid):
     decoded = load(mini_camvid).map(lambda row: {"label_map": row["label_map"]})
     with pytest.raises(DataError, match="hold train ids of 'camvid11' already"):
         in_classes(decoded, get_label_space("cityscapes"))
+
+
+def test_dataset_with_a_name_of_its_own(mini_camvid):
+    seen = load_segmentation_dataset("rainy", mini_camvid, "val", loader="camvid")
+    assert [row["label_map"].tobytes() for row in seen] == [row["label_map"].tobytes() for row in load(mini_camvid, "val")]
+    with pytest.raises(DataError, match="Unknown split of rainy: 'dev'"):
+        load_segmentation_dataset("rainy", mini_camvid, "dev", loader="camvid")
+
+
+@pytest.mark.parametrize(
+    ("name", "loader", "message"),
+    [
+        ("photos", None, "Unknown dataset: 'photos'; known: camvid, .* hub. A dataset with a name of its own needs a loader"),
+        ("photos", "folders", "Unknown loader: 'folders'; known: camvid"),
+        ("camvid", "folder", "'camvid' has the loader 'folder': give it a name that is not another loader's"),
+        ("../photos", "folder", "'../photos' cannot be a dataset's name"),
+        ("", "folder", "'' cannot be a dataset's name"),
+    ],
+)
+def test_bad_names_and_loaders(mini_camvid, name, loader, message):
+    with pytest.raises(DataError, match=message):
+        load_segmentation_dataset(name, mini_camvid, "val", loader=loader)

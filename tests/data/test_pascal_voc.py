@@ -277,3 +277,11 @@ def test_list_that_leads_outside_finds_nothing_there(mini_voc, voc2012):
 def test_sub_folder_suggests_the_right_one(voc2012, below):
     with pytest.raises(DataError, match=f"is not PASCAL VOC: .*{voc2012} looks right"):
         load(voc2012 / below)
+
+
+@pytest.mark.parametrize("repeated", ["{0}", "/JPEGImages/{0}.jpg /SegmentationClass/{0}.png"])
+def test_image_that_a_list_names_twice(mini_voc, voc2012, repeated):
+    with (voc2012 / "ImageSets" / "Segmentation" / "val.txt").open("a") as names:
+        names.write(repeated.format(VAL[1]) + "\n")
+    with pytest.raises(DataError, match=rf"Segmentation/val\.txt names '{VAL[1]}' twice: take one out"):
+        load(mini_voc, "val")

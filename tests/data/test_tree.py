@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -102,12 +103,105 @@ def test_threads_share_an_archive(packed, mini_camvid):
 
 
 def test_unpacked_file_wins(packed, mini_camvid):
-    black = PIL.Image.fromarray(np.zeros((48, 64, 3), np.uint8))
-    (packed / "val").mkdir()
-    black.save(packed / "val" / "mini_val_00001.png")
-    seen, expected = rows(load(packed, "val")), rows(load(mini_camvid, "val"))
-    assert seen[1][1] == black.tobytes() != expected[1][1]
-    assert (seen[0], seen[2]) == (expected[0], expected[2])
+    (packed / "val.txt").write_text("/SegNet/CamVid/val/mini_val_00001.png /SegNet/CamVid/valannot/mini_val_00001.png\n")
+    assert rows(load(packed, "val")) == rows(load(mini_camvid, "val"))[1:2]
+
+
+def test_pairs_deleted_beside_the_kept_archive_stay_deleted(packed, mini_camvid):
+    """The folder was unpacked, its archive left there, and a pair deleted; the lists name what is left."""
+    for folder in ("val", "valannot"):
+        shutil.copytree(mini_camvid / folder, packed / folder)
+        (packed / folder / "mini_val_00001.png").unlink()
+    tree = DataTree(packed)
+    assert tree.files("val") == tree.files("valannot") == ["mini_val_00000.png", "mini_val_00002.png"]
+    with pytest.raises(DataError, match=r"Label map .*1 of 3: .*mini_val_00001\.png"):
+        load(packed, "val")
+    assert rows(load(packed, "train")) == rows(load(mini_camvid, "train"))  # which is in the archive only
+
+
+def pack_names(archive, names):
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name in names:
+            packed.writestr(name, b"x")
+
+
+def write_names(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+LAID_OUT = ["images/train/a.png", "images/train/north/b.png", "images/train/south/c.png", "notes/list.json", "table.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("unpacked", "still_packed"),
+    [
+        ([], LAID_OUT),
+        (["images/train/a.png"], ["notes/list.json", "table.yaml"]),  # north and south were deleted
+        (["images/train/south/c.png"], ["notes/list.json", "table.yaml"]),
+        (["table.yaml"], LAID_OUT[:-1]),
+        (["notes/other.json"], LAID_OUT),  # one text of several, not an image
+        (["images/val/a.png"], LAID_OUT),  # comes from elsewhere
+        (["other/train/north/b.png"], LAID_OUT),
+    ],
+)
+def test_what_an_archive_beside_its_unpacked_files_still_gives(tmp_path, unpacked, still_packed):
+    pack_names(tmp_path / "data.zip", LAID_OUT)
+    write_names(tmp_path, unpacked)
+    tree = DataTree(tmp_path)
+    assert [name for name in LAID_OUT if str(tree.location(name)).startswith("zip://")] == still_packed
+
+
+def test_folders_of_another_archive_are_no_leftovers(tmp_path):
+    """Cityscapes' train_extra unpacked, train and val in another archive; images unpacked, their label maps not."""
+    pack_names(tmp_path / "a.zip", ["left/train/aachen/x.png", "left/val/bonn/y.png"])
+    pack_names(tmp_path / "b.zip", ["train/labels/z.png"])
+    write_names(tmp_path, ["left/train_extra/konz/z.png", "train/images/z.png"])
+    tree = DataTree(tmp_path)
+    assert tree.folders("left") == ["train", "train_extra", "val"]
+    assert tree.folders("train") == ["images", "labels"] and tree.files("train/labels") == ["z.png"]
+
+
+LITTER = ("._a.png", ".a.png", ".DS_Store", "Thumbs.db", "thumbs.DB", "desktop.ini")
+LITTER_FOLDERS = ("@eaDir", ".ipynb_checkpoints", "__MACOSX", ".thumbnails", "#recycle", "$RECYCLE.BIN")
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_litter_is_skipped(tmp_path, is_packed):
+    names = [f"x/{name}" for name in LITTER] + [f"x/{folder}/a.png" for folder in LITTER_FOLDERS]
+    if is_packed:
+        pack_names(tmp_path / "data.zip", names)
+    else:
+        write_names(tmp_path, names)
+    (tmp_path / "._data.zip").write_bytes(b"no archive")
+    assert is_packed or DataTree(tmp_path).folders() == ["x"]
+    assert DataTree(tmp_path).files("x") == DataTree(tmp_path).folders("x") == []
+    write_names(tmp_path, ["y/b.png"])
+    assert DataTree(tmp_path).files("y") == ["b.png"]
+
+
+def test_folder_of_litter_is_empty(tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    assert DataTree(tmp_path).is_empty
+
+
+def test_zip_with_backslashes(tmp_path):
+    pack_names(tmp_path / "data.zip", ["own\\", "own\\labels.yaml", "own\\images\\a.png"])
+    tree = DataTree(tmp_path)
+    assert (tree.folders(), tree.folders("own"), tree.files("own")) == (["own"], ["images"], ["labels.yaml"])
+    location = tree.location("own/images/a.png")
+    assert read_location(location) == b"x" and location_name(location) == "a.png"
+
+
+def test_tree_below_a_folder(tmp_path):
+    pack_names(tmp_path / "data.zip", ["own/images/a.png"])
+    tree = DataTree(tmp_path)
+    assert tree.packed_folders() == ["own"]
+    inner = tree.below("own")
+    assert inner.folders() == ["images"] and inner.files("images") == ["a.png"] and inner.has_folder("images")
+    assert inner.location("images/a.png") == tree.location("own/images/a.png")
+    assert inner.expected("b.png") == str(tmp_path / "own" / "b.png")
 
 
 def test_tree_of_an_archive_is_the_folders(packed, mini_camvid):
@@ -127,6 +221,10 @@ def test_locations():
     assert split_location("zip://x/y.png::/d/a.zip") == ("/d/a.zip", "x/y.png")
     assert split_location("tar://x::y.png::/d/a.tar") == ("/d/a.tar", "x::y.png")
     assert split_location("/d/x.png") == ("/d/x.png", None)
+    assert split_location("zip://x::y.png::/d::e/a.zip") == ("/d::e/a.zip", "x::y.png")
+    assert split_location(r"zip://x.png::C:\d::e\a.zip") == (r"C:\d::e\a.zip", "x.png")
+    assert split_location("zip://x.png::a.zip") == ("a.zip", "x.png")
+    assert split_location("/d::e/x.png") == ("/d::e/x.png", None)
     assert location_name("tar://x/y.png::/d/a.tar") == "y.png"
     assert location_name("/d/x.png") == "x.png"
 

@@ -12,6 +12,8 @@ from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.loading import DATASETS
 from revhrnet_hf.errors import HubError, RecipeError
 from revhrnet_hf.training.chain import data_dirs_by_name
+from revhrnet_hf.training.data import training_sets
+from revhrnet_hf.training.dataset_names import NamedDataset
 from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.recipe import Recipe, read_chain
 
@@ -82,7 +84,7 @@ def test_data_folders_by_name(given, expected):
 
 
 def test_own_settings_do_not_tell_where_files_lie(tmp_path):
-    table = write(tmp_path, "names: [road]\n")
+    table = write(tmp_path, "names: [road, car]\n")
     recipe = Recipe(dataset="folder", label_space=str(table), init_from=str(tmp_path), epochs=3)
     assert recipe.own_settings == {"label_space": table.name, "init_from": tmp_path.name, "epochs": 3}
 
@@ -172,3 +174,70 @@ def test_finest_of_five_streams_has_the_stems_map():
     model, _ = build_model(recipe, get_label_space("camvid11"))
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 64, 64)).logits.shape[-2:] == (32, 32)
+
+
+NAMED = """
+dataset: {name: photos, loader: folder, split: all}
+more_datasets:
+  - {name: scans, loader: folder, label_space: scans.yaml}
+  - {name: streets, loader: hub, image_column: pixels, label_column: seg, split: validation}
+  - coco:val
+"""
+
+
+def test_datasets_with_names_of_their_own(tmp_path):
+    recipe = Recipe.from_yaml(write(tmp_path, NAMED))
+    assert (recipe.dataset, recipe.loader, recipe.train_split) == ("photos", "folder", "all")
+    assert recipe.more_datasets == [
+        "scans,loader=folder,label_space=scans.yaml",
+        "streets:validation,loader=hub,image_column=pixels,label_column=seg",
+        "coco:val",
+    ]
+    assert recipe.datasets == [
+        NamedDataset("photos", "all", "folder"),
+        NamedDataset("scans", None, "folder", "scans.yaml"),
+        NamedDataset("streets", "validation", "hub", None, "pixels", "seg"),
+        NamedDataset("coco", "val"),
+    ]
+    assert Recipe.from_yaml(write(tmp_path, recipe.to_yaml())) == recipe
+    assert training_sets(recipe) == [("photos", "all"), ("scans", "all"), ("streets", "validation"), ("coco", "val")]
+    given = ["photos=A", "scans=B", "streets=me/streets", "coco=D"]
+    assert data_dirs_by_name(given, [recipe])["scans"] == Path("B")
+    with pytest.raises(RecipeError, match="give photos=DIR scans=DIR streets=DIR coco=DIR"):
+        data_dirs_by_name(given[:3], [recipe])
+
+
+def test_own_settings_keep_names_and_no_folders(tmp_path):
+    table = write(tmp_path, "names: [road, car]\n")
+    recipe = Recipe(dataset="photos", loader="folder", more_datasets=[f"scans,loader=folder,label_space={table}"])
+    assert recipe.own_settings == {
+        "loader": "folder",
+        "more_datasets": [f"scans,loader=folder,label_space={table.name}"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset: {loader: folder}\n", r"dataset: \{'loader': 'folder'\} has no name"),
+        ("dataset: {name: a, loader: folder, color: red}\n", "dataset: color: 'red' is not one of name, split, loader"),
+        ("dataset: {name: a, loader: folder}\nloader: hub\n", "loader is said twice: 'hub', and 'folder' within dataset"),
+        ("dataset: camvid\nmore_datasets: [{name: a, split: 3}]\n", "more_datasets: split: 3 is not"),
+        ("dataset: camvid\nmore_datasets: ['a,color=red']\n", "'a,color=red' is not NAME or NAME:SPLIT"),
+        ("dataset: camvid\nmore_datasets: ['a,loader=folder,loader=hub']\n", "is not NAME or NAME:SPLIT"),
+        ("dataset: camvid\nmore_datasets: [':val']\n", "':val' is not NAME"),
+        (
+            "dataset: photos\nloader: folder\nmore_datasets: ['photos:val,loader=hub']\n",
+            "'photos' has the loader 'folder' and 'hub'",
+        ),
+    ],
+)
+def test_mistakes_in_datasets_names(tmp_path, text, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_yaml(write(tmp_path, text))
+
+
+def test_a_name_is_one_dataset_in_a_whole_chain():
+    recipes = [Recipe(dataset="photos", loader=loader) for loader in ("folder", "hub")]
+    with pytest.raises(RecipeError, match="give each dataset a name of its own"):
+        data_dirs_by_name(["photos=A"], recipes)

@@ -436,7 +436,7 @@ class TestBadInput:
     def test_nothing_is_written_before_all_is_known(self, recipe, mini_camvid, tmp_path):
         output_dir = tmp_path / "out"
         for field, value, said in (
-            ("dataset", "camvit", "Unknown data set: 'camvit'; known: camvid"),
+            ("dataset", "camvit", "Unknown dataset: 'camvit'; known: camvid"),
             ("eval_split", "test", "no split 'test'"),
             ("backbone", "resnet5o", "Unknown model"),
             ("backbone_weights", None, "Cannot fetch"),
