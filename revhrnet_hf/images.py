@@ -1,12 +1,13 @@
 """Image files → RGB images: the one way in, so that training, evaluation, prediction, pipeline and demo see the same pixels.
 
-An image is what a viewer shows: turned upright by its EXIF orientation, 16 bits scaled to 8, transparency on white, palettes, CMYK
-and grey as RGB. Files are decoded by Pillow, and only in the formats of `FORMATS`: whatever a file is called, its content starts
-no other decoder.
+An image is what a viewer shows: turned upright by its EXIF orientation, 16 bits scaled to 8, transparency on white, palettes,
+CMYK and grey as RGB. Files are decoded by Pillow, and only in the formats of `FORMATS`: whatever a file is called, its content
+starts no other decoder.
 """
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,11 +52,12 @@ class ImageFile:
     """An image file whose header was read and whose pixels were not.
 
     Args:
-        data: the file, or where only the size is asked for, its beginning.
+        data: the file.
 
     Attributes:
         data: the same.
-        header: what Pillow made of it, not loaded.
+        header: what Pillow made of it.
+        tile: how Pillow is going to decode the pixels; None if it does not say.
         orientation: EXIF's, 1 to 8; 1 where there is none, or none that can be understood: viewers turn nothing then.
         size: (width, height) upright, in pixels.
         stored_size: (width, height) of what is stored.
@@ -64,18 +66,24 @@ class ImageFile:
         Whatever Pillow raises: `unreadable_is_data_error` makes one kind of error of it.
     """
 
-    def __init__(self, data: bytes, header_only: bool = False):
+    def __init__(self, data: bytes):
         self.data = data
         self.header = open_header(io.BytesIO(data))
-        if not header_only and self.header.format == "PNG" and _has_late_metadata(data):
+        self.tile = self.header.tile[0] if self.header.tile else None  # which loading takes away
+        if self.header.format == "PNG" and _has_late_metadata(data):
             self.header.load()
         self.orientation = exif_orientation(self.header)
-        upright = self.header.size if _turns_itself(self.header) else _turned_size(self.header.size, self.orientation)
-        self.size, self.stored_size = upright, _turned_size(upright, self.orientation)
+        self.size = _upright_size(self.header, self.orientation)
+        self.stored_size = _turned_size(self.size, self.orientation)
 
-    def pixels(self, as_stored: bool = False) -> PIL.Image.Image:
-        """The decoded image in the file's own mode; upright unless `as_stored`."""
-        return _in_position(open_header(io.BytesIO(self.data)), self.orientation, as_stored)
+    def pixels(self, as_stored: bool = False, data: bytes | None = None) -> PIL.Image.Image:
+        """The decoded image in the file's own mode; upright unless `as_stored`.
+
+        Args:
+            data: the file cut short (see data/first_rows.py), to be decoded in its place.
+        """
+        image = self.header if data is None else open_header(io.BytesIO(data))
+        return _in_position(image, self.orientation, as_stored)
 
     def rgb(self, as_stored: bool = False) -> PIL.Image.Image:
         """The same as RGB. An upright image remembers how it was turned, so that `fitted` can turn it back."""
@@ -128,7 +136,7 @@ def is_image(path: str | Path) -> bool:
     try:
         with open(path, "rb") as file:
             open_header(file)
-    except Exception:  # noqa: BLE001 - whatever Pillow raises, the answer is no
+    except Exception:  # whatever Pillow raises, the answer is no
         return False
     return True
 
@@ -139,6 +147,12 @@ def open_header(file: io.IOBase) -> PIL.Image.Image:
     return PIL.Image.open(file, formats=FORMATS)
 
 
+def header_size(file: io.IOBase) -> Size:
+    """Width and height of the upright image, as far as its header tells; raises what Pillow raises."""
+    header = open_header(file)
+    return _upright_size(header, exif_orientation(header))
+
+
 def exif_orientation(image: PIL.Image.Image) -> int:
     """The orientation that the metadata read so far name, 1 to 8; 1 where there is none.
 
@@ -147,7 +161,7 @@ def exif_orientation(image: PIL.Image.Image) -> int:
     try:
         # Not a PNG's own method, which decodes the whole image to look for more.
         value = PIL.Image.Image.getexif(image).get(ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - Pillow raises what it likes for malformed metadata
+    except Exception:  # Pillow raises nearly anything for malformed metadata
         return 1
     return int(value) if isinstance(value, int) and value in UPRIGHT else 1
 
@@ -167,9 +181,9 @@ def unreadable_is_data_error(kind: str, source: str) -> Iterator[None]:
     except DataError:
         raise  # says already what is wrong and where
     except PIL.Image.DecompressionBombError as error:
-        raise DataError(f"{kind} {source} cannot be read: {_too_large()}") from error
+        raise DataError(f"{kind} {source} cannot be read: {_too_large(error)}") from error
     except FileNotFoundError as error:
-        raise DataError(f"{kind} {source} cannot be read ({_said(error)}): it is missing. Restore it, or leave it out.") from error
+        raise DataError(f"{kind} {source} cannot be read ({error}): it is missing. Restore it, or leave it out.") from error
     except PIL.UnidentifiedImageError as error:
         raise DataError(
             f"{kind} {source} cannot be read: its content is no image in a known format ({', '.join(FORMATS)}), or its header is "
@@ -207,10 +221,12 @@ def _apply_pixel_limit() -> None:
     PIL.Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6 / 2)  # Pillow warns from here on, and refuses twice as many
 
 
-def _too_large() -> str:
+def _too_large(error: PIL.Image.DecompressionBombError) -> str:
     limit = 2 * PIL.Image.MAX_IMAGE_PIXELS / 1e6
+    pixels = re.search("[0-9]+", str(error))
+    size = f"{int(pixels[0]) / 1e6:.0f} megapixels" if pixels else "too many pixels"
     return (
-        f"it has more than {limit:.0f} megapixels, which is refused because a small file can fill the memory so. If you trust it, "
+        f"it has {size}, and more than {limit:.0f} are refused because so a small file can fill the memory. If you trust it, "
         f"raise the limit with the environment variable {MEGAPIXELS_VARIABLE}, or with predict.py's --max_megapixels."
     )
 
@@ -222,6 +238,10 @@ def _said(error: Exception) -> str:
 def _turns_itself(image: PIL.Image.Image) -> bool:
     """Pillow gives the upright size of a TIFF, and turns it when it loads the pixels."""
     return image.format == "TIFF"
+
+
+def _upright_size(header: PIL.Image.Image, orientation: int) -> Size:
+    return header.size if _turns_itself(header) else _turned_size(header.size, orientation)
 
 
 def _turned_size(size: Size, orientation: int) -> Size:

@@ -1,7 +1,7 @@
 """An image of any Pillow mode as RGB: 16 bits scaled to 8, transparency on white.
 
-It lies beside the image processors because it travels inside a checkpoint with them. Files are read by `revhrnet_hf.images`, which
-builds on it.
+It lies beside the image processors because it travels inside a checkpoint with them. Files are read by `revhrnet_hf.images`,
+which builds on it.
 """
 
 import numpy as np
