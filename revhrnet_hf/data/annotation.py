@@ -16,9 +16,9 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from ..errors import DataError
-from ..images import ImageFile
 from .label_space import LabelSpace
 from .tree import read_location
 
@@ -163,7 +163,8 @@ def _uncompressed(text: str, where: str) -> list[int]:
 
 def _draw_segments(record: dict[str, Any], label_space: LabelSpace, source: str) -> np.ndarray:
     png = read_location(record["png"]) if "png" in record else base64.b64decode(record["png_base64"])
-    colours = np.asarray(ImageFile(png).pixels().convert("RGB"), np.uint32)
+    with PIL.Image.open(io.BytesIO(png)) as picture:
+        colours = np.asarray(picture.convert("RGB"), np.uint32)
     ids = colours @ np.array([1, 256, 65536], np.uint32)
     train_id_of = {VOID_SEGMENT: label_space.ignore_index}
     for segment, category_id in record["segments"]:

@@ -20,6 +20,7 @@ Colour = tuple[int, int, int]
 
 MAX_NAMED = 8
 UNKNOWN = -1
+LARGEST_ID = 1 << 53  # beyond, floating-point numbers skip some whole ones
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,17 @@ class LabelSpace:
         """Translates a label map as its owner stores it into train ids.
 
         Args:
-            raw: (height, width) integers (raw ids), or (height, width, 3) uint8 (raw colours).
+            raw: (height, width) integers (raw ids), or floating-point numbers that are whole (MATLAB's and some TIFF files');
+                or (height, width, 3) uint8 (raw colours).
             source: what the label map is called in an error, usually its file.
 
         Returns:
             (height, width) uint8; ignored pixels hold `ignore_index`.
 
         Raises:
-            DataError: `raw` holds an id or colour outside the table; all of them are named.
+            DataError: `raw` holds an id or colour outside the table, all of which are named, or numbers that are no ids.
         """
-        return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(raw, source)
+        return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(whole_ids(raw, source), source)
 
     def translate_picture(
         self, raw: PIL.Image.Image, source: str, greatest: int = 255, is_black_and_white_gif: bool = False
@@ -203,11 +205,11 @@ class LabelSpace:
         elif _is_complete(by_grey):
             chosen = by_grey
         elif self.raw_ids:
-            return PIL.Image.fromarray(self._from_ids(np.asarray(image), source))  # names what is unknown
+            return PIL.Image.fromarray(self.train_ids(np.asarray(image), source))  # names what is unknown
         else:
             colours = np.zeros((256, 3), np.uint8)
             colours[used] = [shown[value] for value in used]
-            return PIL.Image.fromarray(self._from_colours(colours[np.asarray(image)], source))
+            return PIL.Image.fromarray(self.train_ids(colours[np.asarray(image)], source))
         return image.point([chosen.get(value, 0) for value in range(256)], "L")
 
     def _check_agreement(
@@ -240,8 +242,6 @@ class LabelSpace:
                 f"Label map {source} holds ids, but label space {self.name!r} knows colours only: use label maps in its "
                 "colours, or give the classes' ids."
             )
-        if raw.dtype.kind == "f":
-            raw = _whole_numbers(raw, source)
         # mode="clip" sends every larger id to the table's last entry, which is unknown.
         train_ids = self._id_table.take(raw, mode="clip")
         if raw.dtype.kind == "i":
@@ -299,6 +299,28 @@ class LabelSpace:
         return codes[order], np.array(list(self.raw_colours.values()), dtype=np.int16)[order]
 
 
+def whole_ids(raw: np.ndarray, source: str) -> np.ndarray:
+    """Ids as integers: a cast alone turns NaN into −9223372036854775808 and 1.7 into 1.
+
+    Raises:
+        DataError: `raw` holds NaN, an infinite or fractional number, or no numbers at all.
+    """
+    if raw.dtype == np.uint64:
+        return np.minimum(raw, np.uint64(LARGEST_ID)).astype(np.int64)  # numpy's `take` would wrap the largest
+    if raw.dtype.kind in "iub":
+        return raw
+    if raw.dtype.kind != "f":
+        raise DataError(f"Label map {source} holds values of type {raw.dtype}; it must hold ids, whole numbers: save it again.")
+    raw = raw.astype(np.float64)
+    strays = raw[~((raw == np.trunc(raw)) & (np.abs(raw) <= LARGEST_ID))]
+    if strays.size:
+        raise DataError(
+            f"Label map {source} holds {strays.size} pixels that are no ids, for example {strays[0]}; ids are whole numbers: "
+            "replace NaN by an id that the label space ignores, and save the label map as integers."
+        )
+    return raw.astype(np.int64)
+
+
 def id_ranges(ids: Iterable[int]) -> str:
     """The ids as text with runs drawn together: `0–10, 255`."""
     ids = set(ids)
@@ -331,18 +353,6 @@ def _shown_colours(image: PIL.Image.Image, used: list[int], greatest: int) -> di
 
 def _is_complete(reading: dict[int, int | None]) -> bool:
     return bool(reading) and None not in reading.values()
-
-
-def _whole_numbers(raw: np.ndarray, source: str) -> np.ndarray:
-    """Float ids, as some programs for maps write them, as integers."""
-    whole = np.isfinite(raw) & (raw == np.rint(raw)) & (np.abs(raw) <= np.iinfo(np.int32).max)
-    if not whole.all():
-        strays = np.unique(raw[~whole])[:MAX_NAMED].tolist()
-        raise DataError(
-            f"Label map {source} holds {', '.join(map(str, strays))}, which are no whole numbers and so no ids: save the ids as "
-            "integers."
-        )
-    return raw.astype(np.int64)
 
 
 def _colour_codes(colours: np.ndarray) -> np.ndarray:

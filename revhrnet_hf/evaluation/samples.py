@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.workers import obey_parent_only, reads_in_threads
+from ..images import fitted
 from .settings import InferenceSettings, Size
 
 READ_PIXELS = 2**22  # of pictures that are read at once between forward passes
@@ -42,6 +43,7 @@ class Samples(Dataset):
 
     def prepare(self, position: int, row: dict) -> Sample:
         image, references = row["image"], row["label_map"]
+        image = image if references is None else fitted(image, references.size)
         references = None if references is None else torch.from_numpy(np.array(references))
         size = (image.height, image.width) if references is None else tuple(references.shape)
         inputs = model_inputs(self.image_processor, image, self.settings)
