@@ -32,6 +32,12 @@ AS_STORED = "#as_stored"
 class StoredFile(datasets.Image):
     """What `Picture` and `LabelMap` share: the stored file's bytes, and their copy into a dataset that is to travel."""
 
+    def encode_example(self, value: Any) -> dict:
+        """As of `datasets.Image`, which however drops bytes where some file has the name that comes with them, and takes that."""
+        if isinstance(value, dict) and value.get("bytes") is not None:
+            return {"bytes": value["bytes"], "path": value.get("path")}
+        return super().encode_example(value)
+
     def embed_storage(self, storage: pa.StructArray, *args, **kwargs) -> pa.StructArray:
         """As for `datasets.Image`, with members of archives as well: the files' bytes go into the table, with their names."""
         values = [value and _embedded(value) for value in storage.to_pylist()]
