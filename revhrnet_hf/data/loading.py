@@ -12,6 +12,7 @@ from .camvid import CamVid
 from .cityscapes import Cityscapes
 from .coco import Coco
 from .folder import Folder
+from .folder_listing import listed_once
 from .label_map import LabelMap
 from .label_space import LABEL_SPACES, LabelSpace
 from .mapillary_vistas import MapillaryVistas
@@ -30,6 +31,7 @@ DATASETS: dict[str, type[SegmentationBuilder]] = {
 STORED = "hub"
 
 
+@listed_once()
 def load_segmentation_dataset(
     name: str,
     data_dir: str | Path,
@@ -81,8 +83,10 @@ def load_segmentation_dataset(
             f"{name}'s {split!r} has no label maps, its owner keeps them; splits with labels: {', '.join(splits)}."
         )
     check_known(f"split of {name}", split, splits)
-    digest = builder_class.digest(data_dir, split, label_space)
+    samples = builder_class.list_samples(data_dir, split, label_space)
+    digest = builder_class.digest(samples, label_space)
     builder = builder_class(data_dir=str(data_dir), split=split, label_space=label_space, listing_digest=digest)
+    builder.samples = samples
     if streaming:
         return builder.as_streaming_dataset(split)
     with _without_progress_bars():

@@ -17,6 +17,7 @@ from threading import Lock
 import fsspec
 
 from ..errors import DataError
+from .folder_listing import entries
 
 ARCHIVES = (".zip", ".tar")
 COMPRESSED_WHOLE = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -83,7 +84,7 @@ class DataTree:
         """Sorted names of the files in `folder`; with `suffixes`, of those that end so."""
         names = set(self._members.get(folder, ()))
         if self._folder and (self._folder / folder).is_dir():
-            names.update(entry.name for entry in os.scandir(self._folder / folder) if entry.is_file())
+            names.update(entry.name for entry in entries(self._folder / folder) if entry.is_file())
         endings = tuple(suffixes)
         return sorted(name for name in names if not name.startswith(MACOS_LITTER) and (not endings or name.endswith(endings)))
 
@@ -92,7 +93,7 @@ class DataTree:
         prefix = f"{folder}/" if folder else ""
         names = {key[len(prefix) :].split("/")[0] for key in self._members if key.startswith(prefix) and key != folder}
         if self._folder and (self._folder / folder).is_dir():
-            names.update(entry.name for entry in os.scandir(self._folder / folder) if entry.is_dir())
+            names.update(entry.name for entry in entries(self._folder / folder) if entry.is_dir())
         return sorted(names - {"", "__MACOSX"})
 
     def read_bytes(self, path: str) -> bytes:
