@@ -51,7 +51,6 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     UNLABELLED_SPLITS: ClassVar[tuple[str, ...]] = ()
     HINT: ClassVar[str]
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {}
-    samples: list[Sample] | None = None  # what `list_samples` gave to somebody who has called it already
 
     @staticmethod
     def recognises(tree: DataTree) -> bool:
@@ -95,9 +94,8 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         return locate(tree, cls.list_split(tree, split, label_space))
 
     @classmethod
-    def digest(cls, samples: list[Sample], label_space: str) -> str:
-        """Changes when the files or the meaning of their ids do."""
-        return listing_digest(samples)
+    def digest(cls, data_dir: Path, split: str, label_space: str) -> str:
+        return listing_digest(cls.list_samples(data_dir, split, label_space))
 
     @classmethod
     def _not_here(cls, tree: DataTree) -> str:
@@ -131,10 +129,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         config = self.config
-        samples = self.samples
-        if samples is None:
-            samples = self.list_samples(Path(config.data_dir), config.split, config.label_space)
-        samples = check_same_sizes(samples)
+        samples = check_same_sizes(self.list_samples(Path(config.data_dir), config.split, config.label_space))
         # A list is what `datasets` shards over workers and processes when streaming.
         return [datasets.SplitGenerator(name=config.split, gen_kwargs={"samples": samples})]
 

@@ -19,7 +19,7 @@ from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder
 from .label_space import find_label_space
 from .label_table import SPLIT, USUAL_NAME, is_label_table, read_label_table
-from .listing import Listed, Sample
+from .listing import Listed
 from .tree import DataTree
 
 Layout = tuple[str, str]  # folders of pictures and of label maps
@@ -73,10 +73,10 @@ class Folder(SegmentationBuilder):
         return splits
 
     @classmethod
-    def digest(cls, samples: list[Sample], label_space: str) -> str:
+    def digest(cls, data_dir: Path, split: str, label_space: str) -> str:
         """Changes with the label table, too."""
         definition = find_label_space(label_space).to_json()
-        listing = super().digest(samples, label_space)
+        listing = super().digest(data_dir, split, label_space)
         return f"{listing}-{hashlib.sha256(definition.encode()).hexdigest()[:16]}"
 
     @staticmethod

@@ -83,10 +83,8 @@ def load_segmentation_dataset(
             f"{name}'s {split!r} has no label maps, its owner keeps them; splits with labels: {', '.join(splits)}."
         )
     check_known(f"split of {name}", split, splits)
-    samples = builder_class.list_samples(data_dir, split, label_space)
-    digest = builder_class.digest(samples, label_space)
+    digest = builder_class.digest(data_dir, split, label_space)
     builder = builder_class(data_dir=str(data_dir), split=split, label_space=label_space, listing_digest=digest)
-    builder.samples = samples
     if streaming:
         return builder.as_streaming_dataset(split)
     with _without_progress_bars():
