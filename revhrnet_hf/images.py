@@ -109,7 +109,7 @@ def decode_image(data: bytes, source: str) -> PIL.Image.Image:
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """An image that somebody else opened with Pillow, as `read_image` would have given it."""
     with unreadable_is_data_error("Image", getattr(image, "filename", "") or "(a PIL image)"):
-        image.load()  # a TIFF is turned by that, and a PNG may tell its orientation only then
+        _load(image)  # a TIFF is turned by that, and a PNG may tell its orientation only then
         return as_rgb(_in_position(image, exif_orientation(image), as_stored=False))
 
 
@@ -244,6 +244,18 @@ def _upright_size(header: PIL.Image.Image, orientation: int) -> Size:
     return header.size if _turns_itself(header) else _turned_size(header.size, orientation)
 
 
+def _load(image: PIL.Image.Image) -> None:
+    """`image.load()`, but a TIFF with a file name is read and not mapped into memory: Pillow garbles it if EXIF turns it."""
+    if not _turns_itself(image):
+        image.load()
+        return
+    name, image.filename = image.filename, ""
+    try:
+        image.load()
+    finally:
+        image.filename = name
+
+
 def _turned_size(size: Size, orientation: int) -> Size:
     return size[::-1] if orientation in EXCHANGES_SIDES else size
 
@@ -255,16 +267,16 @@ def _in_position(image: PIL.Image.Image, orientation: int, as_stored: bool) -> P
     if orientation == 1:
         return image
     if as_stored:
-        return _without_orientation(image.transpose(STORED[orientation]) if turned_by_pillow else image)
-    upright = _without_orientation(image if turned_by_pillow else image.transpose(UPRIGHT[orientation]))
+        return _without_orientation(image.transpose(STORED[orientation]) if turned_by_pillow else image.copy())
+    upright = _without_orientation(image.copy() if turned_by_pillow else image.transpose(UPRIGHT[orientation]))
     upright.info[TURNED] = orientation
     return upright
 
 
 def _without_orientation(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The same object, which must be a copy and not what was opened: that would find its metadata in the file again."""
     for key in (*METADATA, TURNED):
         image.info.pop(key, None)
-    image._exif = None
     return image
 
 
