@@ -1,18 +1,22 @@
-"""Segment pictures with a trained checkpoint.
+"""Segment images with a trained checkpoint.
 
     python scripts/predict.py CHECKPOINT PICTURES… --output_dir predictions
 
-For each picture NAME.jpg two files are written: NAME_labels.png, a palette PNG of the picture's size whose pixel
-values are the class ids, and NAME_overlay.png, the picture with the classes' colours laid over it and a legend.
+For each image NAME.jpg two files are written: NAME_labels.png, a palette PNG of the image's size whose pixel
+values are the class ids, and NAME_overlay.png, the image with the classes' colours laid over it and a legend.
 CHECKPOINT may be any model that Transformers loads with AutoModelForSemanticSegmentation.
+In folders, what is no image is skipped. An image that cannot be read is named, the others are segmented, and the
+exit status is 1.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from revhrnet_hf.cli import choose_device, run
 from revhrnet_hf.errors import DataError, RecipeError
 from revhrnet_hf.evaluation import add_inference_arguments, add_trust_argument, inference_settings, load_checkpoint, segment
+from revhrnet_hf.images import allow_megapixels
 from revhrnet_hf.report.figures import class_shares, names_and_palette, overlay, palette_png, with_legend
 from revhrnet_hf.report.pictures import find_pictures, open_picture, save_picture
 
@@ -20,7 +24,7 @@ from revhrnet_hf.report.pictures import find_pictures, open_picture, save_pictur
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
-    parser.add_argument("pictures", metavar="PICTURES", nargs="+", help="picture files, or folders of them")
+    parser.add_argument("pictures", metavar="PICTURES", nargs="+", help="image files, or folders of them")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("predictions"), help="folder for the results (default: %(default)s)"
     )
@@ -30,6 +34,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         type=share,
         default=0.5,
         help="of the colours in the overlay, from 0, none, to 1, colours only (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_megapixels",
+        type=megapixels,
+        help="images with more are refused, because a small damaged file could fill the memory (default: 179)",
     )
     add_inference_arguments(parser)
     add_trust_argument(parser)
@@ -49,18 +58,31 @@ def share(text: str) -> float:
     return value
 
 
+def megapixels(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return value
+
+
 def main(arguments=None) -> None:
     args = parse_arguments(arguments)
     device, settings = choose_device(args.device), inference_settings(args)
+    if args.max_megapixels is not None:
+        allow_megapixels(args.max_megapixels)
     outputs = output_files(find_pictures(args.pictures), args.output_dir, args.overwrite)
-    for path in outputs:
-        open_picture(path)  # an unreadable picture is said before the work begins, not in the middle of it
     model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = names_and_palette(model.config)
     model.to(device)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    unreadable = []
     for path, (labels_file, overlay_file) in outputs.items():
-        picture = open_picture(path)
+        try:
+            picture = open_picture(path)
+        except DataError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            unreadable.append(path)
+            continue
+        args.output_dir.mkdir(parents=True, exist_ok=True)
         label_map = segment(model, image_processor, picture, settings, name=str(path)).label_map
         shares = class_shares(label_map)
         # No class id is "ignored" in a prediction.
@@ -68,10 +90,12 @@ def main(arguments=None) -> None:
         save_picture(palette_png(label_map, palette), labels_file)
         save_picture(with_legend(coloured, names, palette, sorted(shares)), overlay_file)
         report(path, (labels_file, overlay_file), shares, names)
+    if unreadable:
+        raise DataError(f"{len(unreadable)} of {len(outputs)} images could not be read: {', '.join(map(str, unreadable))}")
 
 
 def output_files(pictures: list[Path], output_dir: Path, overwrite: bool) -> dict[Path, tuple[Path, Path]]:
-    """Label map and overlay file of each picture; a file that would be written twice or replaced is an error."""
+    """Label map and overlay file of each image; a file that would be written twice or replaced is an error."""
     if output_dir.exists() and not output_dir.is_dir():
         raise RecipeError(f"--output_dir {output_dir} is a file: name a folder")
     outputs, owners = {}, {}

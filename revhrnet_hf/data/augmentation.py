@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 from ..errors import DataError
 from ..models.image_processing_pil_revhrnet import nearest_source_indices
 from .label_map import OpenedRows
+from .listing import mismatch
 
 
 class TrainingTransform:
@@ -189,11 +190,10 @@ class TrainingSamples(torch.utils.data.Dataset):
     def _read(self, place: int) -> dict[str, Any]:
         example = self._rows[place]
         image, label_map = example["image"], example["label_map"]
+        image.fit(label_map.size)
         if image.size != label_map.size:
             raise DataError(
-                f"Picture {example['image_id']} is {image.width}×{image.height} pixels (width×height) but its label "
-                f"map is {label_map.width}×{label_map.height}: bring both to one size "
-                "(label maps by nearest neighbour)."
+                mismatch(f"Image {example['image_id']}", image.size, image.orientation, "its label map", label_map.size)
             )
         return example
 

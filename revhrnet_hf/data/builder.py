@@ -170,8 +170,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         config = self.config
-        samples = self.list_samples(Path(config.data_dir), config.split, config.label_space)
-        check_same_sizes(samples)
+        samples = check_same_sizes(self.list_samples(Path(config.data_dir), config.split, config.label_space))
         # A list is what `datasets` shards over workers and processes when streaming.
         return [datasets.SplitGenerator(name=stored_split(config.split), gen_kwargs={"samples": samples})]
 

@@ -42,12 +42,25 @@ def _png(data: bytes, height: int, rows: int) -> bytes:
 
 
 def _jpeg(data: bytes, height: int, rows: int) -> bytes:
-    frame = 2
-    while data[frame + 1] in SEGMENTS:
-        frame += 2 + int.from_bytes(data[frame + 2 : frame + 4], "big")
-    if rows >= height or data[frame] != 0xFF or data[frame + 1] not in SEQUENTIAL or data.rfind(JPEG_END, frame) < 0:
+    frame = _sequential_frame(data)
+    if rows >= height or frame is None or data.rfind(JPEG_END, frame) < 0:
         return data
     return _replaced(data, frame + 5, struct.pack(">H", rows))  # behind the marker, the segment's length and the sample's bits
+
+
+def _sequential_frame(data: bytes) -> int | None:
+    """Where the marker of the frame stands; None where it is of another kind, or where segments do not follow each other.
+
+    Pillow finds its way through much that is between segments, and then decodes the file whole.
+    """
+    place = 2
+    while place + 9 < len(data) and data[place] == 0xFF:
+        if data[place + 1] in SEQUENTIAL:
+            return place
+        if data[place + 1] not in SEGMENTS:
+            return None
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
 
 
 def _replaced(data: bytes, start: int, part: bytes) -> bytes:

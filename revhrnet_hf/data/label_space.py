@@ -21,7 +21,6 @@ Colour = tuple[int, int, int]
 
 MAX_NAMED = 8
 UNKNOWN = -1
-SINGLE_CHANNEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I", "F")
 LARGEST_ID = 1 << 53  # beyond, floating-point numbers skip some whole ones
 
 
@@ -167,17 +166,91 @@ class LabelSpace:
         """
         return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(whole_ids(raw, source), source)
 
-    def translate_picture(self, raw: PIL.Image.Image, source: str) -> PIL.Image.Image:
-        """The same for a label map as it comes out of its file: single-channel or palette (its indices count), or of colours.
+    def translate_picture(
+        self, raw: PIL.Image.Image, source: str, greatest: int = 255, is_black_and_white_gif: bool = False
+    ) -> PIL.Image.Image:
+        """The same for a label map as it comes out of its file.
+
+        The table decides how it is read. Of a grey image the values count as ids, of a palette image the indices; where the table
+        lacks one of them, or has colours only, the colours count that a viewer shows. Of a colour image the colours count, or if
+        it is grey all over, its values as ids. Transparency does not count.
+
+        Args:
+            raw: of any mode; grey values scaled to 8 or 16 bits, as Pillow does.
+            source: what the label map is called in an error.
+            greatest: the number in the file that Pillow has made 255, or 65535 in mode I: 3 for 2 bits.
+            is_black_and_white_gif: whether its indices 0 and 1 may as well be the grey values 0 and 255, for a GIF stores either
+                in the same way. The table must leave one reading only.
 
         Returns:
-            A picture of mode L.
+            An image of mode L.
+
+        Raises:
+            DataError: as `train_ids`; or the readings by ids and by colours contradict each other.
         """
-        if raw.mode in ("L", "P") and all(raw_id in self.raw_ids for raw_id, pixels in enumerate(raw.histogram()) if pixels):
-            # Large label maps are several times as fast within Pillow as by way of arrays.
-            return raw.point([self.raw_ids.get(raw_id, 0) for raw_id in range(256)], "L")
-        values = raw if raw.mode in SINGLE_CHANNEL_MODES else raw.convert("RGB")
-        return PIL.Image.fromarray(self.train_ids(np.asarray(values), source))
+        if raw.mode in ("1", "LA", "L", "P"):
+            values, greatest = _single_band(raw, greatest)
+            return self._from_values(values, source, greatest, is_black_and_white_gif)
+        if raw.mode in ("I", "F") or raw.mode.startswith("I;16"):
+            values = np.asarray(raw)
+            values = values if greatest in (255, 65535) else np.rint(values * (greatest / 65535)).astype(np.int64)
+            return PIL.Image.fromarray(self.train_ids(values, source))
+        rgb = raw if raw.mode == "RGB" else raw.convert("RGB")
+        values = np.asarray(rgb)
+        if (train_ids := self._known_colours(values)) is not None:
+            return PIL.Image.fromarray(train_ids)
+        if self.raw_ids and (values == values[..., :1]).all():
+            grey, _ = _single_band(rgb.getchannel(0), greatest)
+            return PIL.Image.fromarray(self.train_ids(np.asarray(grey), source))
+        return PIL.Image.fromarray(self.train_ids(values, source))
+
+    def _from_values(self, image: PIL.Image.Image, source: str, greatest: int, is_black_and_white_gif: bool) -> PIL.Image.Image:
+        """Of mode L or P. Large label maps are several times as fast within Pillow as by way of arrays."""
+        used = [value for value, pixels in enumerate(image.histogram()) if pixels]
+        shown = _shown_colours(image, used, greatest)
+        by_id = {value: self.raw_ids.get(value) for value in used}
+        by_colour = {value: self.raw_colours.get(shown[value]) for value in used}
+        by_grey = {value: self.raw_ids.get(shown[value][0]) for value in used} if is_black_and_white_gif else {}
+        if _is_complete(by_id):
+            self._check_agreement(source, by_id, by_colour, shown, "colour", but=self.ignore_index)
+            if _is_complete(by_grey):
+                self._check_agreement(source, by_id, by_grey, shown, "grey value", but=None)
+            chosen = by_id
+        elif _is_complete(by_colour):
+            chosen = by_colour
+        elif _is_complete(by_grey):
+            chosen = by_grey
+        elif self.raw_ids:
+            return PIL.Image.fromarray(self.train_ids(np.asarray(image), source))  # names what is unknown
+        else:
+            colours = np.zeros((256, 3), np.uint8)
+            colours[used] = [shown[value] for value in used]
+            return PIL.Image.fromarray(self.train_ids(colours[np.asarray(image)], source))
+        return image.point([chosen.get(value, 0) for value in range(256)], "L")
+
+    def _check_agreement(
+        self,
+        source: str,
+        by_id: dict[int, int],
+        other: dict[int, int | None],
+        shown: dict[int, Colour],
+        kind: str,
+        but: int | None,
+    ) -> None:
+        """Raises a DataError if another reading gives other classes; the train id `but` contradicts nothing."""
+        differing = [value for value in by_id if other[value] not in (None, but, by_id[value])]
+        if not differing:
+            return
+        names = {train_id: repr(name) for train_id, name in enumerate(self.names)} | {self.ignore_index: "ignored"}
+        readings = "; ".join(
+            f"{value} is {names[by_id[value]]} as an id, but its {kind} {shown[value]} is {names[other[value]]}"
+            for value in differing[:MAX_NAMED]
+        )
+        raise DataError(
+            f"Label map {source} can be read in two ways, which contradict each other in label space {self.name!r}: {readings}. "
+            "Give the label space only the ids or only the colours, whichever this label map was drawn with, or save it as a PNG "
+            "whose palette is the label space's."
+        )
 
     def _from_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
         if not self.raw_ids:
@@ -199,12 +272,22 @@ class LabelSpace:
                 "maps of ids (single-channel or palette PNG); or, in a label table of your own, give each class its colour in "
                 'the field colours:, such as road: {colours: "#804080"}.'
             )
+        train_ids = self._look_up_colours(raw)
+        self._check_known(train_ids, raw, source, "colours", f"{len(self.raw_colours)} colours")
+        return train_ids.astype(np.uint8)
+
+    def _known_colours(self, raw: np.ndarray) -> np.ndarray | None:
+        """The train ids, if the label space knows all colours of (height, width, 3) `raw`."""
+        if not self.raw_colours:
+            return None
+        train_ids = self._look_up_colours(raw)
+        return None if (train_ids == UNKNOWN).any() else train_ids.astype(np.uint8)
+
+    def _look_up_colours(self, raw: np.ndarray) -> np.ndarray:
         known_codes, code_train_ids = self._colour_table
         codes = _colour_codes(raw)
         nearest = np.searchsorted(known_codes, codes).clip(max=len(known_codes) - 1)
-        train_ids = np.where(known_codes[nearest] == codes, code_train_ids[nearest], UNKNOWN)
-        self._check_known(train_ids, raw, source, "colours", f"{len(self.raw_colours)} colours")
-        return train_ids.astype(np.uint8)
+        return np.where(known_codes[nearest] == codes, code_train_ids[nearest], UNKNOWN)
 
     def _check_known(self, train_ids: np.ndarray, raw: np.ndarray, source: str, kind: str, known: str) -> None:
         unknown = train_ids == UNKNOWN
@@ -245,11 +328,13 @@ def whole_ids(raw: np.ndarray, source: str) -> np.ndarray:
     Raises:
         DataError: `raw` holds NaN, an infinite or fractional number, or no numbers at all.
     """
-    if raw.dtype.kind in "iub" and raw.dtype != np.uint64:  # of which numpy's `take` would wrap the largest
+    if raw.dtype == np.uint64:
+        return np.minimum(raw, np.uint64(LARGEST_ID)).astype(np.int64)  # numpy's `take` would wrap the largest
+    if raw.dtype.kind in "iub":
         return raw
-    if raw.dtype.kind not in "fu":
+    if raw.dtype.kind != "f":
         raise DataError(f"Label map {source} holds values of type {raw.dtype}; it must hold ids, whole numbers: save it again.")
-    raw = raw.astype(np.float64) if raw.dtype.kind == "f" else raw
+    raw = raw.astype(np.float64)
     strays = raw[~((raw == np.trunc(raw)) & (np.abs(raw) <= LARGEST_ID))]
     if strays.size:
         raise DataError(
@@ -265,6 +350,32 @@ def id_ranges(ids: Iterable[int]) -> str:
     starts = sorted(i for i in ids if i - 1 not in ids)
     ends = sorted(i for i in ids if i + 1 not in ids)
     return ", ".join(str(start) if start == end else f"{start}–{end}" for start, end in zip(starts, ends, strict=True))
+
+
+def _single_band(raw: PIL.Image.Image, greatest: int) -> tuple[PIL.Image.Image, int]:
+    """An image of mode 1, L, LA or P as L or P, with the numbers of its file for grey values; and the greatest that may occur."""
+    if raw.mode == "P":
+        return raw, greatest
+    if raw.mode == "1":
+        raw, greatest = raw.convert("L"), 1
+    elif raw.mode == "LA":
+        raw = raw.getchannel("L")
+    if greatest == 255:
+        return raw, greatest
+    return raw.point([(2 * value * greatest + 255) // 510 for value in range(256)]), greatest
+
+
+def _shown_colours(image: PIL.Image.Image, used: list[int], greatest: int) -> dict[int, Colour]:
+    """The colour in which a viewer shows each of the values."""
+    if image.mode == "L":
+        return {value: ((2 * value * 255 + greatest) // (2 * greatest),) * 3 for value in used}
+    palette = image.getpalette("RGB") or []
+    palette += [0] * (768 - len(palette))
+    return {value: tuple(palette[3 * value : 3 * value + 3]) for value in used}
+
+
+def _is_complete(reading: dict[int, int | None]) -> bool:
+    return bool(reading) and None not in reading.values()
 
 
 def _colour_codes(colours: np.ndarray) -> np.ndarray:

@@ -5,11 +5,12 @@ import io
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import PIL.Image
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..images import ImageFile, Size, header_size, unreadable_is_data_error
 from .annotation import annotation_size, matlab_size
+from .label_map import as_stored
 from .tree import DataTree, location_name, location_stamp, read_location, split_location
 
 MAX_NAMED = 3
@@ -82,17 +83,42 @@ def locate(tree: DataTree, listed: list[Listed]) -> list[Sample]:
     return samples
 
 
-def check_same_sizes(samples: list[Sample]) -> None:
-    """Raises a DataError for the first picture of another size than its label map; of pictures it reads only the headers."""
-    labelled = [sample for sample in samples if sample.label_map is not None]
-    for sample in tqdm(labelled, desc="checking sizes", unit="picture", leave=False, disable=len(labelled) < LONG_CHECK):
-        image_size, labelled_size = picture_size(sample.image), label_map_size(sample)
-        if image_size != labelled_size:
-            raise DataError(
-                f"Picture {sample.image} is {by(image_size)} pixels (width×height) but its label map "
-                f"{sample.label_map} is {by(labelled_size)}: bring both to one size "
-                "(label maps by nearest neighbour)."
-            )
+def check_same_sizes(samples: list[Sample]) -> list[Sample]:
+    """The samples, with the images marked whose label maps fit only the image as it is stored (`label_map.AS_STORED`).
+
+    Of images it reads only the headers.
+
+    Raises:
+        DataError: for the first image that fits its label map neither upright nor as stored.
+    """
+    labelled = sum(sample.label_map is not None for sample in samples)
+    bar = tqdm(samples, desc="checking sizes", unit="image", leave=False, disable=labelled < LONG_CHECK)
+    return [sample if sample.label_map is None else _fitting(sample) for sample in bar]
+
+
+def _fitting(sample: Sample) -> Sample:
+    labelled_size = label_map_size(sample)
+    if labelled_size == picture_size(sample.image):
+        return sample
+    # Its beginning need not tell everything: the metadata of a PNG may lie at its end.
+    with unreadable_is_data_error("Image", sample.image):
+        image = ImageFile(read_location(sample.image))
+    if labelled_size == image.size:
+        return sample
+    if labelled_size == image.stored_size:
+        return sample._replace(image=as_stored(sample.image))
+    raise DataError(
+        mismatch(f"Image {sample.image}", image.size, image.orientation, f"its label map {sample.label_map}", labelled_size)
+    )
+
+
+def mismatch(image: str, size: Size, orientation: int, label_map: str, labelled_size: Size) -> str:
+    """What to say of an image and a label map of different (width, height)."""
+    turned = f" (as its EXIF orientation {orientation} turns it, {by(size[::-1])} as stored)" if orientation > 4 else ""
+    return (
+        f"{image} is {by(size)} pixels (width×height){turned} but {label_map} is {by(labelled_size)}: bring both to one size "
+        "(label maps by nearest neighbour)."
+    )
 
 
 def check_no_repeats(image_ids: Iterable[str], source: str) -> None:
@@ -132,28 +158,18 @@ def label_map_size(sample: Sample) -> tuple[int, int]:
     return picture_size(sample.label_map)
 
 
-def picture_size(location: str) -> tuple[int, int]:
-    """Width and height from the picture's header."""
+def picture_size(location: str) -> Size:
+    """Width and height of the upright image, from its header."""
     file, member = split_location(location)
-    try:
-        if member is None:
-            return _size_of(file)
+    with unreadable_is_data_error("Image", location):
+        if member is None and "://" not in file:
+            with open(file, "rb") as stream:
+                return header_size(stream)
         try:
-            return _size_of(io.BytesIO(read_location(location, HEADER)))
-        except OSError:
-            return _size_of(io.BytesIO(read_location(location)))
-    except PIL.Image.DecompressionBombError as error:
-        raise DataError(f"{location} is refused ({error}). Take it out of the data set, or make it smaller.") from error
-    except OSError as error:
-        raise DataError(
-            f"{location} cannot be read ({error}): it is truncated or not a picture. Fetch the file again."
-        ) from error
+            return header_size(io.BytesIO(read_location(location, HEADER)))
+        except (OSError, SyntaxError, ValueError):
+            return header_size(io.BytesIO(read_location(location)))
 
 
-def _size_of(file: str | io.BytesIO) -> tuple[int, int]:
-    with PIL.Image.open(file) as image:
-        return image.size
-
-
-def by(size: tuple[int, int]) -> str:
+def by(size: Size) -> str:
     return "×".join(map(str, size))

@@ -13,6 +13,7 @@ from .camvid import CamVid
 from .cityscapes import Cityscapes
 from .coco import Coco
 from .folder import Folder
+from .folder_listing import listed_once
 from .label_map import LabelMap
 from .label_space import LABEL_SPACES, LabelSpace, find_label_space
 from .mapillary_vistas import MapillaryVistas
@@ -31,6 +32,7 @@ DATASETS: dict[str, type[SegmentationBuilder]] = {
 STORED = "hub"
 
 
+@listed_once()
 def load_segmentation_dataset(
     name: str,
     data_dir: str | Path,

@@ -16,10 +16,12 @@ from datasets.exceptions import DatasetsError
 from ..errors import AbsentSplitError, DataError
 from .label_map import LabelMap, Picture
 from .label_space import find_label_space
+from .own_files import OwnFiles
 
 IMAGE, LABEL_MAP, IMAGE_ID = "image", "label_map", "image_id"
 UNNAMED = "train"  # what `datasets` calls the only split of a data set that names none
 SAVED_SET, SAVED_SPLITS = "state.json", "dataset_dict.json"
+FILE = Picture(decode=False)  # an image as stored
 STREAMS = 64  # shards of a saved data set that is streamed, for as many processes at most
 
 AnyDataset = datasets.Dataset | datasets.IterableDataset
@@ -50,11 +52,12 @@ def load_stored(
     feature = _label_map_feature(source, features[label_column], label_space)
     foreign = not isinstance(features[label_column], LabelMap)
     columns = [image_column, label_column, *([IMAGE_ID] if IMAGE_ID in features else [])]
+    own = OwnFiles(source, None if saved else dataset.info.builder_name)
     dataset = dataset.select_columns(columns).cast_column(image_column, Picture())
     for column, ours in ((image_column, IMAGE), (label_column, LABEL_MAP)):
         dataset = dataset if column == ours else dataset.rename_column(column, ours)
     complete = _complete_mapped if isinstance(dataset, datasets.Dataset) else _complete_streamed
-    dataset = complete(dataset, feature, foreign)
+    dataset = complete(dataset, feature, foreign, own)
     return dataset.to_iterable_dataset(num_shards=min(STREAMS, len(dataset))) if saved and streaming else dataset
 
 
@@ -108,7 +111,9 @@ def _label_map_feature(source: str | Path, stored: datasets.Image, given: str | 
     return stored
 
 
-def _complete_mapped(dataset: datasets.Dataset, feature: LabelMap, foreign: bool) -> datasets.Dataset:
+def _complete_mapped(dataset: datasets.Dataset, feature: LabelMap, foreign: bool, own: OwnFiles) -> datasets.Dataset:
+    for column in (IMAGE, LABEL_MAP):
+        own.check_column(dataset, column)
     without = dataset.data.column(LABEL_MAP).null_count
     if without:
         raise DataError(f"{without} of the split's {len(dataset)} rows have no label map: take another split, or drop them.")
@@ -130,7 +135,7 @@ def _with_named_label_maps(dataset: datasets.Dataset) -> datasets.Dataset:
     """LabelMap takes a label map without a file name for one that is translated already: it gets its row for a name."""
     if not holds_decoded(dataset):
         return dataset
-    label_maps = dataset.select_columns(LABEL_MAP).cast_column(LABEL_MAP, datasets.Image(decode=False))
+    label_maps = dataset.select_columns(LABEL_MAP).cast_column(LABEL_MAP, FILE)
     # Not where the data set lies, which may not be ours to write to.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "label_maps"
     cache.mkdir(parents=True, exist_ok=True)
@@ -143,18 +148,21 @@ def _with_named_label_maps(dataset: datasets.Dataset) -> datasets.Dataset:
     return datasets.concatenate_datasets([dataset.remove_columns(LABEL_MAP), named], axis=1)
 
 
-def _complete_streamed(dataset: datasets.IterableDataset, feature: LabelMap, foreign: bool) -> datasets.IterableDataset:
-    if not foreign and dataset.features.get(IMAGE_ID) == datasets.Value("string"):
-        return dataset
+def _complete_streamed(
+    dataset: datasets.IterableDataset, feature: LabelMap, foreign: bool, own: OwnFiles
+) -> datasets.IterableDataset:
     for column in (IMAGE, LABEL_MAP):
-        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+        dataset = dataset.cast_column(column, FILE)
     features = datasets.Features({IMAGE: Picture(), LABEL_MAP: feature, IMAGE_ID: datasets.Value("string")})
     # cast: what `map` gives with features counts as decoded.
-    return dataset.map(_completed, fn_kwargs={"foreign": foreign}).cast(features)
+    return dataset.map(_completed, fn_kwargs={"foreign": foreign, "own": own}).cast(features)
 
 
-def _completed(row: dict[str, Any], foreign: bool) -> dict[str, Any]:
+def _completed(row: dict[str, Any], foreign: bool, own: OwnFiles) -> dict[str, Any]:
     image, label_map = row[IMAGE], row[LABEL_MAP]
+    for column in (IMAGE, LABEL_MAP):
+        if row[column] is not None:
+            own.check_value(row[column], column)
     # Not the row's number, which each of several processes counts for itself.
     image_id = str(row[IMAGE_ID]) if IMAGE_ID in row else _content_id(image)
     if label_map is None:

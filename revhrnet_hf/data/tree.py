@@ -23,6 +23,7 @@ from typing import Any
 import fsspec
 
 from ..errors import DataError
+from .folder_listing import entries
 from .limits import JSON_BYTES, LIST_BYTES, check_member_size, most_text, text_too_long
 
 ARCHIVES = (".zip", ".tar")
@@ -179,12 +180,12 @@ class DataTree:
 
     def _unpacked_folders(self, folder: Path) -> list[str]:
         """Names of the folders in `folder`, without links that lead back to a folder above, a walk along which never ends."""
-        entries = [entry for entry in _entries(folder) if _is(entry.is_dir)]
-        if not any(entry.is_symlink() for entry in entries):
-            return [entry.name for entry in entries]
+        below = [entry for entry in _entries(folder) if _is(entry.is_dir)]
+        if not any(entry.is_symlink() for entry in below):
+            return [entry.name for entry in below]
         levels = [Path(os.path.realpath(level)) for level in (folder, *folder.parents) if level.is_relative_to(self._folder)]
         above = {folder for level in levels for folder in (level, *level.parents)}
-        return [entry.name for entry in entries if not (entry.is_symlink() and Path(os.path.realpath(entry.path)) in above)]
+        return [entry.name for entry in below if not (entry.is_symlink() and Path(os.path.realpath(entry.path)) in above)]
 
     def read_bytes(self, path: str, size: int = -1) -> bytes:
         """The file's bytes, or the first `size`. Raises a DataError that names the file if it is missing or unreadable."""
@@ -234,8 +235,7 @@ def _listing(archive: Path) -> dict[str, dict[str, str]]:
 
 def _entries(folder: Path) -> list[os.DirEntry]:
     try:
-        with os.scandir(folder) as entries:
-            return list(entries)
+        return entries(folder)
     except OSError as error:
         raise DataError(f"The folder {folder} cannot be listed ({error}): check its permissions.") from error
 

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..data.loader import build_loader
+from ..images import fitted
 from .settings import InferenceSettings, Size
 
 
@@ -34,6 +35,7 @@ class Samples(Dataset):
     def __getitem__(self, position: int) -> Sample:
         row = self.dataset[self.indices[position]]
         image, references = row["image"], row["label_map"]
+        image = image if references is None else fitted(image, references.size)
         references = None if references is None else torch.from_numpy(np.array(references))
         size = (image.height, image.width) if references is None else tuple(references.shape)
         inputs = model_inputs(self.image_processor, image, self.settings)

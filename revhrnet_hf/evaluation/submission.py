@@ -12,6 +12,7 @@ from ..data.label_space import LabelSpace
 from ..data.mapillary_vistas import VISTAS_V12, VISTAS_V20
 from ..data.pascal_voc import VOC21
 from ..errors import DataError, RecipeError
+from ..images import ImageFile, unreadable_is_data_error
 from ..report.figures import palette_png
 from ..report.pictures import save_picture
 from .cityscapes import RAW_IDS
@@ -64,10 +65,11 @@ class SubmissionFormat:
 
     def _check_file(self, file, size):
         try:
-            with Image.open(file) as picture:
-                mode, found, ids = picture.mode, (picture.height, picture.width), np.unique(np.asarray(picture))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"the submission's {file} cannot be read ({error}): write it again (--overwrite)") from error
+            with unreadable_is_data_error("Label map", str(file)):
+                picture = ImageFile(file.read_bytes()).pixels()
+        except DataError as error:
+            raise DataError(f"the submission's file is damaged: {error} Write it again (--overwrite)") from error
+        mode, found, ids = picture.mode, (picture.height, picture.width), np.unique(np.asarray(picture))
         if mode != self.mode or found != tuple(size):
             raise DataError(
                 f"the submission's {file} is {found[0]}×{found[1]}, mode {mode}, but its picture {size[0]}×{size[1]}, and the "

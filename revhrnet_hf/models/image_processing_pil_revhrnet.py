@@ -32,6 +32,7 @@ from .backbone import backbone_normalization
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
 from .keywords import LOADING_KEYWORDS, check_keywords
+from .rgb import as_rgb
 from .upsampling import upsampled_argmax
 
 logger = logging.getLogger(__name__)
@@ -114,30 +115,6 @@ def nearest_source_indices(length: int, new_length: int) -> np.ndarray:
     neighbour may round a tie differently.
     """
     return (2 * np.arange(new_length, dtype=np.int64) + 1) * length // (2 * new_length)
-
-
-def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A picture with transparency as RGB on white; any other picture as it is."""
-    if not image.has_transparency_data:
-        return image
-    white = PIL.Image.new("RGBA", image.size, "white")
-    return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A 16-bit grey picture (modes `I;16…` and `I`) as 8-bit grey; any other picture as it is.
-
-    Pillow's own conversion clips at 255 instead of scaling, which turns nearly all of such a picture white.
-    """
-    if not image.mode.startswith("I"):
-        return image
-    values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-    return PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A picture of any mode as RGB: 16 bits scaled to 8, transparency on white."""
-    return on_white(eight_bit_grey(image)).convert("RGB")
 
 
 def canvas_size(content: Size, padded: Size, target: Size) -> tuple[float, float]:

@@ -6,7 +6,8 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ImageInput
 
-from .image_processing_pil_revhrnet import RevHRNetImageProcessorKwargs, RevHRNetImageProcessorMixin, as_rgb
+from .image_processing_pil_revhrnet import RevHRNetImageProcessorKwargs, RevHRNetImageProcessorMixin
+from .rgb import as_rgb
 
 
 class RevHRNetImageProcessor(RevHRNetImageProcessorMixin, TorchvisionBackend):

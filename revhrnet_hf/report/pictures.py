@@ -1,40 +1,27 @@
-"""Reading pictures as a person sees them, and writing picture files whole or not at all."""
+"""Finding image files, and writing them whole or not at all. They are read by images.py."""
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import DataError
-from ..models.image_processing_pil_revhrnet import as_rgb
+from ..images import SUFFIXES, is_image
+from ..images import read_image as open_picture
 
-
-def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture file as RGB: turned upright as EXIF says, 16-bit grey scaled to 8, transparency on white.
-
-    Raises:
-        DataError: the file is missing, truncated, no picture, or suspiciously huge; the message names it.
-    """
-    try:
-        with Image.open(path) as image:
-            return as_seen(image)
-    # What Pillow raises for broken files; OSError covers missing, unidentified and truncated ones.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the picture {path}: {error}") from error
-
-
-def as_seen(image: Image.Image) -> Image.Image:
-    """A picture of any kind as a person sees it: RGB, upright, 16-bit grey scaled to 8, transparency on white."""
-    return as_rgb(ImageOps.exif_transpose(image))
+__all__ = ["find_pictures", "open_picture", "save_picture", "whole_file"]
 
 
 def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
-    """The picture files that are named, and those that lie directly in folders that are named; each once.
+    """The image files that are named, and those that lie directly in folders that are named; each once.
+
+    In a folder, a file counts that is an image by its content (see images.py), or that is called one: such a file may turn out to
+    be unreadable. Hidden files, such as the `._a.jpg` of macOS, do not count.
 
     Raises:
-        DataError: a path does not exist, or a folder holds no picture.
+        DataError: a path does not exist, or a folder holds no image.
     """
     found = []
     for path in map(Path, paths):
@@ -43,7 +30,7 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise DataError(f"there is no picture or folder {path}")
+            raise DataError(f"there is no image or folder {path}")
     return list({path.resolve(): path for path in found}.values())
 
 
@@ -66,8 +53,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    endings = Image.registered_extensions()
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file())
-    if not pictures:
-        raise DataError(f"the folder {folder} holds no pictures (its own files count, sub-folders do not)")
-    return pictures
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    images = [path for path in files if path.suffix.lower() in SUFFIXES or is_image(path)]
+    if not images:
+        raise DataError(f"the folder {folder} holds no images (its own files count, sub-folders do not)")
+    return images

@@ -221,7 +221,7 @@ def test_running_workers_follow_the_epoch(rows, workers):
 
 def test_differing_sizes_name_the_picture(rows, tmp_path):
     PIL.Image.open(tmp_path / "labels.png").crop((0, 0, 20, 30)).save(tmp_path / "labels.png")
-    with pytest.raises(DataError, match=r"Picture c is 60×40 .* label map is 20×30"):
+    with pytest.raises(DataError, match=r"Image c is 60×40 .* label map is 20×30"):
         samples_of(rows)[2]
 
 
@@ -260,7 +260,7 @@ def rows_with_bad_ones(rows, tmp_path, bad):
 
 def test_bad_pictures_stop_by_default_and_are_skipped_on_request(rows, tmp_path):
     broken = rows_with_bad_ones(rows, tmp_path, {1, 2})
-    with pytest.raises(DataError, match=r"Picture .*cut\.png cannot be read"):
+    with pytest.raises(DataError, match=r"Image .*cut\.png cannot be read"):
         samples_of(broken)[1]
     transform = TrainingTransform(processor(), (24, 24), base_size=60)
     skipping = TrainingSamples(broken, transform, 0, skip_bad=True)

@@ -63,7 +63,7 @@ def test_many_unknown_ids_are_counted():
 
 def test_colour_map_for_a_space_of_ids_says_so():
     space = LabelSpace("ids", ("a",), ((0, 0, 0),), {0: 0})
-    with pytest.raises(DataError, match=r"x\.png is a colour picture"):
+    with pytest.raises(DataError, match=r"x\.png is a colour image"):
         space.train_ids(np.zeros((2, 2, 3), np.uint8), "x.png")
 
 
