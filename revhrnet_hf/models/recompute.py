@@ -65,7 +65,7 @@ def keep_convolutions(function, *tensors: Tensor):
     contexts = partial(create_selective_checkpoint_contexts, _keep_or_recompute)
     if not torch.compiler.is_compiling():
         contexts = _contexts
-    return checkpoint(function, *tensors, use_reentrant=False, context_fn=contexts, **SELECTIVE)
+    return checkpoint(function, *tensors, use_reentrant=False, context_fn=contexts, determinism_check="none", **SELECTIVE)
 
 
 def _keep_or_recompute(_context, operation, *_args, **_kwargs) -> CheckpointPolicy:
