@@ -66,17 +66,15 @@ def _without_values(model: nn.Module) -> nn.Module:
     memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     probe = copy.deepcopy(model, memo).eval()
-    unfold(probe)
     for module in probe.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return probe
 
 
-def fold_for_good(model: nn.Module) -> None:
+def fold_batch_norms(model: nn.Module) -> None:
     """Every BatchNorm of `model` that can be folded leaves it; the state dict is another one afterwards."""
     model.eval()
-    unfold(model)
     for conv_name, norm_name in conv_norm_pairs(model):
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
@@ -85,63 +83,3 @@ def fold_for_good(model: nn.Module) -> None:
 
 def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
     return nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-
-
-class Folding:
-    """Whether the folded convolutions of a model are used; and them, as copies and pickles are made without."""
-
-    def __init__(self):
-        self.is_on = True
-        self.made: dict[nn.Conv2d, tuple[tuple, nn.Conv2d]] = {}  # with the state of the weights that each was made from
-
-    def __reduce__(self):
-        return Folding, ()
-
-    def applies_to(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-        if not self.is_on or torch.is_grad_enabled() or norm.training or torch.compiler.is_compiling():
-            return False  # compilers fold by themselves
-        return not conv.weight.is_inference()  # whose changes cannot be seen
-
-    def folded(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> nn.Conv2d:
-        tensors = (*conv.parameters(), *norm.parameters(), norm.running_mean, norm.running_var)
-        state = (dtype, norm.eps, *((x.device, x.data_ptr(), x._version) for x in tensors))
-        if conv not in self.made or self.made[conv][0] != state:
-            plain = copy.copy(conv)
-            plain.__dict__ = {name: value for name, value in conv.__dict__.items() if name != "forward"}
-            fused = fuse_conv_bn_eval(plain, norm).to(dtype, memory_format=torch.channels_last).requires_grad_(False)
-            self.made[conv] = (state, fused)
-        return self.made[conv][1]
-
-
-def fold_while_frozen(model: nn.Module) -> Folding:
-    """In eval mode and without gradients, `model` computes with folded convolutions; its modules and state dict stay as they are.
-
-    A folded convolution is made again whenever its weights, or its BatchNorm's, have changed. The result turns it on and off.
-    """
-    folding = Folding()
-    for conv_name, norm_name in conv_norm_pairs(model):
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        conv.forward = partial(_convolve, conv, norm, folding)
-        norm.forward = partial(_pass, conv, norm, folding)
-    return folding
-
-
-def unfold(model: nn.Module) -> None:
-    """Takes back `fold_while_frozen`."""
-    for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), partial) and module.forward.func in (_convolve, _pass):
-            del module.forward
-
-
-def _convolve(conv: nn.Conv2d, norm: nn.BatchNorm2d, folding: Folding, x: Tensor) -> Tensor:
-    if not folding.applies_to(conv, norm):
-        return type(conv).forward(conv, x)
-    device = x.device.type
-    is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return folding.folded(conv, norm, torch.get_autocast_dtype(device) if is_autocast else conv.weight.dtype)(x)
-
-
-def _pass(conv: nn.Conv2d, norm: nn.BatchNorm2d, folding: Folding, x: Tensor) -> Tensor:
-    if not folding.applies_to(conv, norm):
-        return type(norm).forward(norm, x)
-    return norm.act(norm.drop(x)) if isinstance(norm, BatchNormAct2d) else x

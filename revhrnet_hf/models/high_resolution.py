@@ -9,7 +9,6 @@ Streams are ordered from the finest to the coarsest: stream i has half the resol
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -20,15 +19,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbone import load_backbone_weights
 from .configuration_segmentation import SegmentationConfig
-from .folding import fold_for_good
-from .multi_scale import ConvOverScales, upsample
-from .residual_chain import NORMS, RELUS, Layer, can_chain, run_chain
-
-NOTHING, MODULES = "nothing", "modules"  # besides RELUS and NORMS, what a backward pass may compute again
+from .folding import fold_batch_norms
+from .multi_scale import ConvOverScales, concatenate, upsample
+from .recompute import MODULES, NORMS, SETTINGS, RecomputedModule, current_name
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, momentum: float = 0.01) -> list[nn.Module]:
@@ -37,43 +33,6 @@ def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int =
         nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels, momentum=momentum),
     ]
-
-
-class Recomputable(GradientCheckpointingLayer):
-    """A module that keeps its inputs only, and computes the rest again in the backward pass, once that is enabled.
-
-    Tensors go in one by one and come out as a tensor or a flat tuple, so that both kinds of torch's checkpoint can trace them.
-    Sub-classes define `compute`.
-    """
-
-    def forward(self, *tensors: Tensor):
-        with _running_statistics_held(self) if is_recomputing(self) else nullcontext():
-            return self.compute(*tensors)
-
-
-def is_recomputing(module: Recomputable) -> bool:
-    """Whether this forward pass is run a second time, by torch's checkpoint in the midst of a backward pass.
-
-    A compiled model's backward pass holds the sums alone, not the statistics' changes: nothing to do there.
-    """
-    if torch.compiler.is_compiling() or not (module.training and module.gradient_checkpointing):
-        return False
-    return torch._C._current_graph_task_id() != -1
-
-
-@contextmanager
-def _running_statistics_held(module: nn.Module):
-    """BatchNorms in training mode normalise as ever, and their running statistics and counters of batches stay."""
-    # Without tracking, or with buffers copied back, torch's checkpoint would find other saved tensors than the first time.
-    norms = [(m, m.momentum, m.num_batches_tracked.clone()) for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm, _, _ in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, num_batches_tracked in norms:
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(num_batches_tracked)
 
 
 class BasicBlock(nn.Module):
@@ -87,10 +46,6 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = conv_bn(channels, channels, 3, momentum=momentum)
         self.bn2.ends_residual = True
         self.downsample = shortcut(in_channels, channels, momentum)
-
-    @property
-    def layers(self) -> list[Layer]:
-        return [Layer(self.conv1, self.bn1), Layer(self.conv2, self.bn2)]
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -111,10 +66,6 @@ class Bottleneck(nn.Module):
         self.bn3.ends_residual = True
         self.downsample = shortcut(in_channels, channels * self.expansion, momentum)
 
-    @property
-    def layers(self) -> list[Layer]:
-        return [Layer(self.conv1, self.bn1), Layer(self.conv2, self.bn2), Layer(self.conv3, self.bn3)]
-
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
@@ -130,13 +81,7 @@ def shortcut(in_channels: int, out_channels: int, momentum: float) -> nn.Module:
 
 
 class Blocks(nn.Sequential):
-    """`num_blocks` blocks in a row, the first of which changes the number of channels.
-
-    `recompute` says what the backward pass computes again: `"nothing"`, the ReLUs within the blocks (`"relus"`), or the blocks'
-    outputs as well (`"norms"`).
-    """
-
-    recompute = RELUS
+    """`num_blocks` blocks in a row, the first of which changes the number of channels."""
 
     def __init__(
         self,
@@ -150,28 +95,15 @@ class Blocks(nn.Sequential):
         widths = [in_channels] + [out_channels] * (num_blocks - 1)
         super().__init__(*[block(width, channels, momentum) for width in widths])
 
-    def forward(self, x: Tensor) -> Tensor:
-        blocks = list(self)
-        if self.recompute != NOTHING:
-            with_projection = [block for block in blocks if not isinstance(block.downsample, nn.Identity)]
-            chained = [block.layers for block in blocks[len(with_projection) :]]
-            if can_chain(x, chained, self):
-                for block in with_projection:
-                    x = block(x)
-                return run_chain(x, chained, keep_outputs=self.recompute == RELUS)
-        for block in blocks:
-            x = block(x)
-        return x
 
-
-class RecomputableBlocks(Recomputable, Blocks):
-    """Blocks that are a whole stage, not a branch of a module that is computed again anyway."""
+class RecomputedBlocks(RecomputedModule, Blocks):
+    """Blocks that are a whole stage, not a branch of a module that is recomputed anyway."""
 
     def compute(self, x: Tensor) -> Tensor:
         return Blocks.forward(self, x)
 
 
-class HighResolutionModule(Recomputable):
+class HighResolutionModule(RecomputedModule):
     """Parallel streams of BasicBlocks followed by the exchange unit (HRNet, section 3.1 and figure 3).
 
     Output i is ReLU(Σ_j f_ij(x_j)) for the first `num_outputs` streams. The rows of streams that are dropped after this module
@@ -204,20 +136,33 @@ class HighResolutionModule(Recomputable):
             for i in range(len(channels) if num_outputs is None else num_outputs)
         )
 
-    def compute(self, *streams: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *streams: Tensor) -> tuple[Tensor, ...]:
         """Streams (batch, channels[i], h_i, w_i) → the exchanged streams, then the last tensor of each stream that ends here."""
-        streams = [branch(x) for branch, x in zip(self.branches, streams, strict=True)]
-        exchanged = [self.exchange(paths, streams, target) for target, paths in enumerate(self.fuse_layers)]
+        results = super().forward(*streams)
+        streams, to_add = results[: len(streams)], iter(results[len(streams) :])
+        exchanged = []
+        for target, paths in enumerate(self.fuse_layers):
+            maps = [path(x) if isinstance(path, nn.Identity) else next(to_add) for path, x in zip(paths, streams, strict=True)]
+            exchanged.append(self.add(maps, streams[target]))
         return (*exchanged, *streams[len(exchanged) :])
 
-    def exchange(self, paths: nn.ModuleList, streams: list[Tensor], target: int) -> Tensor:
-        size = streams[target].shape[-2:]
+    def compute(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        """Streams → each stream after its blocks, then what the exchange unit adds to them, target by target.
+
+        Upsampling, sum and ReLU are left to `forward`: they need nothing of it for the backward pass but their own result.
+        """
+        streams = [branch(x) for branch, x in zip(self.branches, streams, strict=True)]
+        pairs = [pair for paths in self.fuse_layers for pair in zip(paths, streams, strict=True)]
+        return (*streams, *(path(x) for path, x in pairs if not isinstance(path, nn.Identity)))
+
+    def add(self, maps: list[Tensor], own: Tensor) -> Tensor:
+        """ReLU of the sum of `maps`, at the size of `own`, which is one of them."""
         total = None
-        for path, x in zip(paths, streams, strict=True):
-            x = upsample(path(x), size, self.align_corners, self.upsample_mode)
+        for x in maps:
+            x = upsample(x, own.shape[-2:], self.align_corners, self.upsample_mode)
             if total is None:
                 total = x
-            elif total is streams[target]:  # which others still need
+            elif total is own:  # which others still need
                 total = total + x
             else:
                 total = total.add_(x)
@@ -240,11 +185,10 @@ def exchange_path(channels: list[int] | tuple[int, ...], source: int, target: in
     return nn.Sequential(*steps)
 
 
-class SegmentationHead(nn.Sequential):
+class SegmentationHead(RecomputedModule, nn.Sequential):
     """1×1 (with bias) + BN + ReLU, then the 1×1 classifier: HRNetV2's `last_layer`, with its names 0, 1 and 3.
 
-    One map (batch, channels, h, w), or maps that have so many channels together, finest first → logits (batch, num_labels, h, w)
-    of the finest map's size.
+    Maps (batch, channels_i, h_i, w_i), finest first, that have `channels` channels together → logits (batch, num_labels, h_0, w_0).
     """
 
     def __init__(self, channels: int, num_labels: int, momentum: float = 0.01, align_corners: bool = False):
@@ -254,16 +198,25 @@ class SegmentationHead(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, num_labels, 1),
         )
+        self.align_corners = align_corners
+
+    def compute(self, *maps: Tensor) -> Tensor:
+        first, *others = self
+        # What took the first convolution's place, such as LoRA's layer around it, is called as any 1×1 convolution.
+        x = first(maps) if isinstance(first, ConvOverScales) else first(concatenate(maps, self.align_corners))
+        for layer in others:
+            x = layer(x)
+        return x
 
 
 def _split_recompute(checkpoint_func: Callable) -> tuple[str, Callable]:
     """The setting `recompute` among a checkpoint function's keywords, and the function without it."""
     if not isinstance(checkpoint_func, partial):
-        return MODULES, checkpoint_func
+        return MODULES, partial(checkpoint_func, use_reentrant=False)
     settings = dict(checkpoint_func.keywords)
-    recompute = settings.pop("recompute", MODULES)
-    if recompute not in (NOTHING, RELUS, NORMS, MODULES):
-        raise ValueError(f"recompute must be {NOTHING!r}, {RELUS!r}, {NORMS!r} or {MODULES!r}, got {recompute!r}")
+    recompute = current_name(settings.pop("recompute", MODULES))
+    if recompute not in SETTINGS:
+        raise ValueError(f"recompute must be one of {', '.join(SETTINGS)}, got {recompute!r}")
     if recompute == MODULES:
         settings.setdefault("use_reentrant", False)
     elif settings.keys() - {"use_reentrant"}:
@@ -301,25 +254,31 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs):
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable = checkpoint,
+        every_n_layers: int = 1,
+    ):
         """Transformers' entry, with one more setting: `recompute`, what the backward pass computes again.
 
-        `activation_checkpointing_enable({"recompute": "norms"})` is cheaper than whole modules (`"modules"`, as without the
-        setting); `"nothing"` keeps every map. `activation_checkpointing_disable()` goes back to the default, `"relus"`.
+        `activation_checkpointing_enable({"recompute": "none"})` keeps every map, and without the setting whole modules are
+        recomputed (`"modules"`; of every n-th, with `every_n_layers`). `activation_checkpointing_disable()` goes back to the
+        default, `"norms"`.
         """
         recompute, gradient_checkpointing_func = _split_recompute(gradient_checkpointing_func)
-        super()._set_gradient_checkpointing(enable and recompute == MODULES, gradient_checkpointing_func, **kwargs)
-        for module in self.modules():
-            if isinstance(module, Blocks):
-                # Within a module that is computed again as a whole, nothing more need be.
-                module.recompute = RELUS if not enable else NOTHING if recompute == MODULES else recompute
+        recompute = recompute if enable else NORMS
+        super()._set_gradient_checkpointing(recompute == MODULES, gradient_checkpointing_func)
+        for number, module in enumerate(m for m in self.modules() if isinstance(m, RecomputedModule)):
+            module.recompute = NORMS if recompute == MODULES and number % every_n_layers else recompute
+            module.gradient_checkpointing = module.recompute == MODULES
 
     def optimize_for_inference(self) -> Self:
         """Fold every BatchNorm into its convolution and lay weights out as channels last: faster, label maps unchanged.
 
         For good: the model can neither be trained nor saved afterwards. Load the checkpoint again for that.
         """
-        fold_for_good(self)
+        fold_batch_norms(self)
         self.requires_grad_(False).to(memory_format=torch.channels_last)
         for module in self.modules():
             if isinstance(module, HighResolutionPreTrainedModel):

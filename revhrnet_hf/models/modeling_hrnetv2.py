@@ -19,7 +19,7 @@ from .high_resolution import (
     Bottleneck,
     HighResolutionModule,
     HighResolutionPreTrainedModel,
-    RecomputableBlocks,
+    RecomputedBlocks,
     SegmentationHead,
     conv_bn,
 )
@@ -88,7 +88,7 @@ class HRNetV2Backbone(BackboneMixin, HRNetV2PreTrainedModel):
         self.conv1, self.bn1 = conv_bn(3, config.stem_channels, 3, stride=STEM_STRIDE, momentum=momentum)
         second_stride = config.stem_stride // STEM_STRIDE
         self.conv2, self.bn2 = conv_bn(config.stem_channels, config.stem_channels, 3, stride=second_stride, momentum=momentum)
-        self.layer1 = RecomputableBlocks(Bottleneck, config.stem_channels, config.stage1_channels, config.stage1_blocks, momentum)
+        self.layer1 = RecomputedBlocks(Bottleneck, config.stem_channels, config.stage1_channels, config.stage1_blocks, momentum)
         before = [config.stage1_channels * Bottleneck.expansion]
         for stage, num_modules in enumerate(config.num_modules, start=2):
             after = channels[:stage]
@@ -165,7 +165,7 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         _, *streams = self.backbone.all_maps(pixel_values)
         # The head's upsampling is bilinear also where the exchange units' is not: it is HRNetV2's own part.
-        logits = self.head(streams)
+        logits = self.head(*streams)
         return SemanticSegmenterOutput(
             loss=configured_loss(logits, labels, self.config),
             logits=logits,

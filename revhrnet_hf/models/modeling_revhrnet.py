@@ -15,23 +15,24 @@ from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
-from .folding import Folding, fold_while_frozen, unfold
 from .high_resolution import (
     BasicBlock,
     Bottleneck,
     HighResolutionModule,
     HighResolutionPreTrainedModel,
-    RecomputableBlocks,
+    RecomputedBlocks,
     SegmentationHead,
     conv_bn,
 )
 from .modeling_hrnetv2 import HRNetV2Backbone
 from .segmentation_loss import configured_loss
+
+logger = logging.get_logger(__name__)
 
 BOTTLENECK_CHANNELS = 64  # of HRNet's stage 1, which the last stage mirrors
 
@@ -151,12 +152,11 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             for ended, num_modules in enumerate(config.num_modules)
         )
         if config.final_block == "bottleneck":
-            self.final_stage = RecomputableBlocks(Bottleneck, channels[0], BOTTLENECK_CHANNELS, config.num_blocks, momentum)
+            self.final_stage = RecomputedBlocks(Bottleneck, channels[0], BOTTLENECK_CHANNELS, config.num_blocks, momentum)
             self.out_channels = BOTTLENECK_CHANNELS * Bottleneck.expansion
         else:
-            self.final_stage = RecomputableBlocks(BasicBlock, channels[0], channels[0], config.num_blocks, momentum)
+            self.final_stage = RecomputedBlocks(BasicBlock, channels[0], channels[0], config.num_blocks, momentum)
             self.out_channels = channels[0]
-        self.folding: Folding | None = None
         self.post_init()
         self.freeze()
 
@@ -201,7 +201,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
     def backbone_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         least = self.coarsest_stride
         try:
-            with self._frozen(pixel_values.device.type) if self.config.freeze_backbone else nullcontext():
+            with self._frozen(pixel_values) if self.config.freeze_backbone else nullcontext():
                 maps = self.backbone(pixel_values, return_dict=True).feature_maps
         except RuntimeError as error:
             if min(pixel_values.shape[-2:]) >= least:
@@ -217,20 +217,25 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         return maps
 
     @contextmanager
-    def _frozen(self, device: str):
-        """No gradients; in training, BatchNorms folded; in the precision that the configuration chose."""
-        if getattr(self, "_is_replica", False):  # of nn.DataParallel: what was folded belongs to another device
-            unfold(self.backbone)
-        elif not (device == "meta" or torch.compiler.is_compiling()):
-            if self.training and self.folding is None:
-                self.folding = fold_while_frozen(self.backbone)
-            if self.folding is not None:
-                # What a model predicts is the same to the bit, compiled or exported: there, `optimize_for_inference` folds.
-                self.folding.is_on = self.training
-        dtype = self.config.frozen_backbone_dtype
+    def _frozen(self, pixel_values: Tensor):
+        """In the precision that the configuration chose; without a graph, unless somebody asks for a gradient."""
+        device, dtype = pixel_values.device.type, self.config.frozen_backbone_dtype
         is_chosen = dtype is not None and is_autocast_available(device)  # not for the meta device
-        with torch.no_grad(), torch.autocast(device, getattr(torch, dtype)) if is_chosen else nullcontext():
-            yield
+        with torch.autocast(device, getattr(torch, dtype)) if is_chosen else nullcontext():
+            with nullcontext() if self._wants_backbone_graph(pixel_values) else torch.no_grad():
+                yield
+
+    def _wants_backbone_graph(self, pixel_values: Tensor) -> bool:
+        """Whether a gradient is to flow through the frozen backbone: to the pixels, or to parameters such as LoRA's."""
+        if not torch.is_grad_enabled():
+            return False
+        trained = sum(p.numel() for p in self.backbone.parameters() if p.requires_grad)
+        if trained and not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"{trained:,} parameters in the frozen backbone require a gradient (LoRA?): they are trained, and activations of the "
+                "backbone are kept for the backward pass. Its modules stay in eval mode. model.base_model.freeze() freezes all"
+            )
+        return trained > 0 or pixel_values.requires_grad
 
 
 class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
@@ -265,7 +270,7 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
         """
         outputs = self.revhrnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         maps = outputs.feature_maps if self.config.head == "concat" else outputs.feature_maps[:1]
-        logits = self.head(maps)
+        logits = self.head(*maps)
         loss = configured_loss(logits, labels, self.config)
         return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 

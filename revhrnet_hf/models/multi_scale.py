@@ -12,6 +12,11 @@ def upsample(x: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool 
     return F.interpolate(x, size=size, mode=mode, align_corners=align_corners if mode == "bilinear" else None)
 
 
+def concatenate(maps: list[Tensor] | tuple[Tensor, ...], align_corners: bool = False) -> Tensor:
+    """Maps (batch, channels_i, h_i, w_i), finest first → (batch, Σ channels_i, h_0, w_0)."""
+    return torch.cat([upsample(x, maps[0].shape[-2:], align_corners) for x in maps], dim=1)
+
+
 class ConvOverScales(nn.Conv2d):
     """A 1×1 convolution of maps concatenated at the finest one's size, computed at each map's own size.
 

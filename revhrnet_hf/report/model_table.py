@@ -27,10 +27,9 @@ class ModelCosts:
         parameters: all of them.
         trainable: those that are not frozen.
         multiply_adds: of convolutions, for the logits of one picture of 1024×2048.
-        saved_bytes: kept for the backward pass by the logits of one picture of 512×1024, in float32; each storage once,
-            parameters and running statistics excluded.
-        saved_bytes_plain: the same where nothing is computed again (`recompute="nothing"`).
-        saved_bytes_norms: the same where norms and activations are (`recompute="norms"`).
+        saved_bytes: kept for the backward pass by the logits of one picture of 512×1024, in float32, where norms and activations
+            are recomputed, which is the default; each storage once, parameters and running statistics excluded.
+        saved_bytes_plain: the same where nothing is recomputed (`recompute="none"`).
         saved_bytes_checkpointed: the same where whole modules are (`activation_checkpointing_enable()`).
     """
 
@@ -40,7 +39,6 @@ class ModelCosts:
     multiply_adds: int
     saved_bytes: int
     saved_bytes_plain: int
-    saved_bytes_norms: int
     saved_bytes_checkpointed: int
 
 
@@ -71,7 +69,7 @@ def measure(name: str, make_model: Callable[[], nn.Module]) -> ModelCosts:
         trainable = model.num_parameters(only_trainable=True)
         multiply_adds = count_multiply_adds(model.eval(), WHOLE_PICTURE)
         saved = [count_saved_bytes(model.train(), TRAINING_CROP)]
-        for recompute in ("nothing", "norms", "modules"):
+        for recompute in ("none", "modules"):
             model.activation_checkpointing_enable({"recompute": recompute})
             saved.append(count_saved_bytes(model, TRAINING_CROP))
     return ModelCosts(name, parameters, trainable, multiply_adds, *saved)
@@ -116,7 +114,7 @@ def picture(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
 
 def format_table(rows: list[ModelCosts]) -> str:
     """The rows as text: parameters in millions, multiply-adds in 10⁹, saved bytes in GiB."""
-    heads = ("parameters M", "trained M", "multiply-adds G", "saved GiB", "plain GiB", "norms GiB", "checkpointed GiB")
+    heads = ("parameters M", "trained M", "multiply-adds G", "saved GiB", "plain GiB", "checkpointed GiB")
     width = max(len(row.name) for row in rows)
     lines = ["  ".join([f"{NUM_CLASSES} classes".ljust(width), *heads])]
     for row in rows:
@@ -126,7 +124,6 @@ def format_table(rows: list[ModelCosts]) -> str:
             f"{row.multiply_adds / 1e9:.1f}",
             f"{row.saved_bytes / 2**30:.2f}",
             f"{row.saved_bytes_plain / 2**30:.2f}",
-            f"{row.saved_bytes_norms / 2**30:.2f}",
             f"{row.saved_bytes_checkpointed / 2**30:.2f}",
         )
         lines.append("  ".join([row.name.ljust(width), *(v.rjust(len(h)) for v, h in zip(values, heads, strict=True))]))

@@ -14,6 +14,7 @@ import yaml
 from ..data.loader import MOST_WORKERS
 from ..errors import RecipeError
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
+from ..models.recompute import current_name
 from .dataset_names import NamedDataset, as_fields, check_one_loader
 
 RANDOM = "random"  # as backbone_weights
@@ -127,10 +128,10 @@ class Recipe:
         "float32",
         "What a frozen backbone computes in, whatever the precision of the rest; checkpoints hold the float32 weights either way",
     )
-    recompute: Literal["nothing", "relus", "norms", "modules"] = _setting(
-        "relus",
-        "What the backward pass computes again instead of keeping it, each saving more memory and costing more time: nothing, "
-        "relus, norms too, or whole modules (gradient checkpointing)",
+    recompute: Literal["none", "norms", "modules"] = _setting(
+        "norms",
+        "What the backward pass recomputes instead of keeping it, each saving more memory and costing more time: none of it, norms "
+        "and ReLUs, or whole modules (gradient checkpointing)",
     )
     torch_compile: bool = _setting(False, "Compile the network for training (torch.compile): minutes at the start, faster steps")
     sync_batch_norm: bool = _setting(
@@ -164,6 +165,8 @@ class Recipe:
     hub_private_repo: bool = _setting(False, "With push_to_hub: make the repository private")
 
     def __post_init__(self):
+        if isinstance(self.recompute, str):
+            self.recompute = current_name(self.recompute)
         # Not from `fields`: Transformers' argument parser rewrites the types that stand there.
         for name, kind in get_type_hints(type(self)).items():
             setattr(self, name, _checked(name, kind, getattr(self, name)))

@@ -205,7 +205,7 @@ class Stage:
         model.to(memory_format=torch.channels_last)  # faster convolutions, on the CPU and with mixed precision on GPUs
         if recipe.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             synchronise_batch_norms(model)
-        if recipe.recompute != "relus":  # which is what the networks do anyway
+        if recipe.recompute != "norms":  # which is what the networks do anyway
             # The second is what it was called before.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"recompute": recipe.recompute})

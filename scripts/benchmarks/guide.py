@@ -1,15 +1,15 @@
 """Memory guide: the largest batch at a crop, and the largest crop at a batch, that a GPU of each size trains of each network.
 
-Computed, not measured on a GPU: weights, gradients, momentum and counted saved bytes (float32; with `modules`, also those of
-the largest module, which is there in full while it is computed again), with a share for what the backward pass needs in passing,
-and the memory that CUDA takes for itself.
+Computed, not measured on a GPU: weights, gradients, momentum, counted saved bytes (float32) and those that the module with most to
+recompute has while it is recomputed, with a share for what the backward pass needs in passing, and the memory that CUDA takes
+for itself.
 """
 
 from argparse import Namespace
 
 import torch
 
-from revhrnet_hf.models.high_resolution import Recomputable
+from revhrnet_hf.models.recompute import RecomputedModule
 
 from .memory import GIB, make_step, saved_bytes
 from .networks import build
@@ -24,7 +24,7 @@ NETWORKS = ["rev-w18-lite0", "rev-w18", "rev-w48", "hrnet-w18", "hrnet-w48"]
 
 def add_arguments(parser):
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help="default: %(default)s")
-    parser.add_argument("--recompute", nargs="+", default=["relus", "norms", "modules"], help="default: %(default)s")
+    parser.add_argument("--recompute", nargs="+", default=["none", "norms", "modules"], help="default: %(default)s")
     parser.add_argument("--gib", type=int, nargs="+", default=[8, 12, 16, 24, 40, 80], help="of memory (default: %(default)s)")
     parser.add_argument("--crop", type=int, nargs=2, default=[512, 1024], help="height and width (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=2, help="at which the largest crop is looked for (default: %(default)s)")
@@ -60,24 +60,23 @@ def print_row(*cells: str) -> None:
 
 
 def fixed_gib(name: str, classes: int) -> float:
-    """Whatever the pictures: weights, a frozen backbone's folded copy, gradients, momentum, CUDA's own."""
+    """Whatever the images: weights, gradients, momentum, CUDA's own."""
     with torch.device("meta"):
         model = build(name, classes)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
-    return CUDA_GIB + 4 * (3 * trained + 2 * frozen) / GIB
+    return CUDA_GIB + 4 * (3 * trained + frozen) / GIB
 
 
 def picture_gib(name: str, size: tuple[int, int], classes: int) -> float:
     case = Namespace(height=size[0], width=size[1], batch=1, classes=classes, channels_last=False, precision="fp32")
-    saved = saved_bytes(name, case)
-    if name.endswith("+modules"):
-        saved += largest_module_bytes(name.replace("+modules", "+nothing"), case)
-    return saved / GIB
+    plain = name.partition("+")[0] + "+none"
+    recomputed = max(all_of - kept for all_of, kept in zip(module_bytes(plain, case), module_bytes(name, case), strict=True))
+    return (saved_bytes(name, case) + recomputed) / GIB
 
 
-def largest_module_bytes(name: str, case: Namespace) -> int:
-    """Kept by the one module, of those that are computed again as a whole, that keeps most."""
+def module_bytes(name: str, case: Namespace) -> list[int]:
+    """Kept by each module that can be recomputed, in the order in which they run."""
     seen, sizes, entered = set(), [], []
 
     def pack(tensor):
@@ -90,9 +89,9 @@ def largest_module_bytes(name: str, case: Namespace) -> int:
     with torch.device("meta"):
         step = make_step(name, case, "meta")
         for module in step.model.modules():
-            if isinstance(module, Recomputable):
+            if isinstance(module, RecomputedModule):
                 module.register_forward_pre_hook(lambda *_: entered.append(kept()))
                 module.register_forward_hook(lambda *_: sizes.append(kept() - entered.pop()))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             step.loss()
-    return max(sizes)
+    return sizes

@@ -14,7 +14,7 @@ from revhrnet_hf.report.model_table import bytes_saved_by
 from .networks import Step, add_network_arguments, build, settings_of, with_peer
 from .timing import print_rows
 
-NETWORKS = ["rev-w48", "rev-w48+nothing", "rev-w48+norms", "rev-w48+modules", "rev-w48-finetuned", "hrnet-w48"]
+NETWORKS = ["rev-w48", "rev-w48+none", "rev-w48+modules", "rev-w48-finetuned", "hrnet-w48"]
 GIB = 2**30
 
 

@@ -19,9 +19,9 @@ from transformers import (
 from revhrnet_hf import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.models.high_resolution import HighResolutionPreTrainedModel, SegmentationHead
-from revhrnet_hf.models.multi_scale import upsample
+from revhrnet_hf.models.multi_scale import concatenate
+from revhrnet_hf.models.recompute import NONE, SETTINGS
 
-RECOMPUTE = ("nothing", "relus", "norms", "modules")
 LITE = "tf_efficientnet_lite0"
 PEER = "timm-hrnet-w48"
 
@@ -33,10 +33,10 @@ class TimmHRNet(nn.Module):
         super().__init__()
         self.backbone = timm.create_model(name, features_only=True, feature_location="", out_indices=(1, 2, 3, 4))
         self.head = SegmentationHead(sum(self.backbone.feature_info.channels()), num_labels)
+        self.head.recompute = NONE
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        maps = self.backbone(pixel_values)
-        return self.head(torch.cat([upsample(x, maps[0].shape[-2:]) for x in maps], dim=1))
+        return self.head(concatenate(self.backbone(pixel_values)))
 
 
 def rev(variant: str, **settings) -> Callable[[int], nn.Module]:
@@ -100,11 +100,11 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build(name: str, classes: int, channels_last: bool = False) -> nn.Module:
-    """A network by its name, or with `+` by what its backward pass computes again: `rev-w48+norms`."""
+    """A network by its name, or with `+` by what its backward pass recomputes: `rev-w48+modules`."""
     network, _, recompute = name.partition("+")
-    if network not in NETWORKS or recompute not in ("", *RECOMPUTE):
+    if network not in NETWORKS or recompute not in ("", *SETTINGS):
         raise RecipeError(
-            f"Unknown network {name!r}; known are {', '.join(NETWORKS)}, ours also with +{', +'.join(RECOMPUTE)}"
+            f"Unknown network {name!r}; known are {', '.join(NETWORKS)}, ours also with +{', +'.join(SETTINGS)}"
         )
     model = NETWORKS[network](classes)
     is_ours = isinstance(model, HighResolutionPreTrainedModel)

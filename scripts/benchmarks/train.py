@@ -3,7 +3,7 @@
 from .networks import Step, add_network_arguments, build, settings_of, with_peer
 from .timing import print_rows, take_turns
 
-NETWORKS = ["rev-w48", "rev-w48+norms", "rev-w48+modules", "hrnet-w48"]
+NETWORKS = ["rev-w48", "rev-w48+none", "rev-w48+modules", "hrnet-w48"]
 
 
 def add_arguments(parser):

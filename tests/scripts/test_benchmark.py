@@ -61,7 +61,7 @@ def test_growth_and_guide(tmp_path):
     # Twice the pictures keep twice the bytes, but for the BatchNorms' statistics.
     assert two / one == pytest.approx(2, rel=0.05)
     assert not plot or plot[1].stat().st_size > 10_000
-    sizes = ["--gib", 2, 4, "--crop", 256, 512, "--recompute", "relus"]
+    sizes = ["--gib", 2, 4, "--crop", 256, 512, "--recompute", "norms"]
     done = run("guide", "--networks", "tiny-rev", *sizes, "--output", tmp_path / "guide")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "guide").read_text())
@@ -70,7 +70,7 @@ def test_growth_and_guide(tmp_path):
     said, _, heads, line, cells = done.stdout.splitlines()  # Markdown, as docs/memory.md has it
     assert said.startswith("Computed: most pictures of 256×512")
     assert (heads, line) == ("| network, recompute | 2 GiB | 4 GiB |", "| --- | ---: | ---: |")
-    assert cells.startswith("| tiny-rev, relus | ") and cells.count("|") == 4
+    assert cells.startswith("| tiny-rev, norms | ") and cells.count("|") == 4
     for fit in row["fits"]:
         pictures = (fit["GiB"] - row["fixed GiB"]) / row["picture GiB"]
         assert fit["batch"] <= pictures < fit["batch"] + 1
