@@ -44,6 +44,7 @@ from .checkpoint import (
     claim_output_dir,
     load_averages,
     load_training_state,
+    note_saved,
     optimizer_tensors,
     restore_optimizer_tensors,
     save_averages,
@@ -618,6 +619,7 @@ class Stage:
                 save_averages(folder, self.averaged)
 
         save_last(self.output_dir, self.recipe.keep_checkpoints, fill)
+        note_saved(self.lock)
 
     def _save_model(self, folder: Path, model, scores: dict[str, Any] | None, example: Image.Image | None) -> None:
         result = None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
