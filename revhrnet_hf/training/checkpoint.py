@@ -289,8 +289,8 @@ def _check_entries(output_dir: Path, mark: bytes, resume: bool, overwrite: bool)
         )
     if entries and mark != RUN_BEGUN and not (to_resume or overwrite):
         raise CheckpointError(
-            f"{output_dir} holds no checkpoint to resume from: {LAST}/ and checkpoint-STEP/ are missing; of its run there is only "
-            f"{names}. Bring one of them back, or start anew with --overwrite"
+            f"{output_dir} holds no checkpoint to resume from: {LAST}/ and checkpoint-STEP/ are missing; of its run there is "
+            f"only {names}. Bring one of them back, or start anew with --overwrite"
         )
 
 
