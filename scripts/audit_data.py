@@ -11,14 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data.audit import audit_dataset
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import write_json
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="data set by name, such as camvid; folder, for pictures of your own")
     parser.add_argument("data_dir", metavar="DIR", type=Path, help="its folder, as its owner ships it")
     parser.add_argument("--split", nargs="+", default=(), help="parts of the data set (default: all that are there)")

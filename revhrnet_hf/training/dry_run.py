@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 
 from .chain import check_chain
@@ -80,8 +80,10 @@ def dry_run(
             if best is not None and recipe.init_from is None:
                 recipe.init_from = str(best)
             shared, own_folder = Path(place) / str(position), Path(own) / str(position)
-            estimate, best = _rehearse(recipe, data_dirs, shared, own_folder, timeout)
+            before, (estimate, best) = best, _rehearse(recipe, data_dirs, shared, own_folder, timeout)
             estimates.append(estimate)
+            if before is not None and before.is_relative_to(own):
+                shutil.rmtree(before.parent)  # all have read it
         accelerator.wait_for_everyone()
     accelerator.print(format_estimates(estimates, output_dir))
     return estimates
@@ -114,10 +116,7 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Pat
     stage.save(scores)
     save_seconds = time.perf_counter() - started
     with stage.errors.together():
-        best = folder / BEST
-        if not best.exists():
-            best = own_folder / BEST
-            stage.write_best(best, scores)
+        best = _brought_near(folder / BEST, own_folder, stage.accelerator.is_main_process)
     between = 0
     if recipe.save_every is not None:  # those at the end of an epoch are there in any case
         between = stage.total_steps // recipe.save_every - stage.total_steps // math.lcm(recipe.save_every, stage.batches.steps)
@@ -135,6 +134,21 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Pat
         disk_gib=(recipe.keep_checkpoints + 1) * _gib(folder / LAST) + _gib(best),
     )
     return estimate, best
+
+
+def _brought_near(best: Path, own_folder: Path, is_main: bool) -> Path:
+    """The main process's checkpoint, at a place that this process can read: on another machine it is sent a copy."""
+    if not any(gather_object([not best.exists()])):
+        return best
+    files = {path.name: path.read_bytes() for path in best.iterdir()} if is_main else None
+    (files,) = broadcast_object_list([files])
+    if best.exists():
+        return best
+    copy = own_folder / BEST
+    copy.mkdir(parents=True)
+    for name, content in files.items():
+        (copy / name).write_bytes(content)
+    return copy
 
 
 def _seconds_of_a_step(stage: Stage) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..errors import RecipeError
+from ..errors import RecipeError, did_you_mean
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
 
 RANDOM = "random"  # as backbone_weights
@@ -205,9 +205,10 @@ class Recipe:
     @classmethod
     def from_dict(cls, settings: dict[str, Any], source: str = "the recipe") -> "Recipe":
         known = {setting.name for setting in fields(cls)}
-        unknown = sorted(set(settings) - known)
+        unknown = sorted(set(settings) - known, key=str)  # YAML's keys may be numbers
         if unknown:
-            raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}")
+            named = ", ".join(f"{name}{did_you_mean(str(name), known)}" for name in unknown)
+            raise RecipeError(f"Unknown field in {source}: {named}. Known are {', '.join(sorted(known))}")
         try:
             return cls(**settings)
         except RecipeError as error:

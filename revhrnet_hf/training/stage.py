@@ -395,9 +395,9 @@ class Stage:
                 raise
             count, (height, width) = len(batch["labels"]), self.recipe.crop_size
             raise RecipeError(
-                f"crop_size {height} {width} with {count} image(s) in a forward pass (batch_size {self.recipe.batch_size}, over "
-                f"{self.accelerator.num_processes} process(es) × {self.batches.passes} pass(es)) leaves BatchNorm "
-                "one pixel a channel, which has no variance: give larger crops, or at least two images a pass"
+                f"crop_size {height} {width} with {count} image(s) in a forward pass (batch_size {self.recipe.batch_size}, "
+                f"gradient_accumulation_steps {self.batches.passes}, {self.accelerator.num_processes} process(es)) leaves "
+                "BatchNorm one value a channel, which has no variance: give larger crops, or at least two images to a pass"
             ) from error
 
     def _shares(self, passes: list[dict[str, torch.Tensor]]) -> list[torch.Tensor | float]:
@@ -630,13 +630,9 @@ class Stage:
             if self.accelerator.is_main_process:
                 example = None if scores is None else self._draw_for_card()
                 if better:
-                    self.write_best(self.output_dir / BEST, scores, example)
+                    model = self._described(self.scored_model, scores)
+                    write_checkpoint(self.output_dir / BEST, lambda folder: self._save_model(folder, model, scores, example))
                 self._save_last(scores, losses, example)
-
-    def write_best(self, folder: Path, scores: dict[str, Any], example: Image.Image | None = None) -> None:
-        """The network that is scored as a checkpoint that loads with the Auto classes, without the training state."""
-        model = self._described(self.scored_model, scores)
-        write_checkpoint(folder, lambda fresh: self._save_model(fresh, model, scores, example))
 
     def save_and_stop(self) -> None:
         self.save()
