@@ -18,13 +18,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         args = sys.argv[1:] if args is None else list(args)
-        known = set(_options(self))
+        known = list(_options(self))
         unknown = dict.fromkeys(name for name in _long_options(args) if not self._is_known(name, known))
         if unknown:
             self.error("unknown option " + ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown))
         return super().parse_known_args(args, namespace)
 
-    def _is_known(self, name: str, known: set[str]) -> bool:
+    def _is_known(self, name: str, known: list[str]) -> bool:
         return name in known or (self.allow_abbrev and any(option.startswith(name) for option in known))
 
     def error(self, message: str):

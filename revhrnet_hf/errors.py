@@ -57,7 +57,10 @@ class RunStopped(KeyboardInterrupt):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """` (did you mean NAME?)` with the nearest of the known names, or nothing if none is near."""
-    spelt = {name.lower().replace("-", "_"): name for name in known}
+    """` (did you mean NAME?)` with the nearest of the known names, or nothing if none is near; of spellings that differ by
+    hyphens or capitals only, the first."""
+    spelt: dict[str, str] = {}
+    for name in known:
+        spelt.setdefault(name.lower().replace("-", "_"), name)
     near = get_close_matches(given.lower().replace("-", "_"), spelt, n=1)
     return f" (did you mean {spelt[near[0]]}?)" if near else ""
