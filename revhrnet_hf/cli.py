@@ -1,16 +1,53 @@
-"""What the scripts share: the device they run on, and how each ends: well, or with one line that says what was wrong, or with the
-traceback of our own defect."""
+"""What the scripts share: how they read a command line, the device they run on, and how each ends: well, or with one line that
+says what was wrong, or with the traceback of our own defect."""
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
 import torch
 
-from .errors import RecipeError, RevHRNetError, RunStopped
+from .errors import RecipeError, RevHRNetError, RunStopped, did_you_mean
 from .escape import PROGRESS_BAR, PrintableStream
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """As argparse's, but all that is wrong with a command line is one line, and an unknown option is named with the nearest
+    known one, before anything else is said to be missing. The exit status is 2, as argparse has it."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        args = sys.argv[1:] if args is None else list(args)
+        known = list(_options(self))
+        unknown = dict.fromkeys(name for name in _long_options(args) if not self._is_known(name, known))
+        if unknown:
+            self.error("unknown option " + ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown))
+        return super().parse_known_args(args, namespace)
+
+    def _is_known(self, name: str, known: list[str]) -> bool:
+        return name in known or (self.allow_abbrev and any(option.startswith(name) for option in known))
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (options: {self.prog} --help)\n")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The long options of a parser and of its commands."""
+    for action in parser._actions:  # argparse has no public list of them
+        yield from (option for option in action.option_strings if option.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _options(command)
+
+
+def _long_options(arguments: list[str]) -> Iterator[str]:
+    for argument in arguments:
+        if argument == "--":  # what follows are no options
+            return
+        if argument.startswith("--"):
+            yield argument.partition("=")[0]
 
 
 def run(main: Callable[[], None]) -> None:

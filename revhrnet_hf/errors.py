@@ -3,6 +3,9 @@
 The scripts print them as one line and exit with status 1; everything else is a defect of ours and keeps its traceback.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class RevHRNetError(ValueError):
     """Something given to us is wrong: data, recipe or checkpoint."""
@@ -51,3 +54,13 @@ class RunStopped(KeyboardInterrupt):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """` (did you mean NAME?)` with the nearest of the known names, or nothing if none is near; of spellings that differ by
+    hyphens or capitals only, the first."""
+    spelt: dict[str, str] = {}
+    for name in known:
+        spelt.setdefault(name.lower().replace("-", "_"), name)
+    near = get_close_matches(given.lower().replace("-", "_"), spelt, n=1)
+    return f" (did you mean {spelt[near[0]]}?)" if near else ""

@@ -1,42 +1,80 @@
-"""Writing so that what is there is whole, whenever a program is killed or a disk is full."""
+"""Writing so that what is there is whole, whenever a program is killed or a disk is full, and nothing of others is deleted."""
 
 import os
+import re
+import secrets
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+# Of a folder that is being written or replaced, `.NAME.revhrnet-new-…`: nobody else's files have such names.
+FRESH, OLD = "revhrnet-new", "revhrnet-old"
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], keep_old_as: Path | None = None) -> None:
     """Replace `target` by what `fill` writes: at any moment the old folder or the new one is there, whole.
 
-    The move of a folder over another is two renames; a process killed between them leaves the old one as `NAME.old`.
+    The move of a folder over another is two renames; a process killed between them leaves the old one as `.NAME.revhrnet-old-…`,
+    and one killed before them `.NAME.revhrnet-new-…`. `recover_folder` puts that right.
 
     Args:
         target: the folder.
         fill: called with an empty folder beside it; whatever it raises leaves `target` as it was.
         keep_old_as: where the folder goes that was there before (it replaces what is there); None deletes it.
     """
-    fresh, old = target.with_name(target.name + ".new"), keep_old_as or target.with_name(target.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh, old = _beside(target, FRESH), keep_old_as or _beside(target, OLD)
     fresh.mkdir(parents=True)
     try:
         fill(fresh)
         for path in (*fresh.rglob("*"), fresh):
             flush(path)
+        if target.exists():
+            remove(old)
+            target.rename(old)
     except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
+        remove(fresh)
         raise
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
     fresh.rename(target)
     flush(target.parent)
     if keep_old_as is None:
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
+
+
+def _beside(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
+
+
+def recover_folder(target: Path) -> None:
+    """Undo what a killed `write_folder` left beside `target`: the old folder comes back if no new one took its place.
+
+    No other process may be writing the folder meanwhile.
+    """
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.({FRESH}|{OLD})-[0-9a-f]{{8}}")
+    beside = sorted(target.parent.iterdir()) if target.parent.is_dir() else []
+    for path, match in [(path, match) for path in beside if (match := pattern.fullmatch(path.name))]:
+        if match[1] == OLD and not target.exists():
+            path.rename(target)
+        else:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (not what it leads to) or a folder; nothing to do where there is none.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
     """Bring a file or a folder's entries to the disk."""
+    if sys.platform == "win32" and path.is_dir():
+        return  # Windows opens no folders
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data.audit import audit_dataset
 from revhrnet_hf.data.class_counts import MOST_IGNORED
 from revhrnet_hf.data.loader import MOST_WORKERS
@@ -22,7 +22,7 @@ from revhrnet_hf.evaluation import write_json
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="dataset by name, such as camvid; folder, for images of your own")
     parser.add_argument("data_dir", metavar="DIR", type=Path, help="its folder, as its publisher ships it")
     parser.add_argument(

@@ -14,14 +14,13 @@
     python scripts/benchmark.py export CHECKPOINT --exported exported/onnx
 """
 
-import argparse
 import os
 import platform
 
 import torch
 from benchmarks import data, export, floor, growth, guide, infer, loop, memory, metric, postprocess, start, train
 
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.evaluation import write_json
 from revhrnet_hf.versions import versions
 
@@ -43,7 +42,7 @@ COMMANDS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)

@@ -13,14 +13,14 @@ from itertools import groupby
 from pathlib import Path
 
 from revhrnet_hf import RevHRNetImageProcessor
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.conversion import convert_official, read_official
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.report.model_card import write_model_card
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("official", metavar="OFFICIAL", type=Path, help="file of the official training or model zoo, .pth")
     parser.add_argument("output_dir", metavar="OUT", type=Path, help="folder to write; it must not exist, or be empty")
     parser.add_argument(

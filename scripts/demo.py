@@ -13,14 +13,14 @@ and the checkpoints that are folders here.
 import argparse
 from pathlib import Path
 
-from revhrnet_hf.cli import choose_device, run
+from revhrnet_hf.cli import ArgumentParser, choose_device, run
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation.checkpoint import add_trust_argument
 from revhrnet_hf.report.pictures import find_pictures, open_picture
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
     parser.add_argument("other", metavar="CHECKPOINT_B", nargs="?", help="a second one, shown beside it")
     parser.add_argument(

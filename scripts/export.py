@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from revhrnet_hf import export
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, RecipeError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint, write_json
@@ -28,7 +28,7 @@ from revhrnet_hf.versions import versions
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
     parser.add_argument("--format", choices=("onnx", "torch_export"), required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; it must not exist, or be empty")

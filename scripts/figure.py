@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.label_space import LABEL_SPACES, find_label_space
 from revhrnet_hf.data.label_table import is_label_table
@@ -42,10 +42,10 @@ CAPTIONS = {
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, draw, help: str) -> argparse.ArgumentParser:
+    def command(name: str, draw, help: str) -> ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(draw=draw)
         added.add_argument("-o", "--output", type=Path, required=True, help="file to write, .png or .pdf")

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import write_json
 from revhrnet_hf.report.model_table import all_models, as_json, format_table, measure
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file to write as well (default: none)")
     return parser.parse_args(arguments)
 

@@ -6,14 +6,13 @@
 A chain's folder shows each of its stages; a run that is still going on is shown as far as it is.
 """
 
-import argparse
 from pathlib import Path
 
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", help="output folders of run_seg.py")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="PNG to write (default: %(default)s)")
     arguments = parser.parse_args()

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from revhrnet_hf.cli import choose_device, run
+from revhrnet_hf.cli import ArgumentParser, choose_device, run
 from revhrnet_hf.errors import DataError, RecipeError
 from revhrnet_hf.evaluation import add_inference_arguments, add_trust_argument, inference_settings, load_checkpoint, segment
 from revhrnet_hf.images import allow_megapixels
@@ -22,7 +22,7 @@ from revhrnet_hf.report.pictures import find_pictures, open_picture, save_pictur
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
     parser.add_argument("pictures", metavar="PICTURES", nargs="+", help="image files, or folders of them")
     parser.add_argument(

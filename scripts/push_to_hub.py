@@ -12,12 +12,12 @@ AutoModelForSemanticSegmentation.from_pretrained("someone/revhrnet-w18-camvid", 
 import argparse
 from pathlib import Path
 
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.report.hub import push_checkpoint
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder, such as runs/camvid/best")
     parser.add_argument("name", metavar="NAME", help="on the Hub: NAMESPACE/NAME, or NAME in your own namespace")
     parser.add_argument("--private", action="store_true", help="make the repository private")

@@ -4,14 +4,13 @@ bash scripts/quickstart.sh              # makes the environment and calls this
 python scripts/quickstart.py --output_dir DIR
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from transformers import pipeline
 
 import revhrnet_hf  # noqa: F401 (registers the models)
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.report.figures import triptych
 from revhrnet_hf.report.pictures import save_picture
@@ -26,7 +25,7 @@ SIZE = (240, 320)  # height, width
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("quickstart"), help="where everything goes (default: quickstart)")
     parser.add_argument("--epochs", type=int, help="passes over the pictures in each stage (default: the recipe's)")
     arguments = parser.parse_args()

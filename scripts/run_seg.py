@@ -20,7 +20,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
+from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.training.recipe import Recipe, read_chain
 
 
@@ -31,7 +32,7 @@ class RunArguments:
         metadata={"help": "Folder of the dataset, as its publisher ships it; for several datasets NAME=DIR NAME=DIR …"}
     )
     output_dir: str = field(metadata={"help": "Folder for checkpoints (best/, last/), log.jsonl and the trackers' files"})
-    resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir after its last checkpoint"})
+    resume: bool = field(default=False, metadata={"help": "Resume the run in output_dir after its last checkpoint, on its data"})
     overwrite: bool = field(default=False, metadata={"help": "Delete the run in output_dir and start anew"})
     dry_run: bool = field(
         default=False,
@@ -41,10 +42,25 @@ class RunArguments:
         default=30, metadata={"help": "End the run if a loader's worker or another process has not answered for so long"}
     )
 
+    def __post_init__(self):
+        if not 0 < self.timeout_minutes < float("inf"):
+            raise RecipeError(f"--timeout_minutes must be a positive number, got {self.timeout_minutes}")
+
+
+class RunParser(ArgumentParser, HfArgumentParser):
+    """Options from dataclasses, with mistakes said as the other scripts say them."""
+
+
+class _OnlyRecipe(argparse.ArgumentParser):
+    """Looks for --recipe alone; what is wrong with it, the whole parser says."""
+
+    def error(self, message: str):
+        _parse(None)
+
 
 def parse_command_line() -> tuple[RunArguments, list[Recipe]]:
     """The run's arguments, and each stage's recipe: the file's fields over the defaults, the command line's over both."""
-    only_recipe = argparse.ArgumentParser(add_help=False)
+    only_recipe = _OnlyRecipe(add_help=False)
     only_recipe.add_argument("--recipe")
     path = only_recipe.parse_known_args()[0].recipe
     if path is None:
@@ -54,10 +70,21 @@ def parse_command_line() -> tuple[RunArguments, list[Recipe]]:
 
 
 def _parse(recipe: Recipe | None) -> tuple[RunArguments, Recipe]:
-    parser = HfArgumentParser([RunArguments, Recipe], description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = build_parser()
     if recipe is not None:
         parser.set_defaults(**asdict(recipe))
-    return parser.parse_args_into_dataclasses()
+    *parsed, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    if rest:
+        parser.error(f"not understood: {' '.join(rest)}")
+    return tuple(parsed)
+
+
+def build_parser() -> RunParser:
+    parser = RunParser([RunArguments, Recipe], description=__doc__.splitlines()[0], allow_abbrev=False)
+    for action in parser._actions:
+        if action.option_strings[0].startswith("--no_"):  # which HfArgumentParser gives the help of its opposite
+            action.help = f"The same as --{action.dest} false"
+    return parser
 
 
 def main():

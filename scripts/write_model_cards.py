@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from revhrnet_hf.cli import run
+from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation import write_json
 from revhrnet_hf.report.family_cards import merge_results, needed_costs, results_of, write_family_cards
@@ -24,7 +24,7 @@ CARDS = Path(__file__).parents[1] / "model_cards"
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", metavar="CHECKPOINT", type=Path, nargs="*", help="folders with recorded scores")
     parser.add_argument("--output_dir", type=Path, default=CARDS, help="folder of the cards (default: model_cards)")
     return parser.parse_args(arguments)

@@ -1,9 +1,14 @@
 """What a script's user sees in the end: status and one line, or a traceback for our defects."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
-from revhrnet_hf.cli import run
-from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
+from revhrnet_hf.cli import ArgumentParser, run
+from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, did_you_mean
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 def raising(error):
@@ -46,3 +51,57 @@ def test_a_good_end_is_no_exit():
     ran = []
     assert run(lambda: ran.append(True)) is None
     assert ran
+
+
+@pytest.fixture
+def parser():
+    parser = ArgumentParser(prog="figure.py")
+    parser.add_argument("--checkpoint", required=True)
+    commands = parser.add_subparsers(dest="command")
+    overlay = commands.add_parser("overlay")
+    overlay.add_argument("images", nargs="+")
+    overlay.add_argument("--opacity", type=float)
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--chekpoint A", "unknown option --chekpoint (did you mean --checkpoint?)"),
+        ("--checkpoint A overlay b.png --Opacty=1", "unknown option --Opacty (did you mean --opacity?)"),
+        ("--qqq --qqq --checkpoint A", "unknown option --qqq"),
+        ("--checkpoint A overlay b.png --checkpoint B", "unknown option --checkpoint"),  # it comes before the command
+        ("overlay b.png", "the following arguments are required: --checkpoint"),
+        ("--checkpoint A overlay b.png --opacity x", "argument --opacity: invalid float value: 'x'"),
+        ("--checkpoint A overlay b.png -q", "unrecognized arguments: -q"),
+    ],
+)
+def test_mistakes_are_one_line(parser, capsys, arguments, said):
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args(arguments.split())
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {said} (options: figure.py")
+    assert err.count("\n") == 1
+
+
+def test_what_is_no_mistake(parser):
+    """Beginnings of options, as argparse has them, and what comes after `--`."""
+    parsed = parser.parse_args(["--check", "A", "overlay", "--opac", "0.5", "--", "--odd.png"])
+    assert (parsed.checkpoint, parsed.opacity, parsed.images) == ("A", 0.5, ["--odd.png"])
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_reads_its_command_line_so(path):
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    made = [ast.unparse(function) for function in calls if ast.unparse(function).endswith("Parser")]
+    assert made
+    assert set(made) <= {"ArgumentParser", "RunParser", "_OnlyRecipe"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("epoch", " (did you mean epochs?)"), ("Batch-Size", " (did you mean batch_size?)"), ("zzz", "")]
+)
+def test_nearest_name(given, said):
+    assert did_you_mean(given, ["epochs", "batch_size", "seed"]) == said

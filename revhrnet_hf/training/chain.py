@@ -7,6 +7,7 @@ from ..errors import RecipeError
 from .checkpoint import BEST, refuse_second_run, remove_run
 from .data import DataDirs, folders_by_name, load_sets
 from .dataset_names import check_one_loader
+from .processes import SharedErrors
 from .recipe import Recipe
 from .stage import TIMEOUT, Stage, start_processes
 
@@ -60,8 +61,10 @@ def run_chain(
     Raises:
         DataError, RecipeError, CheckpointError: as for `Stage`; data sets of all stages are looked at before the first begins.
     """
-    folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
     accelerator = start_processes(recipes[0], timeout)
+    errors = SharedErrors(accelerator, timeout)
+    with errors.together():
+        folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
     results = []
     for position, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
         if position > 0 and recipe.init_from is None:
@@ -69,10 +72,11 @@ def run_chain(
         if len(recipes) > 1:
             accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
         stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout)
-        if overwrite and position == 0 and accelerator.is_main_process:
+        if overwrite and position == 0:
             # Else a chain that is killed now and resumed would find later stages finished.
-            for later in folders[1:]:
-                remove_run(later)
+            with errors.together():
+                for later in folders[1:] if accelerator.is_main_process else []:
+                    remove_run(later)
         results.append(stage.run())
         del stage  # before the next one's network is made
     return results

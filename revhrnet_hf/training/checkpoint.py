@@ -6,8 +6,8 @@ newest; those before it are called `checkpoint-STEP`.
 """
 
 import json
+import os
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -26,6 +26,7 @@ except ImportError:  # Windows
 
 from ..errors import CheckpointError
 from ..evaluation import write_json
+from ..files import recover_folder, remove
 from ..report.model_card import EXAMPLE_FILE, write_model_card
 from ..report.pictures import save_picture
 from ..versions import versions
@@ -36,6 +37,12 @@ LAST, BEST = "last", "best"
 LOG_FILE = "log.jsonl"
 LOCK_FILE = ".lock"
 TRACKER_FOLDER = "tensorboard"
+
+# What a run writes into its output folder. The lock file says whether what has these names there is a run's own; its text is
+# replaced in place, which needs no room on a full disk.
+RUN_ENTRIES = re.compile(rf"{LAST}|{BEST}|checkpoint-\d+|({LAST}|checkpoint-\d+)\.damaged(\.\d+)?|log\.jsonl|{TRACKER_FOLDER}")
+RUN_BEGUN = b"A run of revhrnet_hf writes into this folder; it has no checkpoint yet.\n"
+RUN_SAVED = b"A run of revhrnet_hf writes into this folder; it has checkpoints.      \n"
 
 # Fields that may change between a run and its continuation: they do not change what is learnt from there on.
 FREE_TO_CHANGE = {
@@ -70,6 +77,7 @@ class TrainingState:
     bad_pictures: list[int] = field(default_factory=list)  # that could not be used so far, with on_bad_sample: skip
     scaler: dict[str, Any] | None = None  # state_dict of fp16's loss scaler
     num_processes: int = 1
+    data: dict[str, Any] | None = None  # what is trained and scored on (dataset_checks.py); None in states of older versions
 
 
 def save_last(output_dir: Path, keep: int, fill: Callable[[Path], None]) -> None:
@@ -78,7 +86,7 @@ def save_last(output_dir: Path, keep: int, fill: Callable[[Path], None]) -> None
     before = output_dir / f"checkpoint-{_step_of(last)}" if last.exists() else None
     write_checkpoint(last, fill, keep_old_as=before)
     for folder in earlier_checkpoints(output_dir)[keep - 1 :]:
-        shutil.rmtree(folder)
+        remove(folder)
 
 
 def earlier_checkpoints(output_dir: Path) -> list[Path]:
@@ -93,15 +101,11 @@ def _step_of(folder: Path) -> int:
 
 def recover(output_dir: Path) -> None:
     """Undo what a killed `write_checkpoint` left: the old folder comes back if no new one took its place."""
-    old, best = output_dir / f"{BEST}.old", output_dir / BEST
-    if old.exists() and not best.exists():
-        old.rename(best)
-    shutil.rmtree(old, ignore_errors=True)
+    for name in (LAST, BEST):
+        recover_folder(output_dir / name)
     earlier = earlier_checkpoints(output_dir)
     if earlier and not (output_dir / LAST).exists():
         earlier[0].rename(output_dir / LAST)
-    for name in (LAST, BEST):
-        shutil.rmtree(output_dir / f"{name}.new", ignore_errors=True)
 
 
 def choose_whole(output_dir: Path) -> None:
@@ -121,9 +125,9 @@ def choose_whole(output_dir: Path) -> None:
         said = "; ".join(f"{folder}: {what}" for folder, what in damaged.items())
         raise CheckpointError(f"No checkpoint to resume from is whole: {said}. Start anew with --overwrite")
     for broken, what in damaged.items():
-        aside = broken.with_name(f"{broken.name}.damaged")
+        names = (f"{broken.name}.damaged{number}" for number in ("", *(f".{n}" for n in range(2, 1000))))
+        aside = next(path for path in map(broken.with_name, names) if not os.path.lexists(path))
         print(f"warning: {broken} is damaged: {what}. {folder.name} is used instead; it stays as {aside.name}", file=sys.stderr)
-        shutil.rmtree(aside, ignore_errors=True)
         broken.rename(aside)
     if damaged:
         folder.rename(output_dir / LAST)
@@ -190,32 +194,53 @@ def restore_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Opt
         optimizer.state[parameter][what] = like.copy_(tensor)
 
 
-def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool) -> tuple[bool, IO]:
-    """Make `output_dir` ready for a run that has it to itself.
+def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool) -> tuple[bool, IO[bytes]]:
+    """Make `output_dir` ready for a run that has it to itself. Only what a run has written there is ever deleted.
 
     Returns:
-        Whether there is a checkpoint to go on from, which is then in `last`; and the folder's lock, to be closed at the end.
+        Whether there is a checkpoint to resume from, which is then in `last`; and the folder's lock, to be closed at the end.
 
     Raises:
         CheckpointError: the folder cannot be written to; another run is at work in it; it holds a run and neither `resume` nor
-            `overwrite` is asked for; no checkpoint is whole; or the run to resume was started with another recipe.
+            `overwrite` is asked for; its run's checkpoints are missing, or none is whole; it holds files of others under a
+            run's names; or the run to resume was started with another recipe.
     """
     refuse_second_run(output_dir, resume, overwrite)
     lock = _lock(output_dir)
-    recover(output_dir)
-    if resume and (output_dir / LAST).exists():
-        choose_whole(output_dir)
-        _check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
-        return True, lock
-    remove_run(output_dir)
-    return False, lock
+    try:
+        recover(output_dir)
+        lock.seek(0)
+        _check_entries(output_dir, lock.read(), resume, overwrite)
+        going_on = resume and (output_dir / LAST).exists()
+        if going_on:
+            choose_whole(output_dir)
+            _check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
+        else:
+            remove_run(output_dir)
+        _mark(lock, RUN_SAVED if going_on else RUN_BEGUN)
+    except BaseException:
+        lock.close()
+        raise
+    return going_on, lock
 
 
-def _lock(output_dir: Path) -> IO:
+def note_saved(lock: IO[bytes]) -> None:
+    """Note in the lock file that the run has a checkpoint: if there is none later, somebody else has taken it away."""
+    _mark(lock, RUN_SAVED)
+
+
+def _mark(lock: IO[bytes], text: bytes) -> None:
+    lock.seek(0)
+    lock.write(text)
+
+
+def _lock(output_dir: Path) -> IO[bytes]:
     """Keeps other processes out until it is closed or this process ends, in whatever way."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(output_dir / LOCK_FILE, "w")  # noqa: SIM115
+        # The file is not emptied, and no link is followed: it may be somebody else's.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        lock = os.fdopen(os.open(output_dir / LOCK_FILE, flags, 0o666), "r+b", buffering=0)
     except OSError as error:
         raise CheckpointError(f"Cannot write to the output folder {output_dir}: {error.strerror}") from error
     try:
@@ -231,24 +256,53 @@ def _lock(output_dir: Path) -> IO:
 
 
 def refuse_second_run(output_dir: Path, resume: bool, overwrite: bool) -> None:
-    """Raises a CheckpointError if the folder holds a run and it is not said what to do with it."""
+    """Raises a CheckpointError if a run may not begin in the folder, or be resumed there; writes nothing."""
     if resume and overwrite:
         raise CheckpointError("--resume and --overwrite exclude each other")
     if output_dir.exists() and not output_dir.is_dir():
         raise CheckpointError(f"{output_dir} is a file; --output_dir must be a folder")
-    places = (output_dir / LAST, output_dir / BEST, output_dir / f"{BEST}.old", *earlier_checkpoints(output_dir))
-    has_run = any(place.exists() for place in places)
-    if has_run and not (resume or overwrite):
+    lock = output_dir / LOCK_FILE
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+        raise CheckpointError(f"{lock} is a link or no plain file: remove it, or choose another --output_dir")
+    # Closing the file lets go of a lock that this process has on it: so this comes before locking.
+    _check_entries(output_dir, lock.read_bytes() if lock.exists() else b"", resume, overwrite)
+
+
+def _check_entries(output_dir: Path, mark: bytes, resume: bool, overwrite: bool) -> None:
+    """As `refuse_second_run`; `mark` is the text of the folder's lock file."""
+    if mark not in (b"", RUN_BEGUN, RUN_SAVED):
+        raise CheckpointError(
+            f"{output_dir / LOCK_FILE} was not written by this program: move it away, or choose another --output_dir"
+        )
+    entries = run_entries(output_dir)
+    names = ", ".join(path.name for path in entries)
+    to_resume = [path for path in (output_dir / LAST, *earlier_checkpoints(output_dir)) if path.exists()]
+    checkpoints = [*to_resume, *(path for path in [output_dir / BEST] if path.exists())]
+    if checkpoints and not (resume or overwrite):
         raise CheckpointError(
             f"{output_dir} already holds a run: go on with it by --resume, start anew by --overwrite, or choose another folder"
         )
+    if entries and not (mark or any((folder / "recipe.yaml").is_file() for folder in checkpoints)):
+        raise CheckpointError(
+            f"{output_dir} holds {names}, where a run would write, and no run of this program has written that: move it away, or "
+            "choose another --output_dir"
+        )
+    if entries and mark != RUN_BEGUN and not (to_resume or overwrite):
+        raise CheckpointError(
+            f"{output_dir} holds no checkpoint to resume from: {LAST}/ and checkpoint-STEP/ are missing; of its run there is "
+            f"only {names}. Bring one of them back, or start anew with --overwrite"
+        )
+
+
+def run_entries(output_dir: Path) -> list[Path]:
+    """What is in an output folder under the names that a run gives."""
+    return sorted(path for path in output_dir.glob("*") if RUN_ENTRIES.fullmatch(path.name))
 
 
 def remove_run(output_dir: Path) -> None:
-    damaged = output_dir.glob("*.damaged")
-    for folder in (*(output_dir / name for name in (LAST, BEST, TRACKER_FOLDER)), *earlier_checkpoints(output_dir), *damaged):
-        shutil.rmtree(folder, ignore_errors=True)
-    (output_dir / LOG_FILE).unlink(missing_ok=True)
+    """Delete what a run has written; `refuse_second_run` knows whether it was one."""
+    for path in run_entries(output_dir):
+        remove(path)
 
 
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:

@@ -8,16 +8,18 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from .chain import check_chain
 from .checkpoint import BEST, LAST
 from .data import DataDirs
+from .processes import SharedErrors
 from .recipe import Recipe
 from .stage import TIMEOUT, Stage, start_processes
 
@@ -64,33 +66,43 @@ def dry_run(
     timeout: float = TIMEOUT,
 ) -> list[Estimate]:
     """Rehearse each stage of a chain, print what it will take, leave `output_dir` alone. Errors are those of `run_chain`."""
-    check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
     accelerator = start_processes(recipes[0], timeout)
-    estimates, before = [], None
-    with tempfile.TemporaryDirectory(prefix="revhrnet-dry-run-") as own:
+    errors = SharedErrors(accelerator, timeout)
+    estimates, best = [], None
+    with ExitStack() as stack:
+        with errors.together():
+            check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
+            own = stack.enter_context(tempfile.TemporaryDirectory(prefix="revhrnet-dry-run-"))
         (place,) = broadcast_object_list([own])
         for position, recipe in enumerate(recipes):
             recipe = replace(recipe, trackers=[], log_pictures=0)
-            if before is not None and recipe.init_from is None:
-                recipe.init_from = str(before / BEST)
-            folder = Path(place) / str(position)
-            estimates.append(_rehearse(recipe, data_dirs, folder, timeout))
-            if before is not None and accelerator.is_main_process:
-                shutil.rmtree(before)
-            before = folder
+            if best is not None and recipe.init_from is None:
+                recipe.init_from = str(best)
+            shared, own_folder = Path(place) / str(position), Path(own) / str(position)
+            before, (estimate, best) = best, _rehearse(recipe, data_dirs, shared, own_folder, timeout)
+            estimates.append(estimate)
+            if before is not None and before.is_relative_to(own):
+                shutil.rmtree(before.parent)  # all have read it
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            shutil.rmtree(before)
     accelerator.print(format_estimates(estimates, output_dir))
     return estimates
 
 
-def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, timeout: float) -> Estimate:
+def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Path, timeout: float) -> tuple[Estimate, Path]:
+    """What the stage will take, and its best checkpoint, at a place that this process can read.
+
+    Args:
+        folder: the stage's output folder, in the main process's temporary folder.
+        own_folder: for the checkpoint, where this process, on another machine, does not see that folder.
+    """
     started = time.perf_counter()
     stage = Stage(recipe, data_dirs, folder, timeout=timeout)
-    stage.log.start({})
+    with stage.errors.together():
+        stage.log.start({})
     built = time.perf_counter() - started
-    step_seconds = max(_seconds_of_a_step(stage), _seconds_of_loading(stage))
+    step_seconds = _seconds_of_a_step(stage)
+    with stage.errors.together():
+        step_seconds = max(step_seconds, _seconds_of_loading(stage))
 
     # A copy of the recipe's evaluation in small, with as many pictures for each process.
     processes, pictures = stage.accelerator.num_processes, len(stage.eval_set)
@@ -102,11 +114,12 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, timeout: float)
     started = time.perf_counter()
     stage.save(scores)
     save_seconds = time.perf_counter() - started
-    last, best = (_gib(folder / name) for name in (LAST, BEST))
+    with stage.errors.together():
+        best = _brought_near(folder / BEST, own_folder, stage.accelerator.is_main_process)
     between = 0
     if recipe.save_every is not None:  # those at the end of an epoch are there in any case
         between = stage.total_steps // recipe.save_every - stage.total_steps // math.lcm(recipe.save_every, stage.batches.steps)
-    return Estimate(
+    estimate = Estimate(
         dataset=recipe.dataset,
         build_seconds=built,
         step_seconds=step_seconds,
@@ -117,8 +130,24 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, timeout: float)
         pictures=pictures,
         saves=recipe.epochs + between,
         memory_gib=stage.peak_memory_gib(),
-        disk_gib=(recipe.keep_checkpoints + 1) * last + best,
+        disk_gib=(recipe.keep_checkpoints + 1) * _gib(folder / LAST) + _gib(best),
     )
+    return estimate, best
+
+
+def _brought_near(best: Path, own_folder: Path, is_main: bool) -> Path:
+    """The main process's checkpoint, at a place that this process can read: on another machine it is sent a copy."""
+    if not any(gather_object([not best.exists()])):
+        return best
+    files = {path.name: path.read_bytes() for path in best.iterdir()} if is_main else None
+    (files,) = broadcast_object_list([files])
+    if best.exists():
+        return best
+    copy = own_folder / BEST
+    copy.mkdir(parents=True)
+    for name, content in files.items():
+        (copy / name).write_bytes(content)
+    return copy
 
 
 def _seconds_of_a_step(stage: Stage) -> float:

@@ -5,6 +5,8 @@ recipe means the same training on one device and on eight. Defaults are HRNet's 
 nothing else is said.
 """
 
+import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -12,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from ..data.loader import MOST_WORKERS
-from ..errors import RecipeError
+from ..errors import RecipeError, did_you_mean
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
 from ..models.recompute import current_name
 from .dataset_names import NamedDataset, as_fields, check_one_loader
@@ -183,7 +185,8 @@ class Recipe:
         for name in (*positive, "eval_every", "log_every", "keep_checkpoints", "batch_norm_momentum", *given):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup_steps", "log_pictures", "num_workers"):
+        at_least_zero = ("warmup_steps", "log_pictures", "num_workers", "weight_decay", "poly_power", "ohem_min_kept")
+        for name in at_least_zero:
             if (getattr(self, name) or 0) < 0:
                 raise RecipeError(f"Recipe field {name} must not be negative, got {getattr(self, name)}")
         for name in ("crop_size", "scale_range"):
@@ -192,6 +195,16 @@ class Recipe:
                 raise RecipeError(f"Recipe field {name} must be two positive numbers, got {pair}")
         if self.scale_range[0] > self.scale_range[1]:
             raise RecipeError(f"Recipe field scale_range must be smallest first, got {self.scale_range}")
+        if not 0 <= self.momentum < 1:
+            raise RecipeError(f"Recipe field momentum must be at least 0 and less than 1, got {self.momentum}")
+        for name in ("ohem_threshold", "batch_norm_momentum"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
+                raise RecipeError(f"Recipe field {name} must be more than 0 and at most 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise RecipeError(f"Recipe field seed must be between 0 and {2**32 - 1}, got {self.seed}")
+        if self.num_modules is not None and min(self.num_modules, default=0) < 1:
+            raise RecipeError(f"Recipe field num_modules must be positive numbers, got {self.num_modules}")
+        self._check_class_weights()
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
         self._check_shares()
@@ -202,6 +215,14 @@ class Recipe:
             raise RecipeError(
                 f"batch_size {self.batch_size} cannot be split into {self.gradient_accumulation_steps} equal forward passes "
                 "(gradient_accumulation_steps)"
+            )
+
+    def _check_class_weights(self):
+        """Their number is checked where the classes are known, by the network's config."""
+        weights = self.class_weights
+        if weights is not None and (min(weights, default=0) < 0 or not any(weights)):
+            raise RecipeError(
+                f"Recipe field class_weights must not be negative, and one of them at least must be more than 0, got {weights}"
             )
 
     def _check_shares(self):
@@ -223,9 +244,10 @@ class Recipe:
     @classmethod
     def from_dict(cls, settings: dict[str, Any], source: str = "the recipe") -> "Recipe":
         known = {setting.name for setting in fields(cls)}
-        unknown = sorted(set(settings) - known)
+        unknown = sorted(str(name) for name in set(settings) - known)  # YAML's keys may be numbers
         if unknown:
-            raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}")
+            hints = "".join(f"; {name}{hint}" for name in unknown if (hint := did_you_mean(name, known)))
+            raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}{hints}")
         try:
             return cls(**as_fields(settings))
         except RecipeError as error:
@@ -263,7 +285,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {path} is no YAML: {error}") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"The recipe {path} must be a mapping of fields to values")
@@ -300,10 +322,10 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     if options:
         return None if value is None else _checked(name, options[0], value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass  # reported below, with the value as it was given
+        with suppress(ValueError, OverflowError):  # reported below, with the value as it was given
+            value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"Recipe field {name} must be a finite number, got {value}")
     if type(value) is not kind:
         raise RecipeError(f"Recipe field {name} must be of type {kind.__name__}, got {value!r}")
     return value

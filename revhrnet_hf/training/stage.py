@@ -7,7 +7,6 @@ goes on as if nothing had happened, and the number of processes and workers does
 import math
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast, broadcast_object_list, send_to_device, set_seed
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast,
+    broadcast_object_list,
+    send_to_device,
+    set_seed,
+)
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -45,6 +51,7 @@ from .checkpoint import (
     claim_output_dir,
     load_averages,
     load_training_state,
+    note_saved,
     optimizer_tensors,
     restore_optimizer_tensors,
     save_averages,
@@ -53,12 +60,14 @@ from .checkpoint import (
     save_training_state,
 )
 from .data import DataDirs, EpochBatches, Mixture, folders_by_name, image_id_of, laid_end_to_end, load_sets, training_sets
+from .dataset_checks import fingerprint, refuse_other_data, refuse_unlabelled
 from .handover import hand_over
 from .integrity import write_checkpoint
 from .interruption import StopSignals
 from .log import RunLog, check_trackers
 from .network import build_model
 from .optimization import build_optimizer, learning_rate, synchronise_batch_norms
+from .processes import SharedErrors, lost_process, peak_resident_bytes, refuse_other_settings
 from .recipe import Recipe
 
 PICTURE_SIDE = 480  # pixels, of what the trackers get
@@ -75,20 +84,25 @@ NO_FAST_BF16 = ("DEFAULT", "NO AVX", "AVX2") if platform.machine() in ("x86_64",
 def start_processes(recipe: Recipe, timeout: float = TIMEOUT) -> Accelerator:
     """Accelerate for this process and those beside it; what was settled by the first call in a process stays.
 
+    The recipe decides, whatever the environment says.
+
     Raises:
-        RecipeError: the device has no such precision.
+        RecipeError: the device has no such precision, or a setting of Accelerate in the environment disagrees with the recipe.
     """
+    refuse_other_settings(recipe)
     # On CPUs torchrun's processes find each other only if Accelerate is told that CPUs are meant.
     cpu = not torch.accelerator.is_available()
     try:
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=recipe.precision,
-            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            # Given as numbers, the environment's would go before them.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
+            dynamo_backend="no",  # `torch_compile` is not its matter
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
     except ValueError as error:
-        raise RecipeError(f"Recipe field precision: {recipe.precision} cannot be had here: {error}") from error
+        raise RecipeError(f"Accelerate cannot start with precision {recipe.precision} here: {error}") from error
     if accelerator.num_processes == 1 and cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         print(
             "warning: this is one process only. On CPUs `accelerate launch --num_processes N` starts no others; "
@@ -131,22 +145,14 @@ class Stage:
     ):
         transformers_logging.disable_progress_bar()  # of saving and loading weights, between two lines of ours
         self.recipe, self.output_dir, self.timeout = recipe, Path(output_dir), timeout
-        check_trackers(recipe.trackers)
         self.accelerator = start_processes(recipe, timeout)
-        self.train_sets, self.eval_set = load_sets(recipe, folders_by_name(recipe, data_dir))
-        if len(self.train_sets) > 1:
-            self.accelerator.print("\n".join(map(str, self.train_sets)))
-        self.label_space = label_space_of(self.eval_set)
-        set_seed(recipe.seed)
-        model, self.image_processor = build_model(recipe, self.label_space)
-        self.samples, self.batches, self.loader = self._training_data()
-        self.total_steps = recipe.epochs * self.batches.steps
-
-        is_main = self.accelerator.is_main_process
+        self.errors = SharedErrors(self.accelerator, timeout)
         self.handed_over = None
-        if recipe.init_from is not None and not (resume and (self.output_dir / LAST).exists()):
-            self.handed_over = hand_over(model, self.label_space, recipe.init_from, recipe.hand_over_classifier)
-        going_on, self.lock = claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else (None, None)
+        with self.errors.together():
+            model = self._load(data_dir, resume)
+        is_main = self.accelerator.is_main_process
+        with self.errors.together():  # what deletes and writes comes when no process has found a fault
+            going_on, self.lock = claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else (None, None)
         (going_on,) = broadcast_object_list([going_on])
         self.model, self.optimizer, self.averaged = self._prepare(model)
         self.losses: list[torch.Tensor] = []  # since the last log line: of each step, each forward pass's share (passes,)
@@ -156,7 +162,8 @@ class Stage:
         self.signals = StopSignals(self.accelerator.num_processes)
         self.stop_flag: torch.Tensor | None = None  # of the last step, and the step before
         self.stop_before: torch.Tensor | None = None
-        self.state = self._restore() if going_on else TrainingState()
+        with self.errors.together():
+            self.state = self._restore() if going_on else TrainingState(data=self.data)
         self.shown: dict[int, np.ndarray] = {}  # label maps of the last evaluation that are drawn, by row
         self.history = [] if self.handed_over is None else self.handed_over.history
         if going_on:
@@ -164,8 +171,27 @@ class Stage:
         elif self.handed_over is not None:
             self.accelerator.print(self.handed_over)
         self.log = RunLog(self.output_dir, recipe.trackers, is_main)
-        if is_main and self.state.step == 0:
-            warn_of_unseen_classes([entry.pictures for entry in self.train_sets], self.label_space)
+        with self.errors.together():
+            if is_main and self.state.step == 0:
+                warn_of_unseen_classes([entry.pictures for entry in self.train_sets], self.label_space)
+
+    def _load(self, data_dir: str | Path | DataDirs, resume: bool):
+        """The network, with the weights that training begins with; everything else that is needed, as attributes."""
+        recipe = self.recipe
+        check_trackers(recipe.trackers)
+        self.train_sets, self.eval_set = load_sets(recipe, folders_by_name(recipe, data_dir))
+        if len(self.train_sets) > 1:
+            self.accelerator.print("\n".join(map(str, self.train_sets)))
+        self.label_space = label_space_of(self.eval_set)
+        refuse_unlabelled(self.eval_set, f"{recipe.dataset}:{recipe.eval_split}", self.label_space.ignore_index)
+        self.data = fingerprint(self.train_sets, self.eval_set, recipe.eval_split)
+        set_seed(recipe.seed)
+        model, self.image_processor = build_model(recipe, self.label_space)
+        self.samples, self.batches, self.loader = self._training_data()
+        self.total_steps = recipe.epochs * self.batches.steps
+        if recipe.init_from is not None and not (resume and (self.output_dir / LAST).exists()):
+            self.handed_over = hand_over(model, self.label_space, recipe.init_from, recipe.hand_over_classifier)
+        return model
 
     def _training_data(self) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
         recipe = self.recipe
@@ -229,6 +255,7 @@ class Stage:
         Raises:
             RunStopped: SIGINT or SIGTERM came; all is saved, and the message says how to go on.
             TrainingError: the loss is no longer a number; a loader's worker died, or another process is gone.
+            RevHRNetError: whatever another process raised.
         """
         if self.finished:
             self.accelerator.print(f"{self.output_dir} is finished: {self.state.epoch} of {self.recipe.epochs} epochs are done")
@@ -269,7 +296,7 @@ class Stage:
                 if self._anyone_stops():
                     raise self._stopped()
         accelerator.print(format_scores(scores, self.label_space.names))
-        accelerator.print(f"{self.state.epoch} epochs; best mIoU {self.state.best_mean_iou or 0:.4f} in {self.output_dir / BEST}")
+        accelerator.print(f"{self.state.epoch} epochs; best mIoU {self.state.best_mean_iou:.4f} in {self.output_dir / BEST}")
         return scores
 
     def _explained(self, error: RuntimeError) -> Exception:
@@ -280,13 +307,7 @@ class Stage:
                 f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {first_line}. "
                 f"Usual causes: too little memory (num_workers is {self.loader.num_workers}), a slow disk. Go on with --resume"
             )
-        lost = isinstance(error, torch.distributed.DistError) or "gloo" in said
-        if self.accelerator.num_processes > 1 and lost:
-            return TrainingError(
-                f"Process {self.accelerator.process_index} got no answer from another one, which has ended or hangs (waits end "
-                f"after {self.timeout:.0f} s): {first_line}. Go on with --resume"
-            )
-        return error
+        return lost_process(error, self.accelerator, self.timeout) or error
 
     def train_epoch(self, epoch: int, progress: tqdm) -> None:
         """The steps of an epoch that are not done yet."""
@@ -318,18 +339,27 @@ class Stage:
 
     def data_steps(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         """For each step, the batches of its forward passes, on the device."""
-        batches = iter(self.loader)
-        while True:
+        count, batches = len(self.batches) // self.batches.passes, iter(self.loader)
+        for _ in range(count):
             started = time.perf_counter()
-            passes = list(islice(batches, self.batches.passes))
+            passes = self._next_passes(batches)
             self.waited += time.perf_counter() - started
-            if not passes:
-                return
             passes = [send_to_device(batch, self.accelerator.device, non_blocking=True) for batch in passes]
             for batch in passes:
                 batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
                 batch["labels"] = batch["labels"].long()
             yield passes
+
+    def _next_passes(self, batches: Iterator[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """What the loader has for the next step. Where it has failed, images without labels, so that the other processes are
+        not left in the middle of a step; they hear of it at the end of the next, and nothing of these steps is saved."""
+        if self.errors.held is None:
+            with self.errors.hold():
+                return list(islice(batches, self.batches.passes))
+        height, width = self.recipe.crop_size
+        count = self.recipe.batch_size // (self.batches.passes * self.accelerator.num_processes)
+        labels = torch.full((count, height, width), self.label_space.ignore_index)
+        return [{"pixel_values": torch.zeros(count, 3, height, width), "labels": labels} for _ in range(self.batches.passes)]
 
     def train_step(self, passes: list[dict[str, torch.Tensor]]) -> None:
         """One step of the optimizer and of the moving average."""
@@ -342,7 +372,7 @@ class Stage:
         losses = []
         for batch, share in zip(passes, self._shares(passes), strict=True):
             with accelerator.accumulate(self.model):
-                loss = self.model(**batch).loss * share
+                loss = self._loss(batch) * share
                 # Accelerate divides by the passes, DistributedDataParallel by the processes.
                 accelerator.backward(loss)
                 if recipe.max_grad_norm is not None and accelerator.sync_gradients:
@@ -354,6 +384,19 @@ class Stage:
         if self.averaged is not None:
             self.averaged.update_parameters(accelerator.unwrap_model(self.model))
         self._share_losses(torch.stack(losses))
+
+    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        try:
+            return self.model(**batch).loss
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            count, (height, width) = len(batch["labels"]), self.recipe.crop_size
+            raise RecipeError(
+                f"crop_size {height} {width} with {count} image(s) in a forward pass (batch_size {self.recipe.batch_size}, "
+                f"gradient_accumulation_steps {self.batches.passes}, {self.accelerator.num_processes} process(es)) leaves "
+                "BatchNorm one value a channel, which has no variance: give larger crops, or at least two images to a pass"
+            ) from error
 
     def _shares(self, passes: list[dict[str, torch.Tensor]]) -> list[torch.Tensor | float]:
         """What the mean loss of each forward pass is multiplied by, so that their mean is that over all pixels of the step.
@@ -371,23 +414,28 @@ class Stage:
         return list(weights * count / total.clamp(min=torch.finfo(torch.float32).tiny))
 
     def _share_losses(self, losses: torch.Tensor) -> None:
-        """Sum the step's losses over the processes, and in the same message tell each other of signals."""
+        """Sum the step's losses over the processes, and in the same message tell each other of signals and errors."""
         if self.accelerator.num_processes > 1:
-            message = torch.cat([losses, losses.new_tensor([float(self.signals.received is not None)])])
+            message = torch.cat([losses, losses.new_tensor([float(self._has_to_stop)])])
             message = self.accelerator.reduce(message, "sum")
             # Read one step later, so that nobody waits for the device.
             losses, self.stop_flag, self.stop_before = message[:-1], message[-1], self.stop_flag
         self.losses.append(losses)
 
+    @property
+    def _has_to_stop(self) -> bool:
+        """Whether this process has had a signal, or an error that the others do not know yet."""
+        return self.signals.received is not None or self.errors.held is not None
+
     def _must_stop(self) -> bool:
-        """Whether a signal has come; of several processes, to any of them, one step ago, so that all say the same."""
+        """Whether there is a signal or an error; of several processes, in any of them, one step ago, so that all say the same."""
         if self.accelerator.num_processes == 1:
             return self.signals.received is not None
         return self.stop_before is not None and self.stop_before.item() > 0
 
     def _anyone_stops(self) -> bool:
-        """Whether a signal has come to any process by now; waits for the others."""
-        came = torch.tensor(float(self.signals.received is not None), device=self.accelerator.device)
+        """Whether a signal or an error has come to any process by now; waits for the others."""
+        came = torch.tensor(float(self._has_to_stop), device=self.accelerator.device)
         return self.accelerator.reduce(came, "sum").item() > 0
 
     def _log_training(self, epoch: int, pictures_per_second: float, progress: tqdm) -> None:
@@ -432,7 +480,7 @@ class Stage:
         """Of this process: allocated on the GPU, else resident (without the loader's workers)."""
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return peak_resident_bytes() / 2**30
 
     @property
     def scored_model(self) -> torch.nn.Module:
@@ -471,7 +519,7 @@ class Stage:
                 if self.signals.received is not None:
                     raise self.signals.stopped("")
 
-            with suppress(RunStopped):  # until the others know
+            with suppress(RunStopped), self.errors.hold():  # until the others know
                 confusion = evaluate_dataset(
                     self.scored_model,
                     self.image_processor,
@@ -485,11 +533,13 @@ class Stage:
                     look=keep_if_drawn,
                 )
             if self._anyone_stops():
+                self.errors.raise_together()
                 # After the first step, `_evaluate_or_stop` saves and has another word.
                 raise self.signals.stopped("stopped before the first step. Go on with the same command and --resume")
             confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
             if self.recipe.log_pictures:
-                self.log.pictures(self.state.step, lambda: self._draw_predictions(self.recipe.log_pictures))
+                with self.errors.hold():
+                    self.log.pictures(self.state.step, lambda: self._draw_predictions(self.recipe.log_pictures))
         scores = confusion.scores(self.label_space.names)
         summary = {name: scores[name] for name in SUMMARY}
         accelerator.print(
@@ -568,18 +618,19 @@ class Stage:
         Raises:
             CheckpointError: it cannot be written.
             TrainingError: a loss since the last log line is not finite.
+            RevHRNetError: whatever a process has raised meanwhile.
         """
+        self.errors.raise_together()
         self._note_bad_pictures()
         losses = self._check_losses(self.state.epoch)
-        self.accelerator.wait_for_everyone()
         better = scores is not None and self._note_scores(scores)
-        if self.accelerator.is_main_process:
-            example = None if scores is None else self._draw_for_card()
-            if better:
-                model = self._described(self.scored_model, scores)
-                write_checkpoint(self.output_dir / BEST, lambda folder: self._save_model(folder, model, scores, example))
-            self._save_last(scores, losses, example)
-        self.accelerator.wait_for_everyone()
+        with self.errors.together():
+            if self.accelerator.is_main_process:
+                example = None if scores is None else self._draw_for_card()
+                if better:
+                    model = self._described(self.scored_model, scores)
+                    write_checkpoint(self.output_dir / BEST, lambda folder: self._save_model(folder, model, scores, example))
+                self._save_last(scores, losses, example)
 
     def save_and_stop(self) -> None:
         self.save()
@@ -596,7 +647,7 @@ class Stage:
         mean_iou, state = scores["mean_iou"], self.state
         better = state.best_mean_iou is None or mean_iou > state.best_mean_iou
         if better:
-            state.best_mean_iou = None if math.isnan(mean_iou) else mean_iou
+            state.best_mean_iou = mean_iou
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
         return better
 
@@ -615,6 +666,7 @@ class Stage:
                 save_averages(folder, self.averaged)
 
         save_last(self.output_dir, self.recipe.keep_checkpoints, fill)
+        note_saved(self.lock)
 
     def _save_model(self, folder: Path, model, scores: dict[str, Any] | None, example: Image.Image | None) -> None:
         result = None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
@@ -648,6 +700,9 @@ class Stage:
         folder, accelerator = self.output_dir / LAST, self.accelerator
         model = accelerator.unwrap_model(self.model)
         state, tensors = load_training_state(folder)
+        if state.data is not None:
+            refuse_other_data(state.data, self.data)
+        state.data = self.data
         model.load_state_dict(load_file(folder / "model.safetensors"))
         restore_optimizer_tensors(model, self.optimizer.optimizer, tensors)
         if self.averaged is not None:
@@ -667,6 +722,10 @@ class Stage:
         return state
 
     def _start_logs(self) -> None:
+        with self.errors.together():
+            self._start_log()
+
+    def _start_log(self) -> None:
         flat = {
             name: value if isinstance(value, int | float | str) else str(value) for name, value in asdict(self.recipe).items()
         }
@@ -680,4 +739,5 @@ class Stage:
         self.log.start(flat, state.log_lines, again_from=state.step if awaits_evaluation else state.step + 1)
 
     def _write(self, epoch: int, values: dict[str, float], **details: Any) -> None:
-        self.log.write(epoch, self.state.step, values, **details)
+        with self.errors.hold():
+            self.log.write(epoch, self.state.step, values, **details)

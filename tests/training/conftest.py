@@ -1,6 +1,6 @@
+import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +36,7 @@ class Runs:
     """Runs in processes of their own (forked_runs.py)."""
 
     def __init__(self, weights, data):
-        self.data = data
+        self.data, self.numbers = data, itertools.count()
         self.settings = {
             "variant": "w18",
             "backbone": "test_resnet",
@@ -65,21 +65,30 @@ class Runs:
         return status, said
 
     def start_several(
-        self, processes, output_dir, *names, resume=False, fault=None, scaler=False, dry=False, timeout=120, **settings
+        self,
+        processes,
+        output_dir,
+        *names,
+        resume=False,
+        fault=None,
+        scaler=False,
+        dry=False,
+        machines=False,
+        timeout=120,
+        **settings,
     ):
         """The same for each of several processes.
 
-        `fault` is (data set, steps done, where, signal), as `forked_runs.place_fault` takes it; it comes to the last process.
-        `dry`: a dry run.
+        `fault` is (data set, steps done, where, signal), as `forked_runs.place_fault` takes it; it comes to the last process,
+        or to the one whose number is a fifth entry. `dry`: a dry run. `machines`: each process is on a machine of its own.
         """
         recipe = output_dir.with_name(f"{output_dir.name}.yaml")
         recipe.write_text(yaml.safe_dump({**self.settings, **settings, "stages": [{"dataset": name} for name in names]}))
         said = [output_dir.with_name(f"{output_dir.name}.said{rank}") for rank in range(processes)]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        meeting = output_dir.with_name(f"{output_dir.name}.meeting{next(self.numbers)}")  # a new one for each run
         job = {"recipe": str(recipe), "data": self.data, "output_dir": str(output_dir), "said": list(map(str, said))}
-        job |= {"port": port, "resume": resume, "fault": fault, "scaler": scaler, "dry": dry, "timeout": timeout}
+        job |= {"meeting": str(meeting), "resume": resume, "fault": fault, "scaler": scaler, "dry": dry, "timeout": timeout}
+        job |= {"machines": machines}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         statuses = json.loads(self.process.stdout.readline())

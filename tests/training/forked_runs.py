@@ -13,23 +13,28 @@ import subprocess
 import sys
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from revhrnet_hf import cli
+from revhrnet_hf import cli, errors
+from revhrnet_hf.data import TrainingSamples
+from revhrnet_hf.training import dry_run as rehearsal
 from revhrnet_hf.training import stage
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dry_run import dry_run
+from revhrnet_hf.training.log import RunLog
 from revhrnet_hf.training.recipe import read_chain
 from revhrnet_hf.training.stage import Stage
 
 
 def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
     """Let a signal come in a stage after `step` steps: before a step, between two forward passes, in saving, in moving, in an
-    evaluation. `SIGNAL to all` reaches the loaders' workers first, as it may where a scheduler signals each process of a job. Or,
-    with a number for a name, let no file be written any longer than this many bytes, as on a full disk."""
+    evaluation, before a line is logged, before an image is loaded. `SIGNAL to all` reaches the loaders' workers first, as it may
+    where a scheduler signals each process of a job. Or, with a number for a name, let no file be written any longer than this
+    many bytes, as on a full disk; or with the name of an error of the user's, raise it."""
     running = {}
     sent = []
 
@@ -40,6 +45,8 @@ def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
             if isinstance(what, int):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (what, what))
                 return
+            if hasattr(errors, what):
+                raise getattr(errors, what)("planted")
             name, _, to_all = what.partition(" ")
             if to_all:
                 workers = [str(worker.pid) for worker in multiprocessing.active_children()]
@@ -67,6 +74,8 @@ def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
     before(Stage, "train_step", "step")
     before(Accelerator, "clip_grad_norm_", "pass")
     before(stage, "save_training_state", "saving")
+    before(RunLog, "write", "logging")
+    before(TrainingSamples, "__getitem__", "loading")
     before(Path, "rename", "moving", lambda path, _: path.name == "last.new")
     evaluate = stage.evaluate_dataset
 
@@ -87,18 +96,37 @@ def with_scaler() -> None:
     Accelerator.__init__ = init
 
 
+def meet(job: dict, rank: int) -> None:
+    """Find the other processes, through a file; with `machines`, as if each were on a machine of its own."""
+    count = len(job["said"])
+    local = {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1} if job["machines"] else {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
+    places = {"RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", **local}  # what torchrun says to its processes
+    os.environ.update({name: str(value) for name, value in places.items()})
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{job['meeting']}", rank=rank, world_size=count, timeout=timedelta(seconds=job["timeout"])
+    )
+    if job["machines"] and rank > 0:
+        # The first one's temporary folder is on its own disk.
+        broadcast = rehearsal.broadcast_object_list
+        rehearsal.broadcast_object_list = lambda given: [_as_seen_here(entry) for entry in broadcast(given)]
+
+
+def _as_seen_here(sent: object) -> object:
+    return f"/of_another_machine{sent}" if isinstance(sent, str) else sent
+
+
 def run(job: dict, rank: int) -> None:
     """One process of a run; does not return."""
     with open(job["said"][rank], "w") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-    if len(job["said"]) > 1:  # what torchrun says to its processes
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(job["said"]), "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({name: str(value) for name, value in {**places, "MASTER_PORT": job["port"]}.items()})
+    if len(job["said"]) > 1:
+        meet(job, rank)
     status = 0
     try:
-        if job["fault"] and rank == len(job["said"]) - 1:
-            place_fault(*job["fault"])
+        fault = job["fault"] or []
+        if fault and rank == (fault[4] if len(fault) > 4 else len(job["said"]) - 1):
+            place_fault(*fault[:4])
         if job["scaler"]:
             with_scaler()
         recipes = read_chain(job["recipe"])

@@ -17,8 +17,16 @@ STOPPED = r"SIGTERM: stopped after step (\d+) of 40; saved in \S+/last\. Go on w
 SETTINGS = {"epochs": 8, "eval_every": 8, "num_workers": 1, "log_every": 1}
 SCRIPT = Path(__file__).parents[2] / "scripts" / "run_seg.py"
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2"],
-    "accelerate": ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"],
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
+    "accelerate": [
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ],
     "accelerate, one process": ["accelerate.commands.accelerate_cli", "launch", "--num_processes", "1"],
 }
 

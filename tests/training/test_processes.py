@@ -1,14 +1,24 @@
 """Two processes (gloo, on CPUs) learn and score what one does, and none waits for one that is gone."""
 
 import json
+import re
 import shutil
+import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
 from revhrnet_hf.data import load_segmentation_dataset
+from revhrnet_hf.errors import DataError, TrainingError
 from revhrnet_hf.evaluation import evaluate_dataset, load_checkpoint
+from revhrnet_hf.training import processes
+from revhrnet_hf.training.checkpoint import claim_output_dir
+from revhrnet_hf.training.processes import SharedErrors, _told, peak_resident_bytes
+from revhrnet_hf.training.recipe import Recipe
 
 # Three pictures to score on; classes that weigh differently and padded crops, so that passes have different pixels that count.
 UNEVEN = {"batch_size": 4, "epochs": 2, "log_every": 1, "class_weights": [1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2], "max_grad_norm": 5.0}
@@ -88,3 +98,119 @@ def test_one_is_gone(runs, tmp_path, what):
     assert "error: Process 0 got no answer from another one" in said.strip().splitlines()[-1]
     assert "Traceback" not in said
     assert time.monotonic() - begun < 90
+
+
+# What one process alone comes upon, while the other waits for it: in the first epoch's second step of five, or at its end.
+FAULTS = {
+    "an image that cannot be read": (("camvid", 1, "loading", "DataError", 1), "planted"),
+    "the last image of an epoch": (("camvid", 4, "loading", "DataError", 0), "planted"),
+    "a label map in scoring": (("camvid", 5, "evaluating", "DataError", 1), "planted"),
+    "the log": (("camvid", 2, "logging", "CheckpointError", 0), "planted"),
+    "the log of the scores": (("camvid", 5, "logging", "CheckpointError", 0), "planted"),
+    "a full disk": (("camvid", 3, "saving", 10_000, 0), "Cannot write .*last: .*--resume"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_all_hear_of_an_error(runs, tmp_path, name):
+    """Both end with it at once, though the timeout is long, and nothing of the steps that went on meanwhile is saved."""
+    fault, message = FAULTS[name]
+    how = {"epochs": 2, "log_every": 1, "save_every": 3, "timeout": 600}
+    said = runs.start_several(2, tmp_path / "run", "camvid", fault=fault, **how)
+    for process, (status, text) in enumerate(said):
+        assert status == 1, text
+        assert "Traceback" not in text
+        others = "" if process == fault[4] else f"Process {fault[4]}: "
+        assert re.match(rf"error: {others}{message}", text.strip().splitlines()[-1]), text
+    state = tmp_path / "run" / "last" / "training_state.json"
+    assert state.exists() == (fault[1] > 3)
+    if state.exists():
+        assert json.loads(state.read_text())["step"] == 3
+
+
+@pytest.mark.slow
+def test_all_hear_of_an_error_at_the_start(runs, tmp_path):
+    """Of what the main process alone looks at: a folder in which another run is at work, and a log that has lost lines."""
+    folder = tmp_path / "run"
+    settings = {"epochs": 1, "timeout": 600}
+    _, lock = claim_output_dir(folder, Recipe(dataset="camvid"), resume=False, overwrite=False)
+    refused = runs.start_several(2, folder, "camvid", **settings)
+    assert [status for status, _ in refused] == [1, 1], refused
+    assert refused[0][1].startswith(f"error: Another run is at work in {folder}"), refused
+    assert refused[1][1].startswith(f"error: Process 0: Another run is at work in {folder}"), refused
+    lock.close()
+
+    fault = ("camvid", 2, "step", "SIGTERM")
+    for status, said in runs.start_several(2, folder, "camvid", fault=fault, log_every=1, **settings):
+        assert status == 143, said
+    (folder / "log.jsonl").write_text("")
+    refused = runs.start_several(2, folder, "camvid", resume=True, log_every=1, **settings)
+    assert [status for status, _ in refused] == [1, 1], refused
+    assert all(re.search(r"log\.jsonl has 0 lines, and the run that goes on had \d", said) for _, said in refused), refused
+
+
+@pytest.mark.slow
+def test_dry_run_on_two_machines(runs, streets, tmp_path):
+    """The second machine lacks the first one's temporary folder, and hands over from a checkpoint of its own."""
+    settings = {"batch_size": 4, "epochs": 1, "dry": True, "machines": True}
+    (status, said), (other_status, other_said) = runs.start_several(2, tmp_path / "out", *streets, **settings)
+    assert (status, other_status) == (0, 0), (said, other_said)
+    assert said.count("s/step") == 1
+    assert not Path("/of_another_machine").exists()
+
+
+def test_errors_of_others_keep_their_kind(monkeypatch):
+    """So that a program that calls us can tell them apart; what is no error of the user's says what it was."""
+    for error, kind, said in (
+        (DataError("x.png is broken"), DataError, "Process 1: x.png is broken"),
+        (PermissionError(13, "Permission denied", "log.jsonl"), TrainingError, "Process 1: log.jsonl: Permission denied"),
+        (KeyError("a"), TrainingError, "Process 1: KeyError: 'a'"),
+    ):
+        told = [None, _told(error)]
+        monkeypatch.setattr(processes, "gather_object", lambda own: told)  # noqa: B023
+        shared = SharedErrors(SimpleNamespace(num_processes=2, process_index=0), timeout=1)
+        with pytest.raises(kind, match=re.escape(said)) as raised:
+            shared.raise_together()
+        assert type(raised.value) is kind
+
+
+def test_own_error_is_raised_as_it_is(monkeypatch):
+    """Not before all know, and the first one where several came."""
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, *own])
+    shared = SharedErrors(SimpleNamespace(num_processes=2, process_index=0), timeout=1)
+    first = KeyError("first")
+    with shared.hold():
+        raise first
+    with pytest.raises(KeyError) as raised, shared.together():
+        raise DataError("second")
+    assert raised.value is first
+    with shared.together():
+        pass  # it is not raised again
+    alone = SharedErrors(SimpleNamespace(num_processes=1), timeout=1)
+    with pytest.raises(KeyError), alone.hold():
+        raise first
+
+
+@pytest.mark.parametrize(("platform", "scale"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory(monkeypatch, platform, scale):
+    """getrusage(2) counts KiB on Linux, and bytes on macOS."""
+    import resource
+
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
+    assert peak_resident_bytes() == 3 * 2**20 * scale
+
+
+def test_peak_memory_against_the_kernel():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    assert peak_resident_bytes() == pytest.approx(1024 * int(line.split()[1]), rel=0.02)
+
+
+def test_windows_has_no_resource(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=12345)))
+    assert peak_resident_bytes() == 12345
+    for module in Path(processes.__file__).parents[1].rglob("*.py"):
+        assert not re.search(r"^(import|from) (resource|fcntl|pwd|grp|termios)\b", module.read_text(), re.MULTILINE), module

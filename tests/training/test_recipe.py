@@ -117,6 +117,28 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\nhead: double", "head must be one of single, concat, got 'double'"),
         ("dataset: camvid\nflip: 2", "flip is a probability"),
         ("dataset: camvid\nbatch_size: 5\ngradient_accumulation_steps: 2", "batch_size 5 cannot be split"),
+        ("dataset: camvid\nlearning_rat: 0.1", r"; learning_rat \(did you mean learning_rate\?\)$"),
+        ("dataset: camvid\n3: 0.1\nepoch: 1", r"Unknown field in .*: 3, epoch\. .*; epoch \(did you mean epochs\?\)$"),
+        ("dataset: camvid\nlearning_rate: .nan", "learning_rate must be a finite number, got nan"),
+        ("dataset: camvid\nlearning_rate: .inf", "learning_rate must be a finite number, got inf"),
+        ("dataset: camvid\nlearning_rate: 1e999", "learning_rate must be a finite number, got inf"),
+        ("dataset: camvid\nscale_range: [0.5, .nan]", "scale_range must be a finite number"),
+        ("dataset: camvid\nmore_datasets: [coco]\ndataset_shares: [1, .nan]", "dataset_shares must be a finite number"),
+        ("dataset: camvid\nclass_weights: [0, 0]", "class_weights must not be negative, and one of them at least"),
+        ("dataset: camvid\nclass_weights: [1, -0.5]", r"class_weights must not be negative.*got \[1\.0, -0\.5\]"),
+        ("dataset: camvid\nclass_weights: [1, .nan]", "class_weights must be a finite number, got nan"),
+        ("dataset: camvid\nclass_weights: []", "class_weights must not be negative, and one of them at least"),
+        ("dataset: camvid\nmomentum: 1", "momentum must be at least 0 and less than 1"),
+        ("dataset: camvid\nmomentum: -0.1", "momentum must be at least 0 and less than 1"),
+        ("dataset: camvid\nweight_decay: -1", "weight_decay must not be negative"),
+        ("dataset: camvid\npoly_power: -1", "poly_power must not be negative"),
+        ("dataset: camvid\nohem_threshold: 0", "ohem_threshold must be more than 0 and at most 1"),
+        ("dataset: camvid\nohem_threshold: 1.1", "ohem_threshold must be more than 0 and at most 1"),
+        ("dataset: camvid\nohem_min_kept: -1", "ohem_min_kept must not be negative"),
+        ("dataset: camvid\nbatch_norm_momentum: 2", "batch_norm_momentum must be more than 0 and at most 1"),
+        ("dataset: camvid\nseed: -1", "seed must be between 0 and 4294967295"),
+        ("dataset: camvid\nnum_modules: [1, -1, 1]", "num_modules must be positive numbers"),
+        ("dataset: camvid\nnum_modules: []", "num_modules must be positive numbers"),
         ("epochs: 3", "dataset is missing"),
         ("- camvid", "must be a mapping"),
         ("a: [", "is no YAML"),
@@ -125,6 +147,12 @@ def test_numbers_as_people_write_them(tmp_path):
 def test_refused(tmp_path, text, said):
     with pytest.raises(RecipeError, match=said):
         Recipe.from_yaml(write(tmp_path, text))
+
+
+def test_no_text(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00dataset")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is no YAML"):
+        Recipe.from_yaml(tmp_path / "recipe.yaml")
 
 
 def test_missing_file(tmp_path):
@@ -141,6 +169,53 @@ def test_command_line_overrides(run_seg, tmp_path, monkeypatch):
     assert (result.epochs, result.head) == (7, "concat")
     assert (result.crop_size, result.freeze_backbone, result.learning_rate) == ([32, 48], False, 0.001)
     assert result.class_weights == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--epoch 5", "unknown option --epoch (did you mean --epochs?)"),
+        ("--learning-rat=5", "unknown option --learning-rat (did you mean --learning_rate?)"),
+        ("--no_freeze_backbon --zzz", "unknown option --no_freeze_backbon (did you mean --no_freeze_backbone?), --zzz"),
+        ("-x 3 stray", "not understood: -x 3 stray"),
+        ("--head triple", "argument --head: invalid choice: 'triple' (choose from 'single', 'concat')"),
+        ("--epochs many", "argument --epochs: invalid int value: 'many'"),
+        ("--recipe", "argument --recipe: expected one argument"),
+    ],
+)
+def test_mistakes_on_the_command_line(run_seg, tmp_path, monkeypatch, capsys, options, said):
+    """One line, of what is wrong, and nothing else; also where a needed option is misspelt."""
+    recipe = write(tmp_path, "dataset: camvid\n")
+    monkeypatch.setattr("sys.argv", f"run_seg.py --recipe {recipe} --data_dir D --output_dir O {options}".split())
+    with pytest.raises(SystemExit) as stop:
+        run_seg.parse_command_line()
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", f"error: {said} (options: run_seg.py --help)\n")
+    monkeypatch.setattr("sys.argv", f"run_seg.py --recipe {recipe} --data_dir D --output_dirr O".split())
+    with pytest.raises(SystemExit):
+        run_seg.parse_command_line()
+    assert "unknown option --output_dirr (did you mean --output_dir?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_timeout_is_a_time(run_seg, tmp_path, monkeypatch, minutes):
+    recipe = write(tmp_path, "dataset: camvid\n")
+    command = f"run_seg.py --recipe {recipe} --data_dir D --output_dir O --timeout_minutes {minutes}"
+    monkeypatch.setattr("sys.argv", command.split())
+    with pytest.raises(RecipeError, match="timeout_minutes must be a positive number"):
+        run_seg.parse_command_line()
+
+
+def test_help_of_what_turns_off(run_seg):
+    """It is not that of its opposite, which HfArgumentParser gives it."""
+    parser = run_seg.build_parser()
+    by_option = {option: action for action in parser._actions for option in action.option_strings}
+    off = [option for option in by_option if option.startswith("--no_")]
+    assert {"--no_freeze_backbone", "--no_sync_batch_norm", "--no_decay_norm_and_bias", "--no_hand_over_classifier"} <= set(off)
+    for option in off:
+        field = option.removeprefix("--no_")
+        assert by_option[option].help == f"The same as --{field} false"
+        assert by_option[f"--{field}"].help != by_option[option].help
 
 
 def test_help_explains_every_field(run_seg, monkeypatch, capsys):

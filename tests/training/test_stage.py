@@ -164,7 +164,7 @@ def test_two_processes_count_each_picture_once(recipe, mini_camvid, tmp_path):
     recipe.epochs = 1
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     arguments = [SCRIPTS / "run_seg.py", "--recipe", tmp_path / "recipe.yaml", "--data_dir", mini_camvid, "--output_dir"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     subprocess.run([*launch, *arguments, tmp_path / "two"], check=True, env=environment)
     Stage(recipe, mini_camvid, tmp_path / "one").run()

@@ -1,0 +1,72 @@
+"""Which data a run is of, so that it is resumed on no other; and whether there is anything to score on."""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..data import label_space_of
+from ..errors import CheckpointError, DataError
+from .data import TrainingSet
+
+
+def fingerprint(train_sets: list[TrainingSet], eval_set: Dataset, eval_split: str) -> dict[str, Any]:
+    """What is trained and scored on: of each split the number of images and a digest of their ids, in order; the classes."""
+    space = label_space_of(eval_set)
+    table = (space.names, sorted(space.raw_ids.items()), sorted(space.raw_colours.items()), space.ignore_index)
+    return {
+        "trained_on": [_of_split(f"{entry.name}:{entry.split}", entry.pictures) for entry in train_sets],
+        "scored_on": _of_split(f"{train_sets[0].name}:{eval_split}", eval_set),
+        "classes": {"names": list(space.names), "table": _digest(table)},
+    }
+
+
+def _of_split(name: str, dataset: Dataset) -> dict[str, Any]:
+    return {"split": name, "images": len(dataset), "ids": _digest(dataset.select_columns("image_id")[:]["image_id"])}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+
+
+def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises a CheckpointError that says how the data of a run to resume differ from what it began with.
+
+    An epoch's order, the learning rates and the best score would be of neither.
+    """
+    splits = [*zip(before["trained_on"], now["trained_on"], strict=True), (before["scored_on"], now["scored_on"])]
+    said = [_difference(old, new) for old, new in splits if old != new]
+    old, new = before["classes"], now["classes"]
+    if old["names"] != new["names"]:
+        gone = [name for name in old["names"] if name not in new["names"]]
+        come = [name for name in new["names"] if name not in old["names"]]
+        said.append(f"classes: gone {gone}, new {come}" if gone or come else "the classes have another order")
+    elif old != new:
+        said.append("the label table gives the classes other ids or colours")
+    if said:
+        raise CheckpointError(
+            f"The run to resume was started on other data: {'; '.join(said)}. Bring back what it was started on, or start a new "
+            "run (init_from can give it these weights)"
+        )
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    if old["images"] != new["images"]:
+        return f"{new['split']} had {old['images']} images, has {new['images']}"
+    return f"{new['split']} has {new['images']} images as before, but other ones or in another order (their ids differ)"
+
+
+def refuse_unlabelled(eval_set: Dataset, name: str, ignore_index: int) -> None:
+    """Raises a DataError if no pixel of the split has a class: there would be no score, and no best checkpoint.
+
+    It reads label maps up to the first one with a labelled pixel.
+    """
+    for row in range(len(eval_set)):
+        if (np.asarray(eval_set[row]["label_map"]) != ignore_index).any():
+            return
+    raise DataError(
+        f"{name}: no pixel of its {len(eval_set)} label maps has a class, so that nothing can be scored. Is the split published "
+        "without labels? Does the label table ignore an id that is meant to be a class?"
+    )
