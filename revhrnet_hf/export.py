@@ -219,8 +219,8 @@ def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batc
         batches: `pixel_values` (batch, 3, height, width).
 
     Raises:
-        ExportError: logits differ by more than `ALLOWED_DIFFERENCE`, or fewer than `REQUIRED_EQUAL` of the pixels are equal; shape
-            or type are others; either's logits hold NaN or infinity; there is no image to compare.
+        ExportError: logits differ by more than `ALLOWED_DIFFERENCE`, or fewer than `REQUIRED_EQUAL` of the pixels are equal;
+            shape or type are others; either's logits hold NaN or infinity; there is no image to compare.
     """
     images, differences, equal, pixels = 0, [], 0, 0
     with torch.inference_mode():

@@ -1,8 +1,8 @@
 """From an image to what a network takes, with any image processor: always the whole image, and known where it lies in it.
 
-A processor may crop the centre or pad, so that logits cover a part of the image, or more than the image. Cropping is switched off.
-Padding, which a network may need, stays and is undone on the logits: the image's place in the input is found, not assumed. A
-processor that does anything else to the image's geometry than resizing it as a whole is refused.
+A processor may crop the centre or pad, so that logits cover a part of the image, or more than the image. Cropping is switched
+off. Padding, which a network may need, stays and is undone on the logits: the image's place in the input is found, not assumed.
+A processor that does anything else to the image's geometry than resizing it as a whole is refused.
 """
 
 from dataclasses import dataclass
@@ -115,8 +115,8 @@ def _place_in(image_processor, padded: torch.Tensor, unpadded: NetworkInput) -> 
                 if torch.equal(padded[..., top : top + height, left : left + width], pixels):
                     return top, left
     raise CheckpointError(
-        f"{type(image_processor).__name__} makes {_by(padded.shape[-2:])} pixels of an image that is {_by(unpadded.size)} without "
-        "padding, in a way that cannot be undone: set do_pad to false in its preprocessor_config.json"
+        f"{type(image_processor).__name__} makes {_by(padded.shape[-2:])} pixels of an image that is {_by(unpadded.size)} "
+        "without padding, in a way that cannot be undone: set do_pad to false in its preprocessor_config.json"
     )
 
 
@@ -142,7 +142,7 @@ def _check_shows_all_of(image_processor, size: Size) -> None:
         # Four calls: images of one call may be put together.
         outputs = [image_processor(images=[image], return_tensors="pt", **off)["pixel_values"] for image in _drawn(size)]
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{name} cannot turn an image of {_by(size)} pixels into pixel_values ({error}): {advice}") from error
+        raise CheckpointError(f"{name} cannot make pixel_values of an image of {_by(size)} pixels ({error}): {advice}") from error
     if any(output.ndim != 4 or len(output) != 1 or output.shape != outputs[0].shape for output in outputs):
         raise CheckpointError(f"{name} makes {list(outputs[0].shape)} of one image, not (1, 3, height, width): {advice}")
     black, white, *ramps = (output[0].double() for output in outputs)

@@ -64,8 +64,8 @@ def check_labelled(scores: dict, what: str) -> None:
     """
     if not scores["labelled_pixels"]:
         raise DataError(
-            f"{what} holds no labelled pixel (all pixels of its label maps are ignored), so no score can be given: look at the label "
-            "maps, and at what the label table ignores"
+            f"{what} holds no labelled pixel (all pixels of its label maps are ignored), so no score can be given: look at the "
+            "label maps, and at what the label table ignores"
         )
 
 

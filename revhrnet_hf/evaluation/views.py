@@ -25,7 +25,7 @@ class Window:
         size: (height, width) in pixels.
         logits: one (classes, h, w) each time it was looked at, all in the picture's orientation.
         canvas: (height, width) that the logits cover at this scale; more than `size` where the input was padded.
-        origin: (row, column) of the canvas at which the window begins; more than 0 where the input was padded above or at the left.
+        origin: (row, column) of the canvas at which the window begins; more than 0 where the input was padded above or left.
     """
 
     top: int

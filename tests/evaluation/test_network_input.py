@@ -182,7 +182,7 @@ def altered(change):
         altered(lambda pixels: pixels.repeat(2, 1, 1, 1)),
         altered(lambda pixels: pixels.flatten(1)),
     ],
-    ids="convnext convnext_pil rows columns margin mirrored turned rolled nan two flat".split(),
+    ids=["convnext", "convnext_pil", "rows", "columns", "margin", "mirrored", "turned", "rolled", "nan", "two", "flat"],
 )
 @pytest.mark.parametrize("settings", WAYS[1:3], ids=str)
 def test_what_cannot_be_undone_is_refused(image_processor, settings):

@@ -86,7 +86,8 @@ def test_an_evaluation_split_without_a_labelled_pixel_is_an_error(recipe, mini_c
     for file in (data / "valannot").glob("*.png"):
         Image.fromarray(np.full_like(np.asarray(Image.open(file)), 11)).save(file)
     recipe.epochs, recipe.eval_at_start = 1, eval_at_start
-    with pytest.warns(UserWarning, match="no labelled pixel"), pytest.raises(DataError, match="'val' of camvid holds no labelled"):
+    message = "'val' of camvid holds no labelled pixel"
+    with pytest.warns(UserWarning, match="no labelled pixel"), pytest.raises(DataError, match=message):
         Stage(recipe, data, tmp_path / "run").run()
     assert not (tmp_path / "run" / "best").exists()
 
