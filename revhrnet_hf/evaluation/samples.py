@@ -58,8 +58,8 @@ def check_same_size(image_id: str, size: Size, label_map_size: Size) -> None:
         (height, width), (label_height, label_width) = size, label_map_size
         raise DataError(
             f"image {image_id} is {width}×{height} pixels (width×height) but its label map is {label_width}×{label_height}: "
-            "bring both to one size (label maps by nearest neighbour). If only the sides are swapped, the image's EXIF orientation "
-            "was applied to one of the two only: turn the label map, do not resize it"
+            "bring both to one size (label maps by nearest neighbour). If only the sides are swapped, the image's EXIF "
+            "orientation was applied to one of the two only: turn the label map, do not resize it"
         )
 
 

@@ -117,8 +117,8 @@ def upsampled_argmax(
     """The best class of each pixel of upsampled logits.
 
     It is `F.interpolate(logits, canvas, mode="bilinear")[..., top : top + height, left : left + width].argmax(0)`, except where
-    two classes tie within rounding; of equal classes the first wins, as in argmax. Half precision is interpolated in float32, so that it
-    has fewer ties.
+    two classes tie within rounding; of equal classes the first wins, as in argmax. Half precision is interpolated in float32, so
+    that it has fewer ties.
 
     Args:
         logits: (classes, height, width), any floating-point type and device.
