@@ -219,26 +219,46 @@ def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batc
         batches: `pixel_values` (batch, 3, height, width).
 
     Raises:
-        ExportError: logits differ by more than `ALLOWED_DIFFERENCE`, or fewer than `REQUIRED_EQUAL` of the pixels are equal.
+        ExportError: logits differ by more than `ALLOWED_DIFFERENCE`, or fewer than `REQUIRED_EQUAL` of the pixels are equal;
+            shape or type are others; either's logits hold NaN or infinity; there is no image to compare.
     """
-    pictures, largest, equal, pixels = 0, None, 0, 0
+    images, differences, equal, pixels = 0, [], 0, 0
     with torch.inference_mode():
         for pixel_values in batches:
             logits, found = model(pixel_values=pixel_values).logits, exported(pixel_values)
-            if found.is_floating_point():
-                largest = max(largest or 0.0, float((found - logits).abs().max()))
-                found = logits_or_label_map(found, pixel_values, with_argmax=True)
             label_maps = logits_or_label_map(logits, pixel_values, with_argmax=True)
+            _check_form(found, logits, label_maps)
+            if found.is_floating_point():
+                differences.append(float((found - logits).abs().max()))
+                found = logits_or_label_map(found, pixel_values, with_argmax=True)
             equal += int((found == label_maps).sum())
             pixels += label_maps.numel()
-            pictures += len(pixel_values)
-    agreement = Agreement(pictures, largest, equal / pixels)
-    if agreement.equal_pixels < REQUIRED_EQUAL or (largest or 0.0) > ALLOWED_DIFFERENCE:
+            images += len(pixel_values)
+    if not pixels:
+        raise ExportError("there is no image to compare what was exported with the checkpoint on. Nothing was written")
+    largest = max(differences, default=None)
+    agreement = Agreement(images, largest, equal / pixels)
+    # Asked this way round, a number that is not one does not pass.
+    same_logits = largest is None or largest <= ALLOWED_DIFFERENCE
+    if not (same_logits and agreement.equal_pixels >= REQUIRED_EQUAL):
         raise ExportError(
             f"what was exported is not the checkpoint: logits differ by {largest}, {100 * agreement.equal_pixels:.2f} % of the "
             f"pixels are equal; {ALLOWED_DIFFERENCE} and {100 * REQUIRED_EQUAL} % are allowed. Nothing was written"
         )
     return agreement
+
+
+def _check_form(found: Tensor, logits: Tensor, label_maps: Tensor) -> None:
+    """Shape, type and finiteness of what an exported form gives, before its values are looked at."""
+    expected = logits if found.is_floating_point() else label_maps
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        raise ExportError(
+            f"what was exported gives {found.dtype} of shape {tuple(found.shape)} where the checkpoint gives {expected.dtype} of "
+            f"shape {tuple(expected.shape)}. Nothing was written"
+        )
+    for whose, values in (("the checkpoint", logits), ("what was exported", found)):
+        if not torch.isfinite(values).all():
+            raise ExportError(f"the logits of {whose} hold NaN or infinity, so nothing can be compared. Nothing was written")
 
 
 def drawn_batches(image_processor, size: Size | None) -> list[Tensor]:
@@ -295,13 +315,14 @@ def for_size(image_processor, size: Size | None):
     if size is None:
         return image_processor
     settings = image_processor.to_dict() | {"do_resize": True, "size": {"height": size[0], "width": size[1]}}
-    return type(image_processor).from_dict(settings | {"do_pad": False})
+    return type(image_processor).from_dict(settings | {"do_pad": False, "do_center_crop": False})
 
 
 def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
     """What a program without this package must know to use an exported network."""
     config, options = model.config, image_processor
     resize = None
+    channels = "BGR" if getattr(options, "do_flip_channel_order", None) else "RGB"
     if options.do_resize:
         resize = {"size": dict(options.size), "resample": PILImageResampling(options.resample).name.lower()}
     label_map = "class ids, int64 (batch, height, width)"
@@ -312,7 +333,7 @@ def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
     return {
         "input": {
             "name": INPUT,
-            "shape": "(batch, 3, height, width), float32, RGB",
+            "shape": f"(batch, 3, height, width), float32, {channels}",
             "resize": resize,
             "values": "(value * rescale_factor - mean) / std, of values from 0 to 255",
             "rescale_factor": options.rescale_factor if options.do_rescale else 1,

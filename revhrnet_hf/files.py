@@ -7,6 +7,12 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # Of a folder that is being written or replaced, `.NAME.revhrnet-new-…`: nobody else's files have such names.
 FRESH, OLD = "revhrnet-new", "revhrnet-old"
@@ -80,3 +86,33 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock_file(path: Path) -> IO | None:
+    """Makes a file that no other process can lock until it is closed or this process ends, in whatever way.
+
+    Returns:
+        The open file; None if another process holds it. Where the system or the file system knows no locks, nobody is kept out.
+    """
+    while True:
+        # Neither truncated nor followed: what lies there may be a link to somebody's file.
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+")
+        if fcntl is None:
+            return file
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loader workers would hold as well
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return None
+        except OSError:  # ENOLCK, ENOTSUP: some network file systems
+            return file
+        if _is_still(path, file):
+            return file
+        file.close()  # whoever held it has removed it meanwhile
+
+
+def _is_still(path: Path, file: IO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

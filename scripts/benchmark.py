@@ -14,47 +14,67 @@
     python scripts/benchmark.py export CHECKPOINT --exported exported/onnx
 """
 
+import argparse
+import ast
 import os
 import platform
-
-import torch
-from benchmarks import data, export, floor, growth, guide, infer, loop, memory, metric, postprocess, start, train
+import sys
+from importlib import import_module
+from pathlib import Path
 
 from revhrnet_hf.cli import ArgumentParser, run
-from revhrnet_hf.evaluation import write_json
-from revhrnet_hf.versions import versions
 
-COMMANDS = {
-    "data": data,
-    "export": export,
-    "floor": floor,
-    "growth": growth,
-    "guide": guide,
-    "infer": infer,
-    "loop": loop,
-    "memory": memory,
-    "metric": metric,
-    "postprocess": postprocess,
-    "start": start,
-    "train": train,
-}
+COMMANDS = (
+    "data",
+    "export",
+    "floor",
+    "growth",
+    "guide",
+    "infer",
+    "loop",
+    "memory",
+    "metric",
+    "postprocess",
+    "start",
+    "train",
+)
 """Modules of scripts/benchmarks, each with `add_arguments` and `main`, which prints a table and returns what to write."""
 
 
-def main():
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Imports the module of the command that is asked for, and no other: each needs libraries of its own."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
-        module.add_arguments(command)
+    for name in COMMANDS:
+        said = docstring(name)
+        command = commands.add_parser(name, help=said.splitlines()[0], description=said)
+        if name in arguments[:1]:
+            import_module(f"benchmarks.{name}").add_arguments(command)
         command.add_argument("--output", help="JSON file for the results")
-    arguments = parser.parse_args()
-    results = {"benchmark": arguments.command, **COMMANDS[arguments.command].main(arguments), **machine()}
+    return parser.parse_args(arguments)
+
+
+def docstring(command: str) -> str:
+    """A module's docstring, without an import."""
+    file = Path(__file__).parent / "benchmarks" / f"{command}.py"
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")), clean=False)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    from revhrnet_hf.evaluation import write_json
+
+    measured = import_module(f"benchmarks.{arguments.command}").main(arguments)
+    results = {"benchmark": arguments.command, **measured, **machine()}
     if arguments.output:
         write_json(arguments.output, results)
 
 
 def machine() -> dict:
+    import torch
+
+    from revhrnet_hf.versions import versions
+
     return {
         "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
@@ -66,4 +86,5 @@ def machine() -> dict:
 
 
 if __name__ == "__main__":
-    run(main)
+    parsed = parse_arguments()
+    run(lambda: main(parsed))

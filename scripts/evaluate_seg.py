@@ -9,29 +9,32 @@
 CHECKPOINT is a folder or a Hub name; any model that Transformers loads as AutoModelForSemanticSegmentation will do, if
 its classes are the data set's, or are joined to them by a table (Mapillary Vistas → Cityscapes, COCO → VOC, …): then the
 probabilities of partners are summed. Prints a table; writes scores, confusion matrix and settings as JSON, and beside it a CSV
-with the scores of each picture. Cityscapes with its instanceIds also gets the owner's category and instance scores. The number
-of processes does not change a digit (accelerate launch starts several on GPUs only; torchrun on the CPU too). What was
-interrupted goes on when it is called again.
+with the scores of each image. The files are named for dataset, split and settings, so that no evaluation overwrites another.
+Cityscapes with its instanceIds also gets the publisher's category and instance scores. The number of processes does not change a
+digit (accelerate launch starts several on GPUs only; torchrun on the CPU too). An interrupted evaluation is resumed by the same
+command.
 """
 
 import argparse
-import hashlib
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import accelerate
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.loader import MOST_WORKERS
-from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.errors import RecipeError, RevHRNetError
 from revhrnet_hf.evaluation import (
     ConfusionMatrix,
     add_inference_arguments,
     add_trust_argument,
+    check_labelled,
     class_sources,
     format_scores,
     inference_settings,
@@ -43,6 +46,7 @@ from revhrnet_hf.evaluation.boundary import boundary_scores
 from revhrnet_hf.evaluation.by_picture import bootstrap_intervals, worst_pictures, write_picture_scores
 from revhrnet_hf.evaluation.cityscapes import cityscapes_scores, matrix_of_ids
 from revhrnet_hf.evaluation.recording import Recorder, instance_locations, is_labelled, record_pictures, weights_stamp
+from revhrnet_hf.evaluation.results import OWN, check_replaceable, dataset_name, digest_of_ids, named_data_dir, result_stem
 from revhrnet_hf.evaluation.submission import submission_format
 from revhrnet_hf.evaluation.work import PictureRecord, WorkFolder
 from revhrnet_hf.report.figures import default_palette, overlay, stack_vertically, with_legend
@@ -56,7 +60,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
     parser.add_argument("--dataset", required=True, help="data set by name: camvid, folder, hub …")
     parser.add_argument(
-        "--data_dir", required=True, type=Path, help="the data set's folder, as its owner ships it; for hub, its name or folder"
+        "--data_dir",
+        required=True,
+        metavar="[NAME=]DIR",
+        help="the dataset's folder, as its publisher ships it; for hub, its name or folder. NAME is what results are called by "
+        "(default: the dataset's, for folder and hub the folder's own name)",
     )
     parser.add_argument("--split", default="val", help="part of the data set to score (default: %(default)s)")
     parser.add_argument("--label_space", help="classes by name, or a label table (default: the data set's usual ones)")
@@ -73,8 +81,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        help="JSON file to write (default: scores_DATASET_SPLIT.json in the checkpoint's folder, or in the current "
-        "one for a Hub name); what goes with it has its name and another ending",
+        help="JSON file to write (default: scores_DATASET_SPLIT.json, with the settings in its name where they are not the "
+        "defaults, in the checkpoint's folder, or in the current one for a Hub name); what goes with it has its name and another "
+        "ending",
     )
     parser.add_argument("--plot", action="store_true", help="the confusion matrix as PNG (needs matplotlib)")
     parser.add_argument(
@@ -86,7 +95,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         metavar="DIR",
         help="write label maps as the servers of cityscapes, pascal_voc and mapillary_vistas take them; the split may lack them",
     )
-    parser.add_argument("--overwrite", action="store_true", help="begin anew where an interrupted evaluation could go on")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="begin anew where an interrupted evaluation could be resumed, and replace the scores of another one in --output",
+    )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -105,7 +118,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         default="float32",
         help="number format of weights and pictures; bfloat16 is faster on a GPU and changes some pixels (default: %(default)s)",
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    name, args.data_dir = named_data_dir(args.data_dir)
+    args.dataset_name = dataset_name(args.dataset, args.data_dir, name)
+    args.is_named = name is not None
+    return args
 
 
 def main(arguments=None) -> None:
@@ -113,7 +130,7 @@ def main(arguments=None) -> None:
     # On CPUs the processes of a launcher find each other only if Accelerate is told that CPUs are meant.
     state = accelerate.PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
     settings = check_arguments(args, state)
-    output = output_file(args)
+    output = output_file(args, settings)
     dataset = load_segmentation_dataset(
         args.dataset,
         args.data_dir,
@@ -124,6 +141,8 @@ def main(arguments=None) -> None:
         unlabelled=args.submission is not None,
     )
     label_space = label_space_of(dataset)
+    identity = identity_of(args, settings, dataset, label_space)
+    replaces = not args.overwrite and check_replaceable(output, identity)
     recorder = Recorder(
         label_space,
         boundary=args.boundary,
@@ -132,20 +151,18 @@ def main(arguments=None) -> None:
         submission_dir=args.submission,
     )
     model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype), args.trust_remote_code)
-    sources = class_sources(model.config, label_space, args.dataset)
+    sources = class_sources(model.config, label_space, args.dataset_name)
     if sources is not None and state.is_main_process:
         print(format_sources(model.config, label_space, sources))
     model.to(state.device)
 
     work = WorkFolder(output.with_name(f".{output.stem}.work"), what_is_scored(args, settings, state, dataset, label_space))
-    if state.is_main_process:
-        work.claim(args.overwrite)
-    state.wait_for_everyone()
+    on_main_process(state, lambda: work.claim(args.overwrite))
     done = work.read()
     state.wait_for_everyone()  # nobody writes before all have read, or they would share the pictures out differently
     remaining = [index for index in range(len(dataset)) if index not in done]
     if done and state.is_main_process:
-        print(f"going on: {len(done)} of {len(dataset)} pictures are done")
+        print(f"resumed: {len(done)} of {len(dataset)} images are done")
     share = remaining[state.process_index :: state.num_processes]
     with (
         work.append_to(state.process_index) as part,
@@ -172,7 +189,11 @@ def main(arguments=None) -> None:
             print(f"submission: {len(records)} label maps in {args.submission / recorder.submission.folder}, all checked")
         if is_labelled(dataset):
             matrices = np.stack([record.matrix(label_space.num_classes) for record in records])
-            report(args, settings, output, state, label_space, records, matrices)
+            if not matrices.any():
+                work.remove()  # `report` says so; label maps that are to be changed are no reason to resume
+            if replaces:
+                print(f"replaced: the scores of an earlier run of the same evaluation in {output}")
+            report(args, settings, output, state, label_space, records, matrices, identity)
             if args.worst:
                 places = worst_pictures(matrices, args.worst)
                 draw_worst(settings, output, places, dataset, label_space, model, image_processor, sources)
@@ -194,6 +215,35 @@ def check_arguments(args, state):
     return inference_settings(args)
 
 
+def on_main_process(state, action: Callable[[], None]) -> None:
+    """Calls `action` on the main process; all wait for it, and an error there is one of all, so that none waits for ever."""
+    error = None
+    if state.is_main_process:
+        try:
+            action()
+        except (OSError, RevHRNetError) as raised:
+            error = raised
+    [error] = broadcast_object_list([error])
+    if error is not None:
+        raise error
+
+
+def identity_of(args, settings, dataset, label_space) -> dict:
+    """What tells this evaluation from others that could lie in the same file; see `results.IDENTITY`."""
+    return {
+        # A folder's place on this machine is nobody else's business.
+        "checkpoint": Path(args.checkpoint).resolve().name if Path(args.checkpoint).is_dir() else args.checkpoint,
+        "dataset": args.dataset_name,
+        "loader": args.dataset,
+        "split": args.split,
+        "label_space": label_space.name,
+        "image_ids": digest_of_ids(dataset["image_id"]),
+        "absent_as_zero": args.absent_as_zero,
+        "dtype": args.dtype,
+        "inference": settings.to_dict(),
+    }
+
+
 def what_is_scored(args, settings, state, dataset, label_space) -> dict:
     """All that the records of the pictures depend on."""
     return {
@@ -201,7 +251,7 @@ def what_is_scored(args, settings, state, dataset, label_space) -> dict:
         "dataset": args.dataset,
         "split": args.split,
         "label_space": label_space.to_json(),
-        "pictures": hashlib.sha256("\n".join(dataset["image_id"]).encode()).hexdigest(),
+        "image_ids": digest_of_ids(dataset["image_id"]),
         "inference": settings.to_dict(),
         "dtype": args.dtype,
         "device": state.device.type,
@@ -219,20 +269,33 @@ def format_sources(config, label_space, sources) -> str:
     return "\n".join(lines)
 
 
-def output_file(args) -> Path:
+def output_file(args, settings) -> Path:
     """Where the JSON goes; said before the work begins if it cannot go there."""
-    folder = Path(args.checkpoint) if Path(args.checkpoint).is_dir() else Path()
-    output = args.output or folder / f"scores_{args.dataset}_{args.split}.json"
+    is_folder = Path(args.checkpoint).is_dir()
+    stem = result_stem(
+        args.dataset_name,
+        args.split,
+        settings,
+        loader=args.dataset if args.dataset in OWN and not args.is_named else None,
+        dtype=args.dtype,
+        label_space=args.label_space,
+        absent_as_zero=args.absent_as_zero,
+        checkpoint=None if is_folder else args.checkpoint,
+    )
+    output = args.output or (Path(args.checkpoint) if is_folder else Path()) / f"{stem}.json"
+    if output.suffix != ".json":
+        raise RecipeError(f"--output {output}: name a file that ends with .json; the CSV and the images beside it get its name")
     if not output.parent.is_dir():
         raise RecipeError(f"--output {output}: there is no folder {output.parent}; make it first")
     return output
 
 
-def report(args, settings, output, state, label_space, records: list[PictureRecord], matrices) -> None:
+def report(args, settings, output, state, label_space, records: list[PictureRecord], matrices, identity) -> None:
     names = label_space.names
     confusion = ConfusionMatrix(label_space.num_classes, label_space.ignore_index)
     confusion.matrix = torch.from_numpy(matrices.sum(0))
     scores = confusion.scores(names, args.absent_as_zero)
+    check_labelled(scores, f"the split {args.split!r} of {args.dataset_name}")
     if args.boundary:
         scores |= boundary_scores(sum(np.array(record.boundary) for record in records))
     if all(record.objects is not None for record in records):
@@ -242,11 +305,7 @@ def report(args, settings, output, state, label_space, records: list[PictureReco
     print(format_scores(scores, names, intervals))
     print(f"pictures: {len(records)}; {settings}")
     record = {
-        # A folder's place on this machine is nobody else's business.
-        "checkpoint": Path(args.checkpoint).resolve().name if Path(args.checkpoint).is_dir() else args.checkpoint,
-        "dataset": args.dataset,
-        "split": args.split,
-        "label_space": label_space.name,
+        **{key: identity[key] for key in ("checkpoint", "dataset", "loader", "split", "label_space", "image_ids")},
         "pictures": len(records),
         "class_names": list(names),
         "scores": scores,
@@ -255,6 +314,7 @@ def report(args, settings, output, state, label_space, records: list[PictureReco
         "settings": {
             "device": state.device.type,
             "dtype": args.dtype,
+            "absent_as_zero": args.absent_as_zero,
             "num_processes": state.num_processes,
             "inference": str(settings),
             **settings.to_dict(),
@@ -268,7 +328,7 @@ def report(args, settings, output, state, label_space, records: list[PictureReco
         written.append(output.with_name(f"{output.stem}_confusion.png"))
         plot(written[-1], confusion.matrix.numpy(), names, record)
     write_json(output, record)
-    if output.parent == Path(args.checkpoint):
+    if output.parent.resolve() == Path(args.checkpoint).resolve():
         refresh_model_card(output.parent)
     print(f"written: {', '.join(map(str, written))}")
 

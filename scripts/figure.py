@@ -13,6 +13,7 @@ at strides 4, 8, 16 and 32. `confusion` takes what evaluate_seg.py has written.
 import argparse
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,6 @@ from revhrnet_hf.evaluation import add_trust_argument, check_same_classes, class
 from revhrnet_hf.report import figures
 from revhrnet_hf.report.feature_maps import component_pictures, feature_maps, mean_pictures
 from revhrnet_hf.report.pictures import find_pictures, open_picture
-
-try:
-    from revhrnet_hf.report import plots
-except ModuleNotFoundError as error:
-    raise SystemExit(f"error: figures need {error.name}: pip install -c constraints.txt -e .[plots]") from error
 
 CAPTIONS = {
     "pca": "Feature maps: the first three principal components of a map's channels as red, green and blue. Every map is "
@@ -88,6 +84,10 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 def main(arguments=None) -> None:
     args = parse_arguments(arguments)
+    if find_spec("matplotlib") is None:
+        raise RecipeError("figures need matplotlib: pip install -c constraints.txt -e .[plots]")
+    from revhrnet_hf.report import plots  # matplotlib is an extra
+
     plots.check_format(args.output)
     if args.output.exists() and not args.overwrite:
         raise RecipeError(f"{args.output} is there already: give --overwrite, or another --output")
@@ -96,6 +96,8 @@ def main(arguments=None) -> None:
 
 
 def draw_comparison(args):
+    from revhrnet_hf.report import plots  # matplotlib is an extra
+
     pictures = [open_picture(path) for path in find_pictures(args.pictures)]
     models = [load_checkpoint(checkpoint, trust_remote_code=args.trust_remote_code) for checkpoint in args.checkpoints]
     names, palette = shared_classes([model.config for model, _ in models], args.checkpoints)
@@ -137,6 +139,8 @@ def drawn_maps(model, image_processor, pictures, how: str) -> tuple[dict[int, li
 
 
 def draw_overlay(args):
+    from revhrnet_hf.report import plots  # matplotlib is an extra
+
     if not 0 <= args.opacity <= 1:
         raise RecipeError(f"--opacity {args.opacity} is not between 0 and 1")
     pictures = [open_picture(path) for path in find_pictures(args.pictures)]
@@ -152,6 +156,8 @@ def draw_overlay(args):
 
 
 def draw_errors(args):
+    from revhrnet_hf.report import plots  # matplotlib is an extra
+
     dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split, label_space=args.label_space)
     space = label_space_of(dataset)
     dataset = dataset.select(chosen_pictures(dataset["image_id"], args.image_ids, args.count))
@@ -187,6 +193,8 @@ def chosen_pictures(image_ids: Sequence[str], wanted: Sequence[str] | None, coun
 
 
 def draw_confusion(args):
+    from revhrnet_hf.report import plots  # matplotlib is an extra
+
     try:
         record = json.loads(args.scores.read_text(encoding="utf-8"))
         matrix, names = np.array(record["confusion_matrix"]), record["class_names"]
@@ -200,6 +208,8 @@ def draw_confusion(args):
 
 
 def draw_legend(args):
+    from revhrnet_hf.report import plots  # matplotlib is an extra
+
     if args.classes in LABEL_SPACES or is_label_table(args.classes):
         space = find_label_space(args.classes)
         names, palette = space.names, space.colours

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from timm.layers.conv2d_same import Conv2dSame
 from transformers import TimmBackboneConfig
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from revhrnet_hf import RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
 from revhrnet_hf.errors import ExportError, RecipeError
@@ -174,6 +175,63 @@ def test_another_network_is_found_out(tiny_model):
         export.check_agreement(tiny_model, lambda x: tiny_model(x).logits + 0.01, batches)
     with pytest.raises(ExportError, match="of the pixels are equal"):
         export.check_agreement(tiny_model, lambda x: torch.zeros(1, 64, 96, dtype=torch.int64), batches)
+
+
+class Fixed(torch.nn.Module):
+    """A network that gives these logits, whatever it sees."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, pixel_values):
+        return SemanticSegmenterOutput(logits=self.logits)
+
+
+LOGITS = torch.randn(1, 5, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+def with_one(value):
+    logits = LOGITS.clone()
+    logits[0, 2, 3, 4] = value
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "exported", "said"),
+    [
+        (LOGITS, LOGITS * torch.nan, "what was exported hold NaN or infinity"),
+        (LOGITS, with_one(torch.nan), "what was exported hold NaN or infinity"),
+        (LOGITS, with_one(torch.inf), "what was exported hold NaN or infinity"),
+        (with_one(torch.nan), with_one(torch.nan), "the checkpoint hold NaN or infinity"),
+        (with_one(-torch.inf), with_one(-torch.inf), "the checkpoint hold NaN or infinity"),
+        (with_one(3e38), with_one(-3e38), "logits differ by inf"),
+        (LOGITS, with_one(LOGITS[0, 2, 3, 4] + 0.0011), r"logits differ by 0\.0010999"),
+        (LOGITS, LOGITS[:, :4], r"float32 of shape \(1, 4, 16, 24\) where the checkpoint gives .* \(1, 5, 16, 24\)"),
+        (LOGITS, LOGITS[:, :, :1], r"of shape \(1, 5, 1, 24\)"),  # would be broadcast
+        (LOGITS, LOGITS.double(), "torch.float64"),
+        (LOGITS, torch.zeros(1, 16, 24, dtype=torch.int64), r"int64 of shape \(1, 16, 24\)"),
+        (LOGITS, torch.zeros(1, 64, 96, dtype=torch.int32), "torch.int32"),
+        (with_one(torch.nan), torch.zeros(1, 64, 96, dtype=torch.int64), "the checkpoint hold NaN or infinity"),
+    ],
+)
+def test_what_is_not_equal_fails_whatever_it_is(checkpoint, exported, said):
+    batches = [torch.zeros(1, 3, 64, 96)]
+    with pytest.raises(ExportError, match=said):
+        export.check_agreement(Fixed(checkpoint), lambda _: exported, batches)
+
+
+def test_a_bad_batch_between_good_ones_fails(tiny_model):
+    outputs = iter([LOGITS, with_one(torch.nan), LOGITS])
+    with pytest.raises(ExportError, match="NaN"):
+        export.check_agreement(Fixed(LOGITS), lambda _: next(outputs), [torch.zeros(1, 3, 64, 96)] * 3)
+    with pytest.raises(ExportError, match="no image to compare"):
+        export.check_agreement(Fixed(LOGITS), lambda _: LOGITS, [])
+
+
+def test_what_is_allowed_passes():
+    found = export.check_agreement(Fixed(LOGITS), lambda _: with_one(LOGITS[0, 2, 3, 4] + 0.0009), [torch.zeros(1, 3, 64, 96)])
+    assert found.largest_difference == pytest.approx(0.0009, rel=1e-3) and found.equal_pixels >= 0.999
 
 
 @pytest.mark.parametrize(

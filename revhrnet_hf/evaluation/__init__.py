@@ -4,7 +4,7 @@ from .checkpoint import add_trust_argument, check_same_classes, class_sources, l
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
 from .inference import Predicted, Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
-from .scores import format_scores, without_nan, write_json
+from .scores import check_labelled, format_scores, without_nan, write_json
 from .settings import InferenceSettings, add_inference_arguments, inference_settings
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "SegmentationMetric",
     "add_inference_arguments",
     "add_trust_argument",
+    "check_labelled",
     "check_same_classes",
     "class_sources",
     "evaluate_dataset",

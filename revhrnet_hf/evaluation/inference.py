@@ -1,4 +1,4 @@
-"""Label maps from a model and pictures, and the confusion matrix of a model on a data set.
+"""Label maps from a model and images, and the confusion matrix of a model on a dataset.
 
 Any Transformers model for semantic segmentation will do, with its own image processor. Pictures are run one by one: a
 batch of several can change the last bits of the logits, and then the label map would depend on a picture's neighbours.
@@ -15,7 +15,8 @@ import torch
 from ..errors import CheckpointError, DataError, RecipeError
 from ..models.upsampling import upsampled_argmax
 from .confusion import ConfusionMatrix
-from .samples import Samples, load, model_inputs
+from .network_input import NetworkInput, network_inputs
+from .samples import Samples, load
 from .settings import InferenceSettings, Size
 from .views import View, Window, joined_bands, only_logits
 
@@ -66,13 +67,13 @@ def segment(
         name: what errors call the picture.
 
     Raises:
-        CheckpointError: the model's logits are not finite.
+        CheckpointError: the model's logits are not finite, or its image processor does not show it the whole image.
         RecipeError: the GPU's memory is not enough for a picture or window of this size.
     """
     size = tuple(target_size or (image.height, image.width))
-    inputs = model_inputs(image_processor, image, settings)
+    inputs = network_inputs(image_processor, image, settings)
     with inference(model):
-        views = _look(model, image_processor, inputs, size, settings, name, sources)
+        views = _look(model, inputs, size, settings, name, sources)
         label_map = _label_map(views, size, settings)
         confidence, probabilities = _shares(views, size, settings, return_confidence, return_probabilities)
     return Segmentation(label_map.cpu().numpy(), confidence, probabilities)
@@ -117,7 +118,10 @@ def predict_dataset(
     sources: list[list[int]] | None = None,
     num_workers: int | None = 0,
 ) -> Iterator[Predicted]:
-    """Label maps of a data set's pictures, each at its true label map's own size, or the picture's where there is none.
+    """Label maps of a dataset's images, one by one, each at its image's own size.
+
+    Between two of them nothing of this call is in force: the caller's grad mode and the model's training mode are the caller's,
+    several readers may take turns, and one may be left before its end.
 
     Args:
         model, image_processor, settings, sources: as in `segment`; the bare model, not one wrapped for distributed training.
@@ -127,14 +131,15 @@ def predict_dataset(
         num_workers: processes that read and prepare images; 0: this one; None: see `default_num_workers`.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read, or its label map is of another size.
         CheckpointError, RecipeError: as in `segment`.
     """
     samples = Samples(dataset, list(indices), image_processor, settings)
-    with inference(model):
-        for index, image_id, inputs, size, references in load(samples, num_workers, _parameter(model).device):
-            views = _look(model, image_processor, inputs, size, settings, f"picture {image_id}", sources)
-            yield Predicted(index, image_id, _label_map(views, size, settings), references)
+    for index, image_id, inputs, size, references in load(samples, num_workers, _parameter(model).device):
+        with inference(model):
+            label_map = _label_map(_look(model, inputs, size, settings, f"picture {image_id}", sources), size, settings)
+        # A copy made outside: tensors of inference mode can neither be changed in place nor take part in training.
+        yield Predicted(index, image_id, label_map.clone(), references)
 
 
 def evaluate_dataset(
@@ -169,7 +174,7 @@ def evaluate_dataset(
         The matrix of this process's pictures, on the model's device.
 
     Raises:
-        DataError: a picture cannot be read, or a label map holds an id that is neither a class nor ignored.
+        DataError: an image cannot be read, its label map is of another size, or holds an id that is neither a class nor ignored.
         CheckpointError: the model's logits are not finite.
     """
     confusion = ConfusionMatrix(num_labels, ignore_index, device=_parameter(model).device)
@@ -186,20 +191,19 @@ def evaluate_dataset(
     return confusion
 
 
-def _look(model, image_processor, inputs, size, settings, where, sources) -> list[View]:
+def _look(model, inputs: list[NetworkInput], size, settings, where, sources) -> list[View]:
     """Run the model on a picture at every scale, in every window."""
     try:
         if settings.is_whole:
-            # The picture's size in the network's input is the image processor's business: its logits are the picture's.
-            canvas = image_processor.canvas_sizes([size])[0] if hasattr(image_processor, "canvas_sizes") else size
-            logits = _logits_both_ways(model, inputs[0], settings, where, sources)
-            return [View(size, [Window(0, 0, size, [one[0] for one in logits], canvas)])]
+            [whole] = inputs
+            logits = _logits_both_ways(model, whole.tensors, settings, where, sources)
+            return [View(size, [Window(0, 0, size, [one[0] for one in logits], whole.canvas(size), whole.origin(size))])]
         return [
             _look_through_windows(model, scaled, scale, size, settings, where, sources)
             for scaled, scale in zip(inputs, settings.scales, strict=True)
         ]
     except torch.OutOfMemoryError as error:
-        edges = settings.window or inputs[-1]["pixel_values"].shape[-2:]
+        edges = settings.window or inputs[-1].padded_size
         taken = ("windows of {}×{}" if settings.window else "{}×{} pixels at once").format(*edges)
         raise RecipeError(
             f"{where}: the GPU's memory is not enough for {taken}: slide a smaller window (--window HEIGHT WIDTH)"
@@ -208,8 +212,7 @@ def _look(model, image_processor, inputs, size, settings, where, sources) -> lis
 
 
 def _look_through_windows(model, inputs, scale, target, settings, where, sources) -> View:
-    pixel_values = inputs["pixel_values"]
-    size = tuple(pixel_values.shape[-2:])
+    pixel_values, size = inputs.tensors["pixel_values"], inputs.size
     window_size = size if settings.window is None else tuple(map(min, settings.window, size))
     steps = size if settings.window is None else settings.steps
     places = [
@@ -221,7 +224,7 @@ def _look_through_windows(model, inputs, scale, target, settings, where, sources
     for first in range(0, len(places), settings.batch_size):
         group = places[first : first + settings.batch_size]
         crops = torch.cat([pixel_values[..., top : top + height, left : left + width] for top, left in group])
-        logits = _logits_both_ways(model, inputs.__class__({"pixel_values": crops}), settings, where, sources)
+        logits = _logits_both_ways(model, inputs.tensors.__class__({"pixel_values": crops}), settings, where, sources)
         for number, (top, left) in enumerate(group):
             windows.append(Window(top, left, window_size, [one[number] for one in logits], window_size))
     if scale == 1 and len(windows) == 1:
@@ -264,16 +267,11 @@ def _label_map(views, size, settings) -> torch.Tensor:
     dtype = torch.uint8 if len(first) <= 256 else torch.uint16
     # Not by way of probabilities, whose rounding makes ties: then a single window would not be bit for bit the whole picture.
     if only := only_logits(views):
-        return upsampled_argmax(only.logits[0], size, _canvas_of(only, size), dtype)
+        return upsampled_argmax(only.logits[0], size, only.canvas, dtype, only.origin)
     label_map = torch.empty(size, dtype=dtype, device=first.device)
     for rows, shares in joined_bands(views, size, settings.average):
         label_map[rows] = shares.argmax(0).to(dtype)
     return label_map
-
-
-def _canvas_of(window, size):
-    """What the logits cover at the result's size, which need not be the picture's."""
-    return tuple(edge * new / old for edge, new, old in zip(window.canvas, size, window.size, strict=True))
 
 
 def _shares(views, size, settings, return_confidence, return_probabilities):

@@ -4,21 +4,22 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
 from ..data.loader import build_loader
+from ..errors import DataError
 from ..images import fitted
+from .network_input import NetworkInput, check_shows_whole_images, network_inputs
 from .settings import InferenceSettings, Size
 
 
 class Sample(NamedTuple):
-    """A picture of a data set: its row and id, `model_inputs`, the label map's size, and the true ids (height, width) or None."""
+    """An image of a dataset: its row and id, its `network_inputs`, its size, and the true ids (height, width) or None."""
 
     index: int
     image_id: str
-    inputs: list
+    inputs: list[NetworkInput]
     size: Size
     references: torch.Tensor | None
 
@@ -27,6 +28,7 @@ class Samples(Dataset):
     """Rows of a dataset, read and prepared."""
 
     def __init__(self, dataset, indices: list[int], image_processor, settings: InferenceSettings):
+        check_shows_whole_images(image_processor)  # once, and not in each worker
         self.dataset, self.indices, self.image_processor, self.settings = dataset, indices, image_processor, settings
 
     def __len__(self):
@@ -37,9 +39,22 @@ class Samples(Dataset):
         image, references = row["image"], row["label_map"]
         image = image if references is None else fitted(image, references.size)
         references = None if references is None else torch.from_numpy(np.array(references))
-        size = (image.height, image.width) if references is None else tuple(references.shape)
-        inputs = model_inputs(self.image_processor, image, self.settings)
+        size = (image.height, image.width)
+        if references is not None:
+            check_same_size(row["image_id"], size, tuple(references.shape))
+        inputs = network_inputs(self.image_processor, image, self.settings)
         return Sample(self.indices[position], row["image_id"], inputs, size, references)
+
+
+def check_same_size(image_id: str, size: Size, label_map_size: Size) -> None:
+    """Raises a DataError unless an image and its label map are of one size, (height, width)."""
+    if size != label_map_size:
+        (height, width), (label_height, label_width) = size, label_map_size
+        raise DataError(
+            f"image {image_id} is {width}×{height} pixels (width×height) but its label map is {label_width}×{label_height}: "
+            "bring both to one size (label maps by nearest neighbour). If only the sides are swapped, the image's EXIF "
+            "orientation was applied to one of the two only: turn the label map, do not resize it"
+        )
 
 
 def load(samples: Samples, num_workers: int | None, device: torch.device) -> Iterator[Sample]:
@@ -51,21 +66,3 @@ def _unchanged(sample):
     return sample
 
 
-def model_inputs(image_processor, image: PIL.Image.Image, settings: InferenceSettings) -> list:
-    """The picture as the network takes it, once a scale: what an image processor gives."""
-    if settings.is_whole:
-        return [image_processor(images=[image], return_tensors="pt")]
-    off = {option: False for option in ("do_pad", "do_center_crop") if getattr(image_processor, option, None)}
-    own = image_processor(images=[image], return_tensors="pt", **off)
-    height, width = own["pixel_values"].shape[-2:]
-    if getattr(image_processor, "do_resize", None):
-        off["do_resize"] = False
-    inputs = []
-    for scale in settings.scales:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        # From the original each time, so that nothing is resized twice.
-        scaled = own if scale == 1 else image_processor(
-            images=[image.resize(size, PIL.Image.Resampling.BILINEAR)], return_tensors="pt", **off
-        )  # fmt: skip
-        inputs.append(scaled)
-    return inputs

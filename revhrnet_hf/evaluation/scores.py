@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from ..errors import DataError
+
 TITLES = {
     "mIoU": "mean_iou",
     "mean accuracy": "mean_accuracy",
@@ -51,6 +53,20 @@ def format_scores(scores: dict, names, intervals: dict | None = None) -> str:
         counted = "counted as 0" if scores["absent_as_zero"] else "left out of mIoU"
         lines.append(f"occur nowhere, {counted}: {absent}")
     return "\n".join(lines)
+
+
+def check_labelled(scores: dict, what: str) -> None:
+    """Raises a DataError if the scores are of not a single labelled pixel: then they are no numbers, and nothing can be best.
+
+    Args:
+        scores: of `ConfusionMatrix.scores`.
+        what: was scored, for the message, such as "the split 'val'".
+    """
+    if not scores["labelled_pixels"]:
+        raise DataError(
+            f"{what} holds no labelled pixel (all pixels of its label maps are ignored), so no score can be given: look at the "
+            "label maps, and at what the label table ignores"
+        )
 
 
 def write_json(path: str | Path, value) -> None:

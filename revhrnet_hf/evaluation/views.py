@@ -25,6 +25,7 @@ class Window:
         size: (height, width) in pixels.
         logits: one (classes, h, w) each time it was looked at, all in the picture's orientation.
         canvas: (height, width) that the logits cover at this scale; more than `size` where the input was padded.
+        origin: (row, column) of the canvas at which the window begins; more than 0 where the input was padded above or left.
     """
 
     top: int
@@ -32,6 +33,7 @@ class Window:
     size: Size
     logits: list[torch.Tensor]
     canvas: tuple[float, float]
+    origin: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _rows(view, rows, average, shift):
         place = slice(first - rows.start, last - rows.start), slice(window.left, window.left + window_width)
         inside = slice(first - window.top, last - window.top)
         for logits in window.logits:
-            scores = upsample_rows(logits, inside, window_width, window.canvas)
+            scores = upsample_rows(logits, inside, window_width, window.canvas, origin=window.origin)
             total[:, *place] += scores.softmax(0) if average == "softmax" else (scores - shift).exp_()
             counts[place] += 1
     return total.div_(counts)

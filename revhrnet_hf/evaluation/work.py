@@ -1,12 +1,11 @@
 """What an evaluation has done so far, picture by picture, so that one that was interrupted goes on.
 
-A folder holds `settings.json` and one `part_N.jsonl` a process, with a line a picture. A line is there whole or does not count,
-so the process may be killed at any time.
+A folder holds `settings.json` and one `part_N.jsonl` a process, with a line an image. A line is there whole or does not count,
+so the process may be killed at any time. A lock keeps a second evaluation out; it ends with the process that holds it.
 """
 
 import json
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
+from ..files import lock_file
 from .scores import write_json
 
-SETTINGS = "settings.json"
+SETTINGS, LOCK = "settings.json", "lock"
+PARTS = "part_*.jsonl"
 
 
 @dataclass
@@ -65,17 +66,28 @@ class WorkFolder:
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder = folder
+        self._lock = None
         self.settings = json.loads(json.dumps(settings))
 
     def claim(self, overwrite: bool) -> None:
-        """Makes the folder, or checks that the one that is there is of the same evaluation.
+        """Makes the folder, or checks that the one that is there is of the same evaluation; and keeps others out of it.
+
+        Args:
+            overwrite: forget what was done there before.
 
         Raises:
-            CheckpointError: it is of another; what differs is named.
+            CheckpointError: it is of another, and what differs is named; or another process is at work in it.
         """
         file = self.folder / SETTINGS
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_file(self.folder / LOCK)
+        if self._lock is None:
+            raise CheckpointError(
+                f"another process is at this evaluation already (it keeps {self.folder}): wait for it or end it, or give another "
+                "--output"
+            )
         if overwrite:
-            self.remove()
+            self._remove_files(file, *self.folder.glob(PARTS))
         if file.is_file():
             begun = json.loads(file.read_text(encoding="utf-8"))
             different = [key for key in self.settings if begun.get(key) != self.settings[key]]
@@ -86,13 +98,12 @@ class WorkFolder:
                     "it, or --overwrite to begin anew"
                 )
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(file, self.settings)
 
     def read(self) -> dict[int, PictureRecord]:
         """The records so far, by the pictures' rows."""
         records = {}
-        for part in sorted(self.folder.glob("part_*.jsonl")):
+        for part in sorted(self.folder.glob(PARTS)):
             for line in _whole_lines(part).splitlines():
                 record = PictureRecord(**json.loads(line))
                 records[record.index] = record
@@ -103,8 +114,23 @@ class WorkFolder:
         return WorkPart(self.folder / f"part_{process_index}.jsonl")
 
     def remove(self) -> None:
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        """Takes away what this class has written, and the folder unless something else lies in it; lets others in."""
+        # The lock last: whoever has it then finds a file that is gone, and begins with another one.
+        self._remove_files(self.folder / SETTINGS, *self.folder.glob(PARTS), self.folder / LOCK)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+        self.close()
+
+    def close(self) -> None:
+        """Lets others in, who may continue."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @staticmethod
+    def _remove_files(*files: Path) -> None:
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 class WorkPart:

@@ -41,7 +41,9 @@ class SourcePixels(NamedTuple):
     weight: torch.Tensor
 
 
-def source_pixels(length: int, canvas: float, wanted: slice, dtype: torch.dtype, device: torch.device | str) -> SourcePixels:
+def source_pixels(
+    length: int, canvas: float, wanted: slice, dtype: torch.dtype, device: torch.device | str, origin: float = 0.0
+) -> SourcePixels:
     """Where rows of an upsampled map come from; columns do alike.
 
     Args:
@@ -50,11 +52,12 @@ def source_pixels(length: int, canvas: float, wanted: slice, dtype: torch.dtype,
         wanted: which of these are wanted.
         dtype: of the arithmetic. torch computes positions in it, and so must we, or the 5,000th row would lie elsewhere.
         device: of the results. They are computed on the CPU, so that nothing need be read back.
+        origin: where in the canvas row 0 of the result lies; need not be a whole number.
     """
     # torch divides in `dtype` where it is given a size, and inverts the factor where it is given that.
     by_size = float(canvas).is_integer()
     scale = torch.tensor(length, dtype=dtype) / canvas if by_size else torch.tensor(length / canvas, dtype=dtype)
-    positions = ((torch.arange(wanted.start, wanted.stop, dtype=dtype) + 0.5) * scale - 0.5).clamp(min=0)
+    positions = ((torch.arange(wanted.start, wanted.stop, dtype=dtype) + 0.5 + origin) * scale - 0.5).clamp(min=0)
     upper = positions.long().clamp(max=length - 1)
     lower = (upper + 1).clamp(max=length - 1)
     weight = (positions - upper).clamp(max=1)
@@ -62,7 +65,15 @@ def source_pixels(length: int, canvas: float, wanted: slice, dtype: torch.dtype,
     return SourcePixels(span, *(tensor.to(device) for tensor in (upper - span.start, lower - span.start, weight)))
 
 
-def upsample_rows(maps: torch.Tensor, rows: slice, width: int, canvas: tuple[float, float], first_row: int = 0, length=None):
+def upsample_rows(
+    maps: torch.Tensor,
+    rows: slice,
+    width: int,
+    canvas: tuple[float, float],
+    first_row: int = 0,
+    length: int | None = None,
+    origin: tuple[float, float] = (0.0, 0.0),
+) -> torch.Tensor:
     """Some rows of upsampled maps.
 
     Args:
@@ -72,13 +83,14 @@ def upsample_rows(maps: torch.Tensor, rows: slice, width: int, canvas: tuple[flo
         canvas: (height, width) that the whole maps are upsampled to.
         first_row: which row of the whole maps `maps[:, 0]` is.
         length: rows of the whole maps; those of `maps` if None.
+        origin: (row, column) of the canvas at which the result begins.
 
     Returns:
         (classes, number of rows, width), float32, or float64 for float64.
     """
     dtype = working_dtype(maps.dtype)
-    row_sources = source_pixels(length or maps.shape[1], canvas[0], rows, dtype, maps.device)
-    column_sources = source_pixels(maps.shape[2], canvas[1], slice(0, width), dtype, maps.device)
+    row_sources = source_pixels(length or maps.shape[1], canvas[0], rows, dtype, maps.device, origin[0])
+    column_sources = source_pixels(maps.shape[2], canvas[1], slice(0, width), dtype, maps.device, origin[1])
     needed = maps[:, row_sources.span.start - first_row : row_sources.span.stop - first_row]
     return _between(_wide(needed, column_sources), row_sources)
 
@@ -101,11 +113,13 @@ def upsampled_argmax(
     size: tuple[int, int],
     canvas: tuple[float, float] | None = None,
     dtype: torch.dtype = torch.int64,
+    origin: tuple[float, float] = (0.0, 0.0),
 ) -> torch.Tensor:
     """The best class of each pixel of upsampled logits.
 
-    It is `F.interpolate(logits, canvas, mode="bilinear")[..., :height, :width].argmax(0)`, except where two classes tie within
-    rounding; of equal classes the first wins, as in argmax. Half precision is interpolated in float32, so that it has fewer ties.
+    It is `F.interpolate(logits, canvas, mode="bilinear")[..., top : top + height, left : left + width].argmax(0)`, except where
+    two classes tie within rounding; of equal classes the first wins, as in argmax. Half precision is interpolated in float32, so
+    that it has fewer ties.
 
     Args:
         logits: (classes, height, width), any floating-point type and device.
@@ -113,6 +127,7 @@ def upsampled_argmax(
         canvas: (height, width) that the whole of the logits is upsampled to, where that is more than `size` (padding);
             need not be whole numbers.
         dtype: of the result; it must hold the class ids.
+        origin: (top, left), where in the canvas the result begins (padding above or at the left); need not be whole numbers.
 
     Returns:
         (height, width) class ids. Beside them some 40 × `BAND_PIXELS` bytes are needed, or as much for one row.
@@ -121,11 +136,11 @@ def upsampled_argmax(
     label_map = torch.empty(size, dtype=dtype, device=logits.device)
     pixels = BAND_PIXELS if logits.device.type == "cpu" else ACCELERATOR_BAND_PIXELS
     for rows in row_bands(height, pixels // width):
-        label_map[rows] = _best_classes(logits, rows, width, canvas or size, pixels)
+        label_map[rows] = _best_classes(logits, rows, width, canvas or size, pixels, origin)
     return label_map
 
 
-def _best_classes(logits, rows, width, canvas, pixels):
+def _best_classes(logits, rows, width, canvas, pixels, origin):
     """Class by class: the scores of one band and one class stay in the processor's cache, those of all classes would not.
 
     Columns are upsampled for several classes at once, `pixels` in all: fewer and larger operations, after each of which threads
@@ -135,7 +150,8 @@ def _best_classes(logits, rows, width, canvas, pixels):
     wanted = rows, slice(0, width)
     dtype = working_dtype(logits.dtype)
     row_sources, column_sources = (
-        source_pixels(*place, dtype, logits.device) for place in zip(lengths, canvas, wanted, strict=True)
+        source_pixels(length, edge, span, dtype, logits.device, start)
+        for length, edge, span, start in zip(lengths, canvas, wanted, origin, strict=True)
     )
     needed = logits[:, row_sources.span]
     at_once = max(1, pixels // (needed.shape[1] * width))

@@ -127,10 +127,10 @@ def results_of(record: Record) -> list[dict[str, Any]]:
 
 
 def merge_results(known: list[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The known results with the new ones; one of the same network, training and split takes the old one's place."""
+    """The known results with the new ones; one of the same network, training, split and settings takes the old one's place."""
 
     def key(result):
-        return tuple(result[name] for name in ("model_type", "variant", "backbone", "trained_on", "dataset", "split"))
+        return tuple(result[name] for name in ("model_type", "variant", "backbone", "trained_on", "dataset", "split", "how"))
 
     return list({key(result): result for result in (*known, *new)}.values())
 

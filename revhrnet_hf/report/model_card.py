@@ -45,6 +45,8 @@ class Result:
     Attributes:
         names: of the classes that were scored, in the order of the per-class scores.
         how: what they were taken with, such as "float32, whole picture".
+        loader: what has read the dataset, where that is not said by the dataset's name.
+        is_plain: whether images were taken whole, once, as in training's own evaluation.
     """
 
     dataset: str
@@ -54,6 +56,14 @@ class Result:
     names: Sequence[str]
     how: str
     pictures: int | None = None
+    loader: str | None = None
+    is_plain: bool = True
+
+    @property
+    def where(self) -> str:
+        """The dataset and its split, as the card calls them."""
+        is_own = self.loader in OWN_DATA and self.dataset not in OWN_DATA
+        return f"{f'{self.dataset} (own data)' if is_own else dataset_title(self.dataset)} {self.split}"
 
 
 @dataclass
@@ -124,7 +134,8 @@ def read_record(folder: str | Path) -> Record:
             setattr(record, attribute, _read(folder / name, read))
     evaluated = [_evaluated(_read(path, json.loads), path) for path in sorted(folder.glob("scores_*.json"))]
     trained = _trained(record, folder)
-    covered = {(result.dataset, result.split) for result in evaluated}
+    # The same measured anew; with windows or scales it is another measurement.
+    covered = {(result.dataset, result.split) for result in evaluated if result.is_plain}
     record.results = [result for result in trained if (result.dataset, result.split) not in covered] + evaluated
     return record
 
@@ -153,8 +164,12 @@ def _evaluated(record: dict[str, Any], path: Path) -> Result:
     try:
         settings = record["settings"]
         how = f"{settings['dtype']}, {settings['inference']}"
+        if record["scores"].get("absent_as_zero"):
+            how += ", absent classes as 0"
+        is_plain = settings.get("window") is None and settings.get("scales") in (None, [1.0]) and not settings.get("flip")
         where = (record["dataset"], record["label_space"], record["split"])
-        return Result(*where, record["scores"], record["class_names"], how, record["pictures"])
+        measured = (record["scores"], record["class_names"], how, record["pictures"], record.get("loader"), is_plain)
+        return Result(*where, *measured)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no record of evaluate_seg.py ({error!r}): remove it, or score again") from error
 
@@ -179,16 +194,17 @@ def make_card(record: Record, name: str | None = None) -> str:
 def metadata(record: Record, name: str | None = None) -> ModelCardData:
     """The Hub's fields: library, pipeline, tags, data sets, licence, base model, and the scores as `model-index`."""
     base = pretrained_backbone(record)
+    measured = _by_place(record.results)
     results = [
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic segmentation",
             dataset_type=result.dataset,
-            dataset_name=f"{dataset_title(result.dataset)} {result.split}",
+            dataset_name=result.where,
             dataset_config=result.label_space,
             dataset_split=result.split,
             metric_type=HUB_METRICS[metric],
-            metric_name=title,
+            metric_name=title if len(measured[result.where]) == 1 else f"{title} ({result.how})",
             metric_value=round(result.scores[metric], 4),
         )
         for result in record.results
@@ -207,6 +223,14 @@ def metadata(record: Record, name: str | None = None) -> ModelCardData:
         model_name=(name or record.title).rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
+
+
+def _by_place(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """The results on each dataset's split, taken with one setting after the other."""
+    places: dict[str, list[Result]] = {}
+    for result in results:
+        places.setdefault(result.where, []).append(result)
+    return places
 
 
 def dataset_title(name: str) -> str:
@@ -264,18 +288,19 @@ def _results(record: Record) -> str:
         return ""
     rows = [
         [
-            markdown(f"{dataset_title(result.dataset)} {result.split}")
-            + (f" ({result.pictures} pictures)" if result.pictures else ""),
+            markdown(result.where) + (f" ({result.pictures} pictures)" if result.pictures else ""),
             *(as_share(result.scores[metric]) for metric in METRICS),
             markdown(result.how),
         ]
         for result in record.results
     ]
     overview = table(["scored on", *METRICS.values(), "how"], rows)
-    return "\n\n".join(["## Results", overview, "Label maps at native size.", *map(_per_class, record.results)])
+    # All of them in the overview; class by class the first on each split.
+    by_class = [_per_class(first, bool(others)) for first, *others in _by_place(record.results).values()]
+    return "\n\n".join(["## Results", overview, "Label maps at native size.", *by_class])
 
 
-def _per_class(result: Result) -> str:
+def _per_class(result: Result, is_one_of_several: bool) -> str:
     scores = result.scores
     labelled = scores["labelled_pixels"]
     rows = [
@@ -288,7 +313,7 @@ def _per_class(result: Result) -> str:
             strict=True,
         )
     ]
-    title = f"{markdown(f'{dataset_title(result.dataset)} {result.split}')}, class by class:"
+    title = f"{markdown(result.where)}{f' ({markdown(result.how)})' if is_one_of_several else ''}, class by class:"
     return f"{title}\n\n{table(['class', 'IoU', 'accuracy', 'share of the pixels'], rows)}"
 
 
@@ -355,10 +380,9 @@ def _limits(record: Record) -> str:
     result = record.results[0]
     ious = {name: iou for name, iou in zip(result.names, result.scores["per_category_iou"], strict=True) if iou is not None}
     weak = sorted((iou, name) for name, iou in ious.items() if iou < WEAK_IOU)
-    where = markdown(f"{dataset_title(result.dataset)} {result.split}")
-    measured = " and ".join(markdown(f"{dataset_title(r.dataset)} {r.split}") for r in record.results)
+    where = markdown(result.where)
     lines = [
-        f"- Measured on {measured} only: other cameras, "
+        f"- Measured on {' and '.join(map(markdown, _by_place(record.results)))} only: other cameras, "
         "places and weather were not tried.",
         "- It knows the classes above and nothing else: whatever is in the picture gets one of them.",
     ]

@@ -39,7 +39,7 @@ from ..data import TrainingSamples, TrainingTransform, label_space_of
 from ..data.class_counts import warn_of_unseen_classes
 from ..data.loader import build_loader
 from ..errors import RecipeError, RunStopped, TrainingError
-from ..evaluation import Predicted, evaluate_dataset, format_scores, predict_label_maps
+from ..evaluation import Predicted, check_labelled, evaluate_dataset, format_scores, predict_label_maps
 from ..models.segmentation_loss import labelled_weight
 from ..report.figures import label_map_strip, triptych
 from ..versions import hardware
@@ -275,7 +275,7 @@ class Stage:
         self.clock = time.perf_counter()
         self._start_logs()
         if recipe.eval_at_start and self.state.step == 0:
-            self.evaluate(epoch=0)
+            self._check_labelled(self.evaluate(epoch=0))
         with tqdm(
             total=self.total_steps,
             initial=self.state.step,
@@ -296,7 +296,8 @@ class Stage:
                 if self._anyone_stops():
                     raise self._stopped()
         accelerator.print(format_scores(scores, self.label_space.names))
-        accelerator.print(f"{self.state.epoch} epochs; best mIoU {self.state.best_mean_iou:.4f} in {self.output_dir / BEST}")
+        best = "none yet" if self.state.best_mean_iou is None else f"{self.state.best_mean_iou:.4f}"
+        accelerator.print(f"{self.state.epoch} epochs; best mIoU {best} in {self.output_dir / BEST}")
         return scores
 
     def _explained(self, error: RuntimeError) -> Exception:
@@ -557,7 +558,7 @@ class Stage:
     def _evaluate_or_stop(self, epoch: int) -> dict[str, Any]:
         """As `evaluate`; a run that a signal stops meanwhile is saved as it was before and begins with the evaluation again."""
         try:
-            return self.evaluate(epoch)
+            return self._check_labelled(self.evaluate(epoch))
         except (RunStopped, RuntimeError) as error:
             # A signal may have reached another process first, which is then missed here.
             if isinstance(error, RuntimeError) and self.signals.received is None:
@@ -565,6 +566,11 @@ class Stage:
             if self.accelerator.is_main_process:  # alone: the others may be gone
                 self._save_last(None, [], None)
             raise self._stopped() from error
+
+    def _check_labelled(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """The scores; a DataError where there are none. A dry run, which scores a few images, may do without."""
+        check_labelled(scores, f"the evaluation split {self.recipe.eval_split!r} of {self.recipe.dataset}")
+        return scores
 
     def _share_buffers(self) -> None:
         """Give all processes the first one's BatchNorm statistics, which are saved: each has counted its own pictures."""

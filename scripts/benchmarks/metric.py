@@ -12,8 +12,8 @@ import time
 import numpy as np
 import torch
 from PIL import Image
-from torchmetrics.classification import MulticlassConfusionMatrix
 
+from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import SegmentationMetric
 from revhrnet_hf.synthetic.scene import SCENE_CLASSES, draw_street_scene
 
@@ -106,6 +106,11 @@ def mean_iou(predictions, references, arguments):
 
 
 def torchmetrics(predictions, references, arguments):
+    try:
+        from torchmetrics.classification import MulticlassConfusionMatrix  # an extra
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"this benchmark compares with torchmetrics: pip install torchmetrics ({error})") from error
+
     metric = MulticlassConfusionMatrix(arguments.num_labels, ignore_index=255).to(arguments.device)
     maps = (torch.from_numpy(array)[None].long().to(arguments.device) for array in (predictions, references))
     prediction, reference = maps

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index, mul
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.evaluation import ConfusionMatrix, SegmentationMetric
 from revhrnet_hf.evaluation.boundary import boundary_counts, boundary_scores
-from revhrnet_hf.evaluation.by_picture import bootstrap_intervals, worst_pictures, write_picture_scores
+from revhrnet_hf.evaluation.by_picture import NUM_DRAWS, bootstrap_intervals, worst_pictures, write_picture_scores
 
 RNG = np.random.default_rng(0)
 
@@ -104,6 +104,20 @@ def test_intervals_are_those_of_a_loop_over_draws():
     assert str(found) == str(bootstrap_intervals(matrices, num_draws=250, seed=3))
 
 
+def test_a_thousand_draws_unless_told_otherwise():
+    """The quantiles of a thousand draws, made here: of fewer or more they are others."""
+    num_images, right = 40, 28
+    matrices = np.array([[[10, 0], [0, 0]]] * right + [[[0, 10], [0, 0]]] * (num_images - right))
+    generator = np.random.default_rng(0)
+    times = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=1000)
+    accuracies = times[:, :right].sum(1) / num_images
+    assert bootstrap_intervals(matrices)["overall_accuracy"] == pytest.approx(np.quantile(accuracies, [0.025, 0.975]).tolist())
+    # Of ten, as many as a careless default would draw, the interval is narrower.
+    narrow = bootstrap_intervals(matrices, num_draws=10)["overall_accuracy"]
+    assert np.ptp(bootstrap_intervals(matrices)["overall_accuracy"]) > np.ptp(narrow)
+    assert NUM_DRAWS == 1000
+
+
 def test_interval_of_an_accuracy_is_the_normal_approximation():
     """Pictures that are wholly right or wrong: the share of right ones is a binomial."""
     num_pictures, right = 400, 280
@@ -121,6 +135,17 @@ def band_by_loop(mask, distance):
         ys, xs = range(y - distance, y + distance + 1), range(x - distance, x + distance + 1)
         band[y, x] = any(not (0 <= v < height and 0 <= u < width and mask[v, u]) for v in ys for u in xs)
     return band
+
+
+@pytest.mark.parametrize(("size", "distance"), [((60, 80), 2), ((300, 400), 10), ((90, 120), 3), ((3, 4), 1), ((512, 1024), 23)])
+def test_near_the_border_is_two_percent_of_the_diagonal(size, distance):
+    """Two halves: of each, a frame of that width is near its border (the paper's dilation ratio is 0.02)."""
+    height, half = size[0], size[1] // 2
+    label_map = np.zeros(size, np.uint8)
+    label_map[:, half:] = 1
+    inside = max(0, height - 2 * distance) * max(0, half - 2 * distance)
+    expected = height * half - inside
+    assert boundary_counts(label_map, label_map, 2).tolist() == [[expected, expected]] * 3
 
 
 def test_boundary_iou_is_that_of_a_loop_over_masks():

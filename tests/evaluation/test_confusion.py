@@ -3,11 +3,14 @@
 import math
 import tracemalloc
 import warnings
+from unittest.mock import patch
 
 import evaluate
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.functional.segmentation import mean_iou as torchmetrics_mean_iou
 
@@ -68,6 +71,40 @@ def test_maps_of_areas(num_classes, dtype):
     predictions[1, -1, -1] = num_classes
     with pytest.raises(DataError, match=f"picture b: the predictions hold id {num_classes},"):
         ConfusionMatrix(num_classes).update(predictions, references, ["a", "b"])
+
+
+@st.composite
+def any_maps(draw):
+    """Number of classes, ignored id, predictions and references of any integer types, as pixels or as runs."""
+    types = [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.int64]
+    predicted_type, reference_type = draw(st.sampled_from(types)), draw(st.sampled_from(types))
+    largest = min(np.iinfo(predicted_type).max, np.iinfo(reference_type).max, 299)
+    num_classes = draw(st.integers(1, largest + 1))
+    possible = [index for index in (255, -1, -100, 65535, num_classes) if not 0 <= index < num_classes]
+    ignore_index = draw(st.sampled_from(possible))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 60)))
+    predictions, references = (rng.integers(0, num_classes, shape) for _ in range(2))
+    low, high = np.iinfo(reference_type).min, np.iinfo(reference_type).max
+    if low <= ignore_index <= high:
+        references[rng.random(shape) < draw(st.sampled_from([0, 0.3, 1]))] = ignore_index
+    run = draw(st.sampled_from([1, 7, 40]))
+    maps = (ids.repeat(run, axis=-1).astype(of) for ids, of in ((predictions, predicted_type), (references, reference_type)))
+    return num_classes, ignore_index, *maps
+
+
+@settings(deadline=None)
+@given(any_maps(), st.sampled_from([1, 2**16]), st.sampled_from([7, 2**19]), st.integers(1, 3))
+def test_any_maps_are_counted_as_by_brute_force(drawn, many_pixels, chunk, parts):
+    num_classes, ignore_index, predictions, references = drawn
+    expected = np.zeros((num_classes, num_classes), np.int64)
+    counted = references.astype(np.int64) != ignore_index
+    np.add.at(expected, (references[counted].astype(int), predictions[counted].astype(int)), 1)
+    confusion = ConfusionMatrix(num_classes, ignore_index)
+    with patch.object(module, "MANY_PIXELS", many_pixels), patch.object(module, "CHUNK_PIXELS", chunk):
+        for one, other in zip(np.array_split(predictions, parts, -1), np.array_split(references, parts, -1), strict=True):
+            confusion.update(one, other)
+    assert np.array_equal(confusion.matrix.numpy(), expected)
 
 
 def test_scores_are_those_of_a_loop_over_pixels():

@@ -9,7 +9,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from revhrnet_hf.data import Picture
 from revhrnet_hf.errors import CheckpointError, DataError
-from revhrnet_hf.evaluation import evaluate_dataset, predict_label_maps
+from revhrnet_hf.evaluation import InferenceSettings, evaluate_dataset, predict_dataset, predict_label_maps
 
 NUM_LABELS = 5
 SIZES = [(33, 47), (64, 40), (40, 64), (33, 47), (35, 90)]
@@ -172,14 +172,74 @@ def test_workers_change_nothing(model, image_processor, dataset):
     assert torch.equal(with_workers.matrix, alone.matrix)
 
 
-def test_prediction_takes_the_label_map_s_size(model, image_processor):
-    label_maps = [np.random.default_rng(2).integers(0, NUM_LABELS, (h + 7, w + 3), dtype=np.uint8) for h, w in SIZES]
-    dataset = as_dataset(pictures(), label_maps)
-    confusion = evaluate_dataset(model, image_processor, dataset, NUM_LABELS)
-    predictions = predict_label_maps(
-        model, image_processor, pictures(), target_sizes=[label_map.shape for label_map in label_maps]
-    )
-    assert confusion.matrix.tolist() == counted_by_hand(predictions, dataset)
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("label_map_size", "said"), [((40, 40), "40×40"), ((47, 33), "33×47"), ((34, 47), "47×34"), ((66, 94), "94×66")]
+)
+def test_a_label_map_of_another_size_is_an_error_that_names_the_image(model, image_processor, label_map_size, said, num_workers):
+    label_maps = [np.zeros(size, np.uint8) for size in SIZES]
+    label_maps[3] = np.zeros(label_map_size, np.uint8)
+    rows = as_dataset(pictures(), label_maps)
+    message = rf"^image frame_3 is 47×33 pixels \(width×height\) but its label map is {said}: .*EXIF orientation"
+    with pytest.raises(DataError, match=message):
+        evaluate_dataset(model, image_processor, rows, NUM_LABELS, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("given", [{}, {"window": (32, 32), "scales": (1.0, 1.5)}], ids=str)
+def test_between_two_images_all_is_the_callers(image_processor, dataset, num_workers, given):
+    """Two readers in turn, of which one is left early: grad mode, training mode and what is yielded."""
+    settings = InferenceSettings(**given)
+    model = tiny_model()
+    expected = [x.label_map for x in predict_dataset(model, image_processor, dataset, range(5), settings=settings)]
+    model.train()
+    model.segformer.eval()
+    modes = [module.training for module in model.modules()]
+
+    def state():
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), [module.training for module in model.modules()]
+
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            before = (grad, False, modes)
+            one, other = (
+                predict_dataset(model, image_processor, dataset, range(5), settings=settings, num_workers=num_workers)
+                for _ in range(2)
+            )
+            found = []
+            for turn, reader in enumerate([one, other, one, one, other]):
+                found.append((turn, next(reader)))
+                assert state() == before
+            one.close()
+            assert state() == before
+            rest = [picture.label_map for picture in other]
+            assert state() == before
+            assert [picture.index for _, picture in found] == [0, 0, 1, 2, 1] and len(rest) == 3
+            for picture in (picture for _, picture in found):
+                assert torch.equal(picture.label_map, expected[picture.index]) and not picture.label_map.is_inference()
+            assert all(torch.equal(*pair) for pair in zip(rest, expected[2:], strict=True))
+    # In the caller's loop a step of training is nothing out of the ordinary, nor is a change of the label map.
+    for picture in predict_dataset(model, image_processor, dataset, range(2), settings=settings, num_workers=num_workers):
+        picture.label_map[0] = 0
+        weight = torch.ones((), requires_grad=True)
+        (weight * picture.label_map.float().mean()).backward()
+        assert weight.grad is not None
+        with torch.enable_grad():
+            model(torch.rand(1, 3, 32, 32)).logits.sum().backward()
+    assert state() == (True, False, modes)
+
+
+def test_an_exception_leaves_all_as_it_was(image_processor, dataset):
+    model = tiny_model().train()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(ZeroDivisionError):
+        for _ in predict_dataset(model, image_processor, dataset, range(5)):
+            1 / 0  # noqa: B018
+    model.decode_head.classifier.bias.data[2] = torch.nan
+    with pytest.raises(CheckpointError, match="NaN"):
+        next(predict_dataset(model, image_processor, dataset, range(5)))
+    assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (True, False)
+    assert [module.training for module in model.modules()] == modes
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -53,7 +53,7 @@ def test_same_as_a_loop(image_processor, num_workers):
         picture, label_map = rows.pictures[index], rows.label_maps[index]
         assert image_id == f"frame_{index}"
         assert size == (picture.height, picture.width)
-        own, larger = (one["pixel_values"] for one in inputs)
+        own, larger = (one.tensors["pixel_values"] for one in inputs)
         assert torch.equal(own, image_processor(images=[picture], return_tensors="pt")["pixel_values"])
         assert tuple(larger.shape[-2:]) == (round(1.5 * picture.height), round(1.5 * picture.width))
         assert references is None if label_map is None else np.array_equal(references, np.array(label_map))

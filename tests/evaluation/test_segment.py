@@ -2,12 +2,16 @@
 
 import argparse
 import itertools
+import math
+from unittest.mock import patch
 
+import hypothesis
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
@@ -19,6 +23,7 @@ from revhrnet_hf.evaluation.inference import window_starts
 from revhrnet_hf.models import upsampling
 
 NUM_LABELS = 5
+UNCHANGED = SegformerImageProcessor(do_resize=False)
 SIZE = (70, 97)
 
 
@@ -242,6 +247,73 @@ def test_windows_cover_every_pixel_and_stay_inside(length, window, step):
     starts = window_starts(length, window, step)
     assert {pixel for start in starts for pixel in range(start, start + window)} == set(range(length))
     assert all(0 < later - earlier <= step for earlier, later in itertools.pairwise(starts))
+
+
+@hypothesis.given(st.integers(1, 3000), st.integers(1, 3000), st.data())
+def test_windows_of_any_size_and_step(length, window, data):
+    window = min(window, length)
+    step = data.draw(st.integers(1, window))
+    starts = window_starts(length, window, step)
+    covered = np.zeros(length, int)
+    for start in starts:
+        assert 0 <= start <= length - window
+        covered[start : start + window] += 1
+    assert covered.min() >= 1
+    # Every step but the last is as long as was asked for, and none is left out or made twice.
+    assert starts[:-1] == list(range(0, length - window, step)) and starts[-1] == length - window
+    assert len(starts) == 1 + math.ceil((length - window) / step)
+
+
+class PlaceInTheWindow(torch.nn.Module):
+    """Its logits depend on the pixel and on its row and column in the window, so that every window says something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, pixel_values):
+        rows, columns = (torch.linspace(0, 3, edge) for edge in pixel_values.shape[-2:])
+        red, green, blue = pixel_values.unbind(1)
+        return argparse.Namespace(logits=torch.stack([red * rows[:, None], 2 * green - columns, blue + 0 * red], 1))
+
+
+def shares_by_brute_force(pixels, window, stride, flip, average):
+    """Window by window in float64: the sum over those that cover a pixel, by their number; in the end the shares of their sum."""
+    model, (height, width) = PlaceInTheWindow(), pixels.shape[-2:]
+    rows, columns = min(window[0], height), min(window[1], width)
+    total, counts = np.zeros((3, height, width)), np.zeros((height, width))
+    tops = sorted({min(top, height - rows) for top in range(0, height, stride[0]) if top - stride[0] + rows < height})
+    lefts = sorted({min(left, width - columns) for left in range(0, width, stride[1]) if left - stride[1] + columns < width})
+    for top, left in itertools.product(tops, lefts):
+        crop = pixels[..., top : top + rows, left : left + columns]
+        scores = [model(crop).logits[0]] + ([model(crop.flip(-1)).logits[0].flip(-1)] if flip else [])
+        if average == "exp":
+            shares = [(sum(scores) / len(scores)).double().exp()]
+        else:
+            shares = [score.double().softmax(0) for score in scores]
+        for share in shares:
+            total[:, top : top + rows, left : left + columns] += share.detach().numpy()
+            counts[top : top + rows, left : left + columns] += 1
+    total /= counts
+    return total / total.sum(0)
+
+
+@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.given(st.data())
+def test_weights_of_windows_are_those_of_brute_force(data):
+    """Each window counts once for each pixel that it covers, whatever the sizes."""
+    edge = st.integers(1, 24)
+    size, window = data.draw(st.tuples(edge, edge)), data.draw(st.tuples(edge, edge))
+    stride = tuple(data.draw(st.integers(1, length)) for length in window)
+    flip, average = data.draw(st.booleans()), data.draw(st.sampled_from(["softmax", "exp"]))
+    settings = InferenceSettings(window, stride, flip=flip, average=average, batch_size=data.draw(st.integers(1, 5)))
+    image = PIL.Image.fromarray(np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 256, (*size, 3), np.uint8))
+    pixels = UNCHANGED(image, return_tensors="pt").pixel_values
+    band = data.draw(st.sampled_from([1, 30, 2**22]))
+    with patch.object(views_module, "BAND_VALUES", band):
+        found = segment(PlaceInTheWindow(), UNCHANGED, image, settings, return_probabilities=True)
+    expected = shares_by_brute_force(pixels, window, stride, flip, average)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,36 @@ def test_is_interpolation_and_argmax(shape, size, canvas, band_pixels):
     torch.testing.assert_close(upsample_rows(logits, rows, size[1], canvas or size), whole[:, rows], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "canvas", "origin"),
+    [
+        ((5, 16, 24), (50, 75), (64, 96), (7, 10)),
+        ((5, 16, 24), (50, 75), (64, 96), (14, 21)),
+        ((3, 40, 30), (21, 15), (23, 17), (2, 1)),
+        ((4, 12, 12), (12, 10), (12, 12), (0, 2)),
+    ],
+)
+def test_padding_above_and_at_the_left_is_cut_off(shape, size, canvas, origin, band_pixels):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    (height, width), (top, left) = size, origin
+    whole = plain(logits, canvas)[:, top : top + height, left : left + width]
+    label_map = upsampled_argmax(logits, size, canvas, origin=origin)
+    torch.testing.assert_close(whole.gather(0, label_map[None])[0], whole.amax(0), rtol=0, atol=1e-6)
+    rows = slice(size[0] // 3, size[0] // 2 + 1)
+    found = upsample_rows(logits, rows, width, canvas, origin=origin)
+    torch.testing.assert_close(found, whole[:, rows], rtol=0, atol=2e-6)
+
+
+def test_an_origin_between_two_pixels():
+    """Half a pixel further is, of a ramp, half a pixel's rise more."""
+    ramp = torch.arange(32.0).expand(1, 32, 32)
+    at, further = (upsample_rows(ramp, slice(0, 20), 20, (64, 64), origin=origin) for origin in ((4, 4), (4, 4.5)))
+    torch.testing.assert_close(further, at + 0.25)
+    down = ramp.transpose(1, 2)
+    at, further = (upsample_rows(down, slice(0, 20), 20, (64, 64), origin=origin) for origin in ((4, 4), (4.5, 4)))
+    torch.testing.assert_close(further, at + 0.25)
+
+
 def test_of_equal_classes_the_first_wins_as_in_argmax(band_pixels):
     logits = torch.randint(0, 2, (5, 12, 14), generator=torch.Generator().manual_seed(2)).float()
     # At the logits' own size and at factors of 2, thirds of numbers that are whole come out exactly.

@@ -17,7 +17,7 @@ from transformers import TimmBackboneConfig
 
 from revhrnet_hf import HRNetV2Config, RevHRNetConfig, RevHRNetImageProcessor
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.evaluation import ConfusionMatrix, write_json
+from revhrnet_hf.evaluation import ConfusionMatrix, InferenceSettings, write_json
 from revhrnet_hf.report.model_card import CARD_FILE, MARK, duration, missing_from_card, refresh_model_card, write_model_card
 
 NAMES = ["sky", "road", "car", "tree", "person"]
@@ -94,6 +94,37 @@ def test_what_is_not_recorded_is_left_out(checkpoint):
     for absent in ("## Results", "## Limits", "Made with", "None", "nan"):
         assert absent not in card.text
     assert "(example.png)" in card.text
+
+
+def test_every_result_is_listed(checkpoint):
+    """Of one split with several settings, and of two folders of one's own."""
+    record = {"checkpoint": "best", "dataset": "camvid", "loader": "camvid", "split": "val", "label_space": "camvid11"}
+    record |= {"pictures": 101, "class_names": NAMES}
+    for mean_iou, more, settings in (
+        (0.31, {}, InferenceSettings(window=(64, 96))),
+        (0.32, {}, InferenceSettings(scales=(0.5, 1.0), flip=True)),
+        (0.33, {"dataset": "photos", "loader": "folder"}, InferenceSettings()),
+        (0.34, {"dataset": "slides", "loader": "folder"}, InferenceSettings()),
+    ):
+        how = {"dtype": "float32", "inference": str(settings), **settings.to_dict()}
+        result = {**record, **more, "scores": {**scores(), "mean_iou": mean_iou}, "settings": how}
+        write_json(checkpoint / f"scores_{mean_iou}.json", result)
+    write_model_card(checkpoint)
+    card = ModelCard.load(checkpoint / CARD_FILE)
+    rows = [line for line in card.text.splitlines() if line.startswith("| CamVid val") or "(own data) val" in line]
+    assert [row.split(" | ")[1] for row in rows if row.startswith("|")] == ["0.514", "0.310", "0.320", "0.330", "0.340"]
+    assert "| photos (own data) val (101 pictures) |" in card.text and "| slides (own data) val (101 pictures) |" in card.text
+    assert "CamVid val (during training in bf16, whole picture), class by class:" in card.text
+    assert card.text.count("class by class:") == 3
+    assert "Measured on CamVid val and photos (own data) val and slides (own data) val only" in card.text
+    found = {(r.dataset_type, r.metric_name): r.metric_value for r in card.data.eval_results if r.metric_type == "mean_iou"}
+    assert found == {
+        ("camvid", "mIoU (during training in bf16, whole picture)"): pytest.approx(0.5139, abs=1e-4),
+        ("camvid", f"mIoU (float32, {InferenceSettings(window=(64, 96))})"): 0.31,
+        ("camvid", f"mIoU (float32, {InferenceSettings(scales=(0.5, 1.0), flip=True)})"): 0.32,
+        ("photos", "mIoU"): 0.33,
+        ("slides", "mIoU"): 0.34,
+    }
 
 
 def test_scores_of_evaluate_seg_take_the_place_of_the_trainings(checkpoint):

@@ -30,6 +30,7 @@ from transformers import (
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
+from revhrnet_hf.report.model_card import write_model_card
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas, write_pascal_voc
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_seg.py"
@@ -128,7 +129,7 @@ def test_same_pictures_stored_elsewhere_give_the_same(script, checkpoint, camvid
         ["--dataset", "folder", "--data_dir", tmp_path / "own", "--label_space", "camvid11"],
         ["--dataset", "hub", "--data_dir", tmp_path / "saved", "--label_space", "camvid11", *columns],
     ):
-        script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json", *given))
+        script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json", "--overwrite", *given))
         record = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
         assert record["label_space"] == "camvid11"
         matrices.append(record["confusion_matrix"])
@@ -151,7 +152,8 @@ def test_bad_input_is_named(script, checkpoint, camvid, tmp_path):
         (CheckpointError, "there is no checkpoint folder", arguments(tmp_path / "absent", camvid)),
         (DataError, "does not exist", arguments(checkpoint, tmp_path / "absent")),
         (DataError, "no split 'test'", arguments(checkpoint, camvid, "--split", "test")),
-        (RecipeError, "there is no folder .*absent", arguments(checkpoint, camvid, "--output", tmp_path / "absent/x")),
+        (RecipeError, "there is no folder .*absent", arguments(checkpoint, camvid, "--output", tmp_path / "absent/x.json")),
+        (RecipeError, "x.csv: name a file that ends with .json", arguments(checkpoint, camvid, "--output", tmp_path / "x.csv")),
         (RecipeError, "--num_workers -1", arguments(checkpoint, camvid, "--num_workers", "-1")),
     ):
         with pytest.raises(error, match=message):
@@ -251,9 +253,42 @@ def test_what_was_interrupted_goes_on(script, checkpoint, camvid, tmp_path, monk
     capsys.readouterr()
     script.main(arguments(checkpoint, camvid, "--output", output))
     assert seen == ["3", "4", "5"]
-    assert "going on: 3 of 6 pictures are done" in capsys.readouterr().out
+    assert "resumed: 3 of 6 images are done" in capsys.readouterr().out
     assert output.read_bytes() == whole.read_bytes()
     assert output.with_suffix(".csv").read_bytes() == whole.with_suffix(".csv").read_bytes()
+
+
+def test_two_evaluations_in_one_folder_at_once(script, camvid, tmp_path, monkeypatch):
+    """In the middle of one, another begins and ends; then the first is interrupted, and resumed while a third is unfinished."""
+    checkpoint = save_checkpoint(tmp_path / "model", SPACE.id2label)
+    record_picture, seen = script.Recorder.record, []
+
+    def record(self, picture):
+        seen.append(picture.image_id)
+        if len(seen) == 3:
+            script.main(arguments(checkpoint, camvid, "--flip"))
+        if len(seen) == 12:
+            raise Stop
+        return record_picture(self, picture)
+
+    monkeypatch.setattr(script.Recorder, "record", record)
+    with pytest.raises(Stop):
+        script.main(arguments(checkpoint, camvid))
+    assert [file.name for file in checkpoint.glob(".*")] == [".scores_camvid_val.work"]
+    with pytest.raises(Stop):
+        seen[:] = seen[:9]
+        script.main(arguments(checkpoint, camvid, "--scales", "1.5"))
+    assert seen[9:] == ["0", "1", "2"]
+    script.main(arguments(checkpoint, camvid))
+    assert seen[12:] == ["5"]
+    script.main(arguments(checkpoint, camvid, "--scales", "1.5"))
+    assert seen[13:] == ["2", "3", "4", "5"]
+    names = ["scores_camvid_val", "scores_camvid_val_flip", "scores_camvid_val_scales1.5"]
+    assert sorted(file.stem for file in checkpoint.glob("scores*.json")) == names and not list(checkpoint.glob(".*"))
+    monkeypatch.setattr(script.Recorder, "record", record_picture)
+    alone = tmp_path / "alone.json"
+    script.main(arguments(checkpoint, camvid, "--output", alone))
+    assert alone.read_bytes() == (checkpoint / "scores_camvid_val.json").read_bytes()
 
 
 def test_overwrite_begins_anew(script, checkpoint, camvid, tmp_path, capsys):
@@ -262,17 +297,80 @@ def test_overwrite_begins_anew(script, checkpoint, camvid, tmp_path, capsys):
     with pytest.raises(CheckpointError, match="dataset was another, is camvid"):
         script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json"))
     script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json", "--overwrite"))
-    assert "going on" not in capsys.readouterr().out and (tmp_path / "scores.json").exists()
+    assert "resumed" not in capsys.readouterr().out and (tmp_path / "scores.json").exists()
 
 
-def test_pictures_without_a_labelled_pixel_are_explained(script, checkpoint, camvid, tmp_path):
+def test_a_split_without_a_labelled_pixel_is_an_error(script, checkpoint, camvid, tmp_path):
     void = Path(shutil.copytree(camvid, tmp_path / "void"))
     for file in (void / "valannot").iterdir():
         PIL.Image.fromarray(np.full((36, 52), 11, np.uint8)).save(file)
-    with pytest.warns(UserWarning, match="no labelled pixel was counted"):
-        script.main(arguments(checkpoint, void, "--output", tmp_path / "scores.json", "--worst", "1"))
-    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scores"]
-    assert scores["mean_iou"] is None and scores["labelled_pixels"] == 0
+    output = tmp_path / "scores.json"
+    with (
+        pytest.warns(UserWarning, match="no labelled pixel was counted"),
+        pytest.raises(DataError, match="the split 'val' of camvid holds no labelled pixel"),
+    ):
+        script.main(arguments(checkpoint, void, "--output", output, "--worst", "1"))
+    assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("scores*"))
+
+
+def own_folder(folder, camvid):
+    (folder / "val").mkdir(parents=True)
+    (folder / "val" / "images").symlink_to(camvid / "val")
+    (folder / "val" / "labels").symlink_to(camvid / "valannot")
+    return folder
+
+
+def test_no_evaluation_overwrites_another(script, camvid, tmp_path, capsys):
+    """Other settings, other own folders, another name: each has its files, and all are in the card."""
+    checkpoint = save_checkpoint(tmp_path / "model", SPACE.id2label)
+    write_model_card(checkpoint)
+    own = ["--dataset", "folder", "--label_space", "camvid11", "--data_dir"]
+    photos, slides = (own_folder(tmp_path / name, camvid) for name in ("photos", "slides"))
+    ways = {
+        "scores_camvid_val": [],
+        "scores_camvid_val_flip": ["--flip"],
+        "scores_folder-photos_val_camvid11": [*own, photos],
+        "scores_evening_val_camvid11": [*own, f"evening={slides}"],
+    }
+    for way in ways.values():
+        script.main(arguments(checkpoint, camvid, *way))
+    assert sorted(file.stem for file in checkpoint.glob("*.csv")) == sorted(ways)
+    assert sorted(file.stem for file in checkpoint.glob("scores*.json")) == sorted(ways)
+    assert "replaced" not in capsys.readouterr().out
+    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in card.splitlines() if " val (6 pictures) | " in line]
+    assert len(rows) == len(ways) == len(set(rows))
+    names = {json.loads(file.read_text(encoding="utf-8"))["dataset"] for file in checkpoint.glob("scores*.json")}
+    assert names == {"camvid", "photos", "evening"}
+    script.main(arguments(checkpoint, camvid, "--flip"))
+    assert f"replaced: the scores of an earlier run of the same evaluation in {checkpoint}" in capsys.readouterr().out
+
+
+def test_a_file_of_something_else_is_not_overwritten(script, checkpoint, camvid, tmp_path, capsys):
+    output = tmp_path / "scores.json"
+    given = arguments(checkpoint, camvid, "--output", output)
+    script.main(given)
+    before = output.read_bytes()
+    other = shutil.copytree(camvid, tmp_path / "other")
+    (other / "val" / "5.png").unlink()
+    (other / "valannot" / "5.png").unlink()
+    for more, differs in (
+        (["--flip"], "inference"),
+        (["--dtype", "bfloat16"], "dtype"),
+        (["--data_dir", other], "image_ids"),
+        (["--absent_as_zero"], "absent_as_zero"),
+        (["--data_dir", f"mine={camvid}"], "dataset"),
+    ):
+        with pytest.raises(RecipeError, match=rf"scores.json holds the scores of another evaluation \({differs} differ\)"):
+            script.main([*given, *map(str, more)])
+        assert output.read_bytes() == before
+    script.main([*given, "--flip", "--overwrite"])
+    assert output.read_bytes() != before
+    output.write_text('{"my": "notes"}', encoding="utf-8")
+    with pytest.raises(RecipeError, match="is no record of an evaluation"):
+        script.main(given)
+    assert json.loads(output.read_text(encoding="utf-8")) == {"my": "notes"}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_cityscapes_own_scores(script, tmp_path, monkeypatch):
@@ -396,7 +494,7 @@ def test_a_killed_evaluation_goes_on_with_another_number_of_processes(script, ch
     assert not output.exists() and part.read_bytes().count(b"\n") in range(2, 6)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, *slow]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=one_thread)
-    assert "going on" in done.stdout
+    assert "resumed" in done.stdout
     one, two = (json.loads(path.read_text(encoding="utf-8")) for path in (whole, output))
     assert (one["settings"].pop("num_processes"), two["settings"].pop("num_processes")) == (1, 2)
     assert one == two

@@ -78,6 +78,19 @@ def recipe(weights):
     )
 
 
+@pytest.mark.parametrize("eval_at_start", [True, False])
+def test_an_evaluation_split_without_a_labelled_pixel_is_an_error(recipe, mini_camvid, tmp_path, eval_at_start):
+    data = tmp_path / "camvid"
+    shutil.copytree(mini_camvid, data)
+    for file in (data / "valannot").glob("*.png"):
+        Image.fromarray(np.full_like(np.asarray(Image.open(file)), 11)).save(file)
+    recipe.epochs, recipe.eval_at_start = 1, eval_at_start
+    message = "'val' of camvid holds no labelled pixel"
+    with pytest.warns(UserWarning, match="no labelled pixel"), pytest.raises(DataError, match=message):
+        Stage(recipe, data, tmp_path / "run").run()
+    assert not (tmp_path / "run" / "best").exists()
+
+
 def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, log_of, tmp_path, capsys):
     recipe.eval_at_start, recipe.epochs, recipe.trackers = True, 8, ["tensorboard"]
     scores = Stage(recipe, mini_camvid, tmp_path).run()
