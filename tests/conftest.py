@@ -1,5 +1,6 @@
 """Shared by all tests: offline, without progress bars; a tiny network; the place of the real data."""
 
+import csv
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,6 +43,28 @@ def tiny_model(tiny_config):
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     torch.nn.init.normal_(model.head[3].weight)
     return model.eval()
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def _cell(column, text):
+    if column in ("id", "train_id"):
+        return int(text)
+    if column == "colour":
+        return tuple(bytes.fromhex(text.removeprefix("#")))
+    return {"yes": True, "no": False}.get(text, text)
+
+
+@pytest.fixture(scope="session")
+def fixture_rows():
+    """Reads `fixtures/NAME.csv` as a list of rows by column: ids as int, colours as (red, green, blue), yes and no as bool."""
+
+    def read(name):
+        with (FIXTURES / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            return [{column: _cell(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
+
+    return read
 
 
 @pytest.fixture(scope="session")
