@@ -134,7 +134,7 @@ def test_vocs_classes_in_coco_are_those_of_torchvisions_reference(fixture_rows):
     assert coco.VOC_CATEGORIES == (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
     voc_id_of = {row["name"]: row["id"] for row in fixture_rows("voc21")}
     things = [row for row in fixture_rows("coco_panoptic") if row["thing"]]
-    assert coco.VOC_ID_OF_CATEGORY == {row["id"]: voc_id_of[row["voc21"]] for row in things}
+    assert {row["id"]: voc_id_of[row["voc21"]] for row in things} == coco.VOC_ID_OF_CATEGORY
 
 
 # Source → target: the fixture, its columns of the source's and of the target's class.
