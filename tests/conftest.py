@@ -53,12 +53,17 @@ def _cell(column, text):
         return int(text)
     if column == "colour":
         return tuple(bytes.fromhex(text.removeprefix("#")))
+    if column in ("hrnet_weight", "average_size"):
+        return float(text) if text else None
     return {"yes": True, "no": False}.get(text, text)
 
 
 @pytest.fixture(scope="session")
 def fixture_rows():
-    """Reads `fixtures/NAME.csv` as a list of rows by column: ids as int, colours as (red, green, blue), yes and no as bool."""
+    """Reads `fixtures/NAME.csv` as a list of rows by column: ids as int, colours as (red, green, blue), yes and no as bool.
+
+    A cell that is empty is "", or None where the column holds numbers.
+    """
 
     def read(name):
         with (FIXTURES / f"{name}.csv").open(encoding="utf-8", newline="") as file:

@@ -66,12 +66,12 @@ def mini_vistas(drawn_vistas, tmp_path):
 def published_table(fixture_rows):
     """Reads a publisher's table of labels, NAME_labels.json, under the publisher's own keys."""
     keys = {"colour": "color", "train_id": "trainId", "has_instances": "hasInstances", "ignored": "ignoreInEval"}
-    partners = {"cityscapes", "camvid11", "mapillary_vistas_v1.2"}
+    ours = {"cityscapes", "camvid11", "mapillary_vistas_v1.2", "hrnet_weight", "average_size"}
 
     def read(name):
         rows = fixture_rows(name.removesuffix("_labels.json"))
         return [
-            {keys.get(key, key): list(value) if key == "colour" else value for key, value in row.items() if key not in partners}
+            {keys.get(key, key): list(value) if key == "colour" else value for key, value in row.items() if key not in ours}
             for row in rows
         ]
 

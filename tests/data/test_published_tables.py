@@ -12,11 +12,13 @@ import pytest
 from torchvision.models._meta import _COCO_CATEGORIES, _VOC_CATEGORIES
 
 from revhrnet_hf.data import coco, get_label_space, load_segmentation_dataset
+from revhrnet_hf.data.annotation import draw_annotation, labelled_pixels
 from revhrnet_hf.data.cityscapes import CATEGORIES, LABELS
 from revhrnet_hf.data.label_space import LABEL_SPACES
 from revhrnet_hf.data.mapillary_vistas import LABELS as VISTAS_LABELS
 from revhrnet_hf.data.pascal_voc import voc_colour
 from revhrnet_hf.data.translation import TABLES, in_classes_of, translate
+from revhrnet_hf.data.tree import DataTree
 
 
 def test_every_label_space_is_held_by_a_fixture():
@@ -213,3 +215,45 @@ def test_coco_files_are_drawn_in_vocs_ids(fixture_rows, tmp_path):
     for space, expected in (("coco81", range(1, 81)), ("voc21", [voc_id_of[row["voc21"]] for row in things])):
         (row,) = load_segmentation_dataset("coco", tmp_path, "val", label_space=space)
         assert np.array_equal(np.asarray(row["label_map"]), np.repeat([expected], 2, 0).repeat(2, 1)), space
+
+
+def rectangle(number, category_id, left, top, right, bottom):
+    corners = [left, top, right, top, right, bottom, left, bottom]
+    return {"id": number, "image_id": 1, "iscrowd": 0, "category_id": category_id, "segmentation": [corners]}
+
+
+PERSON, DOG, UMBRELLA = 1, 18, 28
+
+
+@pytest.mark.parametrize(
+    ("rectangles", "count"),
+    [
+        ([(PERSON, 0, 0, 40, 25)], 1000),
+        ([(PERSON, 0, 0, 40, 25), (PERSON, 0, 0, 40, 20)], 1000),  # overlapping objects of one class
+        ([(PERSON, 0, 0, 40, 20), (DOG, 0, 10, 40, 25)], 1000),  # and of two
+        ([(PERSON, 0, 0, 40, 25), (UMBRELLA, 0, 25, 40, 30)], 1000),  # background in VOC
+        ([(PERSON, 0, 0, 40, 25), (DOG, 3, 27, 4, 28)], 1001),
+        ([(PERSON, 0, 0, 37, 27)], 999),
+        ([(UMBRELLA, 0, 0, 40, 30)], 0),
+        ([], 0),
+    ],
+)
+def test_labelled_pixels_of_coco_count_once_and_1000_are_too_few(tmp_path, rectangles, count):
+    """torchvision's reference recipe keeps images of more than 1,000 labelled pixels; ours counts those that are covered."""
+    objects = [rectangle(number, *numbers) for number, numbers in enumerate(rectangles, start=1)]
+    # With an image beside it that is kept in any case.
+    full = {**rectangle(99, PERSON, 0, 0, 40, 30), "image_id": 2}
+    images = [{"id": number, "file_name": f"{number}.jpg", "width": 40, "height": 30} for number in (1, 2)]
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / f"{split}2017").mkdir()
+        for number in (1, 2):
+            PIL.Image.new("RGB", (40, 30)).save(tmp_path / f"{split}2017" / f"{number}.jpg")
+        content = {"images": images, "annotations": [*objects, full], "categories": []}
+        (tmp_path / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+    tree, voc = DataTree(tmp_path), get_label_space("voc21")
+    annotation = coco.Coco.list_split(tree, "val", "voc21")[0].annotation
+    assert labelled_pixels(annotation, voc, "x") == count
+    assert count == (draw_annotation(annotation, voc, "x") != 0).sum()
+    listed = coco.Coco.list_split(tree, "train", "voc21")
+    assert [item.image_id for item in listed] == (["1", "2"] if count > 1000 else ["2"])
