@@ -458,10 +458,11 @@ class Trial:
         mutants: to be tried.
         trees: copies, as many as may run at once.
         seconds: of tests for each mutant: files beyond the nearest are left out once those before take so long.
+        reach: up to which distance test files are looked at.
     """
 
-    def __init__(self, mutants: list[Mutant], trees: list[Path], seconds: float):
-        self.mutants, self.trees, self.seconds = mutants, trees, seconds
+    def __init__(self, mutants: list[Mutant], trees: list[Path], seconds: float, reach: int):
+        self.mutants, self.trees, self.seconds, self.reach = mutants, trees, seconds, reach
         self.baseline: dict[str, dict] = {}
         self.caught: dict[Mutant, bool] = {}
         self.tests: dict[str, list[str]] = {}
@@ -470,7 +471,7 @@ class Trial:
     def run(self) -> None:
         imports = Imports()
         distances = {path: imports.distances(path) for path in {mutant.path for mutant in self.mutants}}
-        near = sorted({test for found in distances.values() for test, steps in found.items() if steps <= 2})
+        near = sorted({test for found in distances.values() for test, steps in found.items() if steps <= self.reach})
         print(f"{len(near)} test files without a fault first", flush=True)
         run_all(near, self.trees, self._start_baseline, self._finish_baseline)
         for path, found in distances.items():
@@ -557,6 +558,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Of the sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="Mutants at once")
     parser.add_argument("--seconds", type=float, default=90, help="Of tests for a mutant, where more than the nearest exist")
+    parser.add_argument(
+        "--reach", type=int, default=2, help="1: only tests that import the module; 2: those one import further, …"
+    )
     parser.add_argument("--report", type=Path, help="Markdown file that gets the table and the survivors")
     parser.add_argument("--least", type=float, default=0.0, help="Share that must be caught, else the exit status is 1")
     parser.add_argument("--list", action="store_true", help="Show the sample and try nothing")
@@ -570,7 +574,7 @@ def main() -> None:
     warm_up()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trees = [copy_repository(Path(folder) / str(job)) for job in range(arguments.jobs)]
-        trial = Trial(mutants, trees, arguments.seconds)
+        trial = Trial(mutants, trees, arguments.seconds, arguments.reach)
         trial.run()
     text, share = report(trial)
     print(f"\n{text}")
