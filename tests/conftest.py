@@ -1,10 +1,13 @@
-"""Shared by all tests: offline, without progress bars; a tiny network; the place of the real data."""
+"""Shared by all tests: offline, without progress bars, on the CPU; a tiny network; fixtures; the place of the real data."""
 
 import csv
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# Tests mean the CPU where they name no device; child processes inherit it. TEST_GPU=1 shows them the GPUs.
+if os.environ.get("TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from pathlib import Path
 
@@ -13,6 +16,21 @@ import torch
 from transformers import TimmBackboneConfig
 
 import revhrnet_hf
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """Each test draws the same of torch, whichever came before; of `random` and NumPy pytest-randomly sees to it."""
+    torch.manual_seed(0)
+
+
+SLOW_SECONDS = 1800  # after which a slow test is ended; the others have the time that pyproject.toml says
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 @pytest.fixture

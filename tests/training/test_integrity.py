@@ -1,11 +1,14 @@
 """What a checkpoint folder must be before a run resumes from it: each file as it was written, and none that was added."""
 
+import os
+import pathlib
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.training.checkpoint import choose_whole
+from revhrnet_hf.training.checkpoint import choose_whole, recover
 from revhrnet_hf.training.integrity import damage, refuse_pickles, write_checkpoint
 
 
@@ -75,3 +78,54 @@ def test_nothing_else_is_refused(checkpoint):
     refuse_pickles(checkpoint)
     choose_whole(checkpoint.parent)
     assert damage(checkpoint) is None
+
+
+def killed_at(step, monkeypatch, write):
+    """Runs `write` in a fork that ends without a word before its `step`-th change on the disk; whether it came to its end."""
+    child = os.fork()
+    if not child:
+        left = [step]
+
+        def counted(change):
+            def changed(*arguments, **settings):
+                left[0] -= 1
+                if left[0] == 0:
+                    os._exit(9)
+                return change(*arguments, **settings)
+
+            return changed
+
+        status = 1
+        try:
+            for owner, names in ((os, ("rename", "fsync", "unlink", "rmdir", "mkdir")), (pathlib.Path, ("write_text",))):
+                for name in names:
+                    monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+            write()
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9)
+    return status == 0
+
+
+def test_killed_before_any_change_on_the_disk(tmp_path, monkeypatch):
+    """Whenever a process that replaces a folder is killed, what is found afterwards is the old one or the new one, whole."""
+
+    def fill(folder, number):
+        for name in "abcd":
+            (folder / name).write_text(str(number))
+
+    ended, step, seen = False, 0, set()
+    while not ended:
+        step += 1
+        output_dir = tmp_path / str(step)
+        write_checkpoint(output_dir / "best", lambda folder: fill(folder, 1))
+        ended = killed_at(step, monkeypatch, lambda: write_checkpoint(output_dir / "best", lambda folder: fill(folder, 2)))  # noqa: B023
+        recover(output_dir)
+        contents = {(output_dir / "best" / name).read_text() for name in "abcd"}
+        assert len(contents) == 1, step
+        seen |= contents
+        assert damage(output_dir / "best") is None, step
+        assert [path.name for path in output_dir.iterdir()] == ["best"], step
+    assert step > 15 and seen == {"1", "2"}
