@@ -3,10 +3,12 @@ traceback of our own defect."""
 
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 
 import torch
 
 from .errors import RecipeError, RevHRNetError, RunStopped
+from .escape import PROGRESS_BAR, PrintableStream
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -21,6 +23,12 @@ def run(main: Callable[[], None]) -> None:
     Raises:
         SystemExit: status 1 after an error, 130 after Ctrl-C, 143 after a SIGTERM that was heeded.
     """
+    # Names of classes, files and images come from elsewhere.
+    with redirect_stdout(PrintableStream(sys.stdout)), redirect_stderr(PrintableStream(sys.stderr, PROGRESS_BAR)):
+        _run(main)
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
     except RevHRNetError as error:

@@ -19,9 +19,9 @@ from transformers import TimmBackbone
 from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from .data.miniature import draw_scenes
 from .errors import ExportError
 from .report.pictures import open_picture
+from .synthetic import draw_scenes
 
 INPUT = "pixel_values"
 ALLOWED_DIFFERENCE = 1e-3  # of logits

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.data.audit import audit_dataset
+from revhrnet_hf.data.loader import MOST_WORKERS
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import write_json
 
@@ -24,13 +25,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--split", nargs="+", default=(), help="parts of the data set (default: all that are there)")
     parser.add_argument("--label_space", help="classes by name, or a label table (default: the data set's usual ones)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all of it as JSON, too")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode; 0: none (default: %(default)s)")
+    parser.add_argument(
+        "--num_workers", type=int, help=f"processes that decode; 0: none (default: half the cores, at most {MOST_WORKERS})"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    if args.num_workers < 0:
+    if args.num_workers is not None and args.num_workers < 0:
         raise RecipeError(f"--num_workers {args.num_workers}: give 0 or more")
     if args.json and not args.json.parent.is_dir():
         raise RecipeError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from revhrnet_hf.cli import choose_device, run
 from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.evaluation.checkpoint import add_trust_argument
 from revhrnet_hf.report.pictures import find_pictures, open_picture
 
 
@@ -28,6 +29,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run (default: auto)")
+    add_trust_argument(parser)
     parser.add_argument("--export_space", type=Path, metavar="DIR", help="write a Space to this new folder, and serve nothing")
     return parser.parse_args(arguments)
 
@@ -46,10 +48,10 @@ def main(arguments=None) -> None:
     for path in examples:
         open_picture(path)  # a broken example is said now, not to the page's visitors
     if args.export_space:
-        export_space(args.export_space, checkpoints, examples)
+        export_space(args.export_space, checkpoints, examples, args.trust_remote_code)
         print(f"written: {args.export_space}")
         return
-    segmenters = [load_segmenter(checkpoint, choose_device(args.device)) for checkpoint in checkpoints]
+    segmenters = [load_segmenter(checkpoint, choose_device(args.device), args.trust_remote_code) for checkpoint in checkpoints]
     serve(build_page(segmenters, examples), args.host, args.port)
 
 

@@ -26,10 +26,12 @@ from tqdm import tqdm
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
+from revhrnet_hf.data.loader import MOST_WORKERS
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import (
     ConfusionMatrix,
     add_inference_arguments,
+    add_trust_argument,
     class_sources,
     format_scores,
     inference_settings,
@@ -61,6 +63,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--image_column", help="for hub, the column of pictures (default: image)")
     parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
     add_inference_arguments(parser)
+    add_trust_argument(parser)
     parser.add_argument("--boundary", action="store_true", help="boundary IoU as well: what lies near the classes' borders")
     parser.add_argument(
         "--absent_as_zero",
@@ -93,8 +96,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--num_workers",
         type=int,
-        default=2,
-        help="processes (on a CPU: threads) that read pictures, for each that runs the model; 0: none (default: %(default)s)",
+        help="processes that read images, for each process that runs the model; 0: none (default: its share of the cores, half "
+        f"of that beside a model on the CPU, at most {MOST_WORKERS})",
     )
     parser.add_argument(
         "--dtype",
@@ -128,7 +131,7 @@ def main(arguments=None) -> None:
         submission=args.submission and submission_format(args.dataset, label_space),
         submission_dir=args.submission,
     )
-    model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype))
+    model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype), args.trust_remote_code)
     sources = class_sources(model.config, label_space, args.dataset)
     if sources is not None and state.is_main_process:
         print(format_sources(model.config, label_space, sources))
@@ -182,7 +185,7 @@ def check_arguments(args, state):
     if args.device == "cuda" and state.device.type != "cuda":
         raise RecipeError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
     for name in ("num_workers", "worst"):
-        if getattr(args, name) < 0:
+        if (getattr(args, name) or 0) < 0:
             raise RecipeError(f"--{name} {getattr(args, name)}: give 0 or more")
     if args.plot and find_spec("matplotlib") is None:
         raise RecipeError("--plot needs matplotlib: pip install matplotlib, or leave it out")

@@ -22,7 +22,7 @@ from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.label_space import LABEL_SPACES, find_label_space
 from revhrnet_hf.data.label_table import is_label_table
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
-from revhrnet_hf.evaluation import check_same_classes, class_sources, load_checkpoint, predict_label_maps
+from revhrnet_hf.evaluation import add_trust_argument, check_same_classes, class_sources, load_checkpoint, predict_label_maps
 from revhrnet_hf.report import figures
 from revhrnet_hf.report.feature_maps import component_pictures, feature_maps, mean_pictures
 from revhrnet_hf.report.pictures import find_pictures, open_picture
@@ -50,6 +50,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         added.set_defaults(draw=draw)
         added.add_argument("-o", "--output", type=Path, required=True, help="file to write, .png or .pdf")
         added.add_argument("--overwrite", action="store_true", help="replace it if it is there")
+        add_trust_argument(added)
         return added
 
     compare = command("compare", draw_comparison, "two models' predictions and feature maps, one below the other")
@@ -96,7 +97,7 @@ def main(arguments=None) -> None:
 
 def draw_comparison(args):
     pictures = [open_picture(path) for path in find_pictures(args.pictures)]
-    models = [load_checkpoint(checkpoint) for checkpoint in args.checkpoints]
+    models = [load_checkpoint(checkpoint, trust_remote_code=args.trust_remote_code) for checkpoint in args.checkpoints]
     names, palette = shared_classes([model.config for model, _ in models], args.checkpoints)
     titles = args.names or short_names(args.checkpoints)
     predictions = [predict_label_maps(*model, pictures) for model in models]
@@ -139,7 +140,7 @@ def draw_overlay(args):
     if not 0 <= args.opacity <= 1:
         raise RecipeError(f"--opacity {args.opacity} is not between 0 and 1")
     pictures = [open_picture(path) for path in find_pictures(args.pictures)]
-    model, image_processor = load_checkpoint(args.checkpoint)
+    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = figures.names_and_palette(model.config)
     label_maps = predict_label_maps(model, image_processor, pictures)
     overlays = [
@@ -154,7 +155,7 @@ def draw_errors(args):
     dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split, label_space=args.label_space)
     space = label_space_of(dataset)
     dataset = dataset.select(chosen_pictures(dataset["image_id"], args.image_ids, args.count))
-    model, image_processor = load_checkpoint(args.checkpoint)
+    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     if class_sources(model.config, space, args.dataset) is not None:
         raise CheckpointError(
             f"the checkpoint {args.checkpoint} has other classes than {args.dataset}: give --label_space one with its classes"
@@ -203,7 +204,7 @@ def draw_legend(args):
         space = find_label_space(args.classes)
         names, palette = space.names, space.colours
     else:
-        model, _ = load_checkpoint(args.classes)
+        model, _ = load_checkpoint(args.classes, trust_remote_code=args.trust_remote_code)
         names, palette = figures.names_and_palette(model.config)
     return plots.legend_figure(list(zip(names, palette, strict=True)))
 

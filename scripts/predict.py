@@ -12,7 +12,7 @@ from pathlib import Path
 
 from revhrnet_hf.cli import choose_device, run
 from revhrnet_hf.errors import DataError, RecipeError
-from revhrnet_hf.evaluation import add_inference_arguments, inference_settings, load_checkpoint, segment
+from revhrnet_hf.evaluation import add_inference_arguments, add_trust_argument, inference_settings, load_checkpoint, segment
 from revhrnet_hf.report.figures import class_shares, names_and_palette, overlay, palette_png, with_legend
 from revhrnet_hf.report.pictures import find_pictures, open_picture, save_picture
 
@@ -32,6 +32,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         help="of the colours in the overlay, from 0, none, to 1, colours only (default: %(default)s)",
     )
     add_inference_arguments(parser)
+    add_trust_argument(parser)
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -54,7 +55,7 @@ def main(arguments=None) -> None:
     outputs = output_files(find_pictures(args.pictures), args.output_dir, args.overwrite)
     for path in outputs:
         open_picture(path)  # an unreadable picture is said before the work begins, not in the middle of it
-    model, image_processor = load_checkpoint(args.checkpoint)
+    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = names_and_palette(model.config)
     model.to(device)
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -25,12 +25,24 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         "--dry_run", action="store_true", help="look through everything and list it, but send nothing; needs no network or token"
     )
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run and send the checkpoint's Python files although they differ from this package's",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments=None) -> None:
     args = parse_arguments(arguments)
-    push_checkpoint(args.checkpoint, args.name, private=args.private, revision=args.revision, dry_run=args.dry_run)
+    push_checkpoint(
+        args.checkpoint,
+        args.name,
+        private=args.private,
+        revision=args.revision,
+        dry_run=args.dry_run,
+        trust_remote_code=args.trust_remote_code,
+    )
 
 
 if __name__ == "__main__":

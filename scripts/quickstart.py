@@ -13,9 +13,9 @@ from transformers import pipeline
 import revhrnet_hf  # noqa: F401 (registers the models)
 from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
-from revhrnet_hf.data.miniature import write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.report.figures import triptych
 from revhrnet_hf.report.pictures import save_picture
+from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.recipe import read_chain
 

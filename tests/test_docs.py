@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from revhrnet_hf.data.miniature import write_camvid
+from revhrnet_hf.synthetic import write_camvid
 
 ROOT = Path(__file__).parents[1]
 IDS = {0: (90, 90, 90), 7: (128, 64, 128), 24: (220, 20, 60), 26: (0, 0, 142), 27: (0, 0, 70)}

@@ -14,9 +14,9 @@ from timm.layers.conv2d_same import Conv2dSame
 from transformers import TimmBackboneConfig
 
 from revhrnet_hf import RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
-from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
+from revhrnet_hf.synthetic import write_camvid
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")

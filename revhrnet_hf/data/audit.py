@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import AbsentSplitError, DataError
@@ -16,6 +15,7 @@ from .builder import SegmentationBuilder
 from .label_map import LabelMap, Picture
 from .label_space import LabelSpace, find_label_space, id_ranges
 from .listing import Listed, Sample, by, locate_all
+from .loader import build_loader
 from .loading import check_known, find_builder
 from .tree import DataTree
 
@@ -144,14 +144,14 @@ def audit_dataset(
     data_dir: str | Path,
     splits: Iterable[str] = (),
     label_space: str | Path | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
 ) -> Audit:
     """Decodes every picture and label map of a data set in a folder, with a progress bar, and lists all that is wrong.
 
     Args:
         name, data_dir, label_space: as for `load_segmentation_dataset`.
         splits: which; every split that is there if none is named. Files that several splits share are read once.
-        num_workers: processes that decode; 0: this one.
+        num_workers: processes that decode; 0: this one; None: one for each core or two.
 
     Raises:
         DataError: there is no such data set, or none of its splits, or not one that is named.
@@ -205,8 +205,7 @@ def _empty_report(listed: list[Listed], published: int | None, label_space: Labe
 
 def _check_files(audit: Audit, wanted: dict[Sample, list[str]], num_workers: int) -> None:
     check = partial(check_sample, feature=LabelMap.of(audit.label_space))
-    # The loader's workers decode: batch_size None hands `collate_fn` one sample at a time.
-    loader = DataLoader(list(wanted), batch_size=None, collate_fn=check, num_workers=num_workers)
+    loader = build_loader(list(wanted), num_workers, collate_fn=check)  # the workers decode
     for checked, splits in zip(tqdm(loader, desc="decoding", unit="picture"), wanted.values(), strict=True):
         for split in splits:
             audit.splits[split].add(checked)

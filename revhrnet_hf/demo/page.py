@@ -1,25 +1,37 @@
 """The page: a picture goes in, each checkpoint's answer comes out. Built on Gradio; served on this machine's loopback."""
 
+import signal
 import socket
-import tempfile
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gradio as gr
 from PIL import Image
 
-from ..data.miniature import draw_scenes
 from ..errors import DataError, RecipeError, RevHRNetError
 from ..evaluation import InferenceSettings, load_checkpoint, segment
+from ..evaluation.inference import window_starts
 from ..report.figures import Colour, names_and_palette
 from ..report.pictures import open_picture, save_picture
+from ..synthetic import draw_scenes
 from .result import error_html, result_html
 
+# What one visitor may ask of the server; a whole image takes a W18 network some 250 bytes of memory a pixel.
 MOST_MEGABYTES = 30  # of an uploaded file
-MOST_MEGAPIXELS = 50  # of a picture; Mapillary Vistas' largest have 22
+MOST_MEGAPIXELS = 50  # of an image; phones make 12 to 48, Mapillary Vistas' largest have 22
+MOST_EDGE = 16384  # pixels of the longer side
+WHOLE_MEGAPIXELS = 8  # larger images are shown to the network at this size
+MOST_WINDOWS = 256  # of one image
+MOST_SECONDS = 120  # for one answer, after which no further window is begun
+MOST_WAITING = 16  # requests in the queue
+
 WHOLE, SLIDING = "Whole picture", "Sliding window"
-KEPT_SECONDS = 3600  # how long an uploaded picture stays on the server
+KEPT_SECONDS = 3600  # how long an uploaded image stays on the server
 
 INTRODUCTION = """## What is where in this picture?
 Drop a picture: each of its pixels gets a class. Point at the result (on a phone, tap) to see which, and how sure the network
@@ -51,17 +63,18 @@ def picture_input() -> gr.Image:
     return picture
 
 
-def load_segmenter(checkpoint: str | Path, device: str = "cpu") -> Segmenter:
+def load_segmenter(checkpoint: str | Path, device: str = "cpu", trust_remote_code: bool = False) -> Segmenter:
     """Loads what the page needs of a checkpoint.
 
     Args:
         checkpoint: a folder written by `save_pretrained`, or a name on the Hub.
         device: where the model runs.
+        trust_remote_code: run Python files that come with it; see `load_checkpoint`.
 
     Raises:
         CheckpointError: it cannot be loaded, or its classes cannot be shown.
     """
-    model, image_processor = load_checkpoint(checkpoint)
+    model, image_processor = load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
     names, palette = names_and_palette(model.config)
     folder = Path(checkpoint)
     title = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else str(checkpoint)
@@ -82,23 +95,66 @@ def answers_to(segmenters: Sequence[Segmenter], path: str | None, how: str, heig
 
 
 def answer(segmenter: Segmenter, path: str | Path, settings: InferenceSettings) -> str:
-    """A checkpoint's answer to a picture file as HTML.
+    """A checkpoint's answer to an image file as HTML.
 
     Raises:
-        DataError: the file is no picture, or one that is too large for the page.
+        DataError: the file is no image, or one that is too large for the page.
+        RecipeError: the windows are too many, or take too long.
     """
-    picture = open_upload(path)
-    found = segment(segmenter.model, segmenter.image_processor, picture, settings, return_confidence=True)
+    image = open_upload(path)
+    size = (image.height, image.width)
+    seen = image if settings.window else reduced(image)
+    check_windows(size, settings)
+    with time_limit(segmenter.model):
+        found = segment(segmenter.model, segmenter.image_processor, seen, settings, target_size=size, return_confidence=True)
+    note = f"; the network saw it at {seen.width} × {seen.height} pixels" if seen.size != image.size else ""
     return result_html(
-        segmenter.title, picture, found.label_map, found.confidence, segmenter.names, segmenter.palette, Path(path).name
+        segmenter.title, image, found.label_map, found.confidence, segmenter.names, segmenter.palette, Path(path).name, note
     )
 
 
+def reduced(image: Image.Image) -> Image.Image:
+    """The image at `WHOLE_MEGAPIXELS` where it has more."""
+    factor = (WHOLE_MEGAPIXELS * 1e6 / (image.width * image.height)) ** 0.5
+    if factor >= 1:
+        return image
+    return image.resize([max(1, int(edge * factor)) for edge in image.size], Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def check_windows(size: tuple[int, int], settings: InferenceSettings) -> None:
+    """Raises a RecipeError if an image (height, width) takes more windows than the page gives one visitor."""
+    if settings.window is None:
+        return
+    edges = zip(size, settings.window, settings.steps, strict=True)
+    down, across = (len(window_starts(length, min(window, length), step)) for length, window, step in edges)
+    if down * across > MOST_WINDOWS:
+        raise RecipeError(
+            f"this image of {size[1]}×{size[0]} pixels takes {down * across:,} windows of this size; this page takes up to "
+            f"{MOST_WINDOWS}: give larger windows"
+        )
+
+
+@contextmanager
+def time_limit(model) -> Iterator[None]:
+    """Ends the model's work with a RecipeError before the first forward pass after `MOST_SECONDS`."""
+    end = time.monotonic() + MOST_SECONDS
+
+    def check(*_) -> None:
+        if time.monotonic() > end:
+            raise RecipeError(f"this took longer than the {MOST_SECONDS} s that the page gives an image: give larger windows")
+
+    handle = model.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def open_upload(path: str | Path) -> Image.Image:
-    """A picture as a person sees it, RGB.
+    """An image as a viewer shows it, RGB.
 
     Raises:
-        DataError: the file is no picture or has too many pixels; it is called by its name, not by its place on the server.
+        DataError: the file is no image or has too many pixels; it is called by its name, not by its place on the server.
     """
     path = Path(path)
     try:
@@ -109,14 +165,16 @@ def open_upload(path: str | Path) -> Image.Image:
 
 
 def check_pixels(path: Path) -> None:
-    """Raises a DataError if a picture has too many pixels, before they are read."""
+    """Raises a DataError if an image has too many pixels, before they are read."""
     try:
         with Image.open(path) as image:
-            megapixels = image.width * image.height / 1e6
+            megapixels, edge = image.width * image.height / 1e6, max(image.size)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return  # `open_picture` says what is wrong
     if megapixels > MOST_MEGAPIXELS:
         raise DataError(f"{path.name} has {megapixels:.0f} megapixels; this page takes up to {MOST_MEGAPIXELS}: make it smaller")
+    if edge > MOST_EDGE:
+        raise DataError(f"{path.name} is {edge} pixels long; this page takes up to {MOST_EDGE}: cut it, or make it smaller")
 
 
 def default_window(segmenters: Sequence[Segmenter]) -> tuple[int, int]:
@@ -138,9 +196,13 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
 
     Args:
         segmenters: the checkpoints.
-        examples: picture files to choose from; two drawn street scenes if none are given.
+        examples: image files to choose from; two drawn street scenes if none are given, in a folder that goes with the page.
     """
-    examples = [str(path) for path in examples] or [str(path) for path in drawn_examples(Path(tempfile.mkdtemp()))]
+    drawn = None
+    if not examples:
+        drawn = TemporaryDirectory(prefix="revhrnet_examples_")
+        examples = drawn_examples(Path(drawn.name))
+    examples = [str(path) for path in examples]
     height, width = default_window(segmenters)
     with gr.Blocks(title="Semantic segmentation", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(INTRODUCTION)
@@ -174,11 +236,12 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
         )
         # The browser's own business: no picture is sent again.
         opacity.input(None, opacity, None, js="value => document.documentElement.style.setProperty('--seg-opacity', value)")
-    return page
+    page.drawn_examples = drawn  # removed with the page, or when the program ends
+    return page.queue(max_size=MOST_WAITING)
 
 
 def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = None) -> None:
-    """Serves the page until Ctrl-C; nothing on it is fetched from elsewhere.
+    """Serves the page until Ctrl-C or SIGTERM; nothing on it is fetched from elsewhere.
 
     Args:
         page: of `build_page`.
@@ -204,7 +267,12 @@ def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = No
         prevent_thread_lock=True,
     )
     print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
+    # An orderly end, in which temporary files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        page.block_thread()
+    finally:
+        page.close()
 
 
 def check_port(host: str, port: int) -> None:

@@ -25,6 +25,7 @@ def result_html(
     names: Sequence[str],
     palette: Sequence[Colour],
     file_name: str,
+    note: str = "",
 ) -> str:
     """The answer as HTML that page.css and page.js bring to life.
 
@@ -35,6 +36,7 @@ def result_html(
         confidence: (height, width) from 0 to 1, the share of the best class.
         names, palette: name and colour of each class id.
         file_name: of the picture; the label map's is made from it.
+        note: what is said beside the image's size.
     """
     shown = _shown_size(picture.size)
     ids = Image.fromarray(label_map.astype(np.uint8)).resize(shown, Image.Resampling.NEAREST)
@@ -54,7 +56,8 @@ def result_html(
         '<i class="seg-dot" hidden></i><output class="seg-tip" hidden></output></div>'
         f'<ol class="seg-names" hidden>{names_list}</ol>'
         f"{_legend(class_shares(label_map), names, palette)}"
-        f'<p class="seg-foot">{picture.width} × {picture.height} pixels, mean confidence {100 * confidence.mean():.0f} %</p>'
+        f'<p class="seg-foot">{picture.width} × {picture.height} pixels, mean confidence {100 * confidence.mean():.0f} %'
+        f"{html.escape(note)}</p>"
         f'<p class="seg-foot"><a download="{html.escape(download)}" href="{_data_url(palette_png(label_map, palette), "PNG")}">'
         "Download the label map</a> (PNG, its pixel values are the class ids)</p></section>"
     )

@@ -2,9 +2,10 @@
 
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import requires, version
+from importlib.metadata import files, requires, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,10 +13,12 @@ import yaml
 
 import revhrnet_hf
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, HubError
 from ..evaluation import load_checkpoint
 from ..files import write_folder
 from ..report.hub import stage_model
+from ..report.leaks import leaks_of
+from ..report.pictures import open_picture
 
 APP = '''"""The page of this Space: {title}."""
 
@@ -37,25 +40,30 @@ page on your own machine, after `pip install -r requirements.txt gradio=={gradio
 GIT_ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
-def export_space(folder: Path, checkpoints: Sequence[str | Path], examples: Sequence[Path] = ()) -> None:
+def export_space(
+    folder: Path, checkpoints: Sequence[str | Path], examples: Sequence[Path] = (), trust_remote_code: bool = False
+) -> None:
     """Writes a Space: the page, this package, the versions installed here, checkpoints that are folders here, example pictures.
 
     Args:
         folder: to write; it must not exist, or be empty. It is there whole or not at all.
         checkpoints: one or two; of a folder is copied what a push would send, a Hub name is loaded by the Space.
-        examples: pictures to copy.
+        examples: images to copy, without their metadata.
+        trust_remote_code: run and copy Python files of a checkpoint that differ from this package's.
 
     Raises:
         CheckpointError: the folder is in use, or a checkpoint cannot be loaded.
+        HubError: something in it must not be published; see `stage_model` and leaks.py.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an empty folder: give another one")
     for checkpoint in checkpoints:
-        load_checkpoint(checkpoint)
-    write_folder(folder, lambda fresh: _fill(fresh, [str(checkpoint) for checkpoint in checkpoints], examples))
+        load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
+    names = [str(checkpoint) for checkpoint in checkpoints]
+    write_folder(folder, lambda fresh: _fill(fresh, names, examples, trust_remote_code))
 
 
-def _fill(folder, checkpoints, examples):
+def _fill(folder, checkpoints, examples, trust_remote_code):
     # The page calls a checkpoint by the last two parts of its place.
     local = {
         name: "/".join(["checkpoints", str(number), *Path(name).resolve().parts[-2:]])
@@ -64,11 +72,9 @@ def _fill(folder, checkpoints, examples):
     }
     for name, place in local.items():
         with TemporaryDirectory(prefix="revhrnet_space_") as staged:
-            stage_model(Path(name), Path(staged))
+            stage_model(Path(name), Path(staged), trust_remote_code=trust_remote_code)
             shutil.copytree(staged, folder / place)
-    places = [_copy(path, folder / "examples" / f"{number}_{path.name}", folder) for number, path in enumerate(examples, start=1)]
-    package = Path(revhrnet_hf.__file__).parent
-    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    places = [f"examples/{_copy_image(path, folder / 'examples', number)}" for number, path in enumerate(examples, start=1)]
     title = "Semantic segmentation"
     names = [local.get(name, name) for name in checkpoints]
     _write(folder / "app.py", APP.format(title=title, checkpoints=repr(names), examples=repr(places)))
@@ -89,6 +95,41 @@ def _fill(folder, checkpoints, examples):
         front_matter["models"] = hub_names
     text = yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)
     _write(folder / "README.md", README.format(front_matter=text, gradio=version("gradio")))
+    _check(folder)
+    _copy_package(folder)
+
+
+def _check(folder: Path) -> None:
+    """Raises a HubError that lists what must not be published; the package itself is not in the folder yet."""
+    written = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    if problems := [problem for path in written for problem in leaks_of(path, path.relative_to(folder))]:
+        raise HubError("no Space was written: " + "; ".join(problems))
+
+
+def _copy_package(folder: Path) -> None:
+    """This package's own files, as they were installed or are in its git checkout: not what lies beside them by chance."""
+    package = Path(revhrnet_hf.__file__).parent
+    for path in package_files(package):
+        target = folder / package.name / path.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def package_files(package: Path) -> list[Path]:
+    """The files that belong to this package.
+
+    Raises:
+        CheckpointError: that cannot be known here.
+    """
+    recorded = [Path(file.locate()).resolve() for file in files("revhrnet_hf") or ()]
+    found = [path for path in recorded if package.resolve() in path.parents and path.suffix != ".pyc"]
+    if not found:  # an editable installation
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=package, capture_output=True, text=True)
+        found = [package / name for name in listed.stdout.split("\0") if name]
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise CheckpointError(f"which files in {package} belong to the package is not known: install it, or use its git checkout")
+    return found
 
 
 def requirements() -> list[str]:
@@ -97,10 +138,15 @@ def requirements() -> list[str]:
     return [f"{name}=={version(name)}" for name in needed]
 
 
-def _copy(source, target, root):
-    target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(source, target)
-    return target.relative_to(root).as_posix()
+def _copy_image(source: Path, folder: Path, number: int) -> str:
+    """Write the image as a viewer shows it, without its metadata, which may say where and by whom it was taken; its new name."""
+    folder.mkdir(exist_ok=True)
+    lossy = source.suffix.lower() in (".jpg", ".jpeg")
+    target = folder / f"{number}_{source.stem}{'.jpg' if lossy else '.png'}"
+    image = open_picture(source)
+    image.info.clear()
+    image.save(target, **({"format": "JPEG", "quality": 95} if lossy else {"format": "PNG"}))
+    return target.name
 
 
 def _write(path, text):

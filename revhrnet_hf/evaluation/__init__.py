@@ -1,6 +1,6 @@
 """Judging: label maps of whole pictures, one confusion matrix over a data set, and every score read off it."""
 
-from .checkpoint import check_same_classes, class_sources, load_checkpoint
+from .checkpoint import add_trust_argument, check_same_classes, class_sources, load_checkpoint
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
 from .inference import Predicted, Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
@@ -15,6 +15,7 @@ __all__ = [
     "Segmentation",
     "SegmentationMetric",
     "add_inference_arguments",
+    "add_trust_argument",
     "check_same_classes",
     "class_sources",
     "evaluate_dataset",

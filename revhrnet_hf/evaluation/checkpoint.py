@@ -1,5 +1,6 @@
 """Loading a checkpoint to use it, and holding its classes against a data set's."""
 
+import argparse
 import re
 from pathlib import Path
 
@@ -12,12 +13,23 @@ from ..data.translation import are_joined, sources_of
 from ..errors import CheckpointError
 
 
-def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32):
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """The option `--trust_remote_code` of every command that loads a checkpoint."""
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the Python files of a checkpoint whose architecture is neither this package's nor Transformers' own",
+    )
+
+
+def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False):
     """Loads a model for semantic segmentation and its image processor; any that Transformers knows, not only ours.
 
     Args:
         checkpoint: a folder written by `save_pretrained`, or a name on the Hub.
         dtype: of the weights.
+        trust_remote_code: run Python files that come with the checkpoint, where neither Transformers nor this package knows its
+            architecture; without it such a checkpoint is an error, and nobody is asked on the terminal.
 
     Returns:
         The model, in eval mode on the CPU, and the image processor.
@@ -28,10 +40,17 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32):
     checkpoint = str(checkpoint)
     _check_is_there(checkpoint)
     try:
-        image_processor = AutoImageProcessor.from_pretrained(checkpoint)
-        model, loaded = AutoModelForSemanticSegmentation.from_pretrained(checkpoint, dtype=dtype, output_loading_info=True)
+        image_processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+        model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
+            checkpoint, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         said = str(error).strip().splitlines()[0]
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"the checkpoint {checkpoint} brings Python code of its own, which loading it would run: read its *.py files, "
+                "then give --trust_remote_code if you trust them"
+            ) from error
         advice = "" if Path(checkpoint).is_dir() else "; no folder of that name lies here, so it was sought on the Hub"
         raise CheckpointError(f"cannot load the checkpoint {checkpoint}: {said}{advice}") from error
     # Transformers would fill these with random numbers.

@@ -9,7 +9,6 @@ Segmentation", CVPR 2015), their dictionary keys those of `evaluate`'s `mean_iou
 
 import math
 import warnings
-from functools import partial
 
 import datasets
 import evaluate
@@ -19,11 +18,7 @@ import torch
 from ..errors import DataError
 
 BYTES = 256
-# Between the counts of one predicted id and those of the next; a power of two would put them all at the same places of the cache.
-PAIR_STRIDE = BYTES + 8
 CHUNK_PIXELS = 2**19  # counted at once, so that what is computed stays in the processor's cache
-MANY_PIXELS = 2**16  # from here on, counting all pairs of bytes is quicker than looking at each id
-RUN_PIXELS = 8  # runs of equal pixels are counted instead of pixels where they are as long as this on average
 
 
 class ConfusionMatrix:
@@ -141,12 +136,7 @@ class ConfusionMatrix:
         return scores
 
     def _count_on_cpu(self, predictions, references):
-        runs = _runs(predictions, references)
-        if runs is not None:
-            predictions, references, lengths = runs
-            # Weights are summed in float64, exact up to 2^53.
-            return self._count_cells(predictions, references, partial(torch.bincount, weights=lengths)).long()
-        if predictions.dtype == references.dtype == torch.uint8 and predictions.numel() >= MANY_PIXELS:
+        if predictions.dtype == references.dtype == torch.uint8:
             return self._count_bytes(predictions, references)
         return self._count_cells(predictions, references)
 
@@ -158,23 +148,15 @@ class ConfusionMatrix:
         return count(cells, minlength=rows * columns).view(rows, columns)
 
     def _count_bytes(self, predictions, references):
-        """All pairs of two bytes, and only then what they mean: a pass over the pixels is dearer than one over 65,536 pairs."""
-        predicted = int(predictions.max()) + 1  # few as a rule: a small table stays in the processor's cache
-        table = predicted * PAIR_STRIDE
-        counts = torch.zeros(2 * table, dtype=torch.int64)
-        buffer = torch.empty(min(CHUNK_PIXELS, references.numel()), dtype=torch.int32)
-        parts = (ids.split(CHUNK_PIXELS) for ids in (references, predictions))
-        for reference, prediction in zip(*parts, strict=True):
-            cells = buffer[: len(reference)].copy_(prediction).mul_(PAIR_STRIDE).add_(reference)
-            # Every other pixel counts in a second table: the same count twice in a row would wait for itself.
-            cells[: len(cells) // 2 * 2].view(torch.int64).add_(table << 32)
-            counts += torch.bincount(cells, minlength=2 * table)
-        pairs = counts.view(2, predicted, PAIR_STRIDE).sum(0)[:, :BYTES].T
+        """Count all pairs of two bytes, and only then what they mean: there are 65,536 pairs, and millions of pixels."""
+        pairs = torch.zeros(BYTES**2, dtype=torch.int64)
+        for reference, prediction in zip(references.split(CHUNK_PIXELS), predictions.split(CHUNK_PIXELS), strict=True):
+            pairs += torch.bincount(reference.int().mul_(BYTES).add_(prediction), minlength=BYTES**2)
         every_id = torch.arange(BYTES).to(torch.uint8)
         rows, columns = self._counts.shape
         places = _place(every_id, self.num_classes, self.ignore_index)
-        by_row = pairs.new_zeros(rows, predicted).index_add_(0, places, pairs)
-        return pairs.new_zeros(rows, columns).index_add_(1, _place(every_id[:predicted], self.num_classes), by_row)
+        by_row = pairs.new_zeros(rows, BYTES).index_add_(0, places, pairs.view(BYTES, BYTES))
+        return pairs.new_zeros(rows, columns).index_add_(1, _place(every_id, self.num_classes), by_row)
 
     def _raise_for_bad_ids(self, predictions, references, image_ids):
         # int64 holds any ignore_index, so that the comparisons below cannot wrap.
@@ -300,21 +282,6 @@ def _place(ids, num_classes, ignore_index=None):
     if ignore_index is not None and dtype.min <= ignore_index <= dtype.max:
         places.masked_fill_(ids == ignore_index, num_classes + 2)
     return places
-
-
-def _runs(predictions, references):
-    """Predicted id, reference id and length of each run in which neither changes; None where runs are short.
-
-    Label maps are areas, and predicted ones are enlarged at least fourfold: comparing neighbours and counting the runs
-    takes a fraction of the time that counting the pixels takes.
-    """
-    predictions, references = predictions.numpy(), references.numpy()
-    changes = predictions[1:] != predictions[:-1]
-    changes |= references[1:] != references[:-1]
-    if (np.count_nonzero(changes) + 1) * RUN_PIXELS > len(predictions):
-        return None
-    last = np.append(np.flatnonzero(changes), len(predictions) - 1)
-    return [torch.from_numpy(values) for values in (predictions[last], references[last], np.diff(last, prepend=-1))]
 
 
 def _count_without_waiting(cells, minlength):

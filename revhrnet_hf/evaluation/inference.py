@@ -115,7 +115,7 @@ def predict_dataset(
     *,
     settings: InferenceSettings = WHOLE,
     sources: list[list[int]] | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
 ) -> Iterator[Predicted]:
     """Label maps of a data set's pictures, each at its true label map's own size, or the picture's where there is none.
 
@@ -124,7 +124,7 @@ def predict_dataset(
         dataset: a `datasets.Dataset` with the columns `image` (PIL, RGB), `label_map` (PIL, mode L, train ids, or None) and
             `image_id`.
         indices: which rows.
-        num_workers: processes that read and prepare pictures, or on a CPU threads that read them (see `load`); 0: this one.
+        num_workers: processes that read and prepare images; 0: this one; None: see `default_num_workers`.
 
     Raises:
         DataError: a picture cannot be read.
@@ -148,7 +148,7 @@ def evaluate_dataset(
     settings: InferenceSettings = WHOLE,
     process_index: int = 0,
     num_processes: int = 1,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     progress: Callable[[int], None] | None = None,
     look: Callable[[Predicted], None] | None = None,
 ) -> ConfusionMatrix:

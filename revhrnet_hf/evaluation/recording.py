@@ -69,7 +69,7 @@ def record_pictures(
     *,
     settings: InferenceSettings = WHOLE,
     sources: list[list[int]] | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     progress: Callable[[int], Any] | None = None,
 ) -> None:
     """Predicts the pictures and writes each one's record at once.

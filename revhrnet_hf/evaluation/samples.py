@@ -1,18 +1,15 @@
-"""A data set's pictures as a network takes them, read by several processes or threads."""
+"""A dataset's images as a network takes them, read ahead by worker processes."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ..data.workers import obey_parent_only, reads_in_threads
+from ..data.loader import build_loader
 from .settings import InferenceSettings, Size
-
-READ_PIXELS = 2**22  # of pictures that are read at once between forward passes
 
 
 class Sample(NamedTuple):
@@ -26,7 +23,7 @@ class Sample(NamedTuple):
 
 
 class Samples(Dataset):
-    """Rows of a data set, read and then prepared."""
+    """Rows of a dataset, read and prepared."""
 
     def __init__(self, dataset, indices: list[int], image_processor, settings: InferenceSettings):
         self.dataset, self.indices, self.image_processor, self.settings = dataset, indices, image_processor, settings
@@ -35,12 +32,7 @@ class Samples(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> Sample:
-        return self.prepare(position, self.read(position))
-
-    def read(self, position: int) -> dict:
-        return self.dataset[self.indices[position]]
-
-    def prepare(self, position: int, row: dict) -> Sample:
+        row = self.dataset[self.indices[position]]
         image, references = row["image"], row["label_map"]
         references = None if references is None else torch.from_numpy(np.array(references))
         size = (image.height, image.width) if references is None else tuple(references.shape)
@@ -48,36 +40,13 @@ class Samples(Dataset):
         return Sample(self.indices[position], row["image_id"], inputs, size, references)
 
 
-def load(samples: Samples, num_workers: int, device: torch.device) -> Iterator[Sample]:
-    """The samples in order, for a network on `device`.
-
-    For an accelerator `num_workers` processes get them ready meanwhile; for a CPU as many threads read pictures between
-    forward passes (see `reads_in_threads`).
-    """
-    if num_workers and reads_in_threads(device):
-        return _read_between(samples, num_workers)
-    return iter(
-        DataLoader(samples, batch_size=None, collate_fn=_as_it_is, num_workers=num_workers, worker_init_fn=obey_parent_only)
-    )
+def load(samples: Samples, num_workers: int | None, device: torch.device) -> Iterator[Sample]:
+    """The samples in order, for a network on `device`; see `build_loader`."""
+    return iter(build_loader(samples, num_workers, device, collate_fn=_unchanged))
 
 
-def _as_it_is(sample):
+def _unchanged(sample):
     return sample
-
-
-def _read_between(samples, num_threads):
-    """Several pictures at once: after a forward pass the network's threads spin for some milliseconds before they sleep."""
-    first, count = 0, num_threads
-    with ThreadPoolExecutor(num_threads) as pool:
-        while first < len(samples):
-            positions = range(first, min(first + count, len(samples)))
-            reads = [pool.submit(samples.read, position) for position in positions]
-            wait(reads)
-            for position, read in zip(positions, reads, strict=True):
-                row = read.result()
-                count = max(num_threads, READ_PIXELS // (row["image"].width * row["image"].height))
-                yield samples.prepare(position, row)
-            first = positions.stop
 
 
 def model_inputs(image_processor, image: PIL.Image.Image, settings: InferenceSettings) -> list:

@@ -7,7 +7,6 @@ the machine: places in the recipe, the host in the names of TensorBoard's files.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +19,11 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from transformers.dynamic_module_utils import get_relative_import_files
 
+from .. import models
 from ..errors import HubError
+from .leaks import leaks_of
 from .model_card import missing_from_card, write_model_card
 
 SENT = (
@@ -29,7 +31,6 @@ SENT = (
     "preprocessor_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
-    "*.py",
     "README.md",
     "recipe.yaml",
     "versions.json",
@@ -37,14 +38,12 @@ SENT = (
     "*.png",
 )
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
-TEXTS = {".json", ".py", ".md", ".yaml"}
 LARGE = 2**20  # bytes; larger files are sent one by one, before the commit
 
 CURVES = "tensorboard"  # beside the checkpoint's folder, and in the repository
 
-# At least two parts: /home/me, and not 1/255 or a web address.
-ABSOLUTE_PATH = re.compile(r"(?<![\w./:*<>-])(?:/(?:[\w.+@~-]+/)+[\w.+@~-]+|~/[\w./+@~-]+|[A-Za-z]:\\\w[\w\\. -]*)")
-TOKEN = re.compile(rb"\b(?:hf|api_org)_[A-Za-z0-9]{20,}")
+# Of the environment that a checkpoint's code runs in; it needs none of what these hold.
+SECRET_NAMES = ("TOKEN", "SECRET", "KEY", "PASSWORD", "CREDENTIAL", "AUTH", "COOKIE")
 
 # In a fresh process without this package: the model, its processor and a small picture.
 LOADING = """
@@ -72,6 +71,7 @@ def push_checkpoint(
     private: bool = False,
     revision: str | None = None,
     dry_run: bool = False,
+    trust_remote_code: bool = False,
     say: Callable[[str], None] = print,
 ) -> str | None:
     """Send a checkpoint to the Hub, in one commit, after looking through all that would be sent.
@@ -83,6 +83,7 @@ def push_checkpoint(
         private: make the repository private.
         revision: branch to send to, made if need be; the main one if not given.
         dry_run: put together and look through everything, and send nothing; neither network nor token is needed.
+        trust_remote_code: run and send Python files of the checkpoint that differ from this package's.
         say: is told what is done, line by line.
 
     Returns:
@@ -101,7 +102,7 @@ def push_checkpoint(
         api, name = _log_in(name)
     with TemporaryDirectory(prefix="revhrnet_push_") as staged:
         staged = Path(staged)
-        left_out = stage(checkpoint, staged, name)
+        left_out = stage(checkpoint, staged, name, trust_remote_code)
         check_staged(staged)
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         say(f"checked, to be sent to {name}{f' ({revision})' if revision else ''}:")
@@ -115,30 +116,34 @@ def push_checkpoint(
         return _send(api, name, staged, files, private, revision, say)
 
 
-def stage(checkpoint: Path, staged: Path, name: str) -> list[str]:
+def stage(checkpoint: Path, staged: Path, name: str, trust_remote_code: bool = False) -> list[str]:
     """Put what is to be sent into the empty folder `staged`: as `stage_model`, and the curves of the run beside it."""
-    left_out = stage_model(checkpoint, staged, name)
+    left_out = stage_model(checkpoint, staged, name, trust_remote_code)
     if (checkpoint.parent / CURVES).is_dir():
         copy_curves(checkpoint.parent / CURVES, staged / CURVES)
     return left_out
 
 
-def stage_model(checkpoint: Path, staged: Path, name: str | None = None) -> list[str]:
+def stage_model(checkpoint: Path, staged: Path, name: str | None = None, trust_remote_code: bool = False) -> list[str]:
     """Put of a checkpoint what others need into the empty folder `staged`, weights as links.
 
     Returns:
         The names of the checkpoint's files that are left out.
 
     Raises:
-        HubError: there are pickles in the checkpoint's folder.
+        HubError: there are pickles in the checkpoint's folder, a link that leads out of it, or code that is not this package's
+            (unless `trust_remote_code`).
     """
-    pickles = sorted(path.name for path in checkpoint.iterdir() if path.suffix in PICKLES)
+    pickles = sorted(path.name for path in checkpoint.iterdir() if path.suffix.lower() in PICKLES)
     if pickles:
         raise HubError(
             f"{checkpoint} holds {', '.join(pickles)}: pickles are not sent, for loading them can run any code. Weights belong "
             "into model.safetensors (save_pretrained); remove the rest"
         )
-    chosen = {path for pattern in SENT for path in checkpoint.glob(pattern) if path.is_file()}
+    chosen = {path for pattern in SENT for path in checkpoint.glob(pattern) if path.is_file()} | model_code(checkpoint)
+    _check_links(checkpoint, chosen)
+    if not trust_remote_code:
+        check_model_code(checkpoint)
     for path in chosen:
         if path.suffix == ".safetensors":
             (staged / path.name).symlink_to(path.resolve())  # large, and sent as it is
@@ -150,6 +155,65 @@ def stage_model(checkpoint: Path, staged: Path, name: str | None = None) -> list
         recipe.write_text(yaml.safe_dump(_without_places(settings), sort_keys=False), encoding="utf-8")
     write_model_card(staged, name)
     return sorted(path.name for path in checkpoint.iterdir() if path not in chosen)
+
+
+def model_code(checkpoint: Path) -> set[Path]:
+    """The Python files that loading the checkpoint with `trust_remote_code` runs.
+
+    They are those that its JSON files name under `auto_map`, and the siblings that these import.
+    """
+    files = set()
+    for name in ("config.json", "preprocessor_config.json"):
+        path = checkpoint / name
+        if not path.is_file():
+            continue
+        # A reference to another repository, `someone/else--modeling.Class`, is no file here.
+        references = [text for text in _texts(json.loads(path.read_text(encoding="utf-8")).get("auto_map")) if "--" not in text]
+        files |= {checkpoint / f"{reference.rpartition('.')[0]}.py" for reference in references}
+    files = {path for path in files if path.is_file()}
+    for path in tuple(files):
+        files |= {checkpoint / Path(sibling).name for sibling in get_relative_import_files(path)}
+    return files
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a value of JSON: an Auto class may have one reference, or several by backend."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _texts(entry)
+
+
+def check_model_code(checkpoint: Path) -> None:
+    """Raises a HubError unless the checkpoint's code is this package's to the byte, so that it is known what loading it runs."""
+    own = Path(models.__file__).parent
+    differing = sorted(
+        path.name
+        for path in model_code(checkpoint)
+        if not (own / path.name).is_file() or (own / path.name).read_bytes() != path.read_bytes()
+    )
+    if differing:
+        raise HubError(
+            f"{', '.join(differing)} in {checkpoint} differ from this package's code (written by another version of it, or by "
+            "somebody else), and loading the checkpoint would run them: load it with this package and save it again "
+            "(from_pretrained, save_pretrained), or read them and give --trust_remote_code"
+        )
+
+
+def _check_links(checkpoint: Path, files: set[Path]) -> None:
+    """Raises a HubError for a link out of the checkpoint's folder, whose content nobody would expect to be sent.
+
+    The Hub's own cache consists of links into a folder `blobs` beside its `snapshots`.
+    """
+    cache = checkpoint.resolve().parents[1:2]
+    blobs = [folder / "blobs" for folder in cache if checkpoint.resolve().parent.name == "snapshots"]
+    for path in sorted(files):
+        target = path.resolve()
+        if target.parent not in (checkpoint.resolve(), *blobs):
+            raise HubError(
+                f"{path} is a link out of the checkpoint's folder, to {target}: put the file itself there if it is meant"
+            )
 
 
 def _without_places(value):
@@ -187,7 +251,8 @@ def copy_curves(source: Path, target: Path) -> None:
 
 def check_staged(staged: Path) -> None:
     """Raises a HubError that lists all that must not be sent, or is missing, in the folder `staged`."""
-    problems = [problem for path in sorted(staged.rglob("*")) if path.is_file() for problem in _leaks(path, staged)]
+    files = (path for path in sorted(staged.rglob("*")) if path.is_file())
+    problems = [problem for path in files for problem in leaks_of(path, path.relative_to(staged))]
     advice = "complete README.md, or remove it to have it written"
     problems += [f"the card lacks {what}: {advice}" for what in missing_from_card(staged)]
     if not list(staged.glob("model*.safetensors")):
@@ -198,31 +263,12 @@ def check_staged(staged: Path) -> None:
         raise HubError("nothing was sent: " + "; ".join(problems))
 
 
-def _leaks(path: Path, staged: Path) -> Iterator[str]:
-    """Places of this machine and tokens in a file."""
-    name = path.relative_to(staged)
-    if path.suffix == ".safetensors":
-        content = _safetensors_header(path)
-    else:
-        content = path.read_bytes()
-    if TOKEN.search(content):
-        yield f"{name} holds an access token: remove it, and revoke it if anybody else has seen the file"
-    if path.suffix in TEXTS or path.suffix == ".safetensors":
-        found = ABSOLUTE_PATH.search(content.decode("utf-8", errors="replace"))
-        if found:
-            yield f"{name} holds the absolute path {found[0]}: remove it, or write the file's name alone"
-
-
-def _safetensors_header(path: Path) -> bytes:
-    """The tensors' names and the notes that somebody may have put beside them."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return file.read(length)
-
-
 def _loading_fails(staged: Path) -> list[str]:
     with TemporaryDirectory(prefix="revhrnet_load_") as home:
-        environment = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": home}
+        # Without tokens: those of the environment are taken out, those in files are not found below another HF_HOME.
+        secret = {name for name in os.environ if any(word in name.upper() for word in SECRET_NAMES)}
+        environment = {name: value for name, value in os.environ.items() if name not in secret}
+        environment |= {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": home}
         finished = subprocess.run(
             [sys.executable, "-c", LOADING, str(staged)], capture_output=True, text=True, env=environment, cwd=home
         )

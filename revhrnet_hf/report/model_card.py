@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 
 from ..data.loading import DATASETS
 from ..errors import CheckpointError
+from ..escape import code, fenced, markdown
 from ..models.backbone import TIMM_HRNETS
 from .figures import names_and_palette
 
@@ -114,7 +115,7 @@ def read_record(folder: str | Path) -> Record:
     """Raises a CheckpointError that names the file that cannot be read."""
     folder = Path(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # which asks nobody on the terminal
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no configuration of a model that can be read: {error}") from error
     record = Record(config, has_example=(folder / EXAMPLE_FILE).exists())
@@ -162,7 +163,7 @@ def make_card(record: Record, name: str | None = None) -> str:
     """The card's text: metadata between `---`, then sections."""
     sections = [
         MARK,
-        f"# {record.title}",
+        f"# {markdown(record.title)}",
         _introduction(record),
         _example(record),
         _results(record),
@@ -241,10 +242,10 @@ def _introduction(record: Record) -> str:
         text += f" with the network of {PAPERS[config.model_type]}"
     if base:
         frozen = getattr(config, "freeze_backbone", False)
-        text += f", on {'the frozen, ' if frozen else ''}pretrained weights of `{base}`"
+        text += f", on {'the frozen, ' if frozen else ''}pretrained weights of {code(base)}"
     names, _ = names_and_palette(config)
     size = f"{total / 1e6:.2f} million parameters, {trainable / 1e6:.2f} million of them trained"
-    return f"{text}. {size}.\n\nClasses: {', '.join(names)}."
+    return f"{text}. {size}.\n\nClasses: {', '.join(map(markdown, names))}."
 
 
 def _example(record: Record) -> str:
@@ -262,9 +263,10 @@ def _results(record: Record) -> str:
         return ""
     rows = [
         [
-            f"{dataset_title(result.dataset)} {result.split}" + (f" ({result.pictures} pictures)" if result.pictures else ""),
+            markdown(f"{dataset_title(result.dataset)} {result.split}")
+            + (f" ({result.pictures} pictures)" if result.pictures else ""),
             *(as_share(result.scores[metric]) for metric in METRICS),
-            result.how,
+            markdown(result.how),
         ]
         for result in record.results
     ]
@@ -276,7 +278,7 @@ def _per_class(result: Result) -> str:
     scores = result.scores
     labelled = scores["labelled_pixels"]
     rows = [
-        [name, as_share(iou), as_share(accuracy), as_share(pixels / labelled if labelled else None)]
+        [markdown(name), as_share(iou), as_share(accuracy), as_share(pixels / labelled if labelled else None)]
         for name, iou, accuracy, pixels in zip(
             result.names,
             scores["per_category_iou"],
@@ -285,7 +287,7 @@ def _per_class(result: Result) -> str:
             strict=True,
         )
     ]
-    title = f"{dataset_title(result.dataset)} {result.split}, class by class:"
+    title = f"{markdown(f'{dataset_title(result.dataset)} {result.split}')}, class by class:"
     return f"{title}\n\n{table(['class', 'IoU', 'accuracy', 'share of the pixels'], rows)}"
 
 
@@ -316,28 +318,28 @@ def _making(record: Record) -> str:
     if record.versions:
         made_with = dict(record.versions)
         revision = made_with.pop("revision", None)
-        parts.append("Made with " + ", ".join(f"{name} {version}" for name, version in made_with.items()) + ".")
+        parts.append("Made with " + ", ".join(markdown(f"{name} {version}") for name, version in made_with.items()) + ".")
         if revision:
-            parts.append(f"Revision of revhrnet_hf: `{revision}`.")
+            parts.append(f"Revision of revhrnet_hf: {code(revision)}.")
     return "\n\n".join(parts)
 
 
 def _stage(stage: dict[str, Any], number: int, stages: int) -> str:
     """One stage of training in a sentence or two, and what its recipe says."""
-    title = " and ".join(dataset_title(name) for name in stage["dataset"].split(" + "))
-    text = f"{f'Stage {number}: ' if stages > 1 else ''}{title} ({stage['label_space']}), {stage['pictures']} pictures"
+    title = markdown(" and ".join(dataset_title(name) for name in stage["dataset"].split(" + ")))
+    text = f"{f'Stage {number}: ' if stages > 1 else ''}{title} ({markdown(stage['label_space'])}), {stage['pictures']} pictures"
     published = _published(stage)
     if published not in (None, stage["pictures"]):
         text += f" (the data set was published with {published} to train on)"
     text += f", {stage['epochs']} epoch{'s' * (stage['epochs'] != 1)}, {stage['steps']} steps"
     if "hardware" in stage:
-        text += f", on {stage['hardware']}"
+        text += f", on {markdown(stage['hardware'])}"
     if "seconds" in stage:
         text += f", {duration(stage['seconds'])} with evaluation"
     if "scores" in stage and number < stages:
-        text += f"; mIoU {as_share(stage['scores']['mean_iou'])} on {stage['eval_split']}"
+        text += f"; mIoU {as_share(stage['scores']['mean_iou'])} on {markdown(stage['eval_split'])}"
     settings = yaml.safe_dump({"dataset": stage["dataset"].split(" + ")[0], **stage["recipe"]}, sort_keys=False)
-    return f"{text}. Its recipe, where it differs from the defaults of `scripts/run_seg.py`:\n\n```yaml\n{settings}```"
+    return f"{text}. Its recipe, where it differs from the defaults of `scripts/run_seg.py`:\n\n{fenced(settings, 'yaml')}"
 
 
 def _published(stage: dict[str, Any]) -> int | None:
@@ -352,16 +354,18 @@ def _limits(record: Record) -> str:
     result = record.results[0]
     ious = {name: iou for name, iou in zip(result.names, result.scores["per_category_iou"], strict=True) if iou is not None}
     weak = sorted((iou, name) for name, iou in ious.items() if iou < WEAK_IOU)
-    where = f"{dataset_title(result.dataset)} {result.split}"
+    where = markdown(f"{dataset_title(result.dataset)} {result.split}")
+    measured = " and ".join(markdown(f"{dataset_title(r.dataset)} {r.split}") for r in record.results)
     lines = [
-        f"- Measured on {' and '.join(f'{dataset_title(r.dataset)} {r.split}' for r in record.results)} only: other cameras, "
+        f"- Measured on {measured} only: other cameras, "
         "places and weather were not tried.",
         "- It knows the classes above and nothing else: whatever is in the picture gets one of them.",
     ]
     if weak:
-        lines.append(f"- Below IoU {WEAK_IOU} on {where}: {', '.join(f'{name} ({as_share(iou)})' for iou, name in weak)}.")
+        named = ", ".join(f"{markdown(name)} ({as_share(iou)})" for iou, name in weak)
+        lines.append(f"- Below IoU {WEAK_IOU} on {where}: {named}.")
     if result.scores["absent_classes"]:
-        absent = ", ".join(map(str, result.scores["absent_classes"]))
+        absent = ", ".join(map(markdown, result.scores["absent_classes"]))
         lines.append(f"- Occur nowhere in {where}, so nothing is known of them: {absent}.")
     return "\n".join(["## Limits", "", *lines])
 
@@ -369,18 +373,18 @@ def _limits(record: Record) -> str:
 def _licence(record: Record) -> str:
     base, identifier = pretrained_backbone(record), licence(record)
     if base:
-        text = f"The checkpoint contains the weights of `{base}`, or was trained from them, and these are "
+        text = f"The checkpoint contains the weights of {code(base)}, or was trained from them, and these are "
         text += LICENCE_NAMES.get(identifier, identifier)
         text += ": not for commercial use." if "-nc" in identifier else "."
         given = record.history[0]["recipe"].get("backbone_weights") if record.history else None
         if given and not given.startswith("pip:"):
-            text += f" (They were read from the file `{Path(given).name}`, which was taken to hold just these.)"
+            text += f" (They were read from the file {code(Path(given).name)}, which was taken to hold just these.)"
     elif identifier == CODE_LICENCE:
         text = "Trained from random weights; the code is Apache-2.0."
     else:
         text = "What weights it was made from is not recorded, so its licence is unknown."
     if record.datasets:
-        text += f" The data ({', '.join(map(dataset_title, record.datasets))}) have their owners' terms."
+        text += f" The data ({', '.join(markdown(dataset_title(name)) for name in record.datasets)}) have their owners' terms."
     return f"## Licence\n\n{text}"
 
 

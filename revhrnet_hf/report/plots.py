@@ -47,6 +47,11 @@ class Block:
     rows: list[tuple[str, list[Image.Image | np.ndarray | None]]]
 
 
+# A class may be called `$x_1$`: no text is a formula.
+_plain_text = rc_context({"text.parse_math": False})
+
+
+@_plain_text
 def panel_figure(
     blocks: Sequence[Block],
     column_titles: Sequence[str],
@@ -104,6 +109,7 @@ def panel_figure(
     return figure
 
 
+@_plain_text
 def legend_figure(legend: Sequence[tuple[str, Colour]], width: float = 5) -> Figure:
     """Names and colours alone."""
     columns, rows = _legend_shape([name for name, _ in legend], width)
@@ -113,6 +119,7 @@ def legend_figure(legend: Sequence[tuple[str, Colour]], width: float = 5) -> Fig
     return figure
 
 
+@_plain_text
 def confusion_figure(matrix: np.ndarray, names: Sequence[str], caption: str = "") -> Figure:
     """A confusion matrix: of each true class's pixels, the percent that were predicted as each class.
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader
 
 from .chain import check_chain
 from .checkpoint import BEST, LAST
@@ -138,11 +137,9 @@ def _seconds_of_a_step(stage: Stage) -> float:
 
 def _seconds_of_loading(stage: Stage) -> float:
     """What the loader's workers need for a step, which the first steps do not show: their pictures were loaded ahead."""
-    if not isinstance(stage.loader, DataLoader):
-        return 0.0  # threads read between the steps
     # Each process here has its own workers; launchers say how many processes there are on a machine.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", stage.accelerator.num_processes))
-    workers = min(stage.recipe.num_workers, max(1, (os.cpu_count() or 1) // processes))
+    workers = min(stage.loader.num_workers, max(1, (os.cpu_count() or 1) // processes))
     if workers == 0:
         return 0.0
     own_share = next(iter(stage.batches))

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..data.loader import MOST_WORKERS
 from ..errors import RecipeError
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
 
@@ -143,8 +144,10 @@ class Recipe:
     early_stopping_patience: int | None = _setting(None, "End after this many evaluations in a row without a better mIoU")
 
     # the run
-    num_workers: int = _setting(
-        2, "Processes that load pictures, for each training process; on a CPU as many threads, which read between steps"
+    num_workers: int | None = _setting(
+        None,
+        "Processes that load images, for each training process; by default its share of the cores (half of that on a CPU), at "
+        f"most {MOST_WORKERS}",
     )
     save_every: int | None = _setting(None, "Steps between two checkpoints; there is one at the end of each epoch in any case")
     keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept, last among them, besides the best")
@@ -173,7 +176,7 @@ class Recipe:
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
         for name in ("warmup_steps", "log_pictures", "num_workers"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise RecipeError(f"Recipe field {name} must not be negative, got {getattr(self, name)}")
         for name in ("crop_size", "scale_range"):
             pair = getattr(self, name)

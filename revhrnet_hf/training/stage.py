@@ -30,7 +30,7 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from ..data import TrainingSamples, TrainingTransform, label_space_of
-from ..data.workers import ThreadLoader, obey_parent_only, reads_in_threads
+from ..data.loader import build_loader
 from ..errors import RecipeError, RunStopped, TrainingError
 from ..evaluation import Predicted, evaluate_dataset, format_scores, predict_label_maps
 from ..models.segmentation_loss import labelled_weight
@@ -164,7 +164,7 @@ class Stage:
             self.accelerator.print(self.handed_over)
         self.log = RunLog(self.output_dir, recipe.trackers, is_main)
 
-    def _training_data(self) -> tuple[TrainingSamples, EpochBatches, DataLoader | ThreadLoader]:
+    def _training_data(self) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
         recipe = self.recipe
         transform = TrainingTransform(
             self.image_processor,
@@ -186,21 +186,15 @@ class Stage:
             recipe.seed,
             Mixture(lengths, tuple(recipe.dataset_shares)) if recipe.dataset_shares else None,
         )
-        return samples, batches, self._loader(samples, batches)
-
-    def _loader(self, samples: TrainingSamples, batches: EpochBatches) -> DataLoader | ThreadLoader:
-        num_workers, device = self.recipe.num_workers, self.accelerator.device
-        if num_workers and reads_in_threads(device):
-            return ThreadLoader(samples, batches, num_workers)
-        return DataLoader(
+        loader = build_loader(
             samples,
+            recipe.num_workers,
+            self.accelerator.device,
             batch_sampler=batches,
-            num_workers=num_workers,
-            pin_memory=device.type == "cuda",
-            persistent_workers=num_workers > 0,
-            worker_init_fn=obey_parent_only,
-            timeout=self.timeout if num_workers else 0,
+            persistent_workers=True,
+            timeout=self.timeout,
         )
+        return samples, batches, loader
 
     def _prepare(self, model) -> tuple[torch.nn.Module, torch.optim.Optimizer, MovingAverage | None]:
         """The network on its device, ready for training by several processes; its optimizer; the average of its weights."""
@@ -281,7 +275,7 @@ class Stage:
         if "DataLoader worker" in said or "DataLoader timed out" in said:
             return TrainingError(
                 f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {first_line}. "
-                f"Usual causes: too little memory (num_workers is {self.recipe.num_workers}), a slow disk. Go on with --resume"
+                f"Usual causes: too little memory (num_workers is {self.loader.num_workers}), a slow disk. Go on with --resume"
             )
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in said
         if self.accelerator.num_processes > 1 and lost:

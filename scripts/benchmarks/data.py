@@ -14,7 +14,7 @@ from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.data import TrainingSamples, TrainingTransform, load_segmentation_dataset
 from revhrnet_hf.data.label_map import Picture
 from revhrnet_hf.data.loading import find_builder
-from revhrnet_hf.data.miniature import write_cityscapes, write_mapillary_vistas
+from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas
 
 DRAWN = {"cityscapes": (write_cityscapes, (1024, 2048)), "mapillary_vistas": (write_mapillary_vistas, (3000, 4000))}
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from revhrnet_hf.data.street_scene import SCENE_CLASSES, draw_street_scene
 from revhrnet_hf.evaluation import SegmentationMetric
+from revhrnet_hf.synthetic.scene import SCENE_CLASSES, draw_street_scene
 
 
 def add_arguments(parser):

@@ -4,7 +4,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from revhrnet_hf.data.miniature import write_camvid, write_cityscapes, write_mapillary_vistas
+from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
 
 SHARED = Path(__file__).parents[3] / "shared"
 

@@ -14,10 +14,10 @@ import torch
 from datasets.table import embed_table_storage
 
 from revhrnet_hf.data import Coco, LabelMap, coco, get_label_space, load_segmentation_dataset
-from revhrnet_hf.data.miniature import draw_scenes, write_coco
-from revhrnet_hf.data.miniature_objects import COCO_STUFF, COCO_THINGS
-from revhrnet_hf.data.street_scene import SCENE_CLASSES
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.synthetic import draw_scenes, write_coco
+from revhrnet_hf.synthetic.objects import COCO_STUFF, COCO_THINGS
+from revhrnet_hf.synthetic.scene import SCENE_CLASSES
 
 SIZE, COUNTS = (60, 80), {"train": 3, "val": 4}
 PERSON, DOG, UMBRELLA = 1, 18, 28

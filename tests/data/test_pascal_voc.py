@@ -11,11 +11,11 @@ import pytest
 import scipy.io
 
 from revhrnet_hf.data import PascalVoc, get_label_space, load_segmentation_dataset
-from revhrnet_hf.data.miniature import draw_scenes, write_pascal_voc
-from revhrnet_hf.data.miniature_objects import VOC_NAMES
-from revhrnet_hf.data.street_scene import SCENE_CLASSES
 from revhrnet_hf.data.tree import DataTree
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.synthetic import draw_scenes, write_pascal_voc
+from revhrnet_hf.synthetic.objects import VOC_NAMES
+from revhrnet_hf.synthetic.scene import SCENE_CLASSES
 
 SIZE, COUNTS = (60, 80), {"train": 4, "val": 3}
 TRAIN = [f"2010_{k:06d}" for k in range(4)]

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from revhrnet_hf.data import load_segmentation_dataset
-from revhrnet_hf.data.miniature import write_pascal_voc
 from revhrnet_hf.errors import AbsentSplitError, DataError
+from revhrnet_hf.synthetic import write_pascal_voc
 
 
 def test_pictures_without_label_maps(mini_cityscapes):

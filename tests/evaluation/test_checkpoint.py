@@ -1,5 +1,9 @@
 """A checkpoint that cannot be used is one clear error, and a missing folder is never sought on the Hub."""
 
+import builtins
+import json
+from contextlib import suppress
+
 import pytest
 import torch
 from transformers import (
@@ -83,6 +87,28 @@ def test_weights_that_are_missing_are_never_random(model, folder):
     model.segformer.save_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"lacks \d+ of the model's weights \(decode_head"):
         load_checkpoint(folder)
+
+
+def test_a_checkpoints_own_code_runs_only_where_it_is_trusted(folder, tmp_path, monkeypatch):
+    """An architecture that nobody knows: an error without the flag, and no question on the terminal."""
+    monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked on the terminal"))
+    (folder / "foreign.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "from transformers import SegformerConfig, SegformerForSemanticSegmentation\n"
+        "class ForeignConfig(SegformerConfig):\n    model_type = 'foreign'\n"
+        "class Foreign(SegformerForSemanticSegmentation):\n    config_class = ForeignConfig\n"
+    )
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "foreign",
+        "auto_map": {"AutoConfig": "foreign.ForeignConfig", "AutoModelForSemanticSegmentation": "foreign.Foreign"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"brings Python code of its own.*--trust_remote_code"):
+        load_checkpoint(folder)
+    assert not (tmp_path / "ran").exists()
+    with suppress(CheckpointError):  # Transformers renames SegFormer's weights by its own model type only
+        load_checkpoint(folder, trust_remote_code=True)
+    assert (tmp_path / "ran").exists()
 
 
 def test_classes_must_be_the_same():

@@ -7,10 +7,10 @@ import PIL.Image
 import pytest
 
 from revhrnet_hf.data.cityscapes import LABELS
-from revhrnet_hf.data.miniature import write_cityscapes
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.evaluation import CityscapesMetric
 from revhrnet_hf.evaluation.cityscapes import AVERAGE_SIZES, RAW_IDS, cityscapes_scores, matrix_of_ids
+from revhrnet_hf.synthetic import write_cityscapes
 
 MEANS = {
     "iou_class": "averageScoreClasses",

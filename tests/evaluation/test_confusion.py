@@ -53,18 +53,16 @@ def test_matrix_is_what_a_loop_over_pixels_counts(num_classes, dtype):
 def test_large_maps_of_bytes(num_classes, chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_PIXELS", chunk)
     predictions, references = random_maps(num_classes, 1, 257, 257)
-    assert predictions.size >= module.MANY_PIXELS
     expected = counted_by_loop(predictions, references, num_classes)
     assert confusion_of(predictions, references, num_classes).matrix.tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 @pytest.mark.parametrize("num_classes", [1, 19, 150])
-def test_maps_of_areas_are_counted_by_their_runs(num_classes, dtype):
+def test_maps_of_areas(num_classes, dtype):
     predictions, references = (np.kron(m, np.ones((9, 20), dtype)) for m in random_maps(num_classes, 2, 7, 5, dtype=dtype))
     predictions = np.roll(predictions, 3, axis=-1)
-    references[..., 0, 0], references[..., -1, -1] = 0, 255  # runs of one pixel at both ends
-    assert module._runs(torch.from_numpy(predictions.ravel()), torch.from_numpy(references.ravel())) is not None
+    references[..., 0, 0], references[..., -1, -1] = 0, 255
     expected = counted_by_loop(predictions, references, num_classes)
     assert confusion_of(predictions, references, num_classes).matrix.tolist() == expected
     predictions[1, -1, -1] = num_classes

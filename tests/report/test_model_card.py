@@ -1,5 +1,6 @@
 """Cards read back by huggingface_hub, held against what was recorded; their code is run."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from PIL import Image
 from transformers import TimmBackboneConfig
 
@@ -175,3 +177,26 @@ def test_its_code_runs(checkpoint, tmp_path):
     shares = dict(line.rsplit(" ", 1) for line in finished.stdout.splitlines())
     assert set(shares) <= set(NAMES)
     assert sum(float(share.rstrip("%")) for share in shares.values()) == pytest.approx(100, abs=0.5)
+
+
+def test_names_are_no_markup(checkpoint):
+    """Whatever a class, a dataset or a recipe is called, the card has our headings, one block of YAML and no link or script."""
+    evil = "x](http://e.org) <script>alert(1)</script> |\n```\n\n## Licence\n\nMIT\n---\nlicense: mit"
+    names = [f"{evil}{index}" for index in range(5)]
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["id2label"] = dict(enumerate(names))
+    config["label2id"] = {name: index for index, name in enumerate(names)}
+    stage = {**STAGE, "dataset": evil, "label_space": evil, "hardware": evil, "recipe": {"backbone_weights": evil, "name": evil}}
+    config["training_history"] = [stage]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    write_json(checkpoint / "versions.json", {"torch": evil, "revision": evil})
+    recipe = {"dataset": evil, "variant": evil, "eval_split": evil, "precision": "bf16"}
+    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_model_card(checkpoint, "someone/tiny")
+    card = ModelCard.load(checkpoint / CARD_FILE)
+    assert card.data.license == "apache-2.0"
+    html = MarkdownIt("gfm-like", {"html": True}).render(card.text)
+    headings = re.findall("<h2>(.*?)</h2>", html)
+    assert headings == ["Results", "How to use it", "How it was made", "Limits", "Licence"]
+    assert not re.search('<script|href="(?!https://arxiv)', html)
+    assert html.count("<pre>") == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from revhrnet_hf.data.miniature import write_camvid
+from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.training.recipe import Recipe
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"

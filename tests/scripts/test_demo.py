@@ -2,11 +2,13 @@
 
 import base64
 import html
+import importlib.util
 import io
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,18 +19,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
-from revhrnet_hf.data.miniature import draw_scenes
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
 from revhrnet_hf.report.pictures import open_picture
+from revhrnet_hf.synthetic import draw_scenes
 
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 
 from revhrnet_hf.demo import page as demo_page
 from revhrnet_hf.demo.page import SLIDING, WHOLE, answers_to, load_segmenter
 from revhrnet_hf.demo.space import export_space
-from revhrnet_hf.errors import CheckpointError
+from revhrnet_hf.errors import CheckpointError, HubError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.py"
 NAMES = ["road", "sky & <b>clouds</b>", "car", "tree"]
@@ -279,10 +281,123 @@ def test_what_cannot_be_shown_is_said_on_the_page(segmenter, picture, tmp_path, 
     assert "give the window a height and a width" in answer(segmenter, picture, SLIDING, (None, 64))
 
 
+def test_a_visitor_gets_a_share_of_the_server_only(segmenter, picture, tmp_path, monkeypatch):
+    """Pixels, edges, windows and time have limits, and a large image is shown to the network at a smaller size."""
+    assert demo_page.MOST_MEGAPIXELS <= 64 and demo_page.MOST_MEGABYTES <= 64
+    Image.new("1", (demo_page.MOST_EDGE + 1, 1)).save(tmp_path / "long.png")
+    assert "pixels long; this page takes up to" in answer(segmenter, tmp_path / "long.png")
+
+    Image.new("RGB", (1000, 700)).save(tmp_path / "photo.png")
+    assert "takes 1," in (said := answer(segmenter, tmp_path / "photo.png", SLIDING, (32, 32))) and "give larger windows" in said
+
+    seen = []
+    hook = segmenter.model.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(tuple(inputs["pixel_values"].shape[-2:])), with_kwargs=True
+    )
+    monkeypatch.setattr(demo_page, "WHOLE_MEGAPIXELS", 0.05)
+    said = answer(segmenter, tmp_path / "photo.png")
+    hook.remove()
+    [(height, width)] = seen
+    assert 0.9 * 50_000 < height * width <= 50_000 and abs(width / height - 10 / 7) < 0.02
+    assert "1000 × 700 pixels" in said and f"saw it at {width} × {height} pixels" in said
+    assert downloaded(re.search(r'href="(data:image/png[^"]+)', said)[1]).size == (1000, 700)
+
+    monkeypatch.setattr(demo_page, "MOST_SECONDS", -1)
+    assert "took longer than the -1 s" in answer(segmenter, picture)
+    assert not segmenter.model._forward_pre_hooks
+
+
+def test_what_the_page_is_served_with(monkeypatch):
+    """On this machine only, with a limit on uploads and a queue that cannot grow."""
+    launched = {}
+    page = build_page_with_stub(monkeypatch, launched)
+    demo_page.serve(page)
+    assert launched["server_name"] == "127.0.0.1" and launched["share"] is False
+    assert launched["max_file_size"] == f"{demo_page.MOST_MEGABYTES}mb"
+    assert parse_arguments_of_demo(["checkpoint"]).host == "127.0.0.1"
+
+
+def build_page_with_stub(monkeypatch, launched):
+    class Served:
+        def launch(self, **options):
+            launched.update(options)
+            return None, "http://127.0.0.1:7860", None
+
+        def block_thread(self):
+            pass
+
+        def close(self):
+            launched["closed"] = True
+
+    monkeypatch.setattr(demo_page.signal, "signal", lambda *_: None)
+    return Served()
+
+
+def parse_arguments_of_demo(arguments):
+    spec = importlib.util.spec_from_file_location("demo_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script.parse_arguments(arguments)
+
+
+def test_a_download_has_an_escaped_name(segmenter, tmp_path):
+    path = tmp_path / "a\"><img src=x onerror=alert(1)>.png"
+    Image.new("RGB", (40, 30)).save(path)
+    said = answer(segmenter, path)
+    assert "<img src=x" not in said and html.escape(path.stem) in said
+
+
+def test_example_images_go_with_the_page(segmenter):
+    page = demo_page.build_page([segmenter])
+    folder = Path(page.drawn_examples.name)
+    assert len(list(folder.glob("*.png"))) == 2
+    page.drawn_examples.cleanup()
+    assert not folder.exists()
+
+
+def test_a_space_holds_only_what_may_be_published(tiny_checkpoint, tmp_path, monkeypatch):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "run" / "best")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (52.0, 31.0, 12.0)
+    Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / "photo.jpg", exif=exif, comment=b"from /home/me")
+    package = Path(demo_page.__file__).parents[1]
+    beside = package / "notes_of_mine.py"  # as somebody's own file in a clone
+    beside.write_text("")
+    try:
+        export_space(tmp_path / "space", [checkpoint], [tmp_path / "photo.jpg"])
+    finally:
+        beside.unlink()
+    assert not (tmp_path / "space" / package.name / beside.name).exists()
+    own = {path.relative_to(package) for path in package.rglob("*.py")}
+    copied = {path.relative_to(tmp_path / "space" / package.name) for path in (tmp_path / "space").rglob("*.py")
+              if package.name in path.relative_to(tmp_path / "space").parts[:1]}  # fmt: skip
+    assert own - copied == set()
+    with Image.open(tmp_path / "space" / "examples" / "1_photo.jpg") as example:
+        assert example.size == (30, 40) and not example.getexif() and "comment" not in example.info
+
+    (checkpoint / "versions.json").write_text('{"x": "data:/home/me/sets"}')
+    with pytest.raises(HubError, match=r"no Space was written: .*versions\.json holds the absolute path /home/me/sets"):
+        export_space(tmp_path / "other", [checkpoint])
+    assert not (tmp_path / "other").exists()
+
+
 def run_script(*arguments):
     finished = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=120)
     assert finished.returncode == 1
     return finished.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_an_ended_page_leaves_no_files(tiny_checkpoint, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen([sys.executable, SCRIPT, tiny_checkpoint], env=environment, stdout=subprocess.PIPE, text=True)
+    assert "The page is at" in process.stdout.readline()
+    assert list((tmp_path / "temporary").glob("revhrnet_*"))
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not list((tmp_path / "temporary").glob("revhrnet_*"))
 
 
 @pytest.mark.slow

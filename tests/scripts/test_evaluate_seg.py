@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
-from revhrnet_hf.data.miniature import write_cityscapes, write_mapillary_vistas, write_pascal_voc
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
+from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas, write_pascal_voc
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_seg.py"
 SPACE = get_label_space("camvid11")

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from revhrnet_hf.data.miniature import write_camvid, write_cityscapes
+from revhrnet_hf.synthetic import write_camvid, write_cityscapes
 
 
 @pytest.fixture(scope="session")

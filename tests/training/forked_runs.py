@@ -116,8 +116,6 @@ def run(job: dict, rank: int) -> None:
 
 
 def main() -> None:
-    # Workers are processes, as for a GPU; scripts/run_seg.py is tested with threads.
-    stage.reads_in_threads = lambda device: False
     for line in sys.stdin:
         job = json.loads(line)
         children = []

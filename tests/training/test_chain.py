@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import revhrnet_hf
 from revhrnet_hf.data import get_label_space
-from revhrnet_hf.data.miniature import write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
+from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training import chain
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.recipe import Recipe

@@ -10,9 +10,9 @@ import torch
 
 import revhrnet_hf
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
-from revhrnet_hf.data.miniature import write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.data.translation import translate
 from revhrnet_hf.errors import DataError, RecipeError
+from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training.data import Mixture, folders_by_name, image_id_of, load_sets, training_sets
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.stage import EpochBatches, Stage

@@ -7,7 +7,6 @@ import pytest
 from transformers import AutoModelForSemanticSegmentation
 
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.training import stage as stage_module
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dry_run import Estimate, _seconds_of_loading, dry_run, format_estimates
 from revhrnet_hf.training.recipe import Recipe
@@ -62,7 +61,6 @@ def test_two_processes(runs, streets, tmp_path):
 
 def test_loading_shares_the_cores(monkeypatch, runs, streets, tmp_path):
     """Two processes on two cores load as if by one worker each, however many workers the recipe asks for."""
-    monkeypatch.setattr(stage_module, "reads_in_threads", lambda device: False)
     stage = Stage(Recipe(dataset="camvid", **{**runs.settings, "num_workers": 2}), streets["camvid"], tmp_path / "run")
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     clock = itertools.count()

@@ -18,16 +18,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 
 import revhrnet_hf
 from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
-from revhrnet_hf.data.miniature import write_camvid
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import SegmentationMetric, load_checkpoint, predict_label_maps
 from revhrnet_hf.report.figures import colourise, legend
+from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.training import stage as module
 from revhrnet_hf.training.checkpoint import claim_output_dir
 from revhrnet_hf.training.data import EpochBatches, load_split
@@ -109,20 +108,11 @@ def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, log_
     assert "Bicyclist" in capsys.readouterr().out
 
 
-@pytest.fixture
-def processes(monkeypatch):
-    """Workers are processes, as for a GPU."""
-    monkeypatch.setattr(module, "reads_in_threads", lambda device: False)
-
-
-@pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_same_recipe_same_result(recipe, mini_camvid, log_of, tmp_path, kind, request):
-    """Bit for bit, with the pictures loaded by workers or not."""
-    if kind == "processes":
-        request.getfixturevalue("processes")
+def test_same_recipe_same_result(recipe, mini_camvid, log_of, tmp_path):
+    """Bit for bit, with the images loaded by workers or not."""
     for name, recipe.num_workers in (("a", 0), ("b", 2)):
         stage = Stage(recipe, mini_camvid, tmp_path / name)
-        assert isinstance(stage.loader, DataLoader) == (name == "a" or kind == "processes")
+        assert stage.loader.num_workers == recipe.num_workers
         stage.run()
     assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
     a, b = (load_file(tmp_path / name / "last" / "model.safetensors") for name in "ab")
@@ -381,7 +371,7 @@ def test_compiled(recipe, mini_camvid, log_of, tmp_path):
     assert plain.keys() == compiled.keys()
 
 
-def test_worker_that_dies(recipe, mini_camvid, tmp_path, processes):
+def test_worker_that_dies(recipe, mini_camvid, tmp_path):
     """As the kernel kills it when memory is short: the run ends and says so."""
     recipe.num_workers = 1
     stage = Stage(recipe, mini_camvid, tmp_path)
@@ -394,7 +384,7 @@ def test_worker_that_dies(recipe, mini_camvid, tmp_path, processes):
         stage.run()
 
 
-def test_worker_that_hangs(recipe, mini_camvid, tmp_path, processes):
+def test_worker_that_hangs(recipe, mini_camvid, tmp_path):
     recipe.num_workers = 1
     stage = Stage(recipe, mini_camvid, tmp_path, timeout=2)
     stage.samples._read = lambda index: time.sleep(60)
@@ -441,9 +431,9 @@ class TestBadInput:
                 Stage(broken, mini_camvid, output_dir)
             assert not output_dir.exists(), field
 
-    @pytest.mark.parametrize("workers", ["none", "thread", "process"])
+    @pytest.mark.parametrize("num_workers", [0, 1])
     @pytest.mark.parametrize("fault", ["truncated picture", "truncated label map", "unknown id"])
-    def test_bad_file_in_the_middle(self, recipe, mini_camvid, tmp_path, capsys, workers, fault, request):
+    def test_bad_file_in_the_middle(self, recipe, mini_camvid, tmp_path, capsys, num_workers, fault):
         """One line that names the file, also out of a loader's worker; no checkpoint, so that the folder is free again."""
         import numpy as np
         import PIL.Image
@@ -458,9 +448,7 @@ class TestBadInput:
             PIL.Image.fromarray(ids).save(path)
         else:
             path.write_bytes(path.read_bytes()[:-400])
-        recipe.num_workers, recipe.batch_size = int(workers != "none"), 10
-        if workers == "process":
-            request.getfixturevalue("processes")
+        recipe.num_workers, recipe.batch_size = num_workers, 10
         with pytest.raises(SystemExit) as stop:
             run(lambda: Stage(recipe, data_dir, output_dir).run())
         assert stop.value.code == 1

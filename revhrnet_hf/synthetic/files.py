@@ -1,4 +1,4 @@
-"""What the writers of all miniature data sets share: drawn scenes and saved files."""
+"""What the writers of all drawn datasets share: drawn scenes and saved files."""
 
 import json
 import zlib
@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 
 from ..errors import DataError
-from .street_scene import SCARCE, Scene, draw_street_scene
+from .scene import SCARCE, Scene, draw_street_scene
 
 JPEG_QUALITY = 95
 

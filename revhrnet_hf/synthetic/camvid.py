@@ -1,4 +1,4 @@
-"""Miniature data sets: drawn street scenes, written in each data set's own layout, for tests and the quickstart."""
+"""A small CamVid of drawn street scenes, in SegNet's layout or the original one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,20 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from .camvid import CAMVID11, COLOURS_32, LABELS, SEGNET_VOID, STILLS
-from .miniature_files import draw_scenes, empty_folder, save_png
-from .miniature_objects import write_coco, write_pascal_voc
-from .miniature_street import write_cityscapes, write_mapillary_vistas
-from .street_scene import SCENE_CLASSES, Scene
-
-__all__ = [
-    "draw_scenes",
-    "write_camvid",
-    "write_cityscapes",
-    "write_coco",
-    "write_mapillary_vistas",
-    "write_pascal_voc",
-]
+from ..data.camvid import CAMVID11, COLOURS_32, LABELS, SEGNET_VOID, STILLS
+from .files import draw_scenes, empty_folder, save_png
+from .scene import SCENE_CLASSES, Scene
 
 CAMVID_NAMES = {
     "void": "Void",

@@ -1,4 +1,4 @@
-"""Miniatures of the two big street data sets: Cityscapes and Mapillary Vistas, in their owners' layouts."""
+"""Cityscapes and Mapillary Vistas of drawn street scenes, in their publishers' layouts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 import PIL.Image
 import scipy.ndimage
 
-from .cityscapes import LABELS as CITYSCAPES_LABELS
-from .cityscapes import PICTURES
-from .mapillary_vistas import FOLDERS, V12, V20
-from .mapillary_vistas import LABELS as VISTAS_LABELS
-from .miniature_files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
-from .street_scene import SCENE_CLASSES, Scene
+from ..data.cityscapes import LABELS as CITYSCAPES_LABELS
+from ..data.cityscapes import PICTURES
+from ..data.mapillary_vistas import FOLDERS, V12, V20
+from ..data.mapillary_vistas import LABELS as VISTAS_LABELS
+from .files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
+from .scene import SCENE_CLASSES, Scene
 
 CITYSCAPES_NAMES = {
     "void": "static",

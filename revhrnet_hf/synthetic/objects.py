@@ -1,4 +1,4 @@
-"""Miniatures of the two data sets of objects: COCO and PASCAL VOC (with SBD), in their owners' layouts."""
+"""COCO and PASCAL VOC (with SBD) of drawn street scenes, in their publishers' layouts."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,10 @@ import scipy.io
 import scipy.ndimage
 import scipy.sparse
 
-from .coco import ANNOTATIONS, CATEGORIES
-from .miniature_files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
-from .pascal_voc import BORDER, LABELS, LISTS, NAMES, PICTURES, voc_colour
-from .street_scene import SCENE_CLASSES, Scene
+from ..data.coco import ANNOTATIONS, CATEGORIES
+from ..data.pascal_voc import BORDER, LABELS, LISTS, NAMES, PICTURES, voc_colour
+from .files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
+from .scene import SCENE_CLASSES, Scene
 
 COCO_THINGS = {
     "pedestrian": "person",

@@ -9,9 +9,9 @@ import pytest
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.data.cityscapes import LABELS
 from revhrnet_hf.data.mapillary_vistas import LABELS as VISTAS_LABELS
-from revhrnet_hf.data.miniature import draw_scenes, write_camvid, write_cityscapes, write_mapillary_vistas
-from revhrnet_hf.data.street_scene import SCARCE, SCENE_CLASSES, draw_street_scene
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.synthetic import draw_scenes, write_camvid, write_cityscapes, write_mapillary_vistas
+from revhrnet_hf.synthetic.scene import SCARCE, SCENE_CLASSES, draw_street_scene
 
 SIZE = (48, 64)
 

@@ -1,0 +1,90 @@
+"""What a file would give away if it were published: places on this machine, access tokens, where a photograph was taken.
+
+Every file that leaves this machine (a push to the Hub, a Space) is looked through here first.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+# A path from the root of a file system: two parts at least, so that 1/255 and km/h are none; of the folders that hold people's
+# own files one part is enough. Web addresses (https://a.org/b/c) and closing tags (</b>) are none.
+ABSOLUTE_PATH = re.compile(
+    r"""
+      (?<![\w./*<>-]) / (?:[\w.+@~-]+/)+ [\w.+@~-]+         # data_dir:/mnt/sets/camvid
+    | (?<![\w./*<>-]) / (?:root|home|Users) \b
+    | \b file:/{1,3} [\w.~]
+    | (?<![\w./*<>-]) ~/ [\w./+@~-]+
+    | (?<!\w) [A-Za-z]: (?: \\{1,2} | / (?!/) ) \w [\w\\/. -]*  # C:\Users\me, in JSON with the backslash doubled, C:/Users/me
+    | (?<!\\) \\{2,4} \w[\w.-]+ \\{1,2} \w [\w\\.-]+          # \\server\share
+    """,
+    re.VERBOSE,
+)
+
+# Each provider's own prefix; the lengths are the shortest that are issued.
+TOKEN = re.compile(
+    rb"""
+      \b (?: hf | api_org ) _ [A-Za-z0-9]{20,}
+    | \b gh[pousr]_ [A-Za-z0-9]{36}                | \b github_pat_ [A-Za-z0-9_]{22,}   # GitHub
+    | \b glpat- [\w-]{20}                                                               # GitLab
+    | \b sk- (?: proj- | ant- )? [A-Za-z0-9_-]{20,}                                     # OpenAI, Anthropic
+    | \b (?: AKIA | ASIA ) [0-9A-Z]{16} \b                                              # Amazon
+    | \b AIza [0-9A-Za-z_-]{35}                                                         # Google
+    | \b xox[abeoprs]- [0-9A-Za-z-]{10,}                                                # Slack
+    | \b npm_ [A-Za-z0-9]{36}                      | \b pypi- [A-Za-z0-9_-]{50,}
+    | \b wandb_v1_ [A-Za-z0-9_-]{20,}              | (?i: wandb_api_key ) \W{1,4} [0-9a-f]{40}
+    | \b eyJ [\w-]{10,} \. eyJ [\w-]{10,} \. [\w-]{10,}                                 # JSON web token
+    | -----BEGIN[ A-Z]*PRIVATE[ ]KEY-----
+    """,
+    re.VERBOSE,
+)
+
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif"}
+
+
+def leaks_of(path: Path, name: str | Path) -> Iterator[str]:
+    """What the file `path` would give away, a sentence each, in which it is called `name`."""
+    content = _readable_part(path)
+    if TOKEN.search(content):
+        yield f"{name} holds an access token: remove it, and revoke it if anybody else has seen the file"
+    if found := ABSOLUTE_PATH.search(content.decode("utf-8", errors="replace")):
+        yield f"{name} holds the absolute path {found[0]}: remove it, or write the file's name alone"
+    if path.suffix.lower() in IMAGES and _says_where_it_was_taken(path):
+        yield f"{name} says where it was taken (GPS in its EXIF data): save the image without its metadata"
+
+
+def _readable_part(path: Path) -> bytes:
+    """The text in a file: all of it, but of weights and images only what stands beside the numbers."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return file.read(length)
+    return _image_texts(path) if path.suffix.lower() in IMAGES else path.read_bytes()
+
+
+def _image_texts(path: Path) -> bytes:
+    """The comments and tags of an image (PNG's text chunks, EXIF, XMP); all bytes of what is no image but bears such a name."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # PNG's text may stand behind the pixels
+            noted = [*image.info.items(), *_exif_values(image)]
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return path.read_bytes()
+    return b"\n".join(value if isinstance(value, bytes) else str(value).encode() for pair in noted for value in pair)
+
+
+def _exif_values(image: Image.Image) -> Iterator[tuple]:
+    exif = image.getexif()
+    yield from exif.items()
+    for folder in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.IFD1):
+        yield from exif.get_ifd(folder).items()
+
+
+def _says_where_it_was_taken(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return bool(image.getexif().get_ifd(ExifTags.IFD.GPSInfo))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return False

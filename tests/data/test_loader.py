@@ -1,0 +1,91 @@
+"""Loader workers outlive signals that are meant for the process that they load for, but not that process; their number."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from revhrnet_hf.data.loader import build_loader, default_num_workers
+
+
+class Pids:
+    """Each item is the process that has loaded it."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return os.getpid()
+
+
+def loader():
+    return build_loader(Pids(), 2, persistent_workers=True)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who has sent a signal")
+def test_signals_of_others_and_of_the_parent():
+    pictures = loader()
+    workers = set(pictures)
+    assert len(workers) == 2
+    for name in ("-TERM", "-INT", "-TERM"):
+        subprocess.run(["kill", name, *map(str, workers)], check=True)
+    time.sleep(0.2)
+    assert set(pictures) == workers
+    # torch ends a worker that does not come to its end by itself in this way; it must neither stay nor be called a fault.
+    processes = pictures._iterator._workers
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(timeout=5)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")
+def test_killed_parent():
+    """Workers that were signalled before, and whose parent is then killed, end by themselves (torch looks every 5 s)."""
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        try:
+            pictures = loader()
+            os.write(writer, f"{' '.join(map(str, set(pictures)))}\n".encode())
+            signal.pause()
+        finally:
+            os._exit(1)  # it is not the one that runs the tests
+    os.close(writer)
+    with open(reader) as said:
+        workers = [int(pid) for pid in said.readline().split()]
+    subprocess.run(["kill", *map(str, workers)], check=True)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert len(workers) == 2
+    end = time.monotonic() + 20
+    while any(map(alive, workers)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "device", "expected"),
+    [
+        (2, 1, "cpu", 1), (1, 1, "cpu", 1), (64, 1, "cpu", 8),
+        (8, 1, "cuda", 8), (64, 8, "cuda", 8), (16, 8, "cuda", 2), (4, 8, "cuda", 1),
+    ],
+)  # fmt: skip
+def test_workers_by_default(monkeypatch, cores, processes, device, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_num_workers(torch.device(device)) == expected
+    assert build_loader(Pids(), None, torch.device(device)).num_workers == expected
+    assert build_loader(Pids(), 0, torch.device(device)).num_workers == 0
