@@ -37,9 +37,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "revhrnet_hf"
 EQUIVALENT = ROOT / "scripts" / "equivalent_mutants.txt"
-# What the sample is drawn from if no files are named, and what of it is left out: scenes that are drawn, and what is only shown.
+# What the sample is drawn from if no files are named, and what of it is left out: what is only shown.
 SAMPLED = ("models", "data", "training", "evaluation")
-LEFT_OUT = ("street_scene", "miniature", "first_rows", "curves", "dry_run")
+LEFT_OUT = ("curves", "dry_run")
 
 COMPARISONS = {
     "<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "is": "is not", "is not": "is", "in": "not in",

@@ -19,7 +19,7 @@ def checkpoint(tmp_path):
         (folder / "config.json").write_text("{}")
         (folder / "README.md").write_text("card")
         (folder / "below").mkdir()
-        (folder / "below" / "notes.txt").write_text("a  b")
+        (folder / "below" / "two  blanks.txt").write_text("a  b")
 
     write_checkpoint(tmp_path / "last", fill)
     return tmp_path / "last"
@@ -31,7 +31,7 @@ def test_whole(checkpoint):
     (checkpoint / "example.png").write_bytes(b"added")
     assert damage(checkpoint) is None
     listed = {line.split("  ", 1)[1] for line in (checkpoint / "SHA256SUMS").read_text().splitlines()}
-    assert listed == {"model.safetensors", "config.json", "below/notes.txt"}
+    assert listed == {"model.safetensors", "config.json", "below/two  blanks.txt"}
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "model-00002-of-00002.safetensors", "averaged.safetensors"])
@@ -46,7 +46,7 @@ def test_weights_that_no_checksum_lists(checkpoint, name):
     [
         (lambda folder: (folder / "config.json").write_text("{ }"), "config.json is not what was written (its SHA-256 differs)"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda folder: (folder / "below" / "notes.txt").write_text("a  c"), "below/notes.txt is not what was written"),
+        (lambda folder: (folder / "below" / "two  blanks.txt").write_text("a  c"), "below/two  blanks.txt is not what was"),
         (lambda folder: (folder / "SHA256SUMS").unlink(), "SHA256SUMS cannot be read (No such file or directory)"),
         (lambda folder: (folder / "SHA256SUMS").write_text("half a li"), "SHA256SUMS cannot be read"),
         (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff\xfe"), "SHA256SUMS cannot be read"),
