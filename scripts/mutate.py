@@ -47,7 +47,7 @@ COMPARISONS = {
 }  # fmt: skip
 OPERATORS = {"+": "-", "-": "+", "*": "/", "/": "*", "//": "*", "%": "*", "**": "*", "&": "|", "<<": ">>", ">>": "<<"}
 FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "floor": "ceil", "ceil": "floor", "argmax": "argmin",
-             "zeros": "ones", "ones": "zeros", "sorted": "list"}  # fmt: skip
+             "zeros": "ones", "ones": "zeros"}  # fmt: skip
 TALK = {"print", "warn", "warning", "info", "_setting", "_wrong"}  # calls whose texts are for people
 # Keywords that change nothing but what is shown, or guard what cannot happen.
 IDLE = {"strict", "encoding", "desc", "unit", "leave", "disable", "help", "hash", "hint"}

@@ -213,7 +213,8 @@ def is_compiled(built):
     """Whether the trained network was told to compile itself; that it then does takes torch seconds to import."""
     told = []
     built.patch.setattr(torch.nn.Module, "compile", lambda network: told.append(network))
-    return any(network is built.stage.model for network in told)
+    model = built.stage.model
+    return any(network is model for network in told)
 
 
 def norms_on_several_gpus(built):
