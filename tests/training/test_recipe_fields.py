@@ -490,3 +490,16 @@ def test_field_reaches_what_it_names(name, fresh_accelerate, folders, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             built = Built(recipe, other, folders, tmp_path / ("base" if recipe is base else "changed"), patch)
             assert entry.read(built) == entry.seen(getattr(recipe, name)), f"{name}: {getattr(recipe, name)!r}"
+
+
+def test_images_are_normalised_as_those_that_the_backbone_learnt_from(fresh_accelerate, folders, tmp_path):
+    """EfficientNet-Lite's mean and standard deviation are 0.5, not ImageNet's; in training and in the checkpoint alike."""
+    recipe = Recipe(**{**BASE, "backbone": "tf_efficientnet_lite0"})
+    stage = Stage(recipe, folders, tmp_path)
+    for processor in (stage.image_processor, stage.samples.transform.image_processor):
+        assert (list(processor.image_mean), list(processor.image_std)) == ([0.5] * 3, [0.5] * 3)
+    black, white = (
+        stage.image_processor(PIL.Image.new("RGB", (8, 8), colour), return_tensors="pt")["pixel_values"]
+        for colour in ("black", "white")
+    )
+    assert (black == -1).all() and (white == 1).all()
