@@ -18,9 +18,14 @@ from transformers import TimmBackboneConfig
 import revhrnet_hf
 
 
-@pytest.fixture(autouse=True)
-def same_draws():
-    """Each test draws the same of torch, whichever came before; of `random` and NumPy pytest-randomly sees to it."""
+# Fixtures and tests draw the same numbers from torch in whatever order they come; pytest-randomly sees to `random` and NumPy.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
     torch.manual_seed(0)
 
 

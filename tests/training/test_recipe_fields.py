@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch.nn import BatchNorm2d, SyncBatchNorm
 
 from revhrnet_hf.data import get_label_space, label_space_of
-from revhrnet_hf.models.high_resolution import BasicBlock, Blocks, Bottleneck
+from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck
 from revhrnet_hf.models.segmentation_loss import segmentation_loss
 from revhrnet_hf.training import stage as module
 from revhrnet_hf.training.data import load_split
@@ -207,6 +207,14 @@ def clipped_norms(built):
     built.patch.setattr(stage.accelerator, "clip_grad_norm_", lambda p, norm: norms.append(norm) or clip(p, norm))
     stage.train_step(next(stage.data_steps()))
     return norms
+
+
+def recompute(built):
+    model = built.stage.model
+    if any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
+        return "modules"
+    (setting,) = {part.recompute for part in model.modules() if hasattr(part, "recompute")}
+    return setting
 
 
 def is_compiled(built):
@@ -411,11 +419,7 @@ REACHES = {
     "ema_decay": Entry(0.75, lambda built: built.stage.averaged and built.stage.averaged.decay),
     "precision": Entry("bf16", lambda built: built.stage.accelerator.mixed_precision),
     "backbone_dtype": Entry("bfloat16", backbone_dtype, lambda name: {getattr(torch, name)}),
-    "recompute": Entry(
-        "norms",
-        lambda built: {block.recompute for block in built.stage.model.modules() if isinstance(block, Blocks)},
-        lambda name: {name},
-    ),
+    "recompute": Entry("modules", recompute, also={"recompute": "norms"}),
     "torch_compile": Entry(True, is_compiled),
     "sync_batch_norm": Entry(False, norms_on_several_gpus, lambda sync: {SyncBatchNorm if sync else BatchNorm2d}),
     "seed": Entry(7, seeds, lambda seed: (seed, seed, seed, True)),
