@@ -53,6 +53,7 @@ TALK = {"print", "warn", "warning", "info", "_setting", "_wrong"}  # calls whose
 IDLE = {"strict", "encoding", "desc", "unit", "leave", "disable", "help", "hash", "hint"}
 NAME = r"[\w.#/{}:*+-]*\w[\w.#/{}:*+ -]*"  # a text that is not only punctuation
 TIMEOUT = 60  # seconds of one test
+NO_TESTS = 5  # pytest's exit status
 
 
 @dataclass(frozen=True)
@@ -320,7 +321,7 @@ class Imports:
                 found = re.search(rf"from (\.\w*(?:\.\w+)*) import [^\n]*?(?:\([^)]*)?\b{re.escape(name.split('.')[0])}\b",
                                   (ROOT / path).read_text(encoding="utf-8"))  # fmt: skip
                 if found:
-                    yield f"{base}{found.group(1)}"
+                    yield from self._resolved(f"{base}{found.group(1)}", name)
                     return
             yield base
 
@@ -457,7 +458,7 @@ class Trial:
     Args:
         mutants: to be tried.
         trees: copies, as many as may run at once.
-        seconds: of tests for each mutant: files beyond the nearest are left out once those before take so long.
+        seconds: of tests for each mutant; test files that would take longer than what is left are left out.
         reach: up to which distance test files are looked at.
     """
 
@@ -479,9 +480,10 @@ class Trial:
         run_all(self.mutants, self.trees, self._start, self._finish)
 
     def _chosen(self, distances: dict[str, int]) -> list[str]:
+        """The nearest test file, and of the others, the nearer and quicker first, those that there is time for."""
         chosen, seconds = [], 0.0
         for test in sorted(distances, key=lambda test: (distances[test], self._seconds(test))):
-            if test in self.baseline and (distances[test] <= 1 or seconds + self._seconds(test) <= self.seconds):
+            if test in self.baseline and (not chosen or seconds + self._seconds(test) <= self.seconds):
                 chosen.append(test)
                 seconds += self._seconds(test)
         return chosen
@@ -499,6 +501,7 @@ class Trial:
             print(f"left out: {child.job} (pytest's exit status {status})", flush=True)
             return
         self.baseline[child.job] = json.loads(record.read_text())
+        print(f"{len(self.baseline)}: {child.job}, {self._seconds(child.job):.0f} s", flush=True)
         for test in self.baseline[child.job]["failed"]:
             print(f"left out: {test} fails without any fault", flush=True)
 
@@ -513,7 +516,7 @@ class Trial:
     def _finish(self, child: Child, status: int | None) -> None:
         mutant, source = child.job, (ROOT / child.job.path).read_bytes()
         self._write(child.tree / mutant.path, source)
-        self.caught[mutant] = status != 0 and bool(self.tests[mutant.path])
+        self.caught[mutant] = status not in (0, NO_TESTS) and bool(self.tests[mutant.path])
         how = "caught" if self.caught[mutant] else "SURVIVED"
         how += " (too slow)" if status is None else ""
         old, new = mutant.lines(source)
@@ -557,7 +560,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="Mutants")
     parser.add_argument("--seed", type=int, default=0, help="Of the sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="Mutants at once")
-    parser.add_argument("--seconds", type=float, default=90, help="Of tests for a mutant, where more than the nearest exist")
+    parser.add_argument("--seconds", type=float, default=90, help="Of tests for a mutant that survives them")
     parser.add_argument(
         "--reach", type=int, default=2, help="1: only tests that import the module; 2: those one import further, …"
     )
