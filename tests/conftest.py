@@ -11,6 +11,7 @@ if os.environ.get("TEST_GPU") != "1":
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import TimmBackboneConfig
@@ -28,6 +29,12 @@ def pytest_runtest_setup():
 def pytest_runtest_call():
     torch.manual_seed(0)
 
+
+# The same examples in each run, none kept in a folder, and no clock: a busy machine is no fault of the code.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 SLOW_SECONDS = 1800  # after which a slow test is ended; the others have the time that pyproject.toml says
 
