@@ -1,17 +1,48 @@
-"""Shared by all tests: offline, without progress bars; a tiny network; the place of the real data."""
+"""Shared by all tests: offline, without progress bars, on the CPU; a tiny network; fixtures; the place of the real data."""
 
+import csv
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# Tests mean the CPU where they name no device; child processes inherit it. TEST_GPU=1 shows them the GPUs.
+if os.environ.get("TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import TimmBackboneConfig
 
 import revhrnet_hf
+
+
+# Fixtures and tests draw the same numbers from torch in whatever order they come; pytest-randomly sees to `random` and NumPy.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    torch.manual_seed(0)
+
+
+# The same examples in each run, none kept in a folder, and no clock: a busy machine is no fault of the code.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
+
+SLOW_SECONDS = 1800  # after which a slow test is ended; the others have the time that pyproject.toml says
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 @pytest.fixture
@@ -42,6 +73,33 @@ def tiny_model(tiny_config):
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     torch.nn.init.normal_(model.head[3].weight)
     return model.eval()
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def _cell(column, text):
+    if column in ("id", "train_id"):
+        return int(text)
+    if column == "colour":
+        return tuple(bytes.fromhex(text.removeprefix("#")))
+    if column in ("hrnet_weight", "average_size"):
+        return float(text) if text else None
+    return {"yes": True, "no": False}.get(text, text)
+
+
+@pytest.fixture(scope="session")
+def fixture_rows():
+    """Reads `fixtures/NAME.csv` as a list of rows by column: ids as int, colours as (red, green, blue), yes and no as bool.
+
+    A cell that is empty is "", or None where the column holds numbers.
+    """
+
+    def read(name):
+        with (FIXTURES / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            return [{column: _cell(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,3 @@
-import json
 import shutil
 from pathlib import Path
 
@@ -64,14 +63,17 @@ def mini_vistas(drawn_vistas, tmp_path):
 
 
 @pytest.fixture
-def published_table():
-    """Reads a table of labels from the folder of real data."""
+def published_table(fixture_rows):
+    """Reads a publisher's table of labels, NAME_labels.json, under the publisher's own keys."""
+    keys = {"colour": "color", "train_id": "trainId", "has_instances": "hasInstances", "ignored": "ignoreInEval"}
+    ours = {"cityscapes", "camvid11", "mapillary_vistas_v1.2", "hrnet_weight", "average_size"}
 
     def read(name):
-        file = SHARED / "metadata" / name
-        if not file.is_file():
-            pytest.skip(f"the published table is not at {file}")
-        return json.loads(file.read_text(encoding="utf-8"))
+        rows = fixture_rows(name.removesuffix("_labels.json"))
+        return [
+            {keys.get(key, key): list(value) if key == "colour" else value for key, value in row.items() if key not in ours}
+            for row in rows
+        ]
 
     return read
 

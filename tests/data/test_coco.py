@@ -63,8 +63,8 @@ def real_coco(shared_dir):
 
 
 @pytest.fixture
-def published_categories(shared_dir):
-    return json.loads((shared_dir / "metadata" / "coco_panoptic_categories.json").read_text())
+def published_categories(fixture_rows):
+    return [{**row, "isthing": row["thing"], "color": row["colour"]} for row in fixture_rows("coco_panoptic")]
 
 
 @pytest.fixture
