@@ -131,16 +131,6 @@ def fitted(image: PIL.Image.Image, size: Size) -> PIL.Image.Image:
     return _without_orientation(image.transpose(STORED[turned]))
 
 
-def is_image(path: str | Path) -> bool:
-    """Whether a file's content begins as an image of one of the `FORMATS` does, and its header can be read."""
-    try:
-        with open(path, "rb") as file:
-            open_header(file)
-    except Exception:  # whatever Pillow raises, the answer is no
-        return False
-    return True
-
-
 def open_header(file: io.IOBase) -> PIL.Image.Image:
     """`PIL.Image.open` for the formats that are allowed."""
     _apply_pixel_limit()

@@ -2,7 +2,7 @@
 
 Both store what `datasets.Image` stores, a path or bytes, and decode when an example is read. The path may lead into a zip or tar
 file (see tree.py). Both are what a viewer shows: upright, as EXIF says. Where a label map fits only the image as it is stored,
-the image's path ends in `AS_STORED`, and it is not turned.
+the image's path says so (`as_stored`), and it is not turned.
 """
 
 import math
@@ -26,7 +26,7 @@ from .label_space import LABEL_SPACES, LabelSpace, get_label_space
 from .raw_label_map import translate_file
 from .tree import location_name, read_location
 
-AS_STORED = "#as_stored"
+AS_STORED = ".//"  # before the name: to the file system the path is the same, and no other location is written so
 
 
 class StoredFile(datasets.Image):
@@ -210,7 +210,8 @@ def _defined(definition: str) -> LabelSpace:
 
 def as_stored(location: str) -> str:
     """A location as the path of an image that is not to be turned."""
-    return location + AS_STORED
+    folders, slash, name = location.rpartition("/")
+    return f"{folders}{slash}{AS_STORED}{name}"
 
 
 def read_picture(location: str) -> PIL.Image.Image:
@@ -231,7 +232,7 @@ def _embedded(value: dict) -> dict:
     if data.startswith(JSON_START):
         with unreadable_is_data_error("File", _source(value)):
             data = self_contained(data, _source(value))
-    name = path and location_name(_location(value)) + AS_STORED * _is_as_stored(value)
+    name = path and AS_STORED * _is_as_stored(value) + location_name(_location(value))
     return {"bytes": data, "path": name}
 
 
@@ -249,11 +250,11 @@ def _stored_bytes(value: dict) -> bytes:
 
 
 def _is_as_stored(value: dict) -> bool:
-    return bool(value["path"]) and value["path"].endswith(AS_STORED)
+    return bool(value["path"]) and f"/{AS_STORED}" in f"/{value['path']}"
 
 
 def _location(value: dict) -> str | None:
-    return value["path"] and value["path"].removesuffix(AS_STORED)
+    return value["path"].replace(AS_STORED, "") if _is_as_stored(value) else value["path"]
 
 
 def _source(value: dict) -> str:

@@ -84,7 +84,7 @@ def locate(tree: DataTree, listed: list[Listed]) -> list[Sample]:
 
 
 def check_same_sizes(samples: list[Sample]) -> list[Sample]:
-    """The samples, with the images marked whose label maps fit only the image as it is stored (`label_map.AS_STORED`).
+    """The samples, with the images marked whose label maps fit only the image as it is stored (`as_stored`).
 
     Of images it reads only the headers.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import DataError
-from ..images import SUFFIXES, is_image
+from ..images import SUFFIXES
 from ..images import read_image as open_picture
 
 __all__ = ["find_pictures", "open_picture", "save_picture", "whole_file"]
@@ -17,8 +17,8 @@ __all__ = ["find_pictures", "open_picture", "save_picture", "whole_file"]
 def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
     """The image files that are named, and those that lie directly in folders that are named; each once.
 
-    In a folder, a file counts that is an image by its content (see images.py), or that is called one: such a file may turn out to
-    be unreadable. Hidden files, such as the `._a.jpg` of macOS, do not count.
+    In a folder, files count that are called images of a format that is read (see images.py), but no hidden ones, such as the
+    `._a.jpg` of macOS.
 
     Raises:
         DataError: a path does not exist, or a folder holds no image.
@@ -53,8 +53,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
-    images = [path for path in files if path.suffix.lower() in SUFFIXES or is_image(path)]
+    images = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
     if not images:
         raise DataError(f"the folder {folder} holds no images (its own files count, sub-folders do not)")
     return images

@@ -65,7 +65,7 @@ def test_find_pictures_lists_each_once(tmp_path):
     with pytest.raises(DataError, match=r"nowhere"):
         find_pictures([tmp_path / "nowhere"])
     (tmp_path / "bare").mkdir()
-    with pytest.raises(DataError, match=r"bare holds no pictures"):
+    with pytest.raises(DataError, match=r"bare holds no images"):
         find_pictures([tmp_path / "bare"])
 
 

@@ -166,12 +166,48 @@ def test_two_pictures_of_one_name_are_an_error(predict, segformer, picture, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_read_is_named_and_the_rest_is_done(predict, segformer, picture, tmp_path, capsys):
+    folder, exif = tmp_path / "in", Image.Exif()
+    folder.mkdir()
+    exif[0x0112], exif[0x8769] = 6, {0x9003: "2024"}
+    lying = Image.open(picture).convert("RGB")
+    malformed = exif.tobytes().replace(b"2024", b"\xff\xff\xff\xff").replace(b"\x03\x90\x02\x00", b"\x03\x90\x63\x00")
+    lying.save(folder / "tagged.jpg", exif=malformed)
+    lying.save(folder / "good.png")
+    (folder / "cut.png").write_bytes(picture.read_bytes()[:60])
+    (folder / "page.jpg").write_text("<html>not found</html>")
+    (folder / "drawing.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (folder / "._tagged.jpg").write_bytes(b"\0\x05\x16\x07" + bytes(90))
+    (folder / "paper.pdf").write_bytes(b"%PDF-1.4\n")
+    (folder / "film.mpg").write_bytes(b"\0\0\1\xb3" + bytes(90))
+    (folder / "notes.txt").write_text("P5 is no image")
+    with pytest.raises(DataError, match=r"^3 of 5 images could not be read: .*cut\.png, .*drawing\.png, .*page\.jpg$"):
+        predict.main([segformer, str(folder), "--output_dir", str(tmp_path / "out")])
+    written = sorted(path.name for path in (tmp_path / "out").glob("*_labels.png"))
+    assert written == ["good_labels.png", "tagged_labels.png"]
+    assert Image.open(tmp_path / "out" / "tagged_labels.png").size == lying.size[::-1]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    assert [line.split(" cannot be read")[0].rpartition("/")[2] for line in said] == ["cut.png", "drawing.png", "page.jpg"]
+
+
+def test_the_limit_on_pixels_is_an_option(predict, segformer, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setenv("REVHRNET_MAX_MEGAPIXELS", "0.002")
+    arguments = [segformer, str(picture), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(DataError, match="1 of 1 images could not be read"):
+        predict.main(arguments)
+    assert "--max_megapixels" in capsys.readouterr().err
+    predict.main([*arguments, "--max_megapixels", "0.01"])
+    with pytest.raises(SystemExit):
+        predict.main([*arguments, "--max_megapixels", "0"])
+
+
 def test_bad_input_writes_nothing(predict, segformer, picture, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(picture.read_bytes()[:60])
     out = ["--output_dir", str(tmp_path / "out")]
     with pytest.raises(DataError, match=r"broken\.png"):
-        predict.main([segformer, str(picture), str(broken), *out])
+        predict.main([segformer, str(broken), *out])
     with pytest.raises(DataError, match="absent"):
         predict.main([segformer, str(tmp_path / "absent.png"), *out])
     with pytest.raises(CheckpointError, match="no_model"):
@@ -193,5 +229,5 @@ def test_as_a_command_an_error_is_one_line_and_status_1(tmp_path):
     command = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "absent.png")]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 1
-    assert finished.stderr == f"error: there is no picture or folder {tmp_path / 'absent.png'}\n"
+    assert finished.stderr == f"error: there is no image or folder {tmp_path / 'absent.png'}\n"
     assert list(tmp_path.iterdir()) == []
