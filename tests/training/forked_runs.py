@@ -76,7 +76,7 @@ def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
     before(stage, "save_training_state", "saving")
     before(RunLog, "write", "logging")
     before(TrainingSamples, "__getitem__", "loading")
-    before(Path, "rename", "moving", lambda path, _: path.name == "last.new")
+    before(Path, "rename", "moving", lambda path, _: path.name.startswith(".last.revhrnet-new-"))
     evaluate = stage.evaluate_dataset
 
     def evaluate_with_fault(*arguments, progress, **settings):
