@@ -73,22 +73,32 @@ def test_is_interpolation_and_argmax(seed, classes, height, width, wanted_height
 
 
 @settings(deadline=None, max_examples=60)
-@given(seeds, st.lists(st.tuples(edges, edges), min_size=1, max_size=3), edges, edges, st.integers(1, 9), st.booleans())
-def test_padding_is_cut_off_whatever_the_sizes(seed, sizes, height, width, divisor, by_divisor):
-    """The place of an image in the network's input is what its own processing made it."""
+@given(
+    seeds,
+    st.lists(st.tuples(edges, edges), min_size=1, max_size=3),
+    edges,
+    edges,
+    st.integers(1, 9),
+    st.booleans(),
+    st.none() | st.integers(1, 20),
+)
+def test_padding_is_cut_off_whatever_the_sizes(seed, sizes, height, width, divisor, by_divisor, longest_edge):
+    """The place of an image in the network's input is what its own processing made it, resized before or not."""
+    resize = {} if longest_edge is None else {"do_resize": True, "size": {"longest_edge": longest_edge}}
+    images = [Image.new("RGB", size[::-1]) for size in sizes]
+    contents = [tuple(x.shape[-2:]) for x in RevHRNetImageProcessor(**resize)(images)["pixel_values"]]
     if by_divisor:
         options = {"size_divisor": divisor}
-        padded = [-(-max(edges) // divisor) * divisor for edges in zip(*sizes, strict=True)]
+        padded = [-(-max(edges) // divisor) * divisor for edges in zip(*contents, strict=True)]
     else:
-        padded = [max(edges) + divisor for edges in zip(*sizes, strict=True)]
+        padded = [max(edges) + divisor for edges in zip(*contents, strict=True)]
         options = {"pad_size": {"height": padded[0], "width": padded[1]}}
-    processor = RevHRNetImageProcessor(do_pad=True, **options)
-    images = [Image.new("RGB", size[::-1]) for size in sizes]
+    processor = RevHRNetImageProcessor(do_pad=True, **options, **resize)
     assert list(processor(images, return_tensors="pt")["pixel_values"].shape[-2:]) == padded
     logits = logits_of(seed, len(sizes), 3, height, width, 1)
     found = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), [image.size[::-1] for image in images])
-    for one, size, label_map in zip(logits, sizes, found, strict=True):
-        extent = [edge / whole for edge, whole in zip(size, padded, strict=True)]
+    for one, size, content, label_map in zip(logits, sizes, contents, found, strict=True):
+        extent = [edge / whole for edge, whole in zip(content, padded, strict=True)]
         assert label_map.shape == size
         assert_best(label_map, sampled(one, extent, size))
 
