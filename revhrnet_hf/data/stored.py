@@ -5,10 +5,13 @@ maps will do too, given a label table for the ids in its label maps.
 """
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
 import datasets
+import PIL.ExifTags
+import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
@@ -20,6 +23,7 @@ from .label_space import find_label_space
 IMAGE, LABEL_MAP, IMAGE_ID = "image", "label_map", "image_id"
 UNNAMED = "train"  # what `datasets` calls the only split of a data set that names none
 SAVED_SET, SAVED_SPLITS = "state.json", "dataset_dict.json"
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 STREAMS = 64  # shards of a saved data set that is streamed, for as many processes at most
 
 AnyDataset = datasets.Dataset | datasets.IterableDataset
@@ -159,8 +163,33 @@ def _completed(row: dict[str, Any], foreign: bool) -> dict[str, Any]:
     image_id = str(row[IMAGE_ID]) if IMAGE_ID in row else _content_id(image)
     if label_map is None:
         raise DataError(f"The picture {image_id} has no label map: take another split, or drop such rows.")
+    _check_same_size(image_id, image, label_map)
     label_map = _named(label_map, f"of picture {image_id}") if foreign else label_map
     return {IMAGE: image, LABEL_MAP: label_map, IMAGE_ID: image_id}
+
+
+def _check_same_size(image_id: str, image: dict[str, Any], label_map: dict[str, Any]) -> None:
+    """Raises a DataError unless a row's image and label map, where it holds their bytes, are of one size.
+
+    Only headers are read; an annotation, or what cannot be read, is left to whoever decodes it.
+    """
+    sizes = []
+    for value in (image, label_map):
+        if value["bytes"] is None:
+            return
+        try:
+            with PIL.Image.open(io.BytesIO(value["bytes"])) as opened:
+                turned = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) in SIDEWAYS
+                sizes.append({opened.size, opened.size[::-1]} if turned else {opened.size})
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
+            return
+    if not sizes[0] & sizes[1]:
+        size, labelled = ("×".join(map(str, min(of))) for of in sizes)
+        raise DataError(
+            f"image {image_id} is {size} pixels (width×height) but its label map is {labelled}: bring both to one size (label "
+            "maps by nearest neighbour). If only the sides are swapped, look at the EXIF orientation: turn the label map, "
+            "do not resize it"
+        )
 
 
 def _named(label_map: dict[str, Any], name: str) -> dict[str, Any]:
