@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 from ..data.loading import DATASETS
 from ..errors import CheckpointError
 from ..escape import code, fenced, markdown
+from ..evaluation.scores import write_text
 from ..models.backbone import TIMM_HRNETS
 from .figures import names_and_palette
 
@@ -111,7 +112,7 @@ def write_model_card(folder: str | Path, name: str | None = None) -> Path:
     """
     path = Path(folder) / CARD_FILE
     if not path.exists() or MARK in path.read_text(encoding="utf-8"):
-        path.write_text(make_card(read_record(folder), name), encoding="utf-8")
+        write_text(path, make_card(read_record(folder), name))  # two evaluations may end at once
     return path
 
 
