@@ -35,12 +35,12 @@ class ConvOverScales(nn.Conv2d):
             return super().forward(maps)
         if len(maps) == 1:
             return super().forward(maps[0])
-        total, start = None, 0
-        for x in maps:
+        start = maps[0].shape[1]
+        finest = total = F.conv2d(maps[0], self.weight[:, :start], self.bias)
+        for x in maps[1:]:
             weight = self.weight[:, start : start + x.shape[1]]
             start += x.shape[1]
-            if total is None:
-                total = F.conv2d(x, weight, self.bias)
-            else:
-                total = total.add_(upsample(F.conv2d(x, weight), total.shape[-2:], self.align_corners))
+            x = upsample(F.conv2d(x, weight), finest.shape[-2:], self.align_corners)
+            # Not into the convolution's result, which may be kept for recomputation.
+            total = total + x if total is finest else total.add_(x)
         return total
