@@ -193,12 +193,12 @@ class SegmentationHead(RecomputedModule, nn.Sequential):
 
     def __init__(self, channels: int, num_labels: int, momentum: float = 0.01, align_corners: bool = False):
         super().__init__(
-            ConvOverScales(channels, channels, align_corners),
+            ConvOverScales(channels, channels, 1),
             nn.BatchNorm2d(channels, momentum=momentum),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, num_labels, 1),
         )
-        self.align_corners = align_corners
+        self.align_corners = self[0].align_corners = align_corners
 
     def compute(self, *maps: Tensor) -> Tensor:
         first, *others = self

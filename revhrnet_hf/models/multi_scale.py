@@ -22,12 +22,11 @@ class ConvOverScales(nn.Conv2d):
 
     A 1×1 convolution and an upsampling may change places (the weights of an upsampled pixel add up to 1), so that the coarser
     maps are convolved where they are small, and no concatenated map exists or is kept for the backward pass. The parameters are
-    those of the convolution of the concatenated map.
+    those of the convolution of the concatenated map. It is constructed as any `nn.Conv2d`, for libraries such as peft, which make
+    others of its type.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, align_corners: bool = False):
-        super().__init__(in_channels, out_channels, 1)
-        self.align_corners = align_corners
+    align_corners = False
 
     def forward(self, maps: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
         """Maps (batch, channels_i, h_i, w_i), finest first, or one alone → (batch, out_channels, h_0, w_0)."""

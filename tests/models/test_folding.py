@@ -167,7 +167,7 @@ class TestFrozenBackbone:
         x = torch.randn(2, 3, 64, 64)
         with torch.no_grad():
             expected = model(x).logits
-        targets = r".*(backbone.*conv1|branches.*conv2|head\.0)"
+        targets = r".*(backbone.*layer\d.*conv1|branches.*conv2|head\.0)"
         adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, lora_dropout=0.1))
         with torch.no_grad():
             torch.testing.assert_close(adapted.eval()(pixel_values=x).logits, expected)  # LoRA starts at nothing

@@ -172,3 +172,15 @@ def test_finest_of_five_streams_has_the_stems_map():
     model, _ = build_model(recipe, get_label_space("camvid11"))
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 64, 64)).logits.shape[-2:] == (32, 32)
+
+
+@pytest.mark.parametrize(("former", "now"), [("nothing", "none"), ("relus", "norms"), ("modules", "modules")])
+def test_former_names_of_recompute(former, now):
+    """Recipes of earlier versions, also those beside checkpoints, still mean what they meant."""
+    assert Recipe.from_dict({"dataset": "camvid", "recompute": former}).recompute == now
+
+
+def test_recompute_default_and_error():
+    assert Recipe(dataset="camvid").recompute == "norms"
+    with pytest.raises(RecipeError, match="recompute must be one of none, norms, modules, got 'all'"):
+        Recipe(dataset="camvid", recompute="all")
