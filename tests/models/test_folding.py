@@ -1,7 +1,5 @@
 """Folded BatchNorms against the same networks unfolded, and frozen backbones, which compute the same wherever they are used."""
 
-import copy
-
 import pytest
 import timm
 import torch
@@ -111,10 +109,10 @@ class TestFrozenBackbone:
         features = []
         for mode in ("eval", "train", "eval", "inference", "train"):
             model.train(mode == "train")
-            with torch.inference_mode(mode == "inference"), torch.set_grad_enabled(mode == "train"):
-                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    features.append(model.base_model.backbone_maps(x))
-                    loss = model(x, labels=labels).loss
+            precision = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+            with torch.inference_mode(mode == "inference"), torch.set_grad_enabled(mode == "train"), precision:
+                features.append(model.base_model.backbone_maps(x))
+                loss = model(x, labels=labels).loss
             if mode == "train":
                 loss.backward()
         for others in features[1:]:
@@ -170,7 +168,7 @@ class TestFrozenBackbone:
         targets = r".*(backbone.*layer\d.*conv1|branches.*conv2|head\.0)"
         adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, lora_dropout=0.1))
         with torch.no_grad():
-            torch.testing.assert_close(adapted.eval()(pixel_values=x).logits, expected)  # LoRA starts at nothing
+            torch.testing.assert_close(adapted.eval()(pixel_values=x).logits, expected, rtol=1e-3, atol=1e-3)  # at first it adds 0
         adapted.train()
         for _ in range(2):  # the first step's gradients of lora_A are 0
             adapted(pixel_values=x, labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
