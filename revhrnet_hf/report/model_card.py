@@ -326,14 +326,12 @@ def _usage(name: str | None) -> str:
 
 ```python
 import numpy as np
-from PIL import Image
 from transformers import pipeline
 
 checkpoint = "{name or "."}"{where}
 segmenter = pipeline("image-segmentation", model=checkpoint, trust_remote_code=True)
-picture = Image.open("street.jpg").convert("RGB")
-for segment in segmenter(picture):
-    mask = np.array(segment["mask"]) > 0  # at the picture's size
+for segment in segmenter("street.jpg"):
+    mask = np.array(segment["mask"]) > 0  # at the image's size
     print(segment["label"], f"{{mask.mean():.1%}}")
 ```"""
 

@@ -15,7 +15,7 @@ from .memory import GIB, make_step, saved_bytes
 from .networks import build
 
 CROPS = [(256, 512), (360, 480), (512, 512), (512, 1024), (720, 960), (768, 768), (1024, 1024), (1024, 2048)]
-# Of the saved and recomputed bytes; peaks of earlier versions on a CPU (`benchmark.py memory`) were 1.18 to 1.28 of the saved ones.
+# Of the saved and recomputed bytes; peaks of earlier versions on a CPU (`benchmark.py memory`) were 1.18 to 1.28 of the saved.
 IN_PASSING = 1.3
 CUDA_GIB = 1.0  # context and workspaces
 NETWORKS = ["rev-w18-lite0", "rev-w18", "rev-w48", "hrnet-w18", "hrnet-w48"]
