@@ -92,11 +92,13 @@ def lock_file(path: Path) -> IO | None:
     """Makes a file that no other process can lock until it is closed or this process ends, in whatever way.
 
     Returns:
-        The open file; None if another process holds it. Where the system or the file system knows no locks, nobody is kept out.
+        The open file, to be read and written in bytes; None if another process holds it. Where the system or the file system
+        knows no locks, nobody is kept out; the latter is said.
     """
     while True:
         # Neither truncated nor followed: what lies there may be a link to somebody's file.
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+")
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         if fcntl is None:
             return file
         try:
@@ -104,7 +106,8 @@ def lock_file(path: Path) -> IO | None:
         except (BlockingIOError, PermissionError):
             file.close()
             return None
-        except OSError:  # ENOLCK, ENOTSUP: some network file systems
+        except OSError as error:  # ENOLCK, ENOTSUP: some network file systems
+            print(f"warning: {path} cannot be locked ({error.strerror}): start nothing else in its folder", file=sys.stderr)
             return file
         if _is_still(path, file):
             return file

@@ -30,7 +30,6 @@ CVAT's `labelmap.txt` (a line `label:red,green,blue:parts:actions` for each clas
 takes the classes from the one beside the YAML file.
 """
 
-import os
 import re
 import reprlib
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ import yaml
 import yaml.constructor
 
 from ..errors import DataError
-from .tree import archive_location, location_name, read_location, split_location
+from .tree import archive_location, location_name, read_text, split_location
 
 Colour = tuple[int, int, int]
 
@@ -52,7 +51,6 @@ CVAT_NAME = "labelmap.txt"
 CVAT_LINE = re.compile(r"(?:(?P<name>.+?): *(?P<colour>\d+ *, *\d+ *, *\d+)|(?P<uncoloured>[^:]+):)(?::[^:]*){0,2}")
 MEBIBYTE = 1 << 20
 MAX_BYTES = MEBIBYTE // 4  # of a label table; 255 classes of many ids and colours take a tenth of it
-TEXT_VARIABLE = "REVHRNET_MAX_TEXT_MB"
 MAX_ENTRIES = 50_000  # values in a label table, each counted as often as it is referred to
 DEEPEST = 20  # levels of lists and mappings; a table needs four
 # libyaml is ten times as fast, where PyYAML was built with it.
@@ -131,7 +129,7 @@ def read_label_table(path: str | Path) -> LabelTable:
             message names the line.
     """
     source = str(path)
-    text = _text_of(source)
+    text = read_text(source, MAX_BYTES)
     if location_name(source) == CVAT_NAME:
         return _read_cvat(text, source)
     try:
@@ -147,34 +145,6 @@ def read_label_table(path: str | Path) -> LabelTable:
         raise DataError(
             f"The label table {source} is nested too deeply: a class, its ids and colours need three levels."
         ) from error
-
-
-def _text_of(source: str) -> str:
-    limit = _max_bytes()
-    try:
-        data = read_location(source, limit + 1)
-    except OSError as error:
-        raise DataError(f"The label table {source} cannot be read ({error}).") from error
-    if len(data) > limit:
-        raise DataError(
-            f"The label table {source} has more than {limit / MEBIBYTE:g} MB of text, the limit: so long a file is hardly a "
-            f"label table. If it is one, set the environment variable {TEXT_VARIABLE} to more megabytes."
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"The label table {source} is not text in UTF-8 ({error}).") from error
-
-
-def _max_bytes() -> int:
-    megabytes = os.environ.get(TEXT_VARIABLE, "")
-    if not megabytes:
-        return MAX_BYTES
-    if not megabytes.isdecimal() or int(megabytes) == 0:
-        raise DataError(
-            f"The environment variable {TEXT_VARIABLE} is {megabytes!r}: give a whole number of megabytes, 1 or more."
-        )
-    return int(megabytes) * MEBIBYTE
 
 
 def _check_nesting(text: str, source: str) -> None:

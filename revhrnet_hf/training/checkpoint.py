@@ -19,14 +19,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from ..errors import CheckpointError
 from ..evaluation import write_json
-from ..files import recover_folder, remove
+from ..files import lock_file, recover_folder, remove
 from ..report.model_card import EXAMPLE_FILE, write_model_card
 from ..report.pictures import save_picture
 from ..versions import versions
@@ -238,20 +233,11 @@ def _lock(output_dir: Path) -> IO[bytes]:
     """Keeps other processes out until it is closed or this process ends, in whatever way."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        # The file is not emptied, and no link is followed: it may be somebody else's.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        lock = os.fdopen(os.open(output_dir / LOCK_FILE, flags, 0o666), "r+b", buffering=0)
+        lock = lock_file(output_dir / LOCK_FILE)
     except OSError as error:
         raise CheckpointError(f"Cannot write to the output folder {output_dir}: {error.strerror}") from error
-    try:
-        if fcntl is not None:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loader workers would hold as well
-    except BlockingIOError as error:
-        raise CheckpointError(
-            f"Another run is at work in {output_dir}: wait for it or end it, or choose another --output_dir"
-        ) from error
-    except OSError as error:
-        print(f"warning: {output_dir} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
+    if lock is None:
+        raise CheckpointError(f"Another run is at work in {output_dir}: wait for it or end it, or choose another --output_dir")
     return lock
 
 

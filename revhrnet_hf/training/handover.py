@@ -58,7 +58,9 @@ def hand_over(model, label_space: LabelSpace, checkpoint: str, with_classifier: 
         weights[name] = rows
     model.load_state_dict(weights)
     named = {name: [before_space.names[row] for row in of] for name, of in zip(label_space.names, sources, strict=True)}
-    return HandOver(str(checkpoint), named, list(getattr(before.config, "training_history", None) or []))
+    # What was trained before its classes were changed comes first.
+    histories = (getattr(before.config, name, None) or [] for name in ("pretraining_history", "training_history"))
+    return HandOver(str(checkpoint), named, [stage for history in histories for stage in history])
 
 
 def _sources(before: LabelSpace, after: LabelSpace) -> list[list[int]]:
