@@ -568,3 +568,13 @@ def test_errors_say_where_an_id_or_a_colour_goes(tmp_path):
     PIL.Image.fromarray(np.full((4, 6, 3), (9, 8, 7), np.uint8)).save(own / "train/labels/a.png")
     with pytest.raises(DataError, match=r"colours: "):
         load(own)[0]
+
+
+def test_folder_above_without_a_table_is_not_suggested(tmp_path):
+    """Seen from above, any folder of images and masks looks like a split."""
+    own = write_files(tmp_path / "own", "images", "masks", table=None)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "table.yaml").write_text("names: [road, car]\n")
+    with pytest.raises(DataError, match="are not divided into splits: put val_fraction") as caught:
+        load(own, label_space=tmp_path / "elsewhere" / "table.yaml")
+    assert "looks right" not in str(caught.value)
