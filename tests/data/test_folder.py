@@ -563,8 +563,23 @@ def test_folder_that_is_something_else(tmp_path):
 def test_errors_say_where_an_id_or_a_colour_goes(tmp_path):
     own = write_files(tmp_path / "own", "train/images", "train/labels")
     PIL.Image.fromarray(np.full((4, 6), 9, np.uint8)).save(own / "train/labels/a.png")
-    with pytest.raises(DataError, match=r"holds the ids 9, .*labels\.yaml"):
+    with pytest.raises(
+        DataError, match=r"holds the ids 9, .*add them to the label table \(labels\.yaml\), to a class or under ignore:"
+    ):
         load(own)[0]
     PIL.Image.fromarray(np.full((4, 6, 3), (9, 8, 7), np.uint8)).save(own / "train/labels/a.png")
-    with pytest.raises(DataError, match=r"colours: "):
+    with pytest.raises(DataError, match=r"knows ids only: .* each class its colour in the field colours:"):
         load(own)[0]
+    (own / "labels.yaml").write_text('names:\n  road: {ids: 0, colours: "#000001"}\n  car: {ids: 1, colours: "#000002"}\n')
+    with pytest.raises(DataError, match=r"holds the colours \(9, 8, 7\), .*to a class \(field colours:\) or under ignore:"):
+        load(own)[0]
+
+
+def test_folder_above_without_a_table_is_not_suggested(tmp_path):
+    """Seen from above, any folder of images and masks looks like a split."""
+    own = write_files(tmp_path / "own", "images", "masks", table=None)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "table.yaml").write_text("names: [road, car]\n")
+    with pytest.raises(DataError, match="are not divided into splits: put val_fraction") as caught:
+        load(own, label_space=tmp_path / "elsewhere" / "table.yaml")
+    assert "looks right" not in str(caught.value)
