@@ -267,7 +267,7 @@ def read_text(location: str, usual_most: int = LIST_BYTES) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{location} is no text in UTF-8 ({error}).") from error
+        raise DataError(f"{location} is not text in UTF-8 ({error}).") from error
 
 
 def _read_named(location: str, size: int) -> bytes:

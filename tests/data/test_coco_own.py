@@ -118,7 +118,7 @@ def test_byte_order_mark(tmp_path, encoding):
 
 def test_other_encoding_is_named(tmp_path):
     folder = write_split(tmp_path, "CVAT", "train", encoding="utf-16")
-    with pytest.raises(DataError, match=r"instances_train\.json is no text in UTF-8"):
+    with pytest.raises(DataError, match=r"instances_train\.json is not text in UTF-8"):
         load(folder)
 
 
