@@ -10,15 +10,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..errors import AbsentSplitError, DataError
+from ..images import ImageFile, fitted
 from .builder import SegmentationBuilder
 from .class_counts import MOST_IGNORED, ClassCounts, Counting, ignored_text, unseen_text
 from .label_map import Picture
@@ -30,7 +29,6 @@ from .tree import DataTree, read_location
 
 MAX_SIZES = 4  # that the table names; the JSON has all
 TRAINING_SPLITS = ("train", "training", "trainval", "default")  # the first that is there is taken for the one trained on
-ORIENTATION = 0x0112  # EXIF's tag; 1 is upright, and 5 to 8 exchange width and height
 
 
 class Problem(NamedTuple):
@@ -295,6 +293,8 @@ def check_sample(sample: Sample, counting: Counting) -> Checked:
         label_map = counting.feature.decode_example({"path": sample.label_map, "bytes": sample.annotation})
     except DataError as error:
         problems.append(Problem("label map", sample.label_map, str(error)))
+    if image and label_map:
+        image = fitted(image, label_map.size)
     if image and label_map and image.size != label_map.size:
         text = f"Picture {sample.image} is {by(image.size)} pixels (width×height) but its label map is {by(label_map.size)}."
         problems.append(Problem("size", sample.image, text))
@@ -315,12 +315,8 @@ def ambiguous_orientation(location: str, label_map_size: tuple[int, int]) -> int
         location: of an image that could be read.
         label_map_size: width and height.
     """
-    with Image.open(BytesIO(read_location(location))) as image:
-        stored, orientation = image.size, image.getexif().get(ORIENTATION, 1)
-    if orientation not in range(2, 9):
-        return None
-    turned = stored[::-1] if orientation >= 5 else stored
-    return orientation if stored == turned == label_map_size else None
+    file = ImageFile(read_location(location))
+    return file.orientation if file.orientation != 1 and file.size == file.stored_size == label_map_size else None
 
 
 def _table(rows: Iterable[list[str]]) -> str:

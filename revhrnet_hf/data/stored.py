@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
 from ..errors import AbsentSplitError, DataError
+from ..images import ImageFile, unreadable_is_data_error
 from .label_map import LabelMap, Picture
 from .label_space import find_label_space
 from .own_files import OwnFiles
@@ -167,8 +168,30 @@ def _completed(row: dict[str, Any], foreign: bool, own: OwnFiles) -> dict[str, A
     image_id = str(row[IMAGE_ID]) if IMAGE_ID in row else _content_id(image)
     if label_map is None:
         raise DataError(f"The picture {image_id} has no label map: take another split, or drop such rows.")
+    _check_same_size(image_id, image, label_map)
     label_map = _named(label_map, f"of picture {image_id}") if foreign else label_map
     return {IMAGE: image, LABEL_MAP: label_map, IMAGE_ID: image_id}
+
+
+def _check_same_size(image_id: str, image: dict[str, Any], label_map: dict[str, Any]) -> None:
+    """Raises a DataError unless a row's image and label map, where it holds their bytes, are of one size.
+
+    Only headers are read; an annotation, or what cannot be read, is left to whoever decodes it.
+    """
+    if None in (image["bytes"], label_map["bytes"]):
+        return
+    try:
+        with unreadable_is_data_error("Image", image_id):
+            opened, labels = ImageFile(image["bytes"]), ImageFile(label_map["bytes"])
+    except DataError:
+        return
+    if labels.size not in (opened.size, opened.stored_size):
+        size, labelled = ("×".join(map(str, file.size)) for file in (opened, labels))
+        raise DataError(
+            f"image {image_id} is {size} pixels (width×height) but its label map is {labelled}: bring both to one size (label "
+            "maps by nearest neighbour). If only the sides are swapped, look at the EXIF orientation: turn the label map, "
+            "do not resize it"
+        )
 
 
 def _named(label_map: dict[str, Any], name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import DataError, RecipeError, RevHRNetError
 from ..evaluation import InferenceSettings, load_checkpoint, segment
 from ..evaluation.inference import window_starts
+from ..images import header_size, unreadable_is_data_error
 from ..report.figures import Colour, names_and_palette
 from ..report.pictures import open_picture, save_picture
 from ..synthetic import draw_scenes
@@ -166,11 +167,9 @@ def open_upload(path: str | Path) -> Image.Image:
 
 def check_pixels(path: Path) -> None:
     """Raises a DataError if an image has too many pixels, before they are read."""
-    try:
-        with Image.open(path) as image:
-            megapixels, edge = image.width * image.height / 1e6, max(image.size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return  # `open_picture` says what is wrong
+    with unreadable_is_data_error("Image", str(path)), path.open("rb") as file:
+        width, height = header_size(file)
+    megapixels, edge = width * height / 1e6, max(width, height)
     if megapixels > MOST_MEGAPIXELS:
         raise DataError(f"{path.name} has {megapixels:.0f} megapixels; this page takes up to {MOST_MEGAPIXELS}: make it smaller")
     if edge > MOST_EDGE:

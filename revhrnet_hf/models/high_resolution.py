@@ -188,17 +188,17 @@ def exchange_path(channels: list[int] | tuple[int, ...], source: int, target: in
 class SegmentationHead(RecomputedModule, nn.Sequential):
     """1×1 (with bias) + BN + ReLU, then the 1×1 classifier: HRNetV2's `last_layer`, with its names 0, 1 and 3.
 
-    Maps (batch, channels_i, h_i, w_i), finest first, that have `channels` channels together → logits (batch, num_labels, h_0, w_0).
+    Maps (batch, channels_i, h_i, w_i), finest first, with `channels` channels together → logits (batch, num_labels, h_0, w_0).
     """
 
     def __init__(self, channels: int, num_labels: int, momentum: float = 0.01, align_corners: bool = False):
         super().__init__(
-            ConvOverScales(channels, channels, align_corners),
+            ConvOverScales(channels, channels, 1),
             nn.BatchNorm2d(channels, momentum=momentum),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, num_labels, 1),
         )
-        self.align_corners = align_corners
+        self.align_corners = self[0].align_corners = align_corners
 
     def compute(self, *maps: Tensor) -> Tensor:
         first, *others = self

@@ -221,9 +221,9 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         """In the precision that the configuration chose; without a graph, unless somebody asks for a gradient."""
         device, dtype = pixel_values.device.type, self.config.frozen_backbone_dtype
         is_chosen = dtype is not None and is_autocast_available(device)  # not for the meta device
-        with torch.autocast(device, getattr(torch, dtype)) if is_chosen else nullcontext():
-            with nullcontext() if self._wants_backbone_graph(pixel_values) else torch.no_grad():
-                yield
+        precision = torch.autocast(device, getattr(torch, dtype)) if is_chosen else nullcontext()
+        with torch.set_grad_enabled(self._wants_backbone_graph(pixel_values)), precision:
+            yield
 
     def _wants_backbone_graph(self, pixel_values: Tensor) -> bool:
         """Whether a gradient is to flow through the frozen backbone: to the pixels, or to parameters such as LoRA's."""
@@ -232,8 +232,8 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         trained = sum(p.numel() for p in self.backbone.parameters() if p.requires_grad)
         if trained and not torch.compiler.is_compiling():
             logger.warning_once(
-                f"{trained:,} parameters in the frozen backbone require a gradient (LoRA?): they are trained, and activations of the "
-                "backbone are kept for the backward pass. Its modules stay in eval mode. model.base_model.freeze() freezes all"
+                f"{trained:,} parameters in the frozen backbone require a gradient (LoRA?): they are trained, and the backbone's "
+                "activations are kept for the backward pass. Its modules stay in eval mode. model.base_model.freeze() freezes all"
             )
         return trained > 0 or pixel_values.requires_grad
 

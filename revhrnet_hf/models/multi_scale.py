@@ -22,12 +22,11 @@ class ConvOverScales(nn.Conv2d):
 
     A 1×1 convolution and an upsampling may change places (the weights of an upsampled pixel add up to 1), so that the coarser
     maps are convolved where they are small, and no concatenated map exists or is kept for the backward pass. The parameters are
-    those of the convolution of the concatenated map.
+    those of the convolution of the concatenated map. It is constructed as any `nn.Conv2d`, for libraries such as peft, which make
+    others of its type.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, align_corners: bool = False):
-        super().__init__(in_channels, out_channels, 1)
-        self.align_corners = align_corners
+    align_corners = False
 
     def forward(self, maps: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
         """Maps (batch, channels_i, h_i, w_i), finest first, or one alone → (batch, out_channels, h_0, w_0)."""
@@ -35,12 +34,12 @@ class ConvOverScales(nn.Conv2d):
             return super().forward(maps)
         if len(maps) == 1:
             return super().forward(maps[0])
-        total, start = None, 0
-        for x in maps:
+        start = maps[0].shape[1]
+        finest = total = F.conv2d(maps[0], self.weight[:, :start], self.bias)
+        for x in maps[1:]:
             weight = self.weight[:, start : start + x.shape[1]]
             start += x.shape[1]
-            if total is None:
-                total = F.conv2d(x, weight, self.bias)
-            else:
-                total = total.add_(upsample(F.conv2d(x, weight), total.shape[-2:], self.align_corners))
+            x = upsample(F.conv2d(x, weight), finest.shape[-2:], self.align_corners)
+            # Not into the convolution's result, which may be kept for recomputation.
+            total = total + x if total is finest else total.add_(x)
         return total

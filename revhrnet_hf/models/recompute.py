@@ -1,7 +1,8 @@
 """Recomputation: memory for the backward pass, spared by computing parts of the forward pass a second time.
 
-It is torch's activation checkpointing. `"norms"` keeps what convolutions give and recomputes normalisations, ReLUs and sums, which
-are cheap; `"modules"` keeps a module's inputs only.
+It is torch's activation checkpointing. `"norms"` keeps the outputs of convolutions and recomputes normalisations, ReLUs and sums,
+which are cheap; `"modules"` keeps the inputs of modules and recomputes the rest. What is recomputed runs a second time in the
+backward pass, and so do the forward hooks on modules within it.
 """
 
 import inspect

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ..images import open_header
+
 # A path from the root of a file system: two parts at least, so that 1/255 and km/h are none; of the folders that hold people's
 # own files one part is enough. Web addresses (https://a.org/b/c) and closing tags (</b>) are none.
 ABSOLUTE_PATH = re.compile(
@@ -67,7 +69,7 @@ def _readable_part(path: Path) -> bytes:
 def _image_texts(path: Path) -> bytes:
     """The comments and tags of an image (PNG's text chunks, EXIF, XMP); all bytes of what is no image but bears such a name."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, open_header(file) as image:
             image.load()  # PNG's text may stand behind the pixels
             noted = [*image.info.items(), *_exif_values(image)]
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
@@ -84,7 +86,7 @@ def _exif_values(image: Image.Image) -> Iterator[tuple]:
 
 def _says_where_it_was_taken(path: Path) -> bool:
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, open_header(file) as image:
             return bool(image.getexif().get_ifd(ExifTags.IFD.GPSInfo))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         return False

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 from ..data.loading import DATASETS
 from ..errors import CheckpointError
 from ..escape import code, fenced, markdown
+from ..evaluation.scores import write_text
 from ..models.backbone import TIMM_HRNETS
 from .figures import names_and_palette
 
@@ -111,7 +112,7 @@ def write_model_card(folder: str | Path, name: str | None = None) -> Path:
     """
     path = Path(folder) / CARD_FILE
     if not path.exists() or MARK in path.read_text(encoding="utf-8"):
-        path.write_text(make_card(read_record(folder), name), encoding="utf-8")
+        write_text(path, make_card(read_record(folder), name))  # two evaluations may end at once
     return path
 
 
@@ -325,14 +326,12 @@ def _usage(name: str | None) -> str:
 
 ```python
 import numpy as np
-from PIL import Image
 from transformers import pipeline
 
 checkpoint = "{name or "."}"{where}
 segmenter = pipeline("image-segmentation", model=checkpoint, trust_remote_code=True)
-picture = Image.open("street.jpg").convert("RGB")
-for segment in segmenter(picture):
-    mask = np.array(segment["mask"]) > 0  # at the picture's size
+for segment in segmenter("street.jpg"):
+    mask = np.array(segment["mask"]) > 0  # at the image's size
     print(segment["label"], f"{{mask.mean():.1%}}")
 ```"""
 

@@ -132,8 +132,8 @@ class Recipe:
     )
     recompute: Literal["none", "norms", "modules"] = _setting(
         "norms",
-        "What the backward pass recomputes instead of keeping it, each saving more memory and costing more time: none of it, norms "
-        "and ReLUs, or whole modules (gradient checkpointing)",
+        "What the backward pass recomputes instead of keeping it: none; norms, with ReLUs; or whole modules (gradient "
+        "checkpointing), which saves most memory and costs most time",
     )
     torch_compile: bool = _setting(False, "Compile the network for training (torch.compile): minutes at the start, faster steps")
     sync_batch_norm: bool = _setting(

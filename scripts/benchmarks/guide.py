@@ -1,8 +1,8 @@
 """Memory guide: the largest batch at a crop, and the largest crop at a batch, that a GPU of each size trains of each network.
 
-Computed, not measured on a GPU: weights, gradients, momentum, counted saved bytes (float32) and those that the module with most to
-recompute has while it is recomputed, with a share for what the backward pass needs in passing, and the memory that CUDA takes
-for itself.
+Computed, not measured on a GPU: weights, gradients, momentum, counted saved bytes (float32) and those that are there only while
+the module with most to recompute is recomputed, with a share for what the backward pass needs in passing, and the memory that
+CUDA takes for itself.
 """
 
 from argparse import Namespace
@@ -15,8 +15,7 @@ from .memory import GIB, make_step, saved_bytes
 from .networks import build
 
 CROPS = [(256, 512), (360, 480), (512, 512), (512, 1024), (720, 960), (768, 768), (1024, 1024), (1024, 2048)]
-# Of the saved bytes. Peaks of RevHRNet-W48 on a CPU, 2 pictures of 512×1024 (`benchmark.py memory`), were 1.18 times them with
-# `relus`, 1.28 with `norms`, 1.27 with `modules`.
+# Of the saved and recomputed bytes; peaks of earlier versions on a CPU (`benchmark.py memory`) were 1.18 to 1.28 of the saved.
 IN_PASSING = 1.3
 CUDA_GIB = 1.0  # context and workspaces
 NETWORKS = ["rev-w18-lite0", "rev-w18", "rev-w48", "hrnet-w18", "hrnet-w48"]

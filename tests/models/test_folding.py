@@ -1,8 +1,4 @@
-"""Folded BatchNorms against the same networks unfolded."""
-
-import copy
-import pickle
-from itertools import pairwise
+"""Folded BatchNorms against the same networks unfolded, and frozen backbones, which compute the same wherever they are used."""
 
 import pytest
 import timm
@@ -11,7 +7,8 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
 from revhrnet_hf import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetForSemanticSegmentation, RevHRNetModel
-from revhrnet_hf.models.folding import conv_norm_pairs, fold_for_good, fold_while_frozen, unfold
+from revhrnet_hf.models import modeling_revhrnet
+from revhrnet_hf.models.folding import conv_norm_pairs, fold_batch_norms
 
 TINY_HRNET = {"stem_channels": 8, "stage1_channels": 8, "stage1_blocks": 1, "stream_channels": [8, 12, 16], "num_modules": [1, 1],
               "num_blocks": 1, "num_labels": 5, "initializer": "he"}  # fmt: skip
@@ -54,7 +51,7 @@ def test_only_what_may_be_folded():
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         expected = model(x)
-        fold_for_good(model)
+        fold_batch_norms(model)
         assert norms_in(model) == ["norm", "of_twice", "alone"]
         torch.testing.assert_close(model(x), expected)
 
@@ -64,26 +61,36 @@ def test_only_what_may_be_folded():
                                             ("tf_efficientnet_lite0", 0), ("resnetv2_18", 8)])  # fmt: skip
 def test_timms_networks(name, left):
     model = shaken(timm.create_model(name, features_only=True))
-    before = {key: x.clone() for key, x in model.state_dict().items()}
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = model(x)
-        fold_while_frozen(model)
+        fold_batch_norms(model)
         folded = model(x)
-        copied = copy.deepcopy(model)
-        pickled = pickle.loads(pickle.dumps(model))
-        for a, b, c, d in zip(folded, expected, copied(x), pickled(x), strict=True):
-            scale = b.abs().max()
-            torch.testing.assert_close(a / scale, b / scale, rtol=1e-4, atol=1e-5)
-            assert torch.equal(a, c)
-            assert torch.equal(a, d)
-        assert not torch.equal(folded[-1], expected[-1])  # else nothing was folded
-    assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items())
-    unfold(model)
-    with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(model(x), expected, strict=True))
-    fold_for_good(model)
     assert len(norms_in(model)) <= left
+    for a, b in zip(folded, expected, strict=True):
+        scale = b.abs().max()
+        torch.testing.assert_close(a / scale, b / scale, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(folded[-1], expected[-1])  # else nothing was folded
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.5])
+def test_formula(eps):
+    """Weights, bias, and each norm's own eps, by (w·x + b − mean) / √(var + eps) · gamma + beta in NumPy."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=eps)).eval()
+    conv, norm = model
+    for tensor in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+        tensor.uniform_(0.01, 1)
+    values = {name: x.detach().double().numpy() for name, x in [*conv.named_parameters("conv"), *norm.named_parameters("norm")]}
+    mean, var = norm.running_mean.double().numpy(), norm.running_var.double().numpy()
+    scale = values["norm.weight"] / (var + eps) ** 0.5
+    fold_batch_norms(model)
+    assert norms_in(model) == []
+    for found, expected in (
+        (model[0].weight, values["conv.weight"] * scale[:, None, None, None]),
+        (model[0].bias, (values["conv.bias"] - mean) * scale + values["norm.bias"]),
+    ):
+        torch.testing.assert_close(found.detach().double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
 
 
 class TestFrozenBackbone:
@@ -91,84 +98,90 @@ class TestFrozenBackbone:
     def model(self, tiny_config):
         return shaken(RevHRNetForSemanticSegmentation(tiny_config(initializer="he"))).train()
 
-    def test_only_in_training(self, model):
-        """What a model predicts is that of the unfolded network to the bit, before, between and after steps."""
+    @pytest.mark.parametrize("autocast", [False, True])
+    @pytest.mark.parametrize("dtype", [None, "bfloat16"])
+    def test_same_features_in_training_and_evaluation(self, model, autocast, dtype):
+        """Bit for bit under one precision: with and without gradients, before, between and after steps."""
+        model.config.frozen_backbone_dtype = model.base_model.config.frozen_backbone_dtype = dtype
+        model.to(memory_format=torch.channels_last)
         x = torch.randn(2, 3, 64, 64)
-        expected = self.expected_maps(model, x)
-        for training in (False, True, False, True):
-            maps = model.train(training).revhrnet.backbone_maps(x)
-            assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True)) is not training
+        labels = torch.zeros(2, 64, 64, dtype=torch.long)
+        features = []
+        for mode in ("eval", "train", "eval", "inference", "train"):
+            model.train(mode == "train")
+            precision = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+            with torch.inference_mode(mode == "inference"), torch.set_grad_enabled(mode == "train"), precision:
+                features.append(model.base_model.backbone_maps(x))
+                loss = model(x, labels=labels).loss
+            if mode == "train":
+                loss.backward()
+        for others in features[1:]:
+            assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(others, features[0], strict=True))
 
-    @staticmethod
-    def expected_maps(model, x):
-        plain = copy.deepcopy(model.revhrnet.backbone)
-        unfold(plain)
+    def test_no_graph_unless_asked_for(self, model):
+        x = torch.randn(1, 3, 64, 64)
+        assert not any(y.requires_grad for y in model.base_model.backbone_maps(x))
+        x.requires_grad_()  # as saliency maps and adversarial examples want it
+        model.eval()(x).logits.square().mean().backward()
+        assert x.grad.abs().sum() > 0
+        assert all(p.grad is None for p in model.base_model.backbone.parameters())
         with torch.no_grad():
-            return plain(x, return_dict=True).feature_maps
+            assert not any(y.requires_grad for y in model.base_model.backbone_maps(x))
 
-    def test_follows_every_change_of_the_weights(self, model):
-        """Loading, casting, and in-place changes of a weight or a statistic."""
+    def test_thawed_parameter_is_trained_and_said(self, model, monkeypatch):
+        said = []
+        monkeypatch.setattr(modeling_revhrnet.logger, "warning_once", said.append)
+        weight = next(p for p in model.base_model.backbone.parameters() if p.ndim == 4)
+        before = {key: x.clone() for key, x in model.state_dict().items() if ".backbone." in key}
+        model(torch.randn(2, 3, 64, 64))
+        assert said == []
+        weight.requires_grad_()
+        model(torch.randn(2, 3, 64, 64)).logits.square().mean().backward()
+        assert weight.grad.abs().sum() > 0
+        assert len(said) == 1 and said[0].startswith(f"{weight.numel():,} parameters in the frozen backbone require a gradient")
+        assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items() if key in before)  # statistics too
+
+    def test_hooks_hear_each_convolution_once_with_its_values(self, model):
         x = torch.randn(1, 3, 64, 64)
-        state = {key: value + 0.05 for key, value in model.revhrnet.backbone.state_dict().items()}
-        weight = next(model.revhrnet.backbone.parameters())
-        norm = next(m for m in model.revhrnet.backbone.modules() if isinstance(m, nn.BatchNorm2d))
+        heard = {"train": {}, "eval": {}}
+        mode = "train"
+        for name, module in model.base_model.backbone.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda _m, _i, y, name=name: heard[mode].setdefault(name, []).append(y.clone()))
+        model(x).logits.sum().backward()
+        mode = "eval"
+        with torch.no_grad():
+            model.eval()(x)
+        assert len(heard["train"]) > 10
+        for name, (y,) in heard["train"].items():
+            assert torch.equal(y, heard["eval"][name][0]), name
 
-        def in_place(tensor):
-            with torch.no_grad():
-                tensor.mul_(1.5)
-
-        changes = (
-            lambda: None,
-            lambda: in_place(weight),
-            lambda: in_place(norm.running_mean),
-            lambda: model.revhrnet.backbone.load_state_dict(state),
-            model.double,
-        )
-        maps = []
-        for change in changes:
-            change()
-            x = x.to(next(model.parameters()).dtype)
-            maps.append(model.revhrnet.backbone_maps(x))
-            for a, b in zip(maps[-1], self.expected_maps(model, x), strict=True):
-                assert a.dtype == b.dtype
-                scale = b.abs().max()
-                torch.testing.assert_close(a / scale, b / scale, rtol=1e-4, atol=1e-5)
-        for before, after in pairwise(maps[:4]):
-            assert not torch.allclose(before[0], after[0], rtol=1e-3)
-
-    def test_hooks_are_heard_and_thawing_trains(self, model):
-        x = torch.randn(1, 3, 64, 64)
-        model(x)
-        calls = []
-        for module in model.revhrnet.backbone.modules():
-            module.register_forward_hook(lambda *_: calls.append(1))
-        model(x)
-        assert len(calls) > 10
-        model.revhrnet.backbone.requires_grad_(True)
-        model.revhrnet.backbone(x).feature_maps[0].sum().backward()
-        assert all(p.grad is not None for p in list(model.revhrnet.backbone.parameters())[:3])
-
-    @pytest.mark.slow
-    def test_compiled_afterwards(self, model):
-        x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-        plain = copy.deepcopy(model).double()(x).logits
-        model.double()(x)
-        torch._dynamo.reset()
-        compiled = torch.compile(model, fullgraph=True, backend="eager")(x).logits
-        torch.testing.assert_close(compiled, plain, rtol=1e-10, atol=1e-10)
-
-    def test_replica_of_data_parallel(self, model):
-        """What nn.DataParallel makes, shallow copies of all modules, must not compute with the original's weights."""
-        x = torch.randn(1, 3, 64, 64)
-        expected = model.revhrnet.backbone_maps(x)
-        copies = {module: module._replicate_for_data_parallel() for module in model.revhrnet.modules()}
-        for module, replica in copies.items():
-            replica._modules = {name: copies[child] for name, child in module._modules.items()}
-            replica._parameters = {name: None if p is None else 2 * p.detach() for name, p in module._parameters.items()}
-        replica = copies[model.revhrnet]
-        maps = replica.backbone_maps(x)
-        assert not any(torch.allclose(a, b) for a, b in zip(maps, expected, strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(model.revhrnet.backbone_maps(x), expected, strict=True))
+    @pytest.mark.parametrize("head", ["single", "concat"])
+    def test_lora(self, tiny_config, head):
+        """LoRA's layers on backbone, streams and head get gradients; merged, they predict the same."""
+        peft = pytest.importorskip("peft")
+        torch.manual_seed(0)
+        model = shaken(RevHRNetForSemanticSegmentation(tiny_config(initializer="he", head=head)))
+        x = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            expected = model(x).logits
+        targets = r".*(backbone.*layer\d.*conv1|branches.*conv2|head\.0)"
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, lora_dropout=0.1))
+        with torch.no_grad():
+            # At first an adapter adds 0.
+            torch.testing.assert_close(adapted.eval()(pixel_values=x).logits, expected, rtol=1e-3, atol=1e-3)
+        adapted.train()
+        for _ in range(2):  # the first step's gradients of lora_A are 0
+            adapted(pixel_values=x, labels=torch.zeros(2, 64, 64, dtype=torch.long)).loss.backward()
+            torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1).step()
+        lora = {name: p.grad for name, p in adapted.named_parameters() if "lora_" in name}
+        for part in ("backbone", "branches", "head"):
+            grads = [g for name, g in lora.items() if part in name]
+            assert grads and all(g is not None and g.abs().sum() > 0 for g in grads)
+        with torch.no_grad():
+            after = adapted.eval()(pixel_values=x).logits
+            assert not torch.allclose(after, expected, rtol=1e-3)
+            torch.testing.assert_close(adapted.merge_and_unload()(x).logits, after, rtol=1e-4, atol=1e-4)
 
     def test_in_bfloat16(self, tiny_config, model, tmp_path):
         """Maps near float32's, in float32; weights, gradients of the rest and the checkpoint are float32."""
@@ -210,11 +223,11 @@ class TestOptimizeForInference:
         assert not (tmp_path / "again").exists()
 
     def test_after_use(self, tiny_config):
-        """A model whose frozen backbone already computes folded."""
+        """A model that was trained before."""
         model = shaken(RevHRNetModel(tiny_config(initializer="he")))
         x = torch.randn(2, 3, 64, 64)
-        expected = model(x).last_hidden_state
-        model.train().backbone_maps(x)
+        model.train()(x)
+        expected = model.eval()(x).last_hidden_state
         model.optimize_for_inference()
         assert norms_in(model) == []
         torch.testing.assert_close(model(x).last_hidden_state, expected, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,8 @@ SHAPES = [(3, 13, 18), (5, 7, 9), (2, 4, 5), (4, 2, 3)]
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_equals_the_convolution_of_the_concatenated_map(align_corners):
     torch.manual_seed(0)
-    conv = ConvOverScales(14, 6, align_corners).double()
+    conv = ConvOverScales(14, 6, 1).double()
+    conv.align_corners = align_corners
     plain = copy.deepcopy(conv)
     maps = [torch.randn(2, *shape, dtype=torch.float64, requires_grad=True) for shape in SHAPES]
     copies = [x.detach().clone().requires_grad_() for x in maps]
@@ -31,14 +32,14 @@ def test_equals_the_convolution_of_the_concatenated_map(align_corners):
 
 
 def test_one_map_alone():
-    conv = ConvOverScales(14, 6)
+    conv = ConvOverScales(14, 6, 1)
     x = torch.randn(1, 14, 3, 4)
     assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias))
     assert torch.equal(conv([x]), conv(x))
 
 
 def test_keeps_no_concatenated_map():
-    conv = ConvOverScales(14, 6)
+    conv = ConvOverScales(14, 6, 1)
     maps = [torch.randn(2, *shape, requires_grad=True) for shape in SHAPES]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):

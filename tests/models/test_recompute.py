@@ -1,4 +1,4 @@
-"""Modules that are recomputed in the backward pass, against the same modules without recomputation and against counts on paper."""
+"""Modules that are recomputed in the backward pass, against the same modules without recomputation and counts on paper."""
 
 import copy
 import gc
@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -61,7 +62,7 @@ def total(outputs):
 def outcome(module, inputs, autocast=False):
     """Outputs, gradients, running statistics and counters of one step."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        outputs = as_tuple(module(*inputs))
+        outputs = as_tuple(module(*[x.clone() for x in inputs]))  # autocast casts a leaf once for all that take it
     total(outputs).backward()
     tensors = [*outputs, *(x.grad for x in inputs), *(p.grad for p in module.parameters()), *module.buffers()]
     for x in inputs:
@@ -77,15 +78,21 @@ def assert_same(ours, plain):
 
 @pytest.mark.parametrize("recompute", [NORMS, MODULES])
 @pytest.mark.parametrize("kind", BUILDERS)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("dtype", "autocast"), [(torch.float32, False), (torch.float64, False), (torch.bfloat16, True)])
-def test_bit_for_bit_as_plain(recompute, kind, memory_format, dtype, autocast):
+@pytest.mark.parametrize(
+    ("dtype", "memory_format", "autocast"),
+    [
+        (torch.float32, torch.contiguous_format, False),
+        (torch.float32, torch.channels_last, False),
+        (torch.float64, torch.contiguous_format, False),
+        (torch.float32, torch.channels_last, True),
+    ],
+)
+def test_bit_for_bit_as_plain(recompute, kind, dtype, memory_format, autocast):
     """Outputs, gradients, and statistics that are updated once."""
     plain = make(kind, NONE).to(memory_format=memory_format)
-    if not autocast:
-        plain.to(dtype)
+    plain.to(dtype)
     ours = copy_with(plain, recompute)
-    inputs = maps(kind, torch.float32 if autocast else dtype, memory_format)
+    inputs = maps(kind, dtype, memory_format)
     assert_same(outcome(ours, inputs, autocast), outcome(plain, inputs, autocast))
     counters = [int(x) for name, x in ours.named_buffers() if name.endswith("num_batches_tracked")]
     assert counters and set(counters) == {1}
@@ -154,7 +161,8 @@ class TestAsPlain:
     def same_step(self, recompute, change=lambda module: None, kind="streams", autocast=False):
         plain = make(kind, NONE)
         change(plain)
-        ours = copy_with(plain, recompute)
+        ours = make(kind, recompute)
+        change(ours)
         torch.manual_seed(3)
         expected = outcome(plain, maps(kind), autocast)
         torch.manual_seed(3)
@@ -203,7 +211,7 @@ class TestAsPlain:
             torch.manual_seed(2)
             nn.utils.parametrizations.spectral_norm(module.branches[0][0].conv1)
             nn.utils.parametrizations.weight_norm(module.branches[1][0].conv1)
-            nn.utils.prune.l1_unstructured(module.branches[2][0].conv1, "weight", 0.3)
+            prune.l1_unstructured(module.branches[2][0].conv1, "weight", 0.3)
 
         self.same_step(recompute, change)
 
@@ -309,14 +317,9 @@ class OverProcesses(nn.BatchNorm2d):
 
 
 class TestSyncBatchNorm:
-    @pytest.fixture
-    def group(self, tmp_path):
-        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
-
     @pytest.mark.parametrize("recompute", [NORMS, MODULES])
-    def test_one_process(self, group, recompute):
+    def test_one_process(self, recompute):
+        """Without a process group: with one, even of one process, torch's class refuses a CPU."""
         plain = nn.SyncBatchNorm.convert_sync_batchnorm(make("streams", NONE)).train()
         assert plain.state_dict().keys() == make().state_dict().keys()
         norms = [m for m in plain.modules() if isinstance(m, nn.SyncBatchNorm)]
@@ -324,8 +327,7 @@ class TestSyncBatchNorm:
         ours = copy_with(plain, recompute)
         assert_same(outcome(ours, maps()), outcome(plain, maps()))
         assert {int(m.num_batches_tracked) for m in ours.modules() if isinstance(m, nn.SyncBatchNorm)} == {1}
-        kept = {s: bytes_saved_by(plain, lambda s=s: copy_with(plain, s)(*maps())) for s in (NONE, recompute)}
-        assert kept[recompute] < 0.65 * kept[NONE]
+        assert bytes_saved_by(ours, lambda: ours(*maps())) < 0.65 * bytes_saved_by(plain, lambda: plain(*maps()))
 
     @pytest.mark.slow
     def test_two_processes(self, tmp_path):
@@ -360,7 +362,7 @@ def one_of_two_processes(rank, store, folder):
         module = make("streams", recompute).double()
         torch.set_default_dtype(torch.float64)
         for parent in list(module.modules()):
-            for name, child in parent.named_children():
+            for child in parent.children():
                 if isinstance(child, nn.BatchNorm2d):
                     child.__class__ = OverProcesses
         parallel = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)

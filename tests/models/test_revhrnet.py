@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 import revhrnet_hf
@@ -119,6 +120,18 @@ def test_initialisation(tiny_config):
     assert weights.std().item() == pytest.approx(0.001, rel=0.02)
     assert all(bool((m.weight == 1).all()) for m in model.head.modules() if isinstance(m, torch.nn.BatchNorm2d))
     assert model.revhrnet.backbone._backbone.conv1[0].weight.std() > 0.01
+
+
+def test_he_initialization(tiny_config):
+    """N(0, 2 / n) with n the inputs of an output (He et al. 2015), for 3×3 and 1×1 convolutions alike."""
+    torch.manual_seed(0)
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(initializer="he", stream_channels=[32, 64, 96, 128]))
+    large = [m for m in model.revhrnet.stages.modules() if isinstance(m, nn.Conv2d) and m.weight.numel() > 4000]
+    assert {m.kernel_size for m in large} == {(1, 1), (3, 3)}
+    for conv in large:
+        inputs = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
+        assert conv.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.05)
+        assert abs(conv.weight.mean().item()) < 4 * (2 / inputs / conv.weight.numel()) ** 0.5
 
 
 @pytest.mark.parametrize("final_block", ["basic", "bottleneck"])

@@ -316,3 +316,15 @@ def test_a_name_is_one_dataset_in_a_whole_chain():
     recipes = [Recipe(dataset="photos", loader=loader) for loader in ("folder", "hub")]
     with pytest.raises(RecipeError, match="give each dataset a name of its own"):
         data_dirs_by_name(["photos=A"], recipes)
+
+
+@pytest.mark.parametrize(("former", "now"), [("nothing", "none"), ("relus", "norms"), ("modules", "modules")])
+def test_former_names_of_recompute(former, now):
+    """Recipes of earlier versions, also those beside checkpoints, still mean what they meant."""
+    assert Recipe.from_dict({"dataset": "camvid", "recompute": former}).recompute == now
+
+
+def test_recompute_default_and_error():
+    assert Recipe(dataset="camvid").recompute == "norms"
+    with pytest.raises(RecipeError, match="recompute must be one of none, norms, modules, got 'all'"):
+        Recipe(dataset="camvid", recompute="all")
