@@ -464,6 +464,7 @@ class Trial:
 
     def __init__(self, mutants: list[Mutant], trees: list[Path], seconds: float, reach: int):
         self.mutants, self.trees, self.seconds, self.reach = mutants, trees, seconds, reach
+        self.sources = {mutant.path: (trees[0] / mutant.path).read_bytes() for mutant in mutants}
         self.baseline: dict[str, dict] = {}
         self.caught: dict[Mutant, bool] = {}
         self.tests: dict[str, list[str]] = {}
@@ -506,15 +507,14 @@ class Trial:
             print(f"left out: {test} fails without any fault", flush=True)
 
     def _start(self, tree: Path, mutant: Mutant) -> Child:
-        source = (ROOT / mutant.path).read_bytes()
-        self._write(tree / mutant.path, mutant.applied(source))
+        self._write(tree / mutant.path, mutant.applied(self.sources[mutant.path]))
         tests = self.tests[mutant.path]
         deselected = [f"--deselect={name}" for test in tests for name in self.baseline[test]["failed"]]
         limit = 30 + 3 * sum(map(self._seconds, tests))
         return fork(tree, mutant, tests, ["-x", *deselected], limit)
 
     def _finish(self, child: Child, status: int | None) -> None:
-        mutant, source = child.job, (ROOT / child.job.path).read_bytes()
+        mutant, source = child.job, self.sources[child.job.path]
         self._write(child.tree / mutant.path, source)
         self.caught[mutant] = status not in (0, NO_TESTS) and bool(self.tests[mutant.path])
         how = "caught" if self.caught[mutant] else "SURVIVED"
@@ -540,7 +540,7 @@ def report(trial: Trial) -> tuple[str, float]:
     """A table of the rooms and the list of survivors, as Markdown, and the share of mutants that were caught."""
     equivalents, rooms, survivors = known_equivalents(), defaultdict(Counter), []
     for mutant, caught in sorted(trial.caught.items(), key=lambda item: (item[0].path, item[0].line)):
-        old, new = mutant.lines((ROOT / mutant.path).read_bytes())
+        old, new = mutant.lines(trial.sources[mutant.path])
         kind = "caught" if caught else "equivalent" if (mutant.path, old, new) in equivalents else "survived"
         for room in (mutant.path.rpartition("/")[0], "all"):
             rooms[room][kind] += 1
@@ -569,15 +569,16 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="Show the sample and try nothing")
     arguments = parser.parse_args()
     files = arguments.files or [path for room in SAMPLED for path in sources(f"{PACKAGE}/{room}") if not is_left_out(path)]
-    mutants = draw(files, arguments.count, arguments.seed)
-    if arguments.list:
-        for mutant in mutants:
-            print(f"{mutant.path}:{mutant.line}: {' → '.join(mutant.lines((ROOT / mutant.path).read_bytes()))}")
-        return
-    warm_up()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        trees = [copy_repository(Path(folder) / str(job)) for job in range(arguments.jobs)]
+        # First of all, so that work on the repository meanwhile changes nothing.
+        trees = [copy_repository(Path(folder) / str(job)) for job in range(1 if arguments.list else arguments.jobs)]
+        mutants = draw(files, arguments.count, arguments.seed)
         trial = Trial(mutants, trees, arguments.seconds, arguments.reach)
+        if arguments.list:
+            for mutant in mutants:
+                print(f"{mutant.path}:{mutant.line}: {' → '.join(mutant.lines(trial.sources[mutant.path]))}")
+            return
+        warm_up()
         trial.run()
     text, share = report(trial)
     print(f"\n{text}")
