@@ -60,4 +60,4 @@ def _from_environment(variable: str) -> int | None:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / MEBIBYTE:.3g} MB"
+    return f"{round(size / MEBIBYTE, 2):g} MB"

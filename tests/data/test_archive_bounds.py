@@ -120,7 +120,7 @@ def test_bomb_is_refused_before_it_is_unpacked(tmp_path):
     location = f"zip://a.png::{write_zip(tmp_path / 'data.zip', {'a.png': bytes(65 * MB)})}"
 
     def read():
-        with pytest.raises(DataError, match=r"a\.png in .*data\.zip has 0\.1 MB and would unpack to 65\.0 MB, beyond the limit"):
+        with pytest.raises(DataError, match=r"a\.png in .*data\.zip has 0\.06 MB and would unpack to 65 MB, beyond the limit"):
             read_location(location)
 
     assert peak_of(read) < 4 * MB
@@ -133,7 +133,7 @@ def test_limit_on_members_can_be_raised(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"beyond the limit .*unpack it, or set the environment variable REVHRNET_MAX_MEMBER_MB"):
         read_location(location)
     monkeypatch.setenv("REVHRNET_MAX_MEMBER_MB", "1")
-    with pytest.raises(DataError, match=r"beyond the limit of 1\.0 MB"):
+    with pytest.raises(DataError, match=r"beyond the limit of 1 MB"):
         read_location(location)
     monkeypatch.setenv("REVHRNET_MAX_MEMBER_MB", "2")
     assert read_location(location) == bytes(2 * MB)
@@ -188,7 +188,7 @@ def test_text_beyond_the_limit(tmp_path, monkeypatch):
     assert len(DataTree(tmp_path).read_text("list.txt")) == MB + 1
     monkeypatch.setenv("REVHRNET_MAX_TEXT_MB", "1")
     for read in (DataTree(tmp_path).read_text, DataTree(tmp_path).read_json):
-        with pytest.raises(DataError, match=r"list\.txt has more than 1\.0 MB of text.*REVHRNET_MAX_TEXT_MB"):
+        with pytest.raises(DataError, match=r"list\.txt has more than 1 MB of text.*REVHRNET_MAX_TEXT_MB"):
             read("list.txt")
     monkeypatch.delenv("REVHRNET_MAX_TEXT_MB")
     monkeypatch.setattr(tree, "LIST_BYTES", 10)
