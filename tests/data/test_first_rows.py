@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -93,3 +94,19 @@ def test_a_file_that_ends_too_early_stays_whole(kind):
     for end in (len(data) // 2, len(data) - 60):
         with pytest.raises(OSError, match="truncated"):
             pixels(cut(data[:end], 9))
+
+
+@pytest.mark.parametrize("between", [b"\0\0\0", b"\xff\xff\xff"], ids=bytes.hex)
+def test_bytes_between_the_segments_of_a_jpeg_change_nothing(between):
+    """Pillow steps over them; what cannot be followed segment by segment is decoded whole."""
+    data = encoded(format="JPEG")
+    frame = data.index(b"\xff\xc0")
+    odd = data[:frame] + between + data[frame:]
+    assert np.array_equal(pixels(cut(odd, 9))[:9], pixels(data)[:9])
+
+
+@pytest.mark.parametrize("header", [b"\xff\xd8", b"\xff\xd8\xff\xe0\xff\xff", b"\xff\xd8\xff\xc0\0"], ids=bytes.hex)
+def test_a_jpeg_whose_segments_lead_beyond_it_stays_whole(header):
+    opened = SimpleNamespace(format="JPEG", height=HEIGHT)
+    for data in (header, header + b"\xff\xd9"):
+        assert cut_short(data, opened, 9) is data
