@@ -61,6 +61,10 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     hyphens or capitals only, the first."""
     spelt: dict[str, str] = {}
     for name in known:
-        spelt.setdefault(name.lower().replace("-", "_"), name)
-    near = get_close_matches(given.lower().replace("-", "_"), spelt, n=1)
+        spelt.setdefault(_letters(name), name)
+    near = get_close_matches(_letters(given), spelt, n=1)
     return f" (did you mean {spelt[near[0]]}?)" if near else ""
+
+
+def _letters(name: str) -> str:
+    return name.lower().lstrip("-").replace("-", "_")

@@ -15,7 +15,6 @@ starts a new process for each mutant, ten seconds of imports, and runs the same 
 Mutants that change nothing (equivalent ones) are named in `scripts/equivalent_mutants.txt`, with the reason.
 """
 
-import argparse
 import ast
 import contextlib
 import json
@@ -33,6 +32,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+
+from revhrnet_hf.cli import ArgumentParser
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "revhrnet_hf"
@@ -555,7 +556,7 @@ def report(trial: Trial) -> tuple[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", help="Files to sample from (models, data, training and evaluation)")
     parser.add_argument("--count", type=int, default=200, help="Mutants")
     parser.add_argument("--seed", type=int, default=0, help="Of the sample")

@@ -101,7 +101,7 @@ def test_every_script_reads_its_command_line_so(path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [("epoch", " (did you mean epochs?)"), ("Batch-Size", " (did you mean batch_size?)"), ("zzz", "")]
+    ("given", "said"), [("epoch", " (did you mean epochs?)"), ("Batch-Size", " (did you mean batch_size?)"), ("--samples", "")]
 )
 def test_nearest_name(given, said):
-    assert did_you_mean(given, ["epochs", "batch_size", "seed"]) == said
+    assert did_you_mean(given, ["epochs", "batch_size", "seed", "--least"]) == said

@@ -5,11 +5,11 @@ The bytes are counted in float32. The peak, in a process of its own, is of resid
 """
 
 import multiprocessing
-import resource
 
 import torch
 
 from revhrnet_hf.report.model_table import bytes_saved_by
+from revhrnet_hf.training.processes import peak_resident_bytes
 
 from .networks import Step, add_network_arguments, build, settings_of, with_peer
 from .timing import print_rows
@@ -56,10 +56,10 @@ def in_own_process(function, *args):
 
 def step_peak(name: str, arguments) -> float:
     """GiB: two whole steps, so that the optimizer's state is there."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    before = peak_resident_bytes()
     step = make_step(name, arguments, arguments.device)
     for _ in range(2):
         step()
     if arguments.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 - before
+    return (peak_resident_bytes() - before) / GIB
