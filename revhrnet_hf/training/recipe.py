@@ -195,6 +195,12 @@ class Recipe:
                 raise RecipeError(f"Recipe field {name} must be two positive numbers, got {pair}")
         if self.scale_range[0] > self.scale_range[1]:
             raise RecipeError(f"Recipe field scale_range must be smallest first, got {self.scale_range}")
+        steps = (self.scale_range[1] - self.scale_range[0]) / self.scale_step
+        if abs(steps - round(steps)) > 1e-6:
+            raise RecipeError(
+                f"Recipe field scale_step: steps of {self.scale_step} do not lead from one end of scale_range {self.scale_range} to "
+                "the other, and both are to be drawn: give a step that divides it"
+            )
         if not 0 <= self.momentum < 1:
             raise RecipeError(f"Recipe field momentum must be at least 0 and less than 1, got {self.momentum}")
         for name in ("ohem_threshold", "batch_norm_momentum"):

@@ -130,7 +130,7 @@ def test_default_colours_can_be_told_apart():
         ("names: [a, b]\nignore:\n- 7\n- 7\n", "line 4: the id 7 belongs to ignore already"),
         ("names:\n  a: {}\n", "line 2: the class 'a' has neither ids nor colours"),
         ("names:\n  a: {id: 3}\n", "line 2: unknown field 'id'; known: ids, colours"),
-        ("names:\n  a: {colours: #ff0000}\n  }\n", r"line [23]: a colour is \[red, green, blue\].*the quotes are needed.*not None"),
+        ("names:\n  a: {colours: #ff0000}\n  }\n", r"line [23]: a colour is \[red, green, blue\].*quotes are needed.*not None"),
         ("names:\n  a: {colours: [1, 2, 256]}\n", r"not \[1, 2, 256\]"),
         ("names:\n  a: {colours: [1, 2]}\n", r"not \[1, 2\]"),
         ("names:\n  a: {colours: red}\n", "not 'red'"),
