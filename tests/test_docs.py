@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -61,18 +62,20 @@ STARTS = {
 }
 
 
-def commands(text):
-    port = free_port()
+def commands(text, port):
     for command in text.replace("\\\n", " ").strip().splitlines():
         script = next((word for word in command.split() if word in TINY), None)
         [start] = [start for start in STARTS if command.startswith(start)]
         yield f"{STARTS[start].replace('PORT', str(port))}{command.removeprefix(start)} {TINY.get(script, '')}"
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@contextmanager
+def reserved_port():
+    """A port that the system gives to nobody who asks for any, while the commands that are told to may take it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 def run_page(page, folder):
@@ -89,11 +92,12 @@ def run_page(page, folder):
             continue
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         started = []
-        for command in commands(body):
-            started.append(start(command, folder, environment))
-            if "--machine_rank" not in command:
-                printed.append(finish(*started.pop()))
-        printed += [finish(*each) for each in started]
+        with reserved_port() as port:
+            for command in commands(body, port):
+                started.append(start(command, folder, environment))
+                if "--machine_rank" not in command:
+                    printed.append(finish(*started.pop()))
+            printed += [finish(*each) for each in started]
     return printed
 
 

@@ -198,8 +198,8 @@ class Recipe:
         steps = (self.scale_range[1] - self.scale_range[0]) / self.scale_step
         if abs(steps - round(steps)) > 1e-6:
             raise RecipeError(
-                f"Recipe field scale_step: steps of {self.scale_step} do not lead from one end of scale_range {self.scale_range} to "
-                "the other, and both are to be drawn: give a step that divides it"
+                f"Recipe field scale_step: steps of {self.scale_step} do not lead from one end of scale_range {self.scale_range} "
+                "to the other, and both are to be drawn: give a step that divides it"
             )
         if not 0 <= self.momentum < 1:
             raise RecipeError(f"Recipe field momentum must be at least 0 and less than 1, got {self.momentum}")

@@ -312,21 +312,6 @@ class TestLoss:
             broken = segmentation_loss(logits * torch.nan, torch.zeros_like(nothing), **settings)
             assert broken.isnan()
 
-    def test_settings_reach_the_model(self, tiny_config):
-        x, y = torch.randn(1, 3, 64, 64), torch.randint(0, 5, (1, 64, 64))
-        losses = set()
-        for settings in (
-            {},
-            {"semantic_loss_class_weights": [5.0, 0.1, 1.0, 1.0, 1.0]},
-            {"semantic_loss_ohem_threshold": 0.2, "semantic_loss_ohem_min_kept": 10},
-            {"semantic_loss_ignore_index": 0},
-        ):
-            torch.manual_seed(0)
-            model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(**settings)).eval()
-            torch.nn.init.normal_(model.head[3].weight)
-            losses.add(model(x, labels=y).loss.item())
-        assert len(losses) == 4
-
 
 class TestBadConfig:
     def test_unknown_variant_lists_the_known(self):

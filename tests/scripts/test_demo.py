@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -73,27 +72,19 @@ def downloaded(url):
     return Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def serving():
-    """Starts commands that serve a page, waits for the page, and ends them."""
+    """Starts commands that serve a page, gives the address that they print, and ends them."""
     processes = []
 
-    def start(command, address, **options):
+    def start(command, **options):
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options))
-        for _ in range(240):
-            if processes[-1].poll() is not None:
-                pytest.fail(f"the page's process ended: {processes[-1].stdout.read()}")
-            try:
-                return urllib.request.urlopen(f"{address}/config", timeout=5).read()
-            except OSError:
-                time.sleep(0.5)
-        pytest.fail("no page within two minutes")
+        printed = []
+        for line in processes[-1].stdout:
+            printed.append(line)
+            if found := re.search(r"The page is at (http://127\.0\.0\.1:\d+)", line):
+                return found[1]
+        pytest.fail(f"the page's process ended: {''.join(printed)}")
 
     yield start
     for process in processes:
@@ -175,8 +166,7 @@ class Page:
 
 @pytest.mark.slow
 def test_in_a_browser(tiny_checkpoint, picture, expected, browser, serving, tmp_path):
-    address = f"http://127.0.0.1:{(port := free_port())}"
-    serving([sys.executable, SCRIPT, tiny_checkpoint, "--port", str(port)], address)
+    address = serving([sys.executable, SCRIPT, tiny_checkpoint])
     page = Page(browser, address)
     page.wait(lambda: page.find("#picture input[type=file]"))
 
@@ -435,9 +425,8 @@ def test_space_runs_on_its_own(tiny_checkpoint, picture, serving, tmp_path):
     assert str(checkpoint).encode() not in everything
 
     moved = space.rename(tmp_path / "elsewhere")  # as on the Hub's machine
-    port = free_port()
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(moved)}
-    config = serving([sys.executable, "app.py"], f"http://127.0.0.1:{port}", cwd=moved, env=environment)
-    assert b"seg-answers" in config
+    environment = {**os.environ, "PYTHONPATH": str(moved)}
+    address = serving([sys.executable, "app.py"], cwd=moved, env=environment)
+    assert b"seg-answers" in urllib.request.urlopen(f"{address}/config", timeout=60).read()
     with pytest.raises(CheckpointError, match="not an empty folder"):
         export_space(moved, [tiny_checkpoint])
