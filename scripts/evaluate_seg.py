@@ -29,6 +29,7 @@ from tqdm import tqdm
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.loader import MOST_WORKERS
+from revhrnet_hf.data.loading import loader_of
 from revhrnet_hf.errors import RecipeError, RevHRNetError
 from revhrnet_hf.evaluation import (
     ConfusionMatrix,
@@ -58,7 +59,8 @@ from revhrnet_hf.versions import versions
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
-    parser.add_argument("--dataset", required=True, help="data set by name: camvid, folder, hub …")
+    parser.add_argument("--dataset", required=True, help="dataset by name: camvid, folder, hub …; with --loader any name")
+    parser.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
     parser.add_argument(
         "--data_dir",
         required=True,
@@ -120,6 +122,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     name, args.data_dir = named_data_dir(args.data_dir)
+    if args.loader is not None:  # from here on, `dataset` is what reads it
+        name, args.dataset = name or args.dataset, loader_of(args.dataset, args.loader)
     args.dataset_name = dataset_name(args.dataset, args.data_dir, name)
     args.is_named = name is not None
     return args

@@ -44,7 +44,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         metavar="PICTURES",
         help=f"for int8: pictures like those it will see, or folders; {export.CALIBRATION_PICTURES} are used",
     )
-    parser.add_argument("--dataset", help="for int8: measure on this data set what mIoU it costs")
+    parser.add_argument("--dataset", help="for int8: measure on this dataset what mIoU it costs")
+    parser.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
     parser.add_argument("--data_dir", type=Path, help="the data set's folder")
     parser.add_argument("--split", default="val", help="part of the data set (default: %(default)s)")
     return parser.parse_args(arguments)
@@ -56,7 +57,9 @@ def main(arguments=None) -> None:
     pictures = find_pictures(args.calibration or [])
     for path in pictures:
         open_picture(path)
-    dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split) if args.dataset else None
+    dataset = (
+        load_segmentation_dataset(args.dataset, args.data_dir, args.split, loader=args.loader) if args.dataset else None
+    )
     model, image_processor = load_checkpoint(args.checkpoint)
     if dataset is not None:
         class_sources(model.config, label_space_of(dataset), args.dataset)

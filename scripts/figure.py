@@ -67,7 +67,8 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
     errors = command("errors", draw_errors, "where a model is right and wrong: picture, truth, prediction, right/wrong/ignored")
     errors.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name")
-    errors.add_argument("--dataset", required=True, help="data set by name: camvid, folder, hub …")
+    errors.add_argument("--dataset", required=True, help="dataset by name: camvid, folder, hub …; with --loader any name")
+    errors.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
     errors.add_argument("--data_dir", required=True, type=Path, help="the data set's folder; for hub, its name or folder")
     errors.add_argument("--split", default="val", help="part of the data set (default: %(default)s)")
     errors.add_argument("--label_space", help="classes by name, or a label table (default: the data set's usual ones)")
@@ -158,7 +159,9 @@ def draw_overlay(args):
 def draw_errors(args):
     from revhrnet_hf.report import plots  # matplotlib is an extra
 
-    dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split, label_space=args.label_space)
+    dataset = load_segmentation_dataset(
+        args.dataset, args.data_dir, args.split, label_space=args.label_space, loader=args.loader
+    )
     space = label_space_of(dataset)
     dataset = dataset.select(chosen_pictures(dataset["image_id"], args.image_ids, args.count))
     model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)

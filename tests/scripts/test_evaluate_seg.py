@@ -346,6 +346,18 @@ def test_no_evaluation_overwrites_another(script, camvid, tmp_path, capsys):
     assert f"replaced: the scores of an earlier run of the same evaluation in {checkpoint}" in capsys.readouterr().out
 
 
+def test_a_folder_by_a_name_of_its_own(script, checkpoint, camvid, tmp_path):
+    """As in a recipe (`{name: photos, loader: folder}`), or with the name before the folder."""
+    data, model = own_folder(tmp_path / "data", camvid), save_checkpoint(tmp_path / "model", SPACE.id2label)
+    ways = (["photos", "--loader", "folder", "--data_dir", data], ["folder", "--data_dir", f"slides={data}"])
+    for name, way in zip(("photos", "slides"), ways, strict=True):
+        script.main([*map(str, (model, "--label_space", "camvid11", "--num_workers", "0", "--dataset", *way))])
+        record = json.loads((model / f"scores_{name}_val_camvid11.json").read_text(encoding="utf-8"))
+        assert (record["dataset"], record["loader"]) == (name, "folder")
+    with pytest.raises(DataError, match="needs a loader"):
+        script.main(arguments(checkpoint, data, "--dataset", "photos"))
+
+
 def test_a_file_of_something_else_is_not_overwritten(script, checkpoint, camvid, tmp_path, capsys):
     output = tmp_path / "scores.json"
     given = arguments(checkpoint, camvid, "--output", output)
