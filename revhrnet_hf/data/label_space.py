@@ -268,7 +268,7 @@ class LabelSpace:
     def _from_colours(self, raw: np.ndarray, source: str) -> np.ndarray:
         if not self.raw_colours:
             raise DataError(
-                f"Label map {source} is a colour picture, but label space {self.name!r} knows ids only: use the dataset's label "
+                f"Label map {source} is a colour image, but label space {self.name!r} knows ids only: use the dataset's label "
                 "maps of ids (single-channel or palette PNG); or, in a label table of your own, give each class its colour in "
                 'the field colours:, such as road: {colours: "#804080"}.'
             )
@@ -328,13 +328,11 @@ def whole_ids(raw: np.ndarray, source: str) -> np.ndarray:
     Raises:
         DataError: `raw` holds NaN, an infinite or fractional number, or no numbers at all.
     """
-    if raw.dtype == np.uint64:
-        return np.minimum(raw, np.uint64(LARGEST_ID)).astype(np.int64)  # numpy's `take` would wrap the largest
-    if raw.dtype.kind in "iub":
+    if raw.dtype.kind in "iub" and raw.dtype != np.uint64:  # of which numpy's `take` would wrap the largest
         return raw
-    if raw.dtype.kind != "f":
+    if raw.dtype.kind not in "fu":
         raise DataError(f"Label map {source} holds values of type {raw.dtype}; it must hold ids, whole numbers: save it again.")
-    raw = raw.astype(np.float64)
+    raw = raw.astype(np.float64) if raw.dtype.kind == "f" else raw
     strays = raw[~((raw == np.trunc(raw)) & (np.abs(raw) <= LARGEST_ID))]
     if strays.size:
         raise DataError(

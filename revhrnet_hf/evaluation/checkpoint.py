@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -44,8 +45,8 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
         model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
             checkpoint, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        said = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        said = " ".join(str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].split())
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"the checkpoint {checkpoint} brings Python code of its own, which loading it would run: read its *.py files, "

@@ -14,6 +14,7 @@ import timm
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig
 
 from ..data.loading import DATASETS
@@ -127,7 +128,7 @@ def read_record(folder: str | Path) -> Record:
     folder = Path(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # which asks nobody on the terminal
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise CheckpointError(f"{folder} holds no configuration of a model that can be read: {error}") from error
     record = Record(config, has_example=(folder / EXAMPLE_FILE).exists())
     for name, read, attribute in (("recipe.yaml", yaml.safe_load, "recipe"), ("versions.json", json.loads, "versions")):

@@ -18,7 +18,7 @@ def own(tmp_path):
         for folder, shape in (("images", (6, 8, 3)), ("labels", (6, 8))):
             (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
             PIL.Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / folder / "train" / f"{name}.png")
-    (tmp_path / "labels.yaml").write_text("names: [road]\n")
+    (tmp_path / "labels.yaml").write_text("names: [road, car]\n")
     return tmp_path
 
 

@@ -16,13 +16,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import scipy.io
-from revhrnet_hf.data.miniature import write_coco
 
 from revhrnet_hf.data import LabelMap, Picture
 from revhrnet_hf.data.label_space import find_label_space
 from revhrnet_hf.data.listing import check_same_sizes
 from revhrnet_hf.data.loading import find_builder
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.synthetic import write_coco
 
 QUICK, WHOLE = 40, 800  # cases of each of the kinds
 ODD_VALUES = (

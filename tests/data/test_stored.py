@@ -16,6 +16,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 from revhrnet_hf.data import LabelMap, LabelSpace, Picture, get_label_space, label_space_of, load_segmentation_dataset
 from revhrnet_hf.data import stored as stored_module
+from revhrnet_hf.data.own_files import OwnFiles
 from revhrnet_hf.errors import DataError
 
 TABLE = "name: cars\nnames:\n  road: 1\n  car: 2\n  tree: 0\n"  # translating twice would show: 1 → 0 → 2
@@ -188,7 +189,7 @@ def test_foreign_set_is_translated_once(foreign, foreign_columns, hub, tmp_path,
 
 
 @pytest.mark.parametrize(("orientation", "fits"), [(6, True), (8, True), (1, False), (3, False)])
-def test_a_streamed_row_of_two_sizes_is_an_error(orientation, fits):
+def test_a_streamed_row_of_two_sizes_is_an_error(orientation, fits, tmp_path):
     """A mask whose sides are swapped fits an image that its EXIF orientation turns sideways, and no other."""
     exif, data = PIL.Image.Exif(), io.BytesIO()
     exif[PIL.ExifTags.Base.Orientation] = orientation
@@ -196,11 +197,12 @@ def test_a_streamed_row_of_two_sizes_is_an_error(orientation, fits):
     mask = io.BytesIO()
     PIL.Image.new("L", (5, 7)).save(mask, "PNG")
     row = {"image": {"bytes": data.getvalue(), "path": None}, "label_map": {"bytes": mask.getvalue(), "path": None}}
+    own = OwnFiles(tmp_path)
     if fits:
-        assert stored_module._completed(row, foreign=True)["image"] == row["image"]
+        assert stored_module._completed(row, foreign=True, own=own)["image"] == row["image"]
     else:
         with pytest.raises(DataError, match=r"image \w+ is 7×5 pixels \(width×height\) but its label map is 5×7: .*EXIF"):
-            stored_module._completed(row, foreign=True)
+            stored_module._completed(row, foreign=True, own=own)
 
 
 def test_foreign_set_in_spawned_workers(foreign, foreign_columns, tmp_path):

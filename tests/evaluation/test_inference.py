@@ -254,7 +254,7 @@ def test_bad_samples_are_named(model, image_processor, dataset, tmp_path, num_wo
     truncated.write_bytes(truncated.read_bytes()[:500])
     rows = dataset.select([0]).remove_columns("image").add_column("image", [str(truncated)])
     rows = rows.cast_column("image", Picture())
-    with pytest.raises(DataError, match=r"^Picture .*truncated.png cannot be read") as raised:
+    with pytest.raises(DataError, match=r"^Image .*truncated.png cannot be read") as raised:
         evaluate_dataset(model, image_processor, rows, NUM_LABELS, num_workers=num_workers)
     assert "\n" not in str(raised.value)
 

@@ -86,7 +86,7 @@ def test_strides_and_shapes(tiny_model):
     handle.remove()
     shapes = {4: (8, 19, 26), 8: (12, 10, 13), 16: (16, 5, 7), 32: (20, 3, 4)}
     assert {stride: x.shape for stride, x in maps.items()} == shapes
-    assert np.array_equal(maps[4], seen[0][0][0].numpy())
+    assert np.array_equal(maps[4], seen[0][0].numpy())
 
     torch.manual_seed(0)
     five = HRNetV2Config(stream_channels=[4, 6, 8, 10, 12], num_modules=[1] * 4, num_blocks=1, stem_stride=2, num_labels=5)

@@ -116,8 +116,10 @@ def test_compare_refuses_other_classes(figure, checkpoints, camvid, tmp_path):
     for checkpoint, said in ((fewer, "has 2 classes .* has 11 "), (other, "class 3 is 'Water' in the checkpoint, but 'Road'")):
         with pytest.raises(CheckpointError, match=said):
             figure.main(["compare", checkpoints[0], checkpoint, picture, "-o", str(tmp_path / "fig.png")])
-    gap = rev(tmp_path / "gap", id2label={1: "road", 2: "sky"}, palette=None)
-    with pytest.raises(CheckpointError, match="no name for class 0 of 2"):
+    gap = rev(tmp_path / "gap", id2label={0: "road", 1: "sky"}, palette=None)
+    config = Path(gap) / "config.json"
+    config.write_text(config.read_text().replace('"0": "road"', '"2": "road"'))
+    with pytest.raises(CheckpointError, match="id2label must have the ids 0 to 1"):
         figure.main(["overlay", gap, picture, "-o", str(tmp_path / "fig.png")])
     assert not (tmp_path / "fig.png").exists()
 

@@ -400,8 +400,8 @@ REACHES = {
     # augmentation
     "crop_size": Entry([48, 32], lambda built: list(built.stage.samples[0]["labels"].shape)),
     "base_size": Entry(70, transform("base_size")),
-    "scale_range": Entry([0.75, 1.5], transform("scale_range")),
-    "scale_step": Entry(0.25, transform("scale_step")),
+    "scale_range": Entry([0.7, 1.5], transform("scale_range")),
+    "scale_step": Entry(0.2, transform("scale_step")),
     "flip": Entry(0.25, transform("flip")),
     # loss
     "class_weights": Entry([1.0 + k for k in range(11)], loss_setting("class_weights")),

@@ -85,10 +85,9 @@ def test_an_evaluation_split_without_a_labelled_pixel_is_an_error(recipe, mini_c
     for file in (data / "valannot").glob("*.png"):
         Image.fromarray(np.full_like(np.asarray(Image.open(file)), 11)).save(file)
     recipe.epochs, recipe.eval_at_start = 1, eval_at_start
-    message = "'val' of camvid holds no labelled pixel"
-    with pytest.warns(UserWarning, match="no labelled pixel"), pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match="camvid:val: no pixel of its 3 label maps has a class"):
         Stage(recipe, data, tmp_path / "run").run()
-    assert not (tmp_path / "run" / "best").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, log_of, tmp_path, capsys):
@@ -98,7 +97,7 @@ def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, log_
     evaluations = [line for line in log if "mean_iou" in line]
     losses = [line["loss"] for line in log if "loss" in line]
     assert [line["epoch"] for line in evaluations] == list(range(9))
-    assert evaluations[-1]["mean_iou"] == scores["mean_iou"] > evaluations[0]["mean_iou"] + 0.05
+    assert evaluations[-1]["mean_iou"] == scores["mean_iou"] > 2 * evaluations[0]["mean_iou"]
     assert losses[-1] < losses[0] / 1.5
     rates = [line["learning_rate"] for line in log if "loss" in line]
     assert rates == [pytest.approx(0.05 * (1 - step / 16) ** 0.9) for step in range(16)]
