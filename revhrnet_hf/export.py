@@ -20,7 +20,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .errors import ExportError
-from .report.pictures import open_picture
+from .images import read_image
 from .synthetic import draw_scenes
 
 INPUT = "pixel_values"
@@ -306,7 +306,7 @@ def calibration_batches(image_processor, pictures: Sequence[Path]) -> Iterable[T
     """`pixel_values` of picture files, at most `CALIBRATION_PICTURES` of them, evenly spread, one by one."""
     step = max(1, len(pictures) / CALIBRATION_PICTURES)
     for number in range(min(len(pictures), CALIBRATION_PICTURES)):
-        picture = open_picture(pictures[int(number * step)])
+        picture = read_image(pictures[int(number * step)])
         yield image_processor(images=picture, return_tensors="pt")["pixel_values"]
 
 

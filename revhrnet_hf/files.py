@@ -1,13 +1,16 @@
 """Writing so that what is there is whole, whenever a program is killed or a disk is full, and nothing of others is deleted."""
 
+import json
+import math
 import os
 import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 try:
     import fcntl
@@ -16,6 +19,38 @@ except ImportError:  # Windows
 
 # Of a folder that is being written or replaced, `.NAME.revhrnet-new-…`: nobody else's files have such names.
 FRESH, OLD = "revhrnet-new", "revhrnet-old"
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A name to write to beside `path`, moved there at the end: no half-written file is ever seen at `path`."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write valid JSON (NaN becomes null), whole or not at all."""
+    write_text(path, json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None stands for them, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], keep_old_as: Path | None = None) -> None:

@@ -8,7 +8,7 @@ starts no other decoder.
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import PIL.Image
 from PIL.Image import Transpose
 
 from .errors import DataError
+from .files import whole_file
 from .models.rgb import as_rgb
 
 # Not among them: EPS and WMF, whose decoders start other programs, and formats in which nobody keeps photographs.
@@ -98,6 +99,42 @@ def read_image(path: str | Path) -> PIL.Image.Image:
     """
     with unreadable_is_data_error("Image", str(path)):
         return ImageFile(Path(path).read_bytes()).rgb()
+
+
+def save_image(image: PIL.Image.Image, path: str | Path) -> None:
+    """Write a PNG, whole or not at all."""
+    with whole_file(path) as partial:
+        image.save(partial, format="PNG")
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """The image files that are named, and those that lie directly in folders that are named; each once.
+
+    In a folder, files count that are called images of a format that is read, but no hidden ones, such as the `._a.jpg` of macOS.
+
+    Raises:
+        DataError: a path does not exist, or a folder holds no image.
+    """
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += _images_in(path)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"there is no image or folder {path}")
+    return list({path.resolve(): path for path in found}.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    images = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not images:
+        raise DataError(f"the folder {folder} holds no images (its own files count, sub-folders do not)")
+    return images
 
 
 def decode_image(data: bytes, source: str) -> PIL.Image.Image:

@@ -16,7 +16,7 @@ from pathlib import Path
 from revhrnet_hf.cli import ArgumentParser, choose_device, run
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation.checkpoint import add_trust_argument
-from revhrnet_hf.report.pictures import find_pictures, open_picture
+from revhrnet_hf.images import find_images, read_image
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -44,9 +44,9 @@ def main(arguments=None) -> None:
             raise
         raise RecipeError("the page needs Gradio: pip install -c constraints.txt -e .[demo]") from error
     checkpoints = [args.checkpoint, *([args.other] if args.other else [])]
-    examples = find_pictures(args.examples)
+    examples = find_images(args.examples)
     for path in examples:
-        open_picture(path)  # a broken example is said now, not to the page's visitors
+        read_image(path)  # a broken example is said now, not to the page's visitors
     if args.export_space:
         export_space(args.export_space, checkpoints, examples, args.trust_remote_code)
         print(f"written: {args.export_space}")

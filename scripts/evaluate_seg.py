@@ -41,7 +41,6 @@ from revhrnet_hf.evaluation import (
     inference_settings,
     load_checkpoint,
     segment,
-    write_json,
 )
 from revhrnet_hf.evaluation.boundary import boundary_scores
 from revhrnet_hf.evaluation.by_picture import bootstrap_intervals, worst_pictures, write_picture_scores
@@ -50,9 +49,10 @@ from revhrnet_hf.evaluation.recording import Recorder, instance_locations, is_la
 from revhrnet_hf.evaluation.results import OWN, check_replaceable, dataset_name, digest_of_ids, named_data_dir, result_stem
 from revhrnet_hf.evaluation.submission import submission_format
 from revhrnet_hf.evaluation.work import PictureRecord, WorkFolder
+from revhrnet_hf.files import write_json
+from revhrnet_hf.images import save_image
 from revhrnet_hf.report.figures import default_palette, overlay, stack_vertically, with_legend
 from revhrnet_hf.report.model_card import refresh_model_card
-from revhrnet_hf.report.pictures import save_picture
 from revhrnet_hf.versions import versions
 
 
@@ -361,7 +361,7 @@ def draw_worst(settings, output, places, dataset, label_space, model, image_proc
         shown = [overlay(picture, label_map, colours, 0.6, label_space.ignore_index) for label_map in (truth, prediction)]
         present = sorted({*np.unique(truth).tolist(), *np.unique(prediction).tolist()} - {label_space.ignore_index})
         figure = with_legend(stack_vertically(shown), label_space.names, colours, present)
-        save_picture(figure, folder / f"{rank:03d}_{row['image_id'].replace('/', '_')}.png")
+        save_image(figure, folder / f"{rank:03d}_{row['image_id'].replace('/', '_')}.png")
     print(f"written: the {len(places)} worst pictures, truth above prediction, in {folder}")
 
 

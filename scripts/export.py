@@ -21,9 +21,9 @@ from revhrnet_hf import export
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, RecipeError
-from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint, write_json
-from revhrnet_hf.files import write_folder
-from revhrnet_hf.report.pictures import find_pictures, open_picture
+from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint
+from revhrnet_hf.files import write_folder, write_json
+from revhrnet_hf.images import find_images, read_image
 from revhrnet_hf.versions import versions
 
 
@@ -54,9 +54,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> None:
     args = parse_arguments(arguments)
     check_arguments(args)
-    pictures = find_pictures(args.calibration or [])
+    pictures = find_images(args.calibration or [])
     for path in pictures:
-        open_picture(path)
+        read_image(path)
     dataset = (
         load_segmentation_dataset(args.dataset, args.data_dir, args.split, loader=args.loader) if args.dataset else None
     )

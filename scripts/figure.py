@@ -24,9 +24,9 @@ from revhrnet_hf.data.label_space import LABEL_SPACES, find_label_space
 from revhrnet_hf.data.label_table import is_label_table
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import add_trust_argument, check_same_classes, class_sources, load_checkpoint, predict_label_maps
+from revhrnet_hf.images import find_images, read_image
 from revhrnet_hf.report import figures
 from revhrnet_hf.report.feature_maps import component_pictures, feature_maps, mean_pictures
-from revhrnet_hf.report.pictures import find_pictures, open_picture
 
 CAPTIONS = {
     "pca": "Feature maps: the first three principal components of a map's channels as red, green and blue. Every map is "
@@ -99,7 +99,7 @@ def main(arguments=None) -> None:
 def draw_comparison(args):
     from revhrnet_hf.report import plots  # matplotlib is an extra
 
-    pictures = [open_picture(path) for path in find_pictures(args.pictures)]
+    pictures = [read_image(path) for path in find_images(args.pictures)]
     models = [load_checkpoint(checkpoint, trust_remote_code=args.trust_remote_code) for checkpoint in args.checkpoints]
     names, palette = shared_classes([model.config for model, _ in models], args.checkpoints)
     titles = args.names or short_names(args.checkpoints)
@@ -144,7 +144,7 @@ def draw_overlay(args):
 
     if not 0 <= args.opacity <= 1:
         raise RecipeError(f"--opacity {args.opacity} is not between 0 and 1")
-    pictures = [open_picture(path) for path in find_pictures(args.pictures)]
+    pictures = [read_image(path) for path in find_images(args.pictures)]
     model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = figures.names_and_palette(model.config)
     label_maps = predict_label_maps(model, image_processor, pictures)

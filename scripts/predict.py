@@ -16,9 +16,8 @@ from pathlib import Path
 from revhrnet_hf.cli import ArgumentParser, choose_device, run
 from revhrnet_hf.errors import DataError, RecipeError
 from revhrnet_hf.evaluation import add_inference_arguments, add_trust_argument, inference_settings, load_checkpoint, segment
-from revhrnet_hf.images import allow_megapixels
+from revhrnet_hf.images import allow_megapixels, find_images, read_image, save_image
 from revhrnet_hf.report.figures import class_shares, names_and_palette, overlay, palette_png, with_legend
-from revhrnet_hf.report.pictures import find_pictures, open_picture, save_picture
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -70,14 +69,14 @@ def main(arguments=None) -> None:
     device, settings = choose_device(args.device), inference_settings(args)
     if args.max_megapixels is not None:
         allow_megapixels(args.max_megapixels)
-    outputs = output_files(find_pictures(args.pictures), args.output_dir, args.overwrite)
+    outputs = output_files(find_images(args.pictures), args.output_dir, args.overwrite)
     model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = names_and_palette(model.config)
     model.to(device)
     unreadable = []
     for path, (labels_file, overlay_file) in outputs.items():
         try:
-            picture = open_picture(path)
+            picture = read_image(path)
         except DataError as error:
             print(f"skipped: {error}", file=sys.stderr)
             unreadable.append(path)
@@ -87,8 +86,8 @@ def main(arguments=None) -> None:
         shares = class_shares(label_map)
         # No class id is "ignored" in a prediction.
         coloured = overlay(picture, label_map, palette, args.opacity, ignore_index=len(palette))
-        save_picture(palette_png(label_map, palette), labels_file)
-        save_picture(with_legend(coloured, names, palette, sorted(shares)), overlay_file)
+        save_image(palette_png(label_map, palette), labels_file)
+        save_image(with_legend(coloured, names, palette, sorted(shares)), overlay_file)
         report(path, (labels_file, overlay_file), shares, names)
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(outputs)} images could not be read: {', '.join(map(str, unreadable))}")

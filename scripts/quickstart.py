@@ -12,8 +12,8 @@ from transformers import pipeline
 import revhrnet_hf  # noqa: F401 (registers the models)
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
+from revhrnet_hf.images import save_image
 from revhrnet_hf.report.figures import triptych
-from revhrnet_hf.report.pictures import save_picture
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.recipe import read_chain
@@ -43,7 +43,7 @@ def main():
 
     checkpoint, figure = run_dir / "best", arguments.output_dir / "predictions.png"
     pictures = load_segmentation_dataset(last.dataset, data_dirs[last.dataset], last.eval_split).select(range(3))
-    save_picture(draw_predictions(checkpoint, pictures), figure)
+    save_image(draw_predictions(checkpoint, pictures), figure)
     print(
         f"\nCheckpoint:  {checkpoint} (of the stage before: {run_dir / f'1_{recipes[0].dataset}' / 'best'})\n"
         f"Log:         {run_dir / 'log.jsonl'}; .venv/bin/tensorboard --logdir {run_dir / 'tensorboard'}\n"

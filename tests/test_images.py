@@ -20,7 +20,6 @@ from revhrnet_hf.data.label_map import as_stored, orientation
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.images import decode_image, fitted, read_image, to_rgb
 from revhrnet_hf.pipelines import read_picture
-from revhrnet_hf.report.pictures import open_picture
 
 from .image_files import COMBINATIONS, ORIENTATION, UPRIGHT, encoded, image_of
 
@@ -40,7 +39,7 @@ ROOMS = {
     "evaluation": lambda path, data: Picture().decode_example({"path": str(path), "bytes": None}),
     "training": lambda path, data: whole_crop({"path": str(path), "bytes": None}),
     "hub": lambda path, data: from_dataset(data),
-    "prediction": lambda path, data: open_picture(path),
+    "prediction": lambda path, data: read_image(path),
     "pipeline, file": lambda path, data: read_picture(str(path)),
     "pipeline, PIL": lambda path, data: read_picture(PIL.Image.open(path)),
     "pipeline, base64": lambda path, data: read_picture(base64.b64encode(data).decode()),

@@ -16,9 +16,8 @@ from PIL import Image
 from ..errors import DataError, RecipeError, RevHRNetError
 from ..evaluation import InferenceSettings, load_checkpoint, segment
 from ..evaluation.inference import window_starts
-from ..images import header_size, unreadable_is_data_error
+from ..images import header_size, read_image, save_image, unreadable_is_data_error
 from ..report.figures import Colour, names_and_palette
-from ..report.pictures import open_picture, save_picture
 from ..synthetic import draw_scenes
 from .result import error_html, result_html
 
@@ -160,7 +159,7 @@ def open_upload(path: str | Path) -> Image.Image:
     path = Path(path)
     try:
         check_pixels(path)
-        return open_picture(path)
+        return read_image(path)
     except DataError as error:
         raise DataError(str(error).replace(str(path), path.name)) from error
 
@@ -186,7 +185,7 @@ def drawn_examples(folder: Path, count: int = 2) -> list[Path]:
     """Drawn street scenes as example pictures, for who has none at hand."""
     paths = [folder / f"drawn_street_{number + 1}.png" for number in range(count)]
     for path, scene in zip(paths, draw_scenes("val", count, (360, 480), seed=0), strict=True):
-        save_picture(Image.fromarray(scene.image), path)
+        save_image(Image.fromarray(scene.image), path)
     return paths
 
 

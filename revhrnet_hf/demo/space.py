@@ -16,9 +16,9 @@ import revhrnet_hf
 from ..errors import CheckpointError, HubError
 from ..evaluation import load_checkpoint
 from ..files import write_folder
+from ..images import read_image
 from ..report.hub import stage_model
 from ..report.leaks import leaks_of
-from ..report.pictures import open_picture
 
 APP = '''"""The page of this Space: {title}."""
 
@@ -143,7 +143,7 @@ def _copy_image(source: Path, folder: Path, number: int) -> str:
     folder.mkdir(exist_ok=True)
     lossy = source.suffix.lower() in (".jpg", ".jpeg")
     target = folder / f"{number}_{source.stem}{'.jpg' if lossy else '.png'}"
-    image = open_picture(source)
+    image = read_image(source)
     image.info.clear()
     image.save(target, **({"format": "JPEG", "quality": 95} if lossy else {"format": "PNG"}))
     return target.name

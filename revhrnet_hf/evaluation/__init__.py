@@ -4,7 +4,7 @@ from .checkpoint import add_trust_argument, check_same_classes, class_sources, l
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
 from .inference import Predicted, Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
-from .scores import check_labelled, format_scores, without_nan, write_json
+from .scores import check_labelled, format_scores
 from .settings import InferenceSettings, add_inference_arguments, inference_settings
 
 __all__ = [
@@ -26,6 +26,4 @@ __all__ = [
     "predict_dataset",
     "predict_label_maps",
     "segment",
-    "without_nan",
-    "write_json",
 ]

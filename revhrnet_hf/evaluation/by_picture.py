@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import write_text
 from .confusion import scores_of
-from .scores import write_text
 
 SUMMARY = ("mean_iou", "overall_accuracy", "mean_accuracy", "frequency_weighted_iou")
 NUM_DRAWS = 1000

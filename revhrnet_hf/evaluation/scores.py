@@ -1,9 +1,6 @@
-"""Scores for people (a table) and for programs (JSON)."""
+"""Scores as a table, and whether there are any."""
 
-import json
 import math
-import os
-from pathlib import Path
 
 from ..errors import DataError
 
@@ -69,30 +66,5 @@ def check_labelled(scores: dict, what: str) -> None:
         )
 
 
-def write_json(path: str | Path, value) -> None:
-    """Writes valid JSON (NaN becomes null) so that the file is there whole or not at all."""
-    write_text(path, json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file so that it is there whole or not at all."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _percent(share):
     return "–" if math.isnan(share) else f"{100 * share:.2f}"
-
-
-def without_nan(value):
-    """JSON has no NaN and no infinity: None stands for them, at any depth."""
-    if isinstance(value, dict):
-        return {key: without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

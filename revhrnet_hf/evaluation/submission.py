@@ -12,9 +12,8 @@ from ..data.label_space import LabelSpace
 from ..data.mapillary_vistas import VISTAS_V12, VISTAS_V20
 from ..data.pascal_voc import VOC21
 from ..errors import DataError, RecipeError
-from ..images import ImageFile, unreadable_is_data_error
+from ..images import ImageFile, save_image, unreadable_is_data_error
 from ..report.figures import palette_png
-from ..report.pictures import save_picture
 from .cityscapes import RAW_IDS
 from .settings import Size
 
@@ -44,7 +43,7 @@ class SubmissionFormat:
         ids = self.ids[label_map]
         file = self.file(root, image_id)
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(palette_png(ids, self.label_space.colours) if self.mode == "P" else Image.fromarray(ids), file)
+        save_image(palette_png(ids, self.label_space.colours) if self.mode == "P" else Image.fromarray(ids), file)
 
     def check(self, root: Path, sizes: Mapping[str, Size]) -> None:
         """Opens every file that the submission should hold.

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..files import lock_file
-from .scores import write_json
+from ..files import lock_file, write_json
 
 SETTINGS, LOCK = "settings.json", "lock"
 PARTS = "part_*.jsonl"

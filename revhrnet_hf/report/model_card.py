@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTraine
 from ..data.loading import DATASETS
 from ..errors import CheckpointError
 from ..escape import code, fenced, markdown
-from ..evaluation.scores import write_text
+from ..files import write_text
 from ..models.backbone import TIMM_HRNETS
 from .figures import names_and_palette
 

@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from ..errors import RecipeError
+from ..files import whole_file
 from .figures import Colour
-from .pictures import whole_file
 
 FORMATS = (".png", ".pdf")
 DPI = 200

@@ -20,10 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError
-from ..evaluation import write_json
-from ..files import lock_file, recover_folder, remove
+from ..files import lock_file, recover_folder, remove, write_json
+from ..images import save_image
 from ..report.model_card import EXAMPLE_FILE, write_model_card
-from ..report.pictures import save_picture
 from ..versions import versions
 from .integrity import damage, refuse_pickles, write_checkpoint
 from .recipe import Recipe
@@ -139,7 +138,7 @@ def save_model_folder(
     if scores is not None:
         write_json(folder / "scores.json", scores)
     if example is not None:
-        save_picture(example, folder / EXAMPLE_FILE)
+        save_image(example, folder / EXAMPLE_FILE)
     write_model_card(folder)
 
 

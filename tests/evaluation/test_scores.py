@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from revhrnet_hf.evaluation import ConfusionMatrix, format_scores, write_json
+from revhrnet_hf.evaluation import ConfusionMatrix, format_scores
+from revhrnet_hf.files import write_json
 
 NAMES = ["Sky", "a very long class name", "Car"]
 

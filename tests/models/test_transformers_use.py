@@ -28,7 +28,7 @@ from transformers import (
 
 import revhrnet_hf
 from revhrnet_hf.evaluation import predict_label_maps
-from revhrnet_hf.report.pictures import open_picture
+from revhrnet_hf.images import read_image
 
 NAMES = ["sky", "road", "car", "tree", "person"]
 
@@ -140,7 +140,7 @@ def test_pipeline_sees_pictures_as_a_person_does(checkpoint, picture, tmp_path):
     segmenter = pipeline("image-segmentation", model=str(checkpoint))
     maps = {}
     for path in [*(tmp_path / name for name in kinds), tmp_path / "turned.jpg"]:
-        seen = open_picture(path)
+        seen = read_image(path)
         [expected] = predict_label_maps(segmenter.model, segmenter.image_processor, [seen])
         for given in (str(path), PIL.Image.open(path)):
             maps[path.name] = label_map_of(segmenter(given), seen.size)

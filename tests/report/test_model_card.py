@@ -17,7 +17,8 @@ from transformers import TimmBackboneConfig
 
 from revhrnet_hf import HRNetV2Config, RevHRNetConfig, RevHRNetImageProcessor
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.evaluation import ConfusionMatrix, InferenceSettings, write_json
+from revhrnet_hf.evaluation import ConfusionMatrix, InferenceSettings
+from revhrnet_hf.files import write_json
 from revhrnet_hf.report.model_card import CARD_FILE, MARK, duration, missing_from_card, refresh_model_card, write_model_card
 
 NAMES = ["sky", "road", "car", "tree", "person"]

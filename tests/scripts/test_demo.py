@@ -21,7 +21,7 @@ import yaml
 from PIL import ExifTags, Image
 
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
-from revhrnet_hf.report.pictures import open_picture
+from revhrnet_hf.images import read_image
 from revhrnet_hf.synthetic import draw_scenes
 
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
@@ -54,7 +54,7 @@ def expected(tiny_checkpoint, picture):
     """What `segment` says of the picture: whole, and in windows of 64 × 64."""
     model, image_processor = load_checkpoint(tiny_checkpoint)
     settings = {WHOLE: InferenceSettings(), SLIDING: InferenceSettings(window=(64, 64))}
-    image = open_picture(picture)
+    image = read_image(picture)
     found = {how: segment(model, image_processor, image, each, return_confidence=True) for how, each in settings.items()}
     assert len(np.unique(found[WHOLE].label_map)) > 2  # else little would be proved
     assert (found[WHOLE].label_map != found[SLIDING].label_map).mean() > 0.01

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from revhrnet_hf.errors import DataError
-from revhrnet_hf.report.pictures import find_pictures, open_picture, save_picture
+from revhrnet_hf.images import find_images, read_image, save_image
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -13,21 +13,21 @@ GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 def test_grey_of_sixteen_bits_is_scaled_and_not_clipped(tmp_path):
     for name in ("a.png", "a.tiff"):
         Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / name)
-        picture = open_picture(tmp_path / name)
+        picture = read_image(tmp_path / name)
         assert picture.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(picture), np.dstack([GREY] * 3))
 
 
 def test_transparency_is_white(tmp_path):
     Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(tmp_path / "a.png")
-    assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_cmyk_and_palette(tmp_path):
     Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.jpg")
-    np.testing.assert_allclose(open_picture(tmp_path / "a.jpg").getpixel((4, 4)), (0, 255, 255), atol=6)
+    np.testing.assert_allclose(read_image(tmp_path / "a.jpg").getpixel((4, 4)), (0, 255, 255), atol=6)
     Image.new("RGB", (8, 8), (10, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "a.png")
-    assert open_picture(tmp_path / "a.png").getpixel((4, 4)) == (10, 20, 30)
+    assert read_image(tmp_path / "a.png").getpixel((4, 4)) == (10, 20, 30)
 
 
 def test_exif_turns_the_picture_upright(tmp_path):
@@ -36,7 +36,7 @@ def test_exif_turns_the_picture_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(lying).save(tmp_path / "a.png", exif=exif)
-    upright = np.asarray(open_picture(tmp_path / "a.png"))
+    upright = np.asarray(read_image(tmp_path / "a.png"))
     assert upright.shape == (30, 20, 3)
     assert (upright[:5] == (255, 0, 0)).all() and not upright[5:].any()
 
@@ -53,25 +53,25 @@ def test_unreadable_picture_is_named(tmp_path, monkeypatch, kind):
     elif kind in ("empty", "text"):
         path.write_text("no picture" if kind == "text" else "")
     with pytest.raises(DataError, match=r"broken\.png"):
-        open_picture(path)
+        read_image(path)
 
 
 def test_find_pictures_lists_each_once(tmp_path):
     for name in ("b.png", "a.jpg", "notes.txt", "sub/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (2, 2)).save(tmp_path / name, "PNG")
-    found = find_pictures([tmp_path / "b.png", tmp_path, tmp_path / "sub" / ".." / "b.png"])
+    found = find_images([tmp_path / "b.png", tmp_path, tmp_path / "sub" / ".." / "b.png"])
     assert [path.name for path in found] == ["b.png", "a.jpg"]
     with pytest.raises(DataError, match=r"nowhere"):
-        find_pictures([tmp_path / "nowhere"])
+        find_images([tmp_path / "nowhere"])
     (tmp_path / "bare").mkdir()
     with pytest.raises(DataError, match=r"bare holds no images"):
-        find_pictures([tmp_path / "bare"])
+        find_images([tmp_path / "bare"])
 
 
 def test_save_picture_leaves_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "a.png"
-    save_picture(Image.new("RGB", (3, 3)), path)
+    save_image(Image.new("RGB", (3, 3)), path)
     before = path.read_bytes()
 
     class Failing:
@@ -80,6 +80,6 @@ def test_save_picture_leaves_the_old_file_when_it_fails(tmp_path):
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        save_picture(Failing(), path)
+        save_image(Failing(), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
