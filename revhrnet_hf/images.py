@@ -16,7 +16,7 @@ import PIL.Image
 from PIL.Image import Transpose
 
 from .errors import DataError
-from .files import whole_file
+from .io import whole_file
 from .models.rgb import as_rgb
 
 # Not among them: EPS and WMF, whose decoders start other programs, and formats in which nobody keeps photographs.

@@ -18,7 +18,7 @@ from revhrnet_hf.data.audit import audit_dataset
 from revhrnet_hf.data.class_counts import MOST_IGNORED
 from revhrnet_hf.data.loader import MOST_WORKERS
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.files import write_json
+from revhrnet_hf.io import write_json
 
 
 def parse_arguments() -> argparse.Namespace:

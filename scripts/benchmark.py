@@ -62,7 +62,7 @@ def docstring(command: str) -> str:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    from revhrnet_hf.files import write_json
+    from revhrnet_hf.io import write_json
 
     measured = import_module(f"benchmarks.{arguments.command}").main(arguments)
     results = {"benchmark": arguments.command, **measured, **machine()}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.cli import ArgumentParser, run
-from revhrnet_hf.conversion import convert_official, read_official
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.report.model_card import write_model_card
+from revhrnet_hf.export.conversion import convert_official, read_official
+from revhrnet_hf.hub.model_card import write_model_card
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:

@@ -49,11 +49,11 @@ from revhrnet_hf.evaluation.recording import Recorder, instance_locations, is_la
 from revhrnet_hf.evaluation.results import OWN, check_replaceable, dataset_name, digest_of_ids, named_data_dir, result_stem
 from revhrnet_hf.evaluation.submission import submission_format
 from revhrnet_hf.evaluation.work import PictureRecord, WorkFolder
-from revhrnet_hf.files import write_json
+from revhrnet_hf.hub.model_card import refresh_model_card
 from revhrnet_hf.images import save_image
-from revhrnet_hf.report.figures import default_palette, overlay, stack_vertically, with_legend
-from revhrnet_hf.report.model_card import refresh_model_card
+from revhrnet_hf.io import write_json
 from revhrnet_hf.versions import versions
+from revhrnet_hf.viz.figures import default_palette, overlay, stack_vertically, with_legend
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -338,7 +338,7 @@ def report(args, settings, output, state, label_space, records: list[PictureReco
 
 
 def plot(file, matrix, names, record) -> None:
-    from revhrnet_hf.report.plots import confusion_figure, save_figure  # matplotlib is an extra
+    from revhrnet_hf.viz.plots import confusion_figure, save_figure  # matplotlib is an extra
 
     caption = f"{record['checkpoint']} on {record['dataset']} {record['split']}, {record['settings']['inference']}"
     save_figure(confusion_figure(matrix, names, caption), file)

@@ -22,8 +22,8 @@ from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, RecipeError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint
-from revhrnet_hf.files import write_folder, write_json
 from revhrnet_hf.images import find_images, read_image
+from revhrnet_hf.io import write_folder, write_json
 from revhrnet_hf.versions import versions
 
 

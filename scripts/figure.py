@@ -25,8 +25,8 @@ from revhrnet_hf.data.label_table import is_label_table
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import add_trust_argument, check_same_classes, class_sources, load_checkpoint, predict_label_maps
 from revhrnet_hf.images import find_images, read_image
-from revhrnet_hf.report import figures
-from revhrnet_hf.report.feature_maps import component_pictures, feature_maps, mean_pictures
+from revhrnet_hf.viz import figures
+from revhrnet_hf.viz.feature_maps import component_pictures, feature_maps, mean_pictures
 
 CAPTIONS = {
     "pca": "Feature maps: the first three principal components of a map's channels as red, green and blue. Every map is "
@@ -87,7 +87,7 @@ def main(arguments=None) -> None:
     args = parse_arguments(arguments)
     if find_spec("matplotlib") is None:
         raise RecipeError("figures need matplotlib: pip install -c constraints.txt -e .[plots]")
-    from revhrnet_hf.report import plots  # matplotlib is an extra
+    from revhrnet_hf.viz import plots
 
     plots.check_format(args.output)
     if args.output.exists() and not args.overwrite:
@@ -97,7 +97,7 @@ def main(arguments=None) -> None:
 
 
 def draw_comparison(args):
-    from revhrnet_hf.report import plots  # matplotlib is an extra
+    from revhrnet_hf.viz import plots
 
     pictures = [read_image(path) for path in find_images(args.pictures)]
     models = [load_checkpoint(checkpoint, trust_remote_code=args.trust_remote_code) for checkpoint in args.checkpoints]
@@ -140,7 +140,7 @@ def drawn_maps(model, image_processor, pictures, how: str) -> tuple[dict[int, li
 
 
 def draw_overlay(args):
-    from revhrnet_hf.report import plots  # matplotlib is an extra
+    from revhrnet_hf.viz import plots
 
     if not 0 <= args.opacity <= 1:
         raise RecipeError(f"--opacity {args.opacity} is not between 0 and 1")
@@ -157,7 +157,7 @@ def draw_overlay(args):
 
 
 def draw_errors(args):
-    from revhrnet_hf.report import plots  # matplotlib is an extra
+    from revhrnet_hf.viz import plots
 
     dataset = load_segmentation_dataset(
         args.dataset, args.data_dir, args.split, label_space=args.label_space, loader=args.loader
@@ -196,7 +196,7 @@ def chosen_pictures(image_ids: Sequence[str], wanted: Sequence[str] | None, coun
 
 
 def draw_confusion(args):
-    from revhrnet_hf.report import plots  # matplotlib is an extra
+    from revhrnet_hf.viz import plots
 
     try:
         record = json.loads(args.scores.read_text(encoding="utf-8"))
@@ -211,7 +211,7 @@ def draw_confusion(args):
 
 
 def draw_legend(args):
-    from revhrnet_hf.report import plots  # matplotlib is an extra
+    from revhrnet_hf.viz import plots
 
     if args.classes in LABEL_SPACES or is_label_table(args.classes):
         space = find_label_space(args.classes)

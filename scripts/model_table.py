@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.files import write_json
-from revhrnet_hf.report.model_table import all_models, as_json, format_table, measure
+from revhrnet_hf.hub.model_table import all_models, as_json, format_table, measure
+from revhrnet_hf.io import write_json
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:

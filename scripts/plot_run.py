@@ -20,7 +20,7 @@ def main():
     arguments = parser.parse_args()
     if find_spec("matplotlib") is None:
         raise RecipeError("curves need matplotlib: pip install -c constraints.txt -e .[plots]")
-    from revhrnet_hf.training.curves import draw_curves, read_curves  # after parsing, so that --help answers at once
+    from revhrnet_hf.viz.curves import draw_curves, read_curves  # after parsing, so that --help answers at once
 
     draw_curves(read_curves(arguments.runs)).savefig(arguments.output, dpi=150, format="png")
     print(arguments.output)

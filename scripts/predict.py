@@ -17,7 +17,7 @@ from revhrnet_hf.cli import ArgumentParser, choose_device, run
 from revhrnet_hf.errors import DataError, RecipeError
 from revhrnet_hf.evaluation import add_inference_arguments, add_trust_argument, inference_settings, load_checkpoint, segment
 from revhrnet_hf.images import allow_megapixels, find_images, read_image, save_image
-from revhrnet_hf.report.figures import class_shares, names_and_palette, overlay, palette_png, with_legend
+from revhrnet_hf.viz.figures import class_shares, names_and_palette, overlay, palette_png, with_legend
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:

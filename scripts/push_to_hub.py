@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from revhrnet_hf.cli import ArgumentParser, run
-from revhrnet_hf.report.hub import push_checkpoint
+from revhrnet_hf.hub.push import push_checkpoint
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:

@@ -13,10 +13,10 @@ import revhrnet_hf  # noqa: F401 (registers the models)
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.images import save_image
-from revhrnet_hf.report.figures import triptych
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.recipe import read_chain
+from revhrnet_hf.viz.figures import triptych
 
 RECIPE = Path(__file__).parent / "recipes" / "mapillary_to_cityscapes_mini.yaml"
 WRITERS = {"mapillary_vistas": write_mapillary_vistas, "cityscapes": write_cityscapes}

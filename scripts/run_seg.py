@@ -92,7 +92,7 @@ def main():
     # After parsing, so that --help answers at once.
     from accelerate import PartialState
 
-    from revhrnet_hf.report.hub import check_ready, push_checkpoint
+    from revhrnet_hf.hub.push import check_ready, push_checkpoint
     from revhrnet_hf.training.chain import data_dirs_by_name, run_chain
     from revhrnet_hf.training.checkpoint import BEST
     from revhrnet_hf.training.dry_run import dry_run

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.files import write_json
-from revhrnet_hf.report.family_cards import merge_results, needed_costs, results_of, write_family_cards
-from revhrnet_hf.report.model_card import read_record
-from revhrnet_hf.report.model_table import all_models, measure
+from revhrnet_hf.hub.family_cards import merge_results, needed_costs, results_of, write_family_cards
+from revhrnet_hf.hub.model_card import read_record
+from revhrnet_hf.hub.model_table import all_models, measure
+from revhrnet_hf.io import write_json
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 

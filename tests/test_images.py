@@ -16,7 +16,7 @@ from PIL.Image import Resampling
 
 from revhrnet_hf import images
 from revhrnet_hf.data import Picture
-from revhrnet_hf.data.label_map import as_stored, orientation
+from revhrnet_hf.data.features import as_stored, orientation
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.images import decode_image, fitted, read_image, to_rgb
 from revhrnet_hf.pipelines import read_picture

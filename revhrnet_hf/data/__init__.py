@@ -1,14 +1,14 @@
 """Pictures and label maps: from disk to tensors."""
 
-from .augmentation import TrainingSamples, TrainingTransform
-from .camvid import CamVid
-from .cityscapes import Cityscapes
-from .coco import Coco
-from .label_map import LabelMap, Picture
+from .datasets.camvid import CamVid
+from .datasets.cityscapes import Cityscapes
+from .datasets.coco import Coco
+from .datasets.mapillary_vistas import MapillaryVistas
+from .datasets.pascal_voc import PascalVoc
+from .features import LabelMap, Picture
 from .label_space import LabelSpace, get_label_space
 from .loading import label_space_of, load_segmentation_dataset
-from .mapillary_vistas import MapillaryVistas
-from .pascal_voc import PascalVoc
+from .transforms import TrainingSamples, TrainingTransform
 from .translation import translate
 
 __all__ = [

@@ -25,10 +25,10 @@ import numpy as np
 import PIL.Image
 
 from ..errors import DataError
+from .archive import parse_json, read_location, split_location
 from .label_space import LabelSpace
 from .limits import check_pixels
 from .matlab import read_structure_field
-from .tree import parse_json, read_location, split_location
 
 BACKGROUND = 0  # train id of pixels that no object claims
 VOID_SEGMENT = 0  # panoptic pixels that nobody labelled

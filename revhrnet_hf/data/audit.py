@@ -18,14 +18,14 @@ from tqdm.auto import tqdm
 
 from ..errors import AbsentSplitError, DataError
 from ..images import ImageFile, fitted
+from .archive import DataTree, read_location
 from .builder import SegmentationBuilder
 from .class_counts import MOST_IGNORED, ClassCounts, Counting, ignored_text, unseen_text
-from .label_map import Picture
+from .features import Picture
 from .label_space import LabelSpace, find_label_space, id_ranges
 from .listing import Listed, Sample, by, locate_all
 from .loader import build_loader
 from .loading import check_known, find_builder, loader_of
-from .tree import DataTree, read_location
 
 MAX_SIZES = 4  # that the table names; the JSON has all
 TRAINING_SPLITS = ("train", "training", "trainval", "default")  # the first that is there is taken for the one trained on

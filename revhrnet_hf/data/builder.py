@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import datasets
 
 from ..errors import DataError
-from .label_map import LabelMap, Picture
+from .archive import DataTree
+from .features import LabelMap, Picture
 from .label_space import find_label_space
 from .listing import Listed, Sample, check_same_sizes, listing_digest, locate
-from .tree import DataTree
 
 MAX_LEVELS_UP = 3  # as far above the given folder as the right one is looked for
 

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 
 from ..errors import DataError
-from .label_map import LabelMap
+from .features import LabelMap
 from .label_space import LABEL_SPACES, LabelSpace
 
 MOST_IGNORED = 5.0  # per cent of the pixels that a single ignored id or colour may cover

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from .archive import location_name, location_stamp, not_json, parse_json, read_text, split_location
 from .limits import JSON_BYTES
-from .tree import location_name, location_stamp, not_json, parse_json, read_text, split_location
 
 BACKGROUND = "background"
 # What labelme and others call the pixels without an object, where they list them among the categories.
@@ -49,7 +49,7 @@ def read_own_categories(location: str) -> OwnCategories:
     Roboflow puts a category before the real ones that all of them name as their `supercategory`, and that no object has.
 
     Args:
-        location: of the file (see tree.py).
+        location: of the file (see archive.py).
 
     Raises:
         DataError: the file is missing or no JSON, or a category has no name or no id of its own.

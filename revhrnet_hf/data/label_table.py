@@ -13,7 +13,7 @@ Everything that can be said:
       person: {ids: 24, colours: [220, 20, 60]}
       lawn: {colours: ["#00ff00", "#00aa00"]} # label maps coded by colour; in images the first colour is shown
     ignore: [0, 255, "#000000"]               # ids and colours that are not scored; 255 where nothing is said
-    images: photos/{split}                    # folders of images and of label maps, both or none of them (see folder.py)
+    images: photos/{split}                    # folders of images and of label maps, both or none of them (see datasets/folder.py)
     labels: masks/{split}
     image_suffix: _sat                        # what their file names end with: x_sat.jpg and x_mask.png are a pair
     label_suffix: _mask
@@ -40,7 +40,7 @@ import yaml
 import yaml.constructor
 
 from ..errors import DataError
-from .tree import archive_location, location_name, read_text, split_location
+from .archive import archive_location, location_name, read_text, split_location
 
 Colour = tuple[int, int, int]
 
@@ -122,7 +122,7 @@ def is_label_table(given: str | Path) -> bool:
 
 
 def read_label_table(path: str | Path) -> LabelTable:
-    """Reads a label table, which may lie in an archive (see tree.py).
+    """Reads a label table, which may lie in an archive (see archive.py).
 
     Raises:
         DataError: the file is missing, too long or not YAML (of CVAT's, not such lines), or something in it cannot be; the

@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 from ..errors import DataError
 from ..images import ImageFile, Size, header_size, unreadable_is_data_error
 from .annotation import annotation_size, matlab_size
-from .label_map import as_stored
-from .tree import DataTree, location_name, location_stamp, read_location, split_location
+from .archive import DataTree, location_name, location_stamp, read_location, split_location
+from .features import as_stored
 
 MAX_NAMED = 3
 HEADER = 65536  # bytes of an archive's member in which the picture's size mostly stands
@@ -32,7 +32,7 @@ class Listed(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The same with locations (see tree.py)."""
+    """The same with locations (see archive.py)."""
 
     image: str
     label_map: str | None

@@ -9,16 +9,16 @@ import datasets
 
 from ..errors import AbsentSplitError, DataError
 from .builder import SegmentationBuilder, stored_split
-from .camvid import CamVid
-from .cityscapes import Cityscapes
-from .coco import Coco
-from .folder import Folder
+from .datasets.camvid import CamVid
+from .datasets.cityscapes import Cityscapes
+from .datasets.coco import Coco
+from .datasets.folder import Folder
+from .datasets.hub import IMAGE, LABEL_MAP, holds_decoded, load_stored
+from .datasets.mapillary_vistas import MapillaryVistas
+from .datasets.pascal_voc import PascalVoc
+from .features import LabelMap
 from .folder_listing import listed_once
-from .label_map import LabelMap
 from .label_space import LABEL_SPACES, LabelSpace, find_label_space
-from .mapillary_vistas import MapillaryVistas
-from .pascal_voc import PascalVoc
-from .stored import IMAGE, LABEL_MAP, holds_decoded, load_stored
 from .translation import are_joined, in_classes_of
 
 DATASETS: dict[str, type[SegmentationBuilder]] = {
@@ -49,8 +49,8 @@ def load_segmentation_dataset(
     Pictures stay files and are read with each example; the `datasets` cache holds only their paths.
 
     Args:
-        name: the dataset, for example `"camvid"`; `"folder"` for images and label maps of your own (folder.py says how they
-            should lie); `"hub"` for any dataset on the Hub, in a copy of its repository, or saved with `save_to_disk`. With
+        name: the dataset, for example `"camvid"`; `"folder"` for images and label maps of your own (datasets/folder.py says how
+            they should lie); `"hub"` for any dataset on the Hub, in a copy of its repository, or saved with `save_to_disk`. With
             `loader`, a name of your own.
         data_dir: its folder, laid out as the owner does it; zip and tar files in it are read without unpacking. With `"hub"`
             the name on the Hub, or the folder.

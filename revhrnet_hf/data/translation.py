@@ -12,10 +12,10 @@ from functools import cache
 from itertools import chain
 
 from ..errors import DataError
-from .camvid import CLASSES
-from .coco import CATEGORIES
+from .datasets.camvid import CLASSES
+from .datasets.coco import CATEGORIES
+from .datasets.mapillary_vistas import VISTAS_V12, VISTAS_V20
 from .label_space import LabelSpace
-from .mapillary_vistas import VISTAS_V12, VISTAS_V20
 
 Table = dict[str | None, tuple[str, ...]]
 

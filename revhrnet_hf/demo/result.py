@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..report.figures import Colour, class_shares, palette_png
+from ..viz.figures import Colour, class_shares, palette_png
 
 MOST_EDGE = 1280  # pixels of the longer side as shown; the label map to download has the picture's own size
 

@@ -15,10 +15,10 @@ import revhrnet_hf
 
 from ..errors import CheckpointError, HubError
 from ..evaluation import load_checkpoint
-from ..files import write_folder
+from ..hub.leaks import leaks_of
+from ..hub.push import stage_model
 from ..images import read_image
-from ..report.hub import stage_model
-from ..report.leaks import leaks_of
+from ..io import write_folder
 
 APP = '''"""The page of this Space: {title}."""
 

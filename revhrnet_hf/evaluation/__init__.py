@@ -3,7 +3,7 @@
 from .checkpoint import add_trust_argument, check_same_classes, class_sources, load_checkpoint
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
-from .inference import Predicted, Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
+from .predict import Predicted, Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
 from .scores import check_labelled, format_scores
 from .settings import InferenceSettings, add_inference_arguments, inference_settings
 

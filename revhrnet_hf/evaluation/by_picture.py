@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import write_text
+from ..io import write_text
 from .confusion import scores_of
 
 SUMMARY = ("mean_iou", "overall_accuracy", "mean_accuracy", "frequency_weighted_iou")

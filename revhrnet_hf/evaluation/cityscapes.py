@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..data.cityscapes import CATEGORIES, IGNORED, LABELS, SCORED
+from ..data.datasets.cityscapes import CATEGORIES, IGNORED, LABELS, SCORED
 from ..errors import DataError
 from .confusion import ConfusionMatrix, as_ids
 

@@ -8,13 +8,13 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ..data.cityscapes import CITYSCAPES, instances_location
-from ..data.label_map import read_picture
+from ..data.datasets.cityscapes import CITYSCAPES, instances_location
+from ..data.features import read_picture
 from ..data.label_space import LabelSpace
 from .boundary import boundary_counts
 from .cityscapes import RAW_IDS, count_objects
 from .confusion import ConfusionMatrix
-from .inference import WHOLE, Predicted, predict_dataset
+from .predict import WHOLE, Predicted, predict_dataset
 from .settings import InferenceSettings
 from .submission import SubmissionFormat
 from .work import PictureRecord, WorkPart, cells_of

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.cityscapes import CITYSCAPES
+from ..data.datasets.cityscapes import CITYSCAPES
+from ..data.datasets.mapillary_vistas import VISTAS_V12, VISTAS_V20
+from ..data.datasets.pascal_voc import VOC21
 from ..data.label_space import LabelSpace
-from ..data.mapillary_vistas import VISTAS_V12, VISTAS_V20
-from ..data.pascal_voc import VOC21
 from ..errors import DataError, RecipeError
 from ..images import ImageFile, save_image, unreadable_is_data_error
-from ..report.figures import palette_png
+from ..viz.figures import palette_png
 from .cityscapes import RAW_IDS
 from .settings import Size
 

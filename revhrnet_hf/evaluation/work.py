@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..files import lock_file, write_json
+from ..io import lock_file, write_json
 
 SETTINGS, LOCK = "settings.json", "lock"
 PARTS = "part_*.jsonl"

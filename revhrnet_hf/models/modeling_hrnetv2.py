@@ -23,7 +23,7 @@ from .high_resolution import (
     SegmentationHead,
     conv_bn,
 )
-from .segmentation_loss import configured_loss
+from .losses import configured_loss
 
 STEM_STRIDE = 2  # of the first convolution, whose activation is the map "stem"
 

@@ -29,8 +29,8 @@ from .high_resolution import (
     SegmentationHead,
     conv_bn,
 )
+from .losses import configured_loss
 from .modeling_hrnetv2 import HRNetV2Backbone
-from .segmentation_loss import configured_loss
 
 logger = logging.get_logger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..data.camvid import CAMVID11, COLOURS_32, LABELS, SEGNET_VOID, STILLS
+from ..data.datasets.camvid import CAMVID11, COLOURS_32, LABELS, SEGNET_VOID, STILLS
 from .files import draw_scenes, empty_folder, save_png
 from .scene import SCENE_CLASSES, Scene
 

@@ -12,8 +12,8 @@ import scipy.io
 import scipy.ndimage
 import scipy.sparse
 
-from ..data.coco import ANNOTATIONS, CATEGORIES
-from ..data.pascal_voc import BORDER, LABELS, LISTS, NAMES, PICTURES, voc_colour
+from ..data.datasets.coco import ANNOTATIONS, CATEGORIES
+from ..data.datasets.pascal_voc import BORDER, LABELS, LISTS, NAMES, PICTURES, voc_colour
 from .files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
 from .scene import SCENE_CLASSES, Scene
 

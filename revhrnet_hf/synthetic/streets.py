@@ -8,10 +8,10 @@ import numpy as np
 import PIL.Image
 import scipy.ndimage
 
-from ..data.cityscapes import LABELS as CITYSCAPES_LABELS
-from ..data.cityscapes import PICTURES
-from ..data.mapillary_vistas import FOLDERS, V12, V20
-from ..data.mapillary_vistas import LABELS as VISTAS_LABELS
+from ..data.datasets.cityscapes import LABELS as CITYSCAPES_LABELS
+from ..data.datasets.cityscapes import PICTURES
+from ..data.datasets.mapillary_vistas import FOLDERS, V12, V20
+from ..data.datasets.mapillary_vistas import LABELS as VISTAS_LABELS
 from .files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
 from .scene import SCENE_CLASSES, Scene
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from ..errors import RecipeError
 from .checkpoint import BEST, refuse_second_run, remove_run
-from .data import DataDirs, folders_by_name, load_sets
 from .dataset_names import check_one_loader
 from .processes import SharedErrors
 from .recipe import Recipe
-from .stage import TIMEOUT, Stage, start_processes
+from .sampler import DataDirs, folders_by_name, load_sets
+from .trainer import TIMEOUT, Stage, start_processes
 
 
 def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> dict[str, Path]:

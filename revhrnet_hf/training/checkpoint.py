@@ -20,15 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError
-from ..files import lock_file, recover_folder, remove, write_json
+from ..hub.model_card import EXAMPLE_FILE, write_model_card
 from ..images import save_image
-from ..report.model_card import EXAMPLE_FILE, write_model_card
+from ..io import lock_file, recover_folder, remove, write_json
 from ..versions import versions
 from .integrity import damage, refuse_pickles, write_checkpoint
 from .recipe import Recipe
 
 LAST, BEST = "last", "best"
-LOG_FILE = "log.jsonl"
 LOCK_FILE = ".lock"
 TRACKER_FOLDER = "tensorboard"
 

@@ -18,10 +18,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from .chain import check_chain
 from .checkpoint import BEST, LAST
-from .data import DataDirs
 from .processes import SharedErrors
 from .recipe import Recipe
-from .stage import TIMEOUT, Stage, start_processes
+from .sampler import DataDirs
+from .trainer import TIMEOUT, Stage, start_processes
 
 STEPS = 6  # of which the first, which is slower, is not timed
 PICTURES = 4  # that each process scores

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import CheckpointError
-from ..files import write_folder
+from ..io import write_folder
 
 CHECKSUMS = "SHA256SUMS"
 CHANGING = {"README.md"}  # the card: people edit it, and scoring writes it anew

@@ -15,7 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from PIL import Image
 
 from ..errors import CheckpointError, RecipeError
-from ..files import without_nan
+from ..io import without_nan
 from .checkpoint import LOG_FILE, TRACKER_FOLDER
 
 PROJECT = "revhrnet"

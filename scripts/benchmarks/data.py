@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.data import TrainingSamples, TrainingTransform, load_segmentation_dataset
-from revhrnet_hf.data.label_map import Picture
+from revhrnet_hf.data.features import Picture
 from revhrnet_hf.data.loading import find_builder
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas
 

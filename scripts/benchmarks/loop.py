@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import torch
 
-from revhrnet_hf.evaluation.inference import inference
+from revhrnet_hf.evaluation.predict import inference
 from revhrnet_hf.training.recipe import Recipe, read_chain
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.trainer import Stage
 
 
 def add_arguments(parser):

@@ -8,7 +8,7 @@ import multiprocessing
 
 import torch
 
-from revhrnet_hf.report.model_table import bytes_saved_by
+from revhrnet_hf.hub.model_table import bytes_saved_by
 from revhrnet_hf.training.processes import peak_resident_bytes
 
 from .networks import Step, add_network_arguments, build, settings_of, with_peer

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from revhrnet_hf.data import limits, load_segmentation_dataset, tree
-from revhrnet_hf.data.tree import DataTree, archive_location, read_location, split_location
+from revhrnet_hf.data import archive as tree
+from revhrnet_hf.data import limits, load_segmentation_dataset
+from revhrnet_hf.data.archive import DataTree, archive_location, read_location, split_location
 from revhrnet_hf.errors import DataError
 
 MB = 1 << 20

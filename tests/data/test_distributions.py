@@ -12,7 +12,7 @@ from scipy.stats import chi2_contingency, chisquare
 
 from revhrnet_hf.data import LabelMap, Picture, TrainingSamples, TrainingTransform
 from revhrnet_hf.models import RevHRNetImageProcessor
-from revhrnet_hf.training.data import EpochBatches
+from revhrnet_hf.training.sampler import EpochBatches
 
 HEIGHT, WIDTH, CROP = 14, 21, (10, 14)
 PLACES = [(top, left) for top in range(HEIGHT - CROP[0] + 1) for left in range(WIDTH - CROP[1] + 1)]  # 5 × 8

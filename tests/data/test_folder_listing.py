@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from revhrnet_hf import RevHRNetImageProcessor
-from revhrnet_hf.data import TrainingSamples, TrainingTransform, label_map, load_segmentation_dataset
+from revhrnet_hf.data import TrainingSamples, TrainingTransform, load_segmentation_dataset
+from revhrnet_hf.data import features as label_map
 from revhrnet_hf.data.folder_listing import entries, listed_once
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from revhrnet_hf.data.archive import archive_location, read_location
 from revhrnet_hf.data.listing import picture_size
-from revhrnet_hf.data.tree import archive_location, read_location
 from revhrnet_hf.errors import DataError
 
 

@@ -11,14 +11,15 @@ import PIL.Image
 import pytest
 from torchvision.models._meta import _COCO_CATEGORIES, _VOC_CATEGORIES
 
-from revhrnet_hf.data import coco, get_label_space, load_segmentation_dataset
+from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.data.annotation import draw_annotation, labelled_pixels
-from revhrnet_hf.data.cityscapes import CATEGORIES, LABELS
+from revhrnet_hf.data.archive import DataTree
+from revhrnet_hf.data.datasets import coco
+from revhrnet_hf.data.datasets.cityscapes import CATEGORIES, LABELS
+from revhrnet_hf.data.datasets.mapillary_vistas import LABELS as VISTAS_LABELS
+from revhrnet_hf.data.datasets.pascal_voc import voc_colour
 from revhrnet_hf.data.label_space import LABEL_SPACES
-from revhrnet_hf.data.mapillary_vistas import LABELS as VISTAS_LABELS
-from revhrnet_hf.data.pascal_voc import voc_colour
 from revhrnet_hf.data.translation import TABLES, in_classes_of, translate
-from revhrnet_hf.data.tree import DataTree
 
 
 def test_every_label_space_is_held_by_a_fixture():

@@ -10,7 +10,7 @@ from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.label_space import label_space_of_names
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset
-from revhrnet_hf.evaluation.inference import merge_classes
+from revhrnet_hf.evaluation.predict import merge_classes
 
 TINY = dict(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8)
 

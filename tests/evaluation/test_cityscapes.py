@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from revhrnet_hf.data.cityscapes import LABELS
+from revhrnet_hf.data.datasets.cityscapes import LABELS
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.evaluation import CityscapesMetric
 from revhrnet_hf.evaluation.cityscapes import AVERAGE_SIZES, RAW_IDS, cityscapes_scores, matrix_of_ids

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from revhrnet_hf.evaluation import ConfusionMatrix, format_scores
-from revhrnet_hf.files import write_json
+from revhrnet_hf.io import write_json
 
 NAMES = ["Sky", "a very long class name", "Car"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from revhrnet_hf import files
+from revhrnet_hf import io as files
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation.work import PictureRecord, WorkFolder
 

@@ -23,7 +23,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 import revhrnet_hf
 from revhrnet_hf import HRNetV2Config, RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor
 from revhrnet_hf.models import configuration_revhrnet
-from revhrnet_hf.models.segmentation_loss import configured_loss
+from revhrnet_hf.models.losses import configured_loss
 
 CONFIGS = [RevHRNetConfig, HRNetV2Config]
 WIDTHS = {4: {"stream_channels": [4, 8, 12, 16], "num_modules": [1, 1, 1]}}

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from revhrnet_hf import RevHRNetForSemanticSegmentation
+from revhrnet_hf.hub.model_table import bytes_saved_by
 from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck, HighResolutionModule, RecomputedBlocks, SegmentationHead
 from revhrnet_hf.models.recompute import MODULES, NONE, NORMS, RecomputedModule, logger
-from revhrnet_hf.report.model_table import bytes_saved_by
 
 BUILDERS = {
     "basic": lambda: RecomputedBlocks(BasicBlock, 8, 8, 3),

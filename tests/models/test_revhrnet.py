@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 import revhrnet_hf
 from revhrnet_hf.models.high_resolution import HighResolutionModule
-from revhrnet_hf.models.segmentation_loss import labelled_weight, segmentation_loss
+from revhrnet_hf.models.losses import labelled_weight, segmentation_loss
 
 
 def test_variant_sizes(revhrnet_parameter_table):

@@ -206,7 +206,7 @@ def test_in_a_browser(tiny_checkpoint, picture, expected, browser, serving, tmp_
     page.upload(broken)
     page.wait(lambda: page.find(".seg-error"))
     said = page.find(".seg-error")[0].text
-    assert said.startswith("cannot read the picture broken.png") and "/" not in said
+    assert said.startswith("Image broken.png cannot be read") and "/" not in said
     (tmp_path / "large.png").write_bytes(bytes(31_500_000))
     page.upload(tmp_path / "large.png")
     page.wait(lambda: "exceed the maximum allowed size of 30" in page.text())
@@ -399,7 +399,7 @@ def test_errors_of_the_command(tiny_checkpoint, tmp_path):
     assert said.startswith("error: --port")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     said = run_script(tiny_checkpoint, "--examples", tmp_path / "broken.png", "--export_space", tmp_path / "space")
-    assert said.startswith("error: cannot read the picture") and not (tmp_path / "space").exists()
+    assert said.startswith("error: Image ") and "broken.png cannot be read" in said and not (tmp_path / "space").exists()
 
 
 @pytest.mark.slow

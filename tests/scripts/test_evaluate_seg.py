@@ -30,7 +30,7 @@ from transformers import (
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
-from revhrnet_hf.report.model_card import write_model_card
+from revhrnet_hf.hub.model_card import write_model_card
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas, write_pascal_voc
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_seg.py"

@@ -16,8 +16,8 @@ from revhrnet_hf import RevHRNetImageProcessor as Processor
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
-from revhrnet_hf.report.figures import JUDGEMENTS, colourise
 from revhrnet_hf.synthetic import write_camvid
+from revhrnet_hf.viz.figures import JUDGEMENTS, colourise
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "figure.py"
 SPACE = get_label_space("camvid11")

@@ -73,7 +73,7 @@ def test_left_alone(mutate, text):
 
 
 def test_sample_is_of_the_seed(mutate):
-    files = ["revhrnet_hf/data/translation.py", "revhrnet_hf/training/optimization.py"]
+    files = ["revhrnet_hf/data/translation.py", "revhrnet_hf/training/optimisation.py"]
     drawn = mutate.draw(files, 12, seed=3)
     assert drawn == mutate.draw(files, 12, seed=3) != mutate.draw(files, 12, seed=4)
     assert len({(mutant.path, mutant.statement) for mutant in drawn}) == 12
@@ -88,5 +88,5 @@ def test_tests_of_a_module(mutate):
     assert integrity["tests/training/test_stage.py"] == 2  # by way of checkpoint.py
     assert "tests/models/test_upsampling.py" not in integrity
     # Through what a package gives out under its own name.
-    assert imports.distances("revhrnet_hf/data/label_space.py")["tests/data/test_mapillary_vistas.py"] == 1
+    assert imports.distances("revhrnet_hf/data/label_space.py")["tests/data/datasets/test_mapillary_vistas.py"] == 1
     assert imports.distances("revhrnet_hf/models/modeling_hrnetv2.py")["tests/models/test_loss_settings.py"] == 1

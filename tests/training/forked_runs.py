@@ -22,12 +22,12 @@ from accelerate import Accelerator
 from revhrnet_hf import cli, errors
 from revhrnet_hf.data import TrainingSamples
 from revhrnet_hf.training import dry_run as rehearsal
-from revhrnet_hf.training import stage
+from revhrnet_hf.training import trainer as stage
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dry_run import dry_run
 from revhrnet_hf.training.log import RunLog
 from revhrnet_hf.training.recipe import read_chain
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.trainer import Stage
 
 
 def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:

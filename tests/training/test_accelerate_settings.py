@@ -9,7 +9,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.training import stage
+from revhrnet_hf.training import trainer as stage
 from revhrnet_hf.training.processes import AGREES, FREE, REFUSED, refuse_other_settings
 from revhrnet_hf.training.recipe import Recipe
 

@@ -14,7 +14,7 @@ from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillar
 from revhrnet_hf.training import chain
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.trainer import Stage
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from revhrnet_hf.training.checkpoint import (
     save_training_state,
 )
 from revhrnet_hf.training.integrity import damage, write_checkpoint, write_checksums
-from revhrnet_hf.training.optimization import build_optimizer
+from revhrnet_hf.training.optimisation import build_optimizer
 from revhrnet_hf.training.recipe import Recipe
 
 

@@ -15,7 +15,7 @@ from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dataset_checks import refuse_other_data, refuse_unlabelled
 from revhrnet_hf.training.dry_run import dry_run
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.trainer import Stage
 
 
 @pytest.fixture

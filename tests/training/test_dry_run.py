@@ -10,7 +10,7 @@ from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dry_run import Estimate, _seconds_of_loading, dry_run, format_estimates
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.trainer import Stage
 
 
 def test_against_the_run(runs, streets, tmp_path, capsys):

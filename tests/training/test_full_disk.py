@@ -9,7 +9,7 @@ from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.training.integrity import damage
 from revhrnet_hf.training.log import RunLog
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.trainer import Stage
 
 from .test_resume import assert_same, scalars
 

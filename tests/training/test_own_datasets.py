@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.trainer import Stage
 
 
 def write_folder(folder, ids, table, label_name="{}.png", count=5, seed=0):

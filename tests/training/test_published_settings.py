@@ -8,7 +8,7 @@ import torch
 from revhrnet_hf.evaluation.cityscapes import AVERAGE_SIZES
 from revhrnet_hf.models import HRNetV2Config, RevHRNetConfig
 from revhrnet_hf.models.backbone import WEIGHT_PACKAGES, backbone_normalization
-from revhrnet_hf.training.optimization import build_optimizer, learning_rate
+from revhrnet_hf.training.optimisation import build_optimizer, learning_rate
 from revhrnet_hf.training.recipe import Recipe, read_chain
 
 RECIPES = Path(__file__).resolve().parents[2] / "scripts" / "recipes"

@@ -12,10 +12,10 @@ from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.loading import DATASETS
 from revhrnet_hf.errors import HubError, RecipeError
 from revhrnet_hf.training.chain import data_dirs_by_name
-from revhrnet_hf.training.data import training_sets
 from revhrnet_hf.training.dataset_names import NamedDataset
 from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.recipe import Recipe, read_chain
+from revhrnet_hf.training.sampler import training_sets
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -238,7 +238,7 @@ def test_push_is_refused_before_training(run_seg, tmp_path, monkeypatch):
         run_seg.main()
     recipe.write_text("dataset: camvid\n")
     monkeypatch.setattr("sys.argv", [*command, "--hub_model_id", "someone/net", "--push_to_hub"])
-    monkeypatch.setattr("revhrnet_hf.report.hub.get_token", lambda: None)
+    monkeypatch.setattr("revhrnet_hf.hub.push.get_token", lambda: None)
     with pytest.raises(HubError, match="no token for the Hub"):
         run_seg.main()
     assert not (tmp_path / "out").exists()

@@ -25,13 +25,13 @@ from torch.nn import BatchNorm2d, SyncBatchNorm
 
 from revhrnet_hf.data import get_label_space, label_space_of
 from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck
-from revhrnet_hf.models.segmentation_loss import segmentation_loss
-from revhrnet_hf.training import stage as module
-from revhrnet_hf.training.data import load_split
+from revhrnet_hf.models.losses import segmentation_loss
+from revhrnet_hf.training import trainer as module
 from revhrnet_hf.training.network import build_model
-from revhrnet_hf.training.optimization import build_optimizer
+from revhrnet_hf.training.optimisation import build_optimizer
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.sampler import load_split
+from revhrnet_hf.training.trainer import Stage
 
 RUN_SEG = Path(__file__).resolve().parents[2] / "scripts" / "run_seg.py"
 IMAGES = {"train": 10, "val": 3}  # as `streets` has them
@@ -303,8 +303,8 @@ def workers(built):
 def pushes(built):
     """What `run_seg.py` sends to the Hub after training: [(repository, private)]."""
     sent = []
-    built.patch.setattr("revhrnet_hf.report.hub.check_ready", lambda name: None)
-    built.patch.setattr("revhrnet_hf.report.hub.push_checkpoint", lambda folder, name, private: sent.append((name, private)))
+    built.patch.setattr("revhrnet_hf.hub.push.check_ready", lambda name: None)
+    built.patch.setattr("revhrnet_hf.hub.push.push_checkpoint", lambda folder, name, private: sent.append((name, private)))
     built.patch.setattr("revhrnet_hf.training.chain.run_chain", lambda *_: None)
     path = built.output_dir.with_suffix(".yaml")
     path.write_text(built.recipe.to_yaml())

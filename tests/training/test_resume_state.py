@@ -8,7 +8,7 @@ import torch
 
 from revhrnet_hf.training.checkpoint import TrainingState
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.stage import Stage
+from revhrnet_hf.training.trainer import Stage
 
 SCORES = {"mean_iou": 0.625, "mean_accuracy": 0.75, "overall_accuracy": 0.875}
 

@@ -1,0 +1,180 @@
+"""CamVid: 701 frames of driving in Cambridge (Brostow et al., 2009), in the two forms that people have on disk.
+
+- *SegNet form*, 480×360: `train/X.png`, `trainannot/X.png` with raw ids 0–11, `train.txt`; the same for val and test.
+- *Original form*, 960×720: `701_StillsRaw_full/X.png`, `LabeledApproved_full/X_L.png` in 32 colours. Its split is
+  SegNet's, read from `train.txt`, `val.txt` and `test.txt` beside the two folders.
+"""
+
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from ...errors import AbsentSplitError, DataError
+from ..archive import DataTree, leads_outside
+from ..builder import SegmentationBuilder
+from ..label_space import LABEL_SPACES, LabelSpace
+from ..listing import Listed, check_no_repeats
+
+SEGNET_VOID = 11
+VOID = "Void"
+STILLS, LABELS = "701_StillsRaw_full", "LabeledApproved_full"
+ListForm = Callable[[DataTree, str], list[Listed]]
+PARTS = ("train", "val", "test")
+SPLIT_PARTS = {part: (part,) for part in PARTS} | {"trainval": ("train", "val")}
+
+# Train id = position. Members are the original form's classes that SegNet merged; what is in none of them is void.
+CLASSES = (
+    ("Sky", (128, 128, 128), ("Sky",)),
+    ("Building", (128, 0, 0), ("Archway", "Bridge", "Building", "Tunnel", "Wall")),
+    ("Pole", (192, 192, 128), ("Column_Pole", "TrafficCone")),
+    ("Road", (128, 64, 128), ("Road", "LaneMkgsDriv", "LaneMkgsNonDriv")),
+    ("Pavement", (0, 0, 192), ("Sidewalk", "ParkingBlock", "RoadShoulder")),
+    ("Tree", (128, 128, 0), ("Tree", "VegetationMisc")),
+    ("SignSymbol", (192, 128, 128), ("SignSymbol", "Misc_Text", "TrafficLight")),
+    ("Fence", (64, 64, 128), ("Fence",)),
+    ("Car", (64, 0, 128), ("Car", "OtherMoving", "SUVPickupTruck", "Train", "Truck_Bus")),
+    ("Pedestrian", (64, 64, 0), ("Animal", "CartLuggagePram", "Child", "Pedestrian")),
+    ("Bicyclist", (0, 128, 192), ("Bicyclist", "MotorcycleScooter")),
+)
+
+COLOURS_32 = {
+    "Void": (0, 0, 0),
+    "Animal": (64, 128, 64),
+    "Archway": (192, 0, 128),
+    "Bicyclist": (0, 128, 192),
+    "Bridge": (0, 128, 64),
+    "Building": (128, 0, 0),
+    "Car": (64, 0, 128),
+    "CartLuggagePram": (64, 0, 192),
+    "Child": (192, 128, 64),
+    "Column_Pole": (192, 192, 128),
+    "Fence": (64, 64, 128),
+    "LaneMkgsDriv": (128, 0, 192),
+    "LaneMkgsNonDriv": (192, 0, 64),
+    "Misc_Text": (128, 128, 64),
+    "MotorcycleScooter": (192, 0, 192),
+    "OtherMoving": (128, 64, 64),
+    "ParkingBlock": (64, 192, 128),
+    "Pedestrian": (64, 64, 0),
+    "Road": (128, 64, 128),
+    "RoadShoulder": (128, 128, 192),
+    "Sidewalk": (0, 0, 192),
+    "SignSymbol": (192, 128, 128),
+    "Sky": (128, 128, 128),
+    "SUVPickupTruck": (64, 128, 192),
+    "TrafficCone": (0, 0, 64),
+    "TrafficLight": (0, 64, 64),
+    "Train": (192, 64, 128),
+    "Tree": (128, 128, 0),
+    "Truck_Bus": (192, 128, 192),
+    "Tunnel": (64, 0, 64),
+    "VegetationMisc": (192, 192, 0),
+    "Wall": (64, 192, 0),
+}
+
+
+def _camvid11() -> LabelSpace:
+    train_id_of = {member: train_id for train_id, (_, _, members) in enumerate(CLASSES) for member in members}
+    return LabelSpace(
+        name="camvid11",
+        names=tuple(name for name, _, _ in CLASSES),
+        colours=tuple(colour for _, colour, _ in CLASSES),
+        raw_ids={train_id: train_id for train_id in range(len(CLASSES))} | {SEGNET_VOID: 255},
+        raw_colours={colour: train_id_of.get(name, 255) for name, colour in COLOURS_32.items()},
+    )
+
+
+def _camvid32() -> LabelSpace:
+    """The original form's classes, but for Void, which is ignored."""
+    names = tuple(name for name in COLOURS_32 if name != VOID)
+    colours = {colour: names.index(name) if name != VOID else 255 for name, colour in COLOURS_32.items()}
+    return LabelSpace("camvid32", names, tuple(COLOURS_32[name] for name in names), raw_ids={}, raw_colours=colours)
+
+
+CAMVID11, CAMVID32 = _camvid11(), _camvid32()
+LABEL_SPACES.update({space.name: space for space in (CAMVID11, CAMVID32)})
+
+
+class CamVid(SegmentationBuilder):
+    """CamVid in either form, recognised from the folders."""
+
+    TITLE = "CamVid"
+    LABEL_SPACES = (CAMVID11.name, CAMVID32.name)
+    SPLITS = tuple(SPLIT_PARTS)
+    HINT = f"the SegNet form (train/, trainannot/ …) or the original form ({STILLS}/, {LABELS}/)"
+    PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 367, "val": 101, "test": 233}
+
+    @staticmethod
+    def recognises(tree: DataTree) -> bool:
+        return _form_of(tree) is not None
+
+    @classmethod
+    def _is_part_of(cls, given: Path, above: Path) -> bool:
+        # Many a folder has another beside it that is called train.
+        return given.relative_to(above).parts[0] in (STILLS, LABELS, *PARTS, *(f"{part}annot" for part in PARTS))
+
+    @staticmethod
+    def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
+        form = _form_of(tree)
+        if label_space == CAMVID32.name and form is _list_segnet:
+            raise DataError(
+                f"{tree.root} is CamVid in SegNet's form, which has 11 classes: for {CAMVID32.name!r} give the folder of the "
+                f"original form ({STILLS}/, {LABELS}/)."
+            )
+        listed = [item for part in SPLIT_PARTS[split] for item in form(tree, part)]
+        check_no_repeats([item.image_id for item in listed], f"{tree.root}: {' + '.join(SPLIT_PARTS[split])}")
+        return listed
+
+
+def _form_of(tree: DataTree) -> ListForm | None:
+    if tree.has_folder(STILLS) or tree.has_folder(LABELS):
+        return _list_original
+    if any(tree.has_folder(folder) for part in PARTS for folder in (part, f"{part}annot")):
+        return _list_segnet
+    return None
+
+
+def _list_segnet(tree: DataTree, part: str) -> list[Listed]:
+    images, label_maps = part, f"{part}annot"
+    if not tree.has_folder(images) or not tree.has_folder(label_maps):
+        present = [p for p in PARTS if tree.has_folder(p) and tree.has_folder(f"{p}annot")]
+        raise AbsentSplitError(
+            f"CamVid in {tree.root} has no split {part!r} (it needs {part}/ and {part}annot/); "
+            f"splits there: {', '.join(present) or 'none'}."
+        )
+    list_file = f"{part}.txt"
+    if tree.has_file(list_file):
+        return [_segnet_item(line, tree.expected(list_file)) for line in _lines(tree, list_file)]
+    names = sorted({*tree.files(images, [".png"]), *tree.files(label_maps, [".png"])})
+    if not names:
+        raise DataError(f"CamVid's folder {tree.root / images} holds no PNG: put the pictures there.")
+    return [Listed(f"{images}/{name}", f"{label_maps}/{name}", PurePosixPath(name).stem) for name in names]
+
+
+def _segnet_item(line: str, list_file: str) -> Listed:
+    """`/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`: only the last two parts hold on this machine."""
+    paths = ["/".join(PurePosixPath(entry).parts[-2:]) for entry in line.split()]
+    if len(paths) != 2:
+        raise DataError(f"{list_file}: the line {line!r} must name a picture and a label map, with a blank between.")
+    if any(map(leads_outside, paths)):
+        raise DataError(f"{list_file}: the line {line!r} leads outside the data folder: correct it.")
+    return Listed(*paths, image_id=PurePosixPath(paths[0]).stem)
+
+
+def _list_original(tree: DataTree, part: str) -> list[Listed]:
+    list_file = f"{part}.txt"
+    if not tree.has_file(list_file):
+        present = [f"{p}.txt" for p in PARTS if tree.has_file(f"{p}.txt")]
+        raise AbsentSplitError(
+            f"CamVid's original form does not say which frames are {part!r}: put SegNet's {part}.txt (one frame a "
+            f"line) into {tree.root}, beside {STILLS}/ (lists there: {', '.join(present) or 'none'})."
+        )
+    stems = [PurePosixPath(line.split()[0]).stem for line in _lines(tree, list_file)]
+    return [Listed(f"{STILLS}/{stem}.png", f"{LABELS}/{stem}_L.png", stem) for stem in stems]
+
+
+def _lines(tree: DataTree, list_file: str) -> list[str]:
+    lines = [line for line in tree.read_text(list_file).splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{tree.expected(list_file)} is empty: it must name the split's pictures, one a line.")
+    return lines

@@ -1,0 +1,207 @@
+"""Cityscapes: 5,000 finely and 20,000 coarsely labelled frames of driving in 50 cities (Cordts et al., 2016).
+
+Laid out as its owner ships it, unpacked or still in the owner's zip files:
+
+- pictures `leftImg8bit/{train,val,train_extra}/CITY/CITY_SEQ_FRAME_leftImg8bit.png`,
+- fine label maps `gtFine/{train,val}/CITY/CITY_SEQ_FRAME_gtFine_labelIds.png`,
+- coarse ones `gtCoarse/{train,val,train_extra}/CITY/CITY_SEQ_FRAME_gtCoarse_labelIds.png`.
+
+Label maps hold the owner's ids; they become train ids when they are read. Files of train ids that other tools have made
+(`labelTrainIds`) are not used.
+"""
+
+from typing import ClassVar, NamedTuple
+
+from ...errors import AbsentSplitError, DataError
+from ..archive import DataTree, read_location
+from ..builder import SegmentationBuilder
+from ..label_space import LABEL_SPACES, Colour, LabelSpace
+from ..listing import Listed
+
+PICTURES, PICTURE_SUFFIX = "leftImg8bit", "_leftImg8bit.png"
+IDS_SUFFIX, INSTANCES_SUFFIX = "_labelIds.png", "_instanceIds.png"
+IGNORED = 255
+LICENCE_PLATE_AS_WRITTEN = 255
+
+
+class CityscapesLabel(NamedTuple):
+    """One of the owner's labels.
+
+    Attributes:
+        name: the owner's name.
+        raw_id: the id in label maps.
+        train_id: the class that is scored, or 255.
+        category: the owner's group of labels; categories are scored as well.
+        has_instances: whether `instanceIds` tells objects of this label apart.
+        colour: RGB, 0–255.
+    """
+
+    name: str
+    raw_id: int
+    train_id: int
+    category: str
+    has_instances: bool
+    colour: Colour
+
+
+LABELS = tuple(
+    CityscapesLabel(*row)
+    for row in (
+        ("unlabeled", 0, 255, "void", False, (0, 0, 0)),
+        ("ego vehicle", 1, 255, "void", False, (0, 0, 0)),
+        ("rectification border", 2, 255, "void", False, (0, 0, 0)),
+        ("out of roi", 3, 255, "void", False, (0, 0, 0)),
+        ("static", 4, 255, "void", False, (0, 0, 0)),
+        ("dynamic", 5, 255, "void", False, (111, 74, 0)),
+        ("ground", 6, 255, "void", False, (81, 0, 81)),
+        ("road", 7, 0, "flat", False, (128, 64, 128)),
+        ("sidewalk", 8, 1, "flat", False, (244, 35, 232)),
+        ("parking", 9, 255, "flat", False, (250, 170, 160)),
+        ("rail track", 10, 255, "flat", False, (230, 150, 140)),
+        ("building", 11, 2, "construction", False, (70, 70, 70)),
+        ("wall", 12, 3, "construction", False, (102, 102, 156)),
+        ("fence", 13, 4, "construction", False, (190, 153, 153)),
+        ("guard rail", 14, 255, "construction", False, (180, 165, 180)),
+        ("bridge", 15, 255, "construction", False, (150, 100, 100)),
+        ("tunnel", 16, 255, "construction", False, (150, 120, 90)),
+        ("pole", 17, 5, "object", False, (153, 153, 153)),
+        ("polegroup", 18, 255, "object", False, (153, 153, 153)),
+        ("traffic light", 19, 6, "object", False, (250, 170, 30)),
+        ("traffic sign", 20, 7, "object", False, (220, 220, 0)),
+        ("vegetation", 21, 8, "nature", False, (107, 142, 35)),
+        ("terrain", 22, 9, "nature", False, (152, 251, 152)),
+        ("sky", 23, 10, "sky", False, (70, 130, 180)),
+        ("person", 24, 11, "human", True, (220, 20, 60)),
+        ("rider", 25, 12, "human", True, (255, 0, 0)),
+        ("car", 26, 13, "vehicle", True, (0, 0, 142)),
+        ("truck", 27, 14, "vehicle", True, (0, 0, 70)),
+        ("bus", 28, 15, "vehicle", True, (0, 60, 100)),
+        ("caravan", 29, 255, "vehicle", True, (0, 0, 90)),
+        ("trailer", 30, 255, "vehicle", True, (0, 0, 110)),
+        ("train", 31, 16, "vehicle", True, (0, 80, 100)),
+        ("motorcycle", 32, 17, "vehicle", True, (0, 0, 230)),
+        ("bicycle", 33, 18, "vehicle", True, (119, 11, 32)),
+        # The owner gives −1 as train id as well; as a class it does not exist.
+        ("license plate", -1, 255, "vehicle", False, (0, 0, 142)),
+    )
+)
+SCORED = tuple(sorted((label for label in LABELS if label.train_id != IGNORED), key=lambda label: label.train_id))
+
+CATEGORIES = {
+    category: tuple(label.name for label in SCORED if label.category == category)
+    for category in dict.fromkeys(label.category for label in SCORED)
+}
+"""Category → the scored classes in it."""
+
+CITYSCAPES = LabelSpace(
+    name="cityscapes",
+    names=tuple(label.name for label in SCORED),
+    colours=tuple(label.colour for label in SCORED),
+    raw_ids={LICENCE_PLATE_AS_WRITTEN if label.raw_id == -1 else label.raw_id: label.train_id for label in LABELS},
+)
+LABEL_SPACES[CITYSCAPES.name] = CITYSCAPES
+
+
+class Part(NamedTuple):
+    """Where a part of the data set lies: `leftImg8bit/FOLDER` and `gtFine/FOLDER` or `gtCoarse/FOLDER`."""
+
+    folder: str
+    labels: str
+
+    @property
+    def suffix(self) -> str:
+        return f"_{self.labels}_labelIds.png"
+
+
+SPLIT_PARTS = {
+    "train": (Part("train", "gtFine"),),
+    "val": (Part("val", "gtFine"),),
+    "trainval": (Part("train", "gtFine"), Part("val", "gtFine")),
+    "train_extra": (Part("train_extra", "gtCoarse"),),
+    "train_coarse": (Part("train", "gtCoarse"),),
+    "val_coarse": (Part("val", "gtCoarse"),),
+}
+
+
+class Cityscapes(SegmentationBuilder):
+    """Cityscapes, fine (train, val, trainval) and coarse (train_extra, and train and val drawn coarsely)."""
+
+    TITLE = "Cityscapes"
+    LABEL_SPACES = (CITYSCAPES.name,)
+    SPLITS = tuple(SPLIT_PARTS)
+    UNLABELLED_SPLITS = ("test",)  # the owner ships label maps for it that are void everywhere
+    HINT = "leftImg8bit/ and gtFine/ (or gtCoarse/), or the owner's zip files of these"
+    PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {
+        "train": 2975,
+        "val": 500,
+        "train_extra": 20000,
+        "train_coarse": 2975,
+        "val_coarse": 500,
+    }
+
+    @staticmethod
+    def recognises(tree: DataTree) -> bool:
+        return tree.has_folder(PICTURES) and any(tree.has_folder(labels) for labels in ("gtFine", "gtCoarse"))
+
+    @staticmethod
+    def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
+        return [item for part in SPLIT_PARTS[split] for item in _list_part(tree, split, part)]
+
+    @staticmethod
+    def list_pictures(tree: DataTree, split: str) -> list[Listed]:
+        folder = f"{PICTURES}/{split}"
+        if not tree.has_folder(folder):
+            raise AbsentSplitError(f"Cityscapes in {tree.root} has no split {split!r} (it needs {folder}/).")
+        frames = _frames(tree, folder, PICTURE_SUFFIX)
+        if not frames:
+            raise _no_pictures(tree, folder)
+        return [Listed(f"{folder}/{city}/{stem}{PICTURE_SUFFIX}", None, stem) for city, stem in frames]
+
+
+def instances_location(label_map: str) -> str | None:
+    """Where the instance map beside a label map of ids lies, or None if none is there; in an archive, in the same one."""
+    location = label_map.replace(IDS_SUFFIX, INSTANCES_SUFFIX)
+    try:
+        read_location(location, 1)
+    except OSError:
+        return None
+    return location
+
+
+def _no_pictures(tree: DataTree, folder: str) -> DataError:
+    return DataError(f"Cityscapes' folder {tree.root / folder} holds no CITY/*{PICTURE_SUFFIX}: put the pictures there.")
+
+
+def _list_part(tree: DataTree, split: str, part: Part) -> list[Listed]:
+    pictures, label_maps = f"{PICTURES}/{part.folder}", f"{part.labels}/{part.folder}"
+    if not _has_part(tree, part):
+        present = [name for name, parts in SPLIT_PARTS.items() if all(_has_part(tree, p) for p in parts)]
+        raise AbsentSplitError(
+            f"Cityscapes in {tree.root} has no split {split!r} (it needs {pictures}/ and {label_maps}/); "
+            f"splits there: {', '.join(present) or 'none'}."
+        )
+    frames = _frames(tree, label_maps, part.suffix)
+    if not frames and (other := _frames(tree, label_maps, "_labelTrainIds.png")):
+        city, stem = other[0]
+        raise DataError(
+            f"{tree.root / label_maps} holds train ids ({city}/{stem}_labelTrainIds.png) but no *{part.suffix}: put the owner's "
+            f"label maps of ids there (they are in {part.labels}'s zip file); they are translated on reading."
+        )
+    frames = sorted({*_frames(tree, pictures, PICTURE_SUFFIX), *frames})
+    if not frames:
+        raise _no_pictures(tree, pictures)
+    return [
+        Listed(f"{pictures}/{city}/{stem}{PICTURE_SUFFIX}", f"{label_maps}/{city}/{stem}{part.suffix}", stem)
+        for city, stem in frames
+    ]
+
+
+def _has_part(tree: DataTree, part: Part) -> bool:
+    return tree.has_folder(f"{PICTURES}/{part.folder}") and tree.has_folder(f"{part.labels}/{part.folder}")
+
+
+def _frames(tree: DataTree, folder: str, suffix: str) -> list[tuple[str, str]]:
+    """City and CITY_SEQ_FRAME of each file in the folders of the cities that ends in `suffix`."""
+    return [
+        (city, name.removesuffix(suffix)) for city in tree.folders(folder) for name in tree.files(f"{folder}/{city}", [suffix])
+    ]

@@ -1,0 +1,1 @@
+"""Figures: overlays, legends, feature maps, curves, confusion matrices."""

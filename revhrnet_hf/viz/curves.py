@@ -1,0 +1,80 @@
+"""Curves of runs from their log.jsonl, drawn with matplotlib (the extra `plots`)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..errors import CheckpointError
+from ..io import LOG_FILE
+
+SMOOTHING_SPAN = 50  # parts of the curve over which the loss is averaged: one of them
+
+
+@dataclass
+class Curves:
+    """What a run has logged: (step, value) pairs."""
+
+    name: str
+    losses: list[tuple[int, float]]
+    mean_ious: list[tuple[int, float]]
+
+
+def read_curves(output_dirs: list[str | Path]) -> list[Curves]:
+    """The curves of runs; of a chain's folder those of each stage, in order.
+
+    Raises:
+        CheckpointError: a folder holds no log.jsonl, or one that is no log.
+    """
+    curves = []
+    for folder in map(Path, output_dirs):
+        logs = [*sorted(folder.glob(f"[0-9]*_*/{LOG_FILE}"), key=lambda path: int(path.parent.name.partition("_")[0]))]
+        logs += [folder / LOG_FILE] if (folder / LOG_FILE).exists() else []
+        if not logs:
+            raise CheckpointError(f"{folder} holds no {LOG_FILE}: give the --output_dir of a run")
+        curves += [_read(path) for path in logs]
+    return curves
+
+
+def _read(path: Path) -> Curves:
+    losses, mean_ious = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            for name, points in (("loss", losses), ("mean_iou", mean_ious)):
+                if entry.get(name) is not None:
+                    points.append((entry["step"], entry[name]))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{path}, line {number} is no entry of a log: {error}") from error
+    return Curves(str(path.parent), losses, mean_ious)
+
+
+def draw_curves(curves: list[Curves]) -> Figure:
+    """Loss (each line of the log faintly, their moving mean strongly) beside mIoU, over steps; one colour a run."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    loss_axes, iou_axes = figure.subplots(1, 2)
+    for number, run in enumerate(curves):
+        colour = f"C{number % 10}"
+        if run.losses:
+            steps, losses = zip(*run.losses, strict=True)
+            loss_axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
+            alone = "." if len(losses) == 1 else None  # of one point there is no line to be seen
+            loss_axes.plot(steps, moving_mean(losses), color=colour, marker=alone, label=run.name)
+        if run.mean_ious:
+            best_step, best = max(run.mean_ious, key=lambda point: point[1])
+            iou_axes.plot(*zip(*run.mean_ious, strict=True), color=colour, marker=".", label=f"{run.name} (best {best:.3f})")
+            iou_axes.plot(best_step, best, color=colour, marker="o", fillstyle="none", markersize=10)
+    for axes, what in ((loss_axes, "loss"), (iou_axes, "mIoU")):
+        axes.set(xlabel="step", ylabel=what)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    return figure
+
+
+def moving_mean(values: tuple[float, ...]) -> list[float]:
+    """Each value's mean with those before it, over a fiftieth of the curve."""
+    span = max(1, len(values) // SMOOTHING_SPAN)
+    return [sum(values[max(0, i - span + 1) : i + 1]) / min(span, i + 1) for i in range(len(values))]

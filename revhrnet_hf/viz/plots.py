@@ -1,0 +1,213 @@
+"""Figures of panels, legends and matrices, laid out with matplotlib (the extra `plots`): PNG, or PDF with text as text.
+
+What a panel shows is made elsewhere (figures.py, feature_maps.py); sizes here are in inches.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+from ..errors import RecipeError
+from ..io import whole_file
+from .figures import Colour
+
+FORMATS = (".png", ".pdf")
+DPI = 200
+
+PANEL_WIDTH, GAP, BLOCK_GAP, MARGIN = 2.2, 0.05, 0.15, 0.1
+TITLE_HEIGHT, LINE_HEIGHT, LEGEND_ROW = 0.25, 0.16, 0.165
+FONT_SIZE, SMALL = 9, 8
+CHARACTER_WIDTH = 0.062  # of small text, on average
+MOST_PIXELS = 1200  # of a panel's width: more would be seen by nobody and make files large
+
+CELL = 0.42  # of a matrix with numbers in it
+MOST_WITH_NUMBERS = 24  # classes; with more there is no room for them
+LONG_SIDE = 14  # of larger matrices
+EDGE = "#808080"
+
+
+@dataclass
+class Block:
+    """A picture and the rows of panels that belong to it.
+
+    Attributes:
+        picture: shown once, left of its rows.
+        rows: each row's title (or "") and its panels; None leaves a place empty.
+    """
+
+    picture: Image.Image
+    rows: list[tuple[str, list[Image.Image | np.ndarray | None]]]
+
+
+# A class may be called `$x_1$`: no text is a formula.
+_plain_text = rc_context({"text.parse_math": False})
+
+
+@_plain_text
+def panel_figure(
+    blocks: Sequence[Block],
+    column_titles: Sequence[str],
+    legend: Sequence[tuple[str, Colour]] = (),
+    caption: str = "",
+) -> Figure:
+    """Rows of panels beside their pictures, titles above, a legend and a caption below.
+
+    Args:
+        blocks: one a picture; all rows have as many panels as there are column titles. Every panel is stretched to its
+            picture's shape, without smoothing.
+        column_titles: of the panels; the picture's own is always "picture".
+        legend: name and colour (red, green, blue, 0 to 255) of each class that occurs.
+        caption: wrapped to the figure's width.
+    """
+    titled = any(title for block in blocks for title, _ in block.rows)
+    left = MARGIN + (0.25 if titled else 0)
+    width = left + (1 + len(column_titles)) * (PANEL_WIDTH + GAP) - GAP + MARGIN
+    heights = [PANEL_WIDTH * block.picture.height / block.picture.width for block in blocks]
+    block_heights = [(height + GAP) * len(block.rows) - GAP for height, block in zip(heights, blocks, strict=True)]
+    block_gap = BLOCK_GAP if any(len(block.rows) > 1 for block in blocks) else GAP
+    panels_height = sum(block_heights) + block_gap * (len(blocks) - 1)
+    lines = textwrap.wrap(caption, int((width - 2 * MARGIN) / CHARACTER_WIDTH))
+    columns, legend_rows = _legend_shape([name for name, _ in legend], width)
+    below = MARGIN + LEGEND_ROW * legend_rows + LINE_HEIGHT * len(lines) + (MARGIN if legend else 0) + MARGIN
+    height = MARGIN + TITLE_HEIGHT + panels_height + below
+    figure = Figure(figsize=(width, height))
+
+    def place(image: Image.Image | np.ndarray, column: int, top: float, panel_height: float) -> None:
+        x = left + column * (PANEL_WIDTH + GAP)
+        bounds = (x / width, (top - panel_height) / height, PANEL_WIDTH / width, panel_height / height)
+        axes = figure.add_axes(bounds)
+        axes.imshow(_small_enough(image), aspect="auto", interpolation="none", cmap="cividis", vmin=0, vmax=255)
+        axes.set_axis_off()
+
+    for column, title in enumerate(["picture", *column_titles]):
+        x = left + column * (PANEL_WIDTH + GAP) + PANEL_WIDTH / 2
+        y = height - MARGIN - TITLE_HEIGHT / 2
+        figure.text(x / width, y / height, title, ha="center", va="center", fontsize=FONT_SIZE)
+    top = height - MARGIN - TITLE_HEIGHT
+    for block, panel_height, block_height in zip(blocks, heights, block_heights, strict=True):
+        place(block.picture, 0, top - (block_height - panel_height) / 2, panel_height)
+        for title, panels in block.rows:
+            x, y = MARGIN + 0.1, top - panel_height / 2
+            figure.text(x / width, y / height, title, ha="center", va="center", rotation=90, fontsize=FONT_SIZE)
+            for column, panel in enumerate(panels, start=1):
+                if panel is not None:
+                    place(panel, column, top, panel_height)
+            top -= panel_height + GAP
+        top -= block_gap - GAP
+    if legend:
+        _add_legend(figure, legend, columns, (left / width, (below - MARGIN) / height))
+    if lines:
+        figure.text(left / width, MARGIN / height, "\n".join(lines), ha="left", va="bottom", fontsize=SMALL, linespacing=1.3)
+    return figure
+
+
+@_plain_text
+def legend_figure(legend: Sequence[tuple[str, Colour]], width: float = 5) -> Figure:
+    """Names and colours alone."""
+    columns, rows = _legend_shape([name for name, _ in legend], width)
+    height = LEGEND_ROW * rows + 2 * MARGIN
+    figure = Figure(figsize=(width, height))
+    _add_legend(figure, legend, columns, (MARGIN / width, 1 - MARGIN / height))
+    return figure
+
+
+@_plain_text
+def confusion_figure(matrix: np.ndarray, names: Sequence[str], caption: str = "") -> Figure:
+    """A confusion matrix: of each true class's pixels, the percent that were predicted as each class.
+
+    Args:
+        matrix: (classes, classes) counts of pixels, rows truth, columns prediction. A class without pixels has an empty row.
+        names: of the classes.
+        caption: below the matrix.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    counts = matrix.sum(axis=1, keepdims=True)
+    percent = 100 * np.divide(matrix, counts, out=np.full_like(matrix, np.nan), where=counts > 0)
+    numbered = len(names) <= MOST_WITH_NUMBERS
+    side = max(2.5, CELL * len(names)) if numbered else LONG_SIDE
+    font_size = SMALL if numbered else min(SMALL, 0.75 * 72 * side / len(names))
+    label_width = 0.2 + max(map(len, names)) * font_size / 72 * 0.62
+    lines = textwrap.wrap(caption, int((side + label_width + 0.9) / CHARACTER_WIDTH))
+    below = 2 * MARGIN + LINE_HEIGHT * len(lines)
+    width, height = label_width + 0.25 + side + 1, below + side + label_width + 0.35
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes(((label_width + 0.25) / width, below / height, side / width, side / height))
+    axes.set_facecolor("#e8e8e8")  # seen where there is nothing to show
+    # The square root of the share is what the colour follows: a few percent of confusion are to be seen.
+    drawn = axes.imshow(np.ma.masked_invalid(percent), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="none")
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=90, fontsize=font_size)
+    axes.set_yticks(ticks, names, fontsize=font_size)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.set_xlabel("predicted", fontsize=FONT_SIZE)
+    axes.xaxis.set_label_position("top")
+    axes.set_ylabel("true", fontsize=FONT_SIZE)
+    if numbered:
+        for row, column in zip(*np.nonzero(percent >= 0.5), strict=True):
+            value = percent[row, column]
+            colour = "white" if value > 35 else "black"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=SMALL, color=colour)
+    scale = figure.add_axes(((label_width + 0.25 + side + 0.15) / width, below / height, 0.15 / width, side / height))
+    bar = figure.colorbar(drawn, cax=scale, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
+    bar.set_label("% of the true class's pixels", fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
+    figure.text(MARGIN / width, MARGIN / height, "\n".join(lines), ha="left", va="bottom", fontsize=SMALL, linespacing=1.3)
+    return figure
+
+
+def check_format(path: Path) -> None:
+    """Raises a RecipeError unless `save_figure` can write a file of this name."""
+    if path.suffix.lower() not in FORMATS:
+        raise RecipeError(f"--output {path}: figures are written as {' or '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise RecipeError(f"--output {path}: there is no folder {path.parent}; make it first")
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG or PDF, as the file's name says, whole or not at all."""
+    # Type 42: fonts that journals take, and text that can be searched.
+    with whole_file(path) as partial, rc_context({"pdf.fonttype": 42}):
+        figure.savefig(partial, format=Path(path).suffix.lower().lstrip("."), dpi=DPI, bbox_inches="tight", pad_inches=MARGIN)
+
+
+def _small_enough(image: Image.Image | np.ndarray) -> np.ndarray:
+    """A panel's pixels, at most `MOST_PIXELS` of them in a row, by leaving out some: colours of maps are not mixed."""
+    pixels = np.asarray(image)
+    step = -(-pixels.shape[1] // MOST_PIXELS)
+    return pixels[step // 2 :: step, step // 2 :: step]
+
+
+def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
+    """Columns and rows of a legend."""
+    if not names:
+        return 1, 0
+    column = 0.45 + max(map(len, names)) * CHARACTER_WIDTH
+    columns = max(1, min(len(names), int((width - 2 * MARGIN) / column)))
+    return columns, -(-len(names) // columns)
+
+
+def _add_legend(figure: Figure, legend: Sequence[tuple[str, Colour]], columns: int, corner: tuple[float, float]) -> None:
+    """The upper left corner at `corner`, as shares of the figure."""
+    handles = [Patch(facecolor=np.divide(colour, 255), edgecolor=EDGE, linewidth=0.5, label=name) for name, colour in legend]
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=corner,
+        ncols=columns,
+        fontsize=SMALL,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=1.2,
+        handleheight=1.0,
+        columnspacing=1.2,
+        labelspacing=0.45,
+    )

@@ -1,0 +1,351 @@
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import PIL.Image
+import PIL.PngImagePlugin
+import pytest
+import torch
+
+from revhrnet_hf.data import load_segmentation_dataset
+from revhrnet_hf.data.archive import DataTree, location_name, read_location, split_location
+from revhrnet_hf.errors import DataError
+
+
+def load(data_dir, split="trainval", **options):
+    return load_segmentation_dataset("camvid", data_dir, split, **options)
+
+
+def rows(dataset):
+    return [(row["image_id"], row["image"].tobytes(), row["label_map"].tobytes()) for row in dataset]
+
+
+def pack_zip(folder, archive, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(archive, "w", method) as packed:
+        for file in sorted(folder.rglob("*")):
+            packed.write(file, file.relative_to(folder))
+    return archive
+
+
+def pack_tar(folder, archive, mode="w"):
+    with tarfile.open(archive, mode) as packed:
+        packed.add(folder, ".")  # as `tar -cf X.tar .` does: every name begins with ./
+    return archive
+
+
+PACKERS = {"zip": pack_zip, "tar": pack_tar}
+
+
+@pytest.fixture(params=PACKERS)
+def packed(request, mini_camvid, tmp_path):
+    """A folder with nothing in it but the miniature's archive."""
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    PACKERS[request.param](mini_camvid, folder / f"camvid.{request.param}")
+    return folder
+
+
+def test_archive_gives_what_the_folder_gives(packed, mini_camvid):
+    expected = rows(load(mini_camvid))
+    assert len(expected) == 8
+    assert rows(load(packed)) == expected
+    assert rows(load(next(packed.iterdir()))) == expected
+    assert rows(load(packed, streaming=True)) == expected
+    assert [file.name for file in packed.parent.rglob("*.png") if packed in file.parents] == []
+
+
+def test_archive_of_the_systems_own_tar(packed, mini_camvid):
+    """Written by the tar command, members in the order in which the disk has them."""
+    for file in packed.iterdir():
+        file.unlink()
+    subprocess.run(["tar", "-cf", packed / "camvid.tar", "-C", mini_camvid, "train", "trainannot", "train.txt"], check=True)
+    assert rows(load(packed, "train")) == rows(load(mini_camvid, "train"))
+
+
+def test_pictures_in_one_archive_label_maps_in_another(mini_camvid, tmp_path):
+    expected = rows(load(mini_camvid, "val"))
+    (tmp_path / "two").mkdir()
+    for folder, archive, pack in (("val", "pictures.zip", pack_zip), ("valannot", "labels.TAR", pack_tar)):
+        (tmp_path / folder).mkdir()
+        (mini_camvid / folder).rename(tmp_path / folder / folder)
+        pack(tmp_path / folder, tmp_path / "two" / archive)
+    assert rows(load(tmp_path / "two", "val")) == expected
+
+
+def test_forked_workers_share_an_archive(packed, mini_camvid):
+    expected, dataset = rows(load(mini_camvid)), load(packed)
+    assert rows(dataset) == expected  # the archive is open in this process when the workers begin
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    for _ in range(3):
+        assert rows(loader) == expected
+
+
+@pytest.mark.slow
+def test_spawned_workers_share_archives(mini_camvid, tmp_path):
+    files = sorted(mini_camvid.rglob("*.png"))
+    archives = [pack(mini_camvid, tmp_path / f"camvid.{kind}") for kind, pack in PACKERS.items()]
+    locations = [DataTree(archive).location(str(file.relative_to(mini_camvid))) for archive in archives for file in files]
+    loader = torch.utils.data.DataLoader(
+        locations, batch_size=None, collate_fn=read_location, num_workers=2, multiprocessing_context="spawn"
+    )
+    assert list(loader) == [file.read_bytes() for file in files] * 2
+
+
+def test_threads_share_an_archive(packed, mini_camvid):
+    tree = DataTree(packed)
+    files = sorted(mini_camvid.rglob("*.png")) * 20
+    with ThreadPoolExecutor(8) as threads:
+        read = list(threads.map(lambda file: tree.read_bytes(str(file.relative_to(mini_camvid))), files))
+    assert read == [file.read_bytes() for file in files]
+
+
+def test_unpacked_file_wins(packed, mini_camvid):
+    (packed / "val.txt").write_text("/SegNet/CamVid/val/mini_val_00001.png /SegNet/CamVid/valannot/mini_val_00001.png\n")
+    assert rows(load(packed, "val")) == rows(load(mini_camvid, "val"))[1:2]
+
+
+def test_pairs_deleted_beside_the_kept_archive_stay_deleted(packed, mini_camvid):
+    """The folder was unpacked, its archive left there, and a pair deleted; the lists name what is left."""
+    for folder in ("val", "valannot"):
+        shutil.copytree(mini_camvid / folder, packed / folder)
+        (packed / folder / "mini_val_00001.png").unlink()
+    tree = DataTree(packed)
+    assert tree.files("val") == tree.files("valannot") == ["mini_val_00000.png", "mini_val_00002.png"]
+    with pytest.raises(DataError, match=r"Label map .*1 of 3: .*mini_val_00001\.png"):
+        load(packed, "val")
+    assert rows(load(packed, "train")) == rows(load(mini_camvid, "train"))  # which is in the archive only
+
+
+def pack_names(archive, names):
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name in names:
+            packed.writestr(name, b"x")
+
+
+def write_names(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+LAID_OUT = ["images/train/a.png", "images/train/north/b.png", "images/train/south/c.png", "notes/list.json", "table.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("unpacked", "still_packed"),
+    [
+        ([], LAID_OUT),
+        (["images/train/a.png"], ["notes/list.json", "table.yaml"]),  # north and south were deleted
+        (["images/train/south/c.png"], ["notes/list.json", "table.yaml"]),
+        (["table.yaml"], LAID_OUT[:-1]),
+        (["notes/other.json"], LAID_OUT),  # one text of several, not an image
+        (["images/val/a.png"], LAID_OUT),  # comes from elsewhere
+        (["other/train/north/b.png"], LAID_OUT),
+    ],
+)
+def test_what_an_archive_beside_its_unpacked_files_still_gives(tmp_path, unpacked, still_packed):
+    pack_names(tmp_path / "data.zip", LAID_OUT)
+    write_names(tmp_path, unpacked)
+    tree = DataTree(tmp_path)
+    assert [name for name in LAID_OUT if str(tree.location(name)).startswith("zip://")] == still_packed
+
+
+def test_folders_of_another_archive_are_no_leftovers(tmp_path):
+    """Cityscapes' train_extra unpacked, train and val in another archive; images unpacked, their label maps not."""
+    pack_names(tmp_path / "a.zip", ["left/train/aachen/x.png", "left/val/bonn/y.png"])
+    pack_names(tmp_path / "b.zip", ["train/labels/z.png"])
+    write_names(tmp_path, ["left/train_extra/konz/z.png", "train/images/z.png"])
+    tree = DataTree(tmp_path)
+    assert tree.folders("left") == ["train", "train_extra", "val"]
+    assert tree.folders("train") == ["images", "labels"] and tree.files("train/labels") == ["z.png"]
+
+
+LITTER = ("._a.png", ".a.png", ".DS_Store", "Thumbs.db", "thumbs.DB", "desktop.ini")
+LITTER_FOLDERS = ("@eaDir", ".ipynb_checkpoints", "__MACOSX", ".thumbnails", "#recycle", "$RECYCLE.BIN")
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_litter_is_skipped(tmp_path, is_packed):
+    names = [f"x/{name}" for name in LITTER] + [f"x/{folder}/a.png" for folder in LITTER_FOLDERS]
+    if is_packed:
+        pack_names(tmp_path / "data.zip", names)
+    else:
+        write_names(tmp_path, names)
+    (tmp_path / "._data.zip").write_bytes(b"no archive")
+    assert is_packed or DataTree(tmp_path).folders() == ["x"]
+    assert DataTree(tmp_path).files("x") == DataTree(tmp_path).folders("x") == []
+    write_names(tmp_path, ["y/b.png"])
+    assert DataTree(tmp_path).files("y") == ["b.png"]
+
+
+def test_folder_of_litter_is_empty(tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    assert DataTree(tmp_path).is_empty
+
+
+def test_zip_with_backslashes(tmp_path):
+    pack_names(tmp_path / "data.zip", ["own\\", "own\\labels.yaml", "own\\images\\a.png"])
+    tree = DataTree(tmp_path)
+    assert (tree.folders(), tree.folders("own"), tree.files("own")) == (["own"], ["images"], ["labels.yaml"])
+    location = tree.location("own/images/a.png")
+    assert read_location(location) == b"x" and location_name(location) == "a.png"
+
+
+def test_tree_below_a_folder(tmp_path):
+    pack_names(tmp_path / "data.zip", ["own/images/a.png"])
+    tree = DataTree(tmp_path)
+    assert tree.packed_folders() == ["own"]
+    inner = tree.below("own")
+    assert inner.folders() == ["images"] and inner.files("images") == ["a.png"] and inner.has_folder("images")
+    assert inner.location("images/a.png") == tree.location("own/images/a.png")
+    assert inner.expected("b.png") == str(tmp_path / "own" / "b.png")
+
+
+def test_tree_of_an_archive_is_the_folders(packed, mini_camvid):
+    unpacked, tree = DataTree(mini_camvid), DataTree(packed)
+    assert tree.folders() == unpacked.folders() == ["train", "trainannot", "val", "valannot"]
+    assert tree.files("") == ["camvid.zip" if tree.archives[0].suffix == ".zip" else "camvid.tar", "train.txt", "val.txt"]
+    for folder in ("train", "valannot", "nowhere"):
+        assert tree.files(folder, [".png"]) == unpacked.files(folder, [".png"])
+        assert tree.has_folder(folder) == unpacked.has_folder(folder)
+    assert tree.read_text("val.txt") == (mini_camvid / "val.txt").read_text()
+    assert not tree.has_file("val") and not tree.has_file("val/none.png")
+    with pytest.raises(DataError, match=r"val/none\.png is missing"):
+        tree.read_bytes("val/none.png")
+
+
+def test_locations():
+    assert split_location("zip://x/y.png::/d/a.zip") == ("/d/a.zip", "x/y.png")
+    assert split_location("tar://x::y.png::/d/a.tar") == ("/d/a.tar", "x::y.png")
+    assert split_location("/d/x.png") == ("/d/x.png", None)
+    assert split_location("zip://x.png::a.zip") == ("a.zip", "x.png")
+    assert split_location("/d::e/x.png") == ("/d::e/x.png", None)
+    assert location_name("tar://x/y.png::/d/a.tar") == "y.png"
+    assert location_name("/d/x.png") == "x.png"
+
+
+def test_beginning_of_a_file(packed, mini_camvid):
+    whole = (mini_camvid / "val" / "mini_val_00000.png").read_bytes()
+    for location in (DataTree(folder).location("val/mini_val_00000.png") for folder in (packed, mini_camvid)):
+        assert read_location(location, 100) == whole[:100]
+        assert read_location(location, 10**9) == read_location(location) == whole
+
+
+def test_differing_sizes_are_seen_in_archives(mini_camvid, tmp_path):
+    """Also where so much else stands before the size that the file's beginning does not hold it."""
+    comment = PIL.PngImagePlugin.PngInfo()
+    comment.add(b"prVt", bytes(100_000))
+    odd = mini_camvid / "valannot" / "mini_val_00001.png"
+    PIL.Image.open(odd).crop((0, 0, 30, 20)).save(odd, pnginfo=comment)
+    for kind, pack in PACKERS.items():
+        (tmp_path / kind).mkdir()
+        pack(mini_camvid, tmp_path / kind / f"camvid.{kind}")
+        with pytest.raises(DataError, match=r"mini_val_00001\.png.* is 64×48 .*mini_val_00001\.png.* is 30×20"):
+            load(tmp_path / kind, "val")
+
+
+def test_macos_litter_is_passed_over(mini_camvid, tmp_path):
+    expected = rows(load(mini_camvid, "train"))
+    (mini_camvid / "train.txt").unlink()
+    for litter in ("__MACOSX/train/._mini_train_00000.png", "train/._mini_train_00000.png", "__MACOSX/trainannot/._a.png"):
+        (mini_camvid / litter).parent.mkdir(parents=True, exist_ok=True)
+        (mini_camvid / litter).write_bytes(b"\0\5\26\7")
+    (tmp_path / "zipped").mkdir()
+    pack_zip(mini_camvid, tmp_path / "zipped" / "camvid.zip")
+    (tmp_path / "zipped" / "._camvid.zip").write_bytes(b"\0\5\26\7")
+    for data_dir in (mini_camvid, tmp_path / "zipped"):
+        assert rows(load(data_dir, "train")) == expected
+        assert "__MACOSX" not in DataTree(data_dir).folders()
+
+
+def test_changed_archive_is_seen(packed, mini_camvid):
+    assert len(load(packed, "val")) == 3
+    (archive,) = packed.iterdir()
+    (mini_camvid / "val.txt").write_text("".join((mini_camvid / "val.txt").read_text().splitlines(keepends=True)[:2]))
+    archive.unlink()
+    PACKERS[archive.suffix[1:]](mini_camvid, archive)
+    assert len(load(packed, "val")) == 2
+    odd = mini_camvid / "val" / "mini_val_00000.png"
+    PIL.Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(odd)
+    archive.unlink()
+    PACKERS[archive.suffix[1:]](mini_camvid, archive)
+    assert not np.asarray(load(packed, "val")[0]["image"]).any()
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_truncated_archive_is_named(mini_camvid, tmp_path, kind, share):
+    (tmp_path / "packed").mkdir()
+    archive = PACKERS[kind](mini_camvid, tmp_path / "packed" / f"camvid.{kind}")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: int(share * len(whole))] if share else b"<html>404 not found</html>" * 40)
+    with pytest.raises(DataError, match=rf"The archive .*camvid\.{kind} is damaged .*fetch it again"):
+        load(tmp_path / "packed")
+
+
+def test_damaged_member_is_named(mini_camvid, tmp_path):
+    (tmp_path / "packed").mkdir()
+    archive = pack_zip(mini_camvid, tmp_path / "packed" / "camvid.zip", zipfile.ZIP_STORED)
+    picture = (mini_camvid / "val" / "mini_val_00001.png").read_bytes()
+    data = archive.read_bytes()
+    assert data.count(picture) == 1
+    archive.write_bytes(data.replace(picture, picture[:900] + bytes([picture[900] ^ 1]) + picture[901:]))
+    with pytest.raises(DataError, match=r"zip://val/mini_val_00001\.png::.*camvid\.zip cannot be read \(Bad CRC-32"):
+        load(tmp_path / "packed", "val")
+    assert len(load(tmp_path / "packed", "train")) == 5
+
+
+def test_encrypted_zip_is_named(mini_camvid, tmp_path):
+    (tmp_path / "packed").mkdir()
+    archive = pack_zip(mini_camvid, tmp_path / "packed" / "camvid.zip")
+    data = bytearray(archive.read_bytes())
+    # Bit 0 of the flags in every local (PK 3 4) and central (PK 1 2) header says "encrypted".
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = data.find(signature)
+        while start >= 0:
+            data[start + flags] |= 1
+            start = data.find(signature, start + 4)
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match=r"train\.txt::.*camvid\.zip cannot be read \(.*encrypted"):
+        load(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("suffix", [".tgz", ".tar.gz"])
+def test_compressed_tar_is_to_be_unpacked(mini_camvid, tmp_path, suffix):
+    (tmp_path / "packed").mkdir()
+    pack_tar(mini_camvid, tmp_path / "packed" / f"camvid{suffix}", "w:gz")
+    with pytest.raises(DataError, match=rf"camvid{suffix} is compressed as a whole.*unpack it"):
+        load(tmp_path / "packed")
+
+
+def test_gzip_that_is_called_tar_is_damaged(mini_camvid, tmp_path):
+    (tmp_path / "packed").mkdir()
+    pack_tar(mini_camvid, tmp_path / "packed" / "camvid.tar", "w:gz")
+    with pytest.raises(DataError, match=r"camvid\.tar is damaged"):
+        load(tmp_path / "packed")
+
+
+def test_file_that_is_no_archive(mini_camvid):
+    with pytest.raises(DataError, match=r"train\.txt is neither a folder nor a zip or tar file"):
+        load(mini_camvid / "train.txt")
+
+
+def test_absent_member_is_named(packed, mini_camvid):
+    location = DataTree(packed).location("val/mini_val_00000.png")
+    with pytest.raises(FileNotFoundError, match=r"no member val/none\.png"):
+        read_location(location.replace("mini_val_00000", "none"))
+
+
+def test_damaged_member_of_a_whole_zip(tmp_path):
+    """The list of members is whole, what one of them holds is not."""
+    archive = tmp_path / "data.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a.txt", bytes(range(256)) * 40)
+    content = bytearray(archive.read_bytes())
+    content[60:64] = bytes(byte ^ 0xFF for byte in content[60:64])
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.txt.* cannot be read"):
+        DataTree(tmp_path).read_bytes("a.txt")

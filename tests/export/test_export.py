@@ -1,0 +1,251 @@
+"""Exported networks against the checkpoint, run by onnxruntime in a process without this package."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.layers.conv2d_same import Conv2dSame
+from transformers import TimmBackboneConfig
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from revhrnet_hf import RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
+from revhrnet_hf.errors import ExportError, RecipeError
+from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
+from revhrnet_hf.synthetic import write_camvid
+
+onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "export.py"
+
+# What a program does that knows the JSON only: NumPy, Pillow, onnxruntime.
+FOREIGN = """
+import json, sys
+import numpy as np, onnxruntime
+from PIL import Image
+
+folder, picture, file = sys.argv[1:]
+told = json.load(open(f"{folder}/model.json"))
+values = np.asarray(Image.open(picture).convert("RGB"), dtype=np.float32) * told["input"]["rescale_factor"]
+values = (values - np.float32(told["input"]["mean"])) / np.float32(told["input"]["std"])
+session = onnxruntime.InferenceSession(f"{folder}/{file}")
+[found] = session.run([told["output"]["name"]], {told["input"]["name"]: values.transpose(2, 0, 1)[None]})
+np.save(sys.stdout.buffer, found)
+assert not {"torch", "transformers", "revhrnet_hf"} & set(sys.modules)
+"""
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+
+
+def exported(*arguments):
+    finished = run(*arguments)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def foreign(folder, picture, file):
+    command = [sys.executable, "-c", FOREIGN, folder, picture, file]
+    finished = subprocess.run(command, capture_output=True, cwd=folder)
+    assert finished.returncode == 0, finished.stderr.decode()
+    (folder / "found.npy").write_bytes(finished.stdout)
+    return np.load(folder / "found.npy")
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("camvid") / "mini"
+    write_camvid(folder, {"train": 3, "val": 2}, size=(61, 90))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(camvid):
+    return next((camvid / "val").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, picture, camvid, tmp_path):
+    out = tmp_path / "onnx"
+    said = exported(
+        tiny_checkpoint,
+        "--format",
+        "onnx",
+        "--dynamic",
+        "--output_dir",
+        out,
+        "--quantize",
+        "int8",
+        "--calibration",
+        camvid / "train",
+    )
+    assert "agrees with the checkpoint on 6 drawn pictures" in said
+    assert sorted(path.name for path in out.iterdir()) == ["model.json", "model.onnx", "model_int8.onnx"]
+    model, image_processor = load_checkpoint(tiny_checkpoint)
+    told = json.loads((out / "model.json").read_text(encoding="utf-8"))
+    assert told["labels"] == list(model.config.id2label.values())
+    written = onnx.load(out / "model.onnx")
+    assert [entry.version for entry in written.opset_import if entry.domain == ""] == [told["opset"]]
+    assert [axis.dim_param or axis.dim_value for axis in written.graph.input[0].type.tensor_type.shape.dim] == [
+        "batch",
+        3,
+        "height",
+        "width",
+    ]
+
+    inputs = image_processor(images=Image.open(picture), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy()
+    assert np.ptp(expected) > 1
+    np.testing.assert_allclose(foreign(out, picture, "model.onnx"), expected, atol=1e-3)
+    # Eight bits: much smaller than the network's spread, but not nothing, and the weights are really stored in eight.
+    rough = foreign(out, picture, "model_int8.onnx")
+    assert np.abs(rough - expected).max() > 1e-3 and np.abs(rough - expected).mean() < 0.1 * expected.std()
+    kinds = {tensor.data_type for tensor in onnx.load(out / "model_int8.onnx").graph.initializer if len(tensor.dims) == 4}
+    assert kinds == {onnx.TensorProto.INT8}
+
+    # In the place of the checkpoint, with windows, scores and all that.
+    as_model = export.OnnxModel(out / "model.onnx")
+    images = [Image.open(picture), Image.open(picture).resize((33, 120))]
+    for one, other in zip(
+        predict_label_maps(as_model, image_processor, images), predict_label_maps(model, image_processor, images), strict=True
+    ):
+        assert (one == other).mean() >= 0.999
+    assert run(tiny_checkpoint, "--format", "onnx", "--dynamic", "--output_dir", out).stderr.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_label_maps_of_one_size_and_opset(tiny_checkpoint, picture, tmp_path):
+    arguments = "--format", "onnx", "--size", 61, 90, "--with_argmax", "--opset", 18, "--output_dir", tmp_path / "fixed"
+    exported(tiny_checkpoint, *arguments)
+    model, image_processor = load_checkpoint(tiny_checkpoint)
+    found = foreign(tmp_path / "fixed", picture, "model.onnx")
+    [expected] = predict_label_maps(model, image_processor, [Image.open(picture)])
+    assert (found.dtype, found.shape) == (np.int64, (1, *expected.shape))
+    assert len(np.unique(expected)) > 2 and (found[0] == expected).mean() >= 0.999
+    assert json.loads((tmp_path / "fixed" / "model.json").read_text())["opset"] == 18
+
+
+@pytest.mark.slow
+def test_torch_program(tiny_checkpoint, picture, tmp_path):
+    exported(tiny_checkpoint, "--format", "torch_export", "--dynamic", "--output_dir", tmp_path / "program")
+    model, image_processor = load_checkpoint(tiny_checkpoint)
+    pixel_values = image_processor(images=Image.open(picture), return_tensors="pt")["pixel_values"].repeat(3, 1, 1, 1)
+    torch.save(pixel_values, tmp_path / "in.pt")
+    # In a process of its own, without this package.
+    code = (
+        "import sys, torch; program = torch.export.load(sys.argv[1]).module(); x = torch.load(sys.argv[2]);"
+        "torch.save(program(x), sys.argv[3]); assert 'revhrnet_hf' not in sys.modules"
+    )
+    files = [tmp_path / "program" / "model.pt2", tmp_path / "in.pt", tmp_path / "out.pt"]
+    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(files[2]), model(pixel_values).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (75, 53), (33, 34), (1, 2)])
+def test_mirrored_is_the_same_as_tensorflows_padding(tiny_config, size):
+    torch.manual_seed(0)
+    config = tiny_config(
+        initializer="he", backbone_config=TimmBackboneConfig(backbone="tf_efficientnet_lite0", out_indices=[1, 2, 3, 4])
+    )
+    model = RevHRNetForSemanticSegmentation(config).eval()
+    exportable = export.Exportable(model)
+    assert any(isinstance(layer, Conv2dSame) for layer in model.modules())
+    assert not any(isinstance(layer, Conv2dSame) for layer in exportable.modules())
+    pixel_values = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = model(pixel_values).logits
+        scale = expected.std()
+        torch.testing.assert_close(exportable(pixel_values) / scale, expected / scale, rtol=0, atol=1e-4)
+
+
+def test_another_network_is_found_out(tiny_model):
+    batches = export.drawn_batches(RevHRNetImageProcessor(), (64, 96))
+    agreement = export.check_agreement(tiny_model, lambda x: tiny_model(x).logits, batches)
+    assert (agreement.pictures, agreement.largest_difference, agreement.equal_pixels) == (1, 0, 1)
+    with pytest.raises(ExportError, match=r"differ by 0\.01"):
+        export.check_agreement(tiny_model, lambda x: tiny_model(x).logits + 0.01, batches)
+    with pytest.raises(ExportError, match="of the pixels are equal"):
+        export.check_agreement(tiny_model, lambda x: torch.zeros(1, 64, 96, dtype=torch.int64), batches)
+
+
+class Fixed(torch.nn.Module):
+    """A network that gives these logits, whatever it sees."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, pixel_values):
+        return SemanticSegmenterOutput(logits=self.logits)
+
+
+LOGITS = torch.randn(1, 5, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+def with_one(value):
+    logits = LOGITS.clone()
+    logits[0, 2, 3, 4] = value
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "exported", "said"),
+    [
+        (LOGITS, LOGITS * torch.nan, "what was exported hold NaN or infinity"),
+        (LOGITS, with_one(torch.nan), "what was exported hold NaN or infinity"),
+        (LOGITS, with_one(torch.inf), "what was exported hold NaN or infinity"),
+        (with_one(torch.nan), with_one(torch.nan), "the checkpoint hold NaN or infinity"),
+        (with_one(-torch.inf), with_one(-torch.inf), "the checkpoint hold NaN or infinity"),
+        (with_one(3e38), with_one(-3e38), "logits differ by inf"),
+        (LOGITS, with_one(LOGITS[0, 2, 3, 4] + 0.0011), r"logits differ by 0\.0010999"),
+        (LOGITS, LOGITS[:, :4], r"float32 of shape \(1, 4, 16, 24\) where the checkpoint gives .* \(1, 5, 16, 24\)"),
+        (LOGITS, LOGITS[:, :, :1], r"of shape \(1, 5, 1, 24\)"),  # would be broadcast
+        (LOGITS, LOGITS.double(), "torch.float64"),
+        (LOGITS, torch.zeros(1, 16, 24, dtype=torch.int64), r"int64 of shape \(1, 16, 24\)"),
+        (LOGITS, torch.zeros(1, 64, 96, dtype=torch.int32), "torch.int32"),
+        (with_one(torch.nan), torch.zeros(1, 64, 96, dtype=torch.int64), "the checkpoint hold NaN or infinity"),
+    ],
+)
+def test_what_is_not_equal_fails_whatever_it_is(checkpoint, exported, said):
+    batches = [torch.zeros(1, 3, 64, 96)]
+    with pytest.raises(ExportError, match=said):
+        export.check_agreement(Fixed(checkpoint), lambda _: exported, batches)
+
+
+def test_a_bad_batch_between_good_ones_fails(tiny_model):
+    outputs = iter([LOGITS, with_one(torch.nan), LOGITS])
+    with pytest.raises(ExportError, match="NaN"):
+        export.check_agreement(Fixed(LOGITS), lambda _: next(outputs), [torch.zeros(1, 3, 64, 96)] * 3)
+    with pytest.raises(ExportError, match="no image to compare"):
+        export.check_agreement(Fixed(LOGITS), lambda _: LOGITS, [])
+
+
+def test_what_is_allowed_passes():
+    found = export.check_agreement(Fixed(LOGITS), lambda _: with_one(LOGITS[0, 2, 3, 4] + 0.0009), [torch.zeros(1, 3, 64, 96)])
+    assert found.largest_difference == pytest.approx(0.0009, rel=1e-3) and found.equal_pixels >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--format", "torch_export", "--dynamic", "--opset", "18"], "--opset and --quantize are of --format onnx"),
+        (["--format", "onnx", "--dynamic", "--quantize", "int8"], "needs --calibration"),
+        (["--format", "onnx", "--dynamic", "--calibration", "."], "are of --quantize int8"),
+    ],
+)
+def test_what_does_not_fit_together(tmp_path, arguments, said):
+    spec = importlib.util.spec_from_file_location("export_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with pytest.raises(RecipeError, match=said):
+        script.main(["CHECKPOINT", *arguments, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,69 @@
+"""Folders are replaced whole, and what others have put beside them stays."""
+
+import pytest
+
+from revhrnet_hf.io import recover_folder, remove, write_folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_siblings_of_others_stay(tmp_path, there):
+    for name in ("space.new", "space.old", ".space.new", "space.revhrnet-new-01234567"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text(name)
+    before = names(tmp_path)
+    if there:
+        (tmp_path / "space").mkdir()
+    write_folder(tmp_path / "space", lambda folder: (folder / "a").write_text("new"))
+    recover_folder(tmp_path / "space")
+    assert names(tmp_path) == sorted([*before, "space"])
+    assert all((tmp_path / name / "thesis.txt").read_text() == name for name in before)
+    assert (tmp_path / "space" / "a").read_text() == "new"
+
+
+def test_fault_in_filling(tmp_path):
+    (tmp_path / "space").mkdir()
+
+    def fill(folder):
+        (folder / "a").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "space", fill)
+    assert names(tmp_path) == ["space"]
+    assert names(tmp_path / "space") == []
+
+
+def test_two_writers_of_one_folder(tmp_path):
+    """One ends while the other still writes: neither loses its files."""
+
+    def outer(folder):
+        (folder / "a").write_text("outer")
+        write_folder(tmp_path / "space", lambda inner: (inner / "a").write_text("inner"))
+        assert (folder / "a").read_text() == "outer"
+
+    write_folder(tmp_path / "space", outer)
+    assert (tmp_path / "space" / "a").read_text() == "outer"
+    assert names(tmp_path) == ["space"]
+
+
+def test_links_are_removed_and_not_what_they_lead_to(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "thesis.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    remove(tmp_path / "link")
+    remove(tmp_path / "absent")
+    assert names(tmp_path) == ["far"]
+    assert (tmp_path / "far" / "thesis.txt").read_text() == "mine"
+
+
+def test_recovered(tmp_path):
+    (tmp_path / ".space.revhrnet-old-01234567").mkdir()
+    (tmp_path / ".space.revhrnet-old-01234567" / "a").write_text("old")
+    (tmp_path / ".space.revhrnet-new-01234567").mkdir()
+    recover_folder(tmp_path / "space")
+    assert names(tmp_path) == ["space"]
+    assert (tmp_path / "space" / "a").read_text() == "old"
