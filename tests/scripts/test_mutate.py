@@ -85,7 +85,7 @@ def test_tests_of_a_module(mutate):
     integrity = imports.distances("revhrnet_hf/training/integrity.py")
     assert integrity["tests/training/test_integrity.py"] == 0
     assert integrity["tests/training/test_checkpoint.py"] == 1
-    assert integrity["tests/training/test_stage.py"] == 2  # by way of checkpoint.py
+    assert integrity["tests/training/test_trainer.py"] == 2  # by way of checkpoint.py
     assert "tests/models/test_upsampling.py" not in integrity
     # Through what a package gives out under its own name.
     assert imports.distances("revhrnet_hf/data/label_space.py")["tests/data/datasets/test_mapillary_vistas.py"] == 1
