@@ -15,8 +15,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from PIL import Image
 
 from ..errors import CheckpointError, RecipeError
-from ..io import without_nan
-from .checkpoint import LOG_FILE, TRACKER_FOLDER
+from ..io import LOG_FILE, without_nan
+from .checkpoint import TRACKER_FOLDER
 
 PROJECT = "revhrnet"
 
