@@ -190,7 +190,20 @@ def test_memory(tmp_path):
 
 
 def test_pages_are_tested():
-    """A page without a test of its own would not be run."""
+    """A page without a test of its own would not be run; one without commands needs none."""
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == {
-        f"{name}.md" for name in ("own_data", "exporting", "chains", "several_gpus", "memory")
+        f"{name}.md" for name in ("own_data", "exporting", "chains", "several_gpus", "memory", "architecture")
     }
+    assert not blocks("architecture.md", "bash", "python", "yaml")
+
+
+def test_the_walk_names_what_is_there():
+    """Every module that docs/architecture.md names exists, and every module of the package but private ones is in it."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = ROOT / "revhrnet_hf"
+    named = set(re.findall(r"\b(\w+)\.py\b", text))
+    present = {path.stem for path in rooms.rglob("*.py")}
+    assert named - present - {"test_architecture"} == set()
+    flat = {path.stem for room in ("data", "training", "evaluation", "models") for path in (rooms / room).glob("*.py")}
+    missing = {name for name in flat - named if not name.startswith(("__", "configuration", "modeling", "image_processing"))}
+    assert missing == set()

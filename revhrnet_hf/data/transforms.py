@@ -157,16 +157,9 @@ class TrainingSamples(torch.utils.data.Dataset):
         Raises:
             DataError: it cannot be read, or label map and picture do not fit; with `skip_bad`, if that is so of all pictures.
         """
-        return self.prepare(self.read(index))
-
-    def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray]:
-        """The part of it that several threads may do at once."""
         place = index % len(self)
         draw_seed = _draw_seed(self.seed, int(self._epoch), index)
-        return self._next_usable(place, draw_seed) if self.skip_bad else self._crop(place, draw_seed)
-
-    def prepare(self, crop: tuple[PIL.Image.Image, np.ndarray]) -> dict[str, Any]:
-        """The rest of it."""
+        crop = self._next_usable(place, draw_seed) if self.skip_bad else self._crop(place, draw_seed)
         return self.transform.tensors(*crop)
 
     def _next_usable(self, place: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
@@ -183,7 +176,7 @@ class TrainingSamples(torch.utils.data.Dataset):
 
     def _crop(self, place: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
         example = self._read(place)
-        # Not torch's global generator: threads share it, and to seed it takes a note of the traceback each time.
+        # Not torch's global generator: to seed that takes a note of the traceback each time.
         generator = torch.Generator().manual_seed(draw_seed)
         return self.transform.crop(example["image"], example["label_map"], generator)
 
