@@ -114,8 +114,9 @@ def _difference(own_names, names, dataset_name: str = "the dataset") -> str | No
 
 def _no_partner(own_names, names, dataset_name: str) -> CheckpointError:
     return CheckpointError(
-        f"no class of the checkpoint ({_listed(own_names)}) is one of {dataset_name} ({_listed(names)}): no names are equal, and "
-        "no table joins the two (revhrnet_hf/data/translation.py). Choose a checkpoint that was trained on some of these classes"
+        f"none of the checkpoint's {len(own_names)} classes ({_listed(own_names)}) is among the {len(names)} of {dataset_name} "
+        f"({_listed(names)}): no names are equal, and no table joins the two. Choose a checkpoint that was trained on some of "
+        "these classes"
     )
 
 

@@ -1,7 +1,6 @@
 """Scores as a table, and whether there are any."""
 
 import math
-
 from collections.abc import Sequence
 
 from ..errors import DataError
