@@ -10,8 +10,9 @@ CHECKPOINT is a folder or a Hub name; any model that Transformers loads as AutoM
 its classes are the dataset's, or are joined to them by a table (Mapillary Vistas → Cityscapes, COCO → VOC, …) or by equal names:
 then the probabilities of partners are summed; a class without a partner is never predicted, which is said. Prints a table; writes
 scores, confusion matrix and settings as JSON, and beside it a CSV with the scores of each image. The files are named for dataset,
-split and settings; the scores of other data, classes or settings are not overwritten unless --overwrite is given. Cityscapes with its instanceIds also gets the publisher's category and instance scores. The number of processes does not change a
-digit (accelerate launch starts several on GPUs only; torchrun on the CPU too). An interrupted evaluation is resumed by the same
+split and settings; the scores of other data, classes or settings are not overwritten unless --overwrite is given. Cityscapes
+with its instanceIds also gets the publisher's category and instance scores. The number of processes does not change a digit
+(accelerate launch starts several on GPUs only; torchrun on the CPU too). An interrupted evaluation is resumed by the same
 command.
 """
 
