@@ -130,7 +130,8 @@ def _images_in(folder: Path) -> list[Path]:
     images = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        # A link that leads nowhere counts: reading it is an error that names it.
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and (path.is_file() or not path.exists())
     )
     if not images:
         raise DataError(f"the folder {folder} holds no images (its own files count, sub-folders do not)")

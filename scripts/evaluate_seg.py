@@ -7,11 +7,12 @@
     torchrun --nproc_per_node 2 scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --device cpu
 
 CHECKPOINT is a folder or a Hub name; any model that Transformers loads as AutoModelForSemanticSegmentation will do, if
-its classes are the data set's, or are joined to them by a table (Mapillary Vistas → Cityscapes, COCO → VOC, …): then the
-probabilities of partners are summed. Prints a table; writes scores, confusion matrix and settings as JSON, and beside it a CSV
-with the scores of each image. The files are named for dataset, split and settings, so that no evaluation overwrites another.
-Cityscapes with its instanceIds also gets the publisher's category and instance scores. The number of processes does not change a
-digit (accelerate launch starts several on GPUs only; torchrun on the CPU too). An interrupted evaluation is resumed by the same
+its classes are the dataset's, or are joined to them by a table (Mapillary Vistas → Cityscapes, COCO → VOC, …) or by equal names:
+then the probabilities of partners are summed; a class without a partner is never predicted, which is said. Prints a table; writes
+scores, confusion matrix and settings as JSON, and beside it a CSV with the scores of each image. The files are named for dataset,
+split and settings; the scores of other data, classes or settings are not overwritten unless --overwrite is given. Cityscapes
+with its instanceIds also gets the publisher's category and instance scores. The number of processes does not change a digit
+(accelerate launch starts several on GPUs only; torchrun on the CPU too). An interrupted evaluation is resumed by the same
 command.
 """
 
@@ -19,6 +20,7 @@ import argparse
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import numpy as np
@@ -46,7 +48,17 @@ from revhrnet_hf.evaluation.boundary import boundary_scores
 from revhrnet_hf.evaluation.by_picture import bootstrap_intervals, worst_pictures, write_picture_scores
 from revhrnet_hf.evaluation.cityscapes import cityscapes_scores, matrix_of_ids
 from revhrnet_hf.evaluation.recording import Recorder, instance_locations, is_labelled, record_pictures, weights_stamp
-from revhrnet_hf.evaluation.results import OWN, check_replaceable, dataset_name, digest_of_ids, named_data_dir, result_stem
+from revhrnet_hf.evaluation.results import (
+    DATA,
+    OWN,
+    check_replaceable,
+    dataset_name,
+    digest_of_data,
+    digest_of_ids,
+    digest_of_table,
+    named_data_dir,
+    result_stem,
+)
 from revhrnet_hf.evaluation.submission import submission_format
 from revhrnet_hf.evaluation.work import PictureRecord, WorkFolder
 from revhrnet_hf.hub.model_card import refresh_model_card
@@ -145,12 +157,14 @@ def main(arguments=None) -> None:
         unlabelled=args.submission is not None,
     )
     label_space = label_space_of(dataset)
-    identity = identity_of(args, settings, dataset, label_space)
+    instances = instance_locations(args.dataset, dataset, label_space)
+    data = on_main_process(state, lambda: digest_of_data(dataset, instances or ()))
+    identity = identity_of(args, settings, dataset, label_space, data)
     replaces = not args.overwrite and check_replaceable(output, identity)
     recorder = Recorder(
         label_space,
         boundary=args.boundary,
-        instances=instance_locations(args.dataset, dataset, label_space),
+        instances=instances,
         submission=args.submission and submission_format(args.dataset, label_space),
         submission_dir=args.submission,
     )
@@ -160,7 +174,7 @@ def main(arguments=None) -> None:
         print(format_sources(model.config, label_space, sources))
     model.to(state.device)
 
-    work = WorkFolder(output.with_name(f".{output.stem}.work"), what_is_scored(args, settings, state, dataset, label_space))
+    work = WorkFolder(output.with_name(f".{output.stem}.work"), what_is_scored(args, settings, state, dataset, label_space, data))
     on_main_process(state, lambda: work.claim(args.overwrite))
     done = work.read()
     state.wait_for_everyone()  # nobody writes before all have read, or they would share the pictures out differently
@@ -197,7 +211,7 @@ def main(arguments=None) -> None:
                 work.remove()  # `report` says so; label maps that are to be changed are no reason to resume
             if replaces:
                 print(f"replaced: the scores of an earlier run of the same evaluation in {output}")
-            report(args, settings, output, state, label_space, records, matrices, identity)
+            report(args, settings, output, state, label_space, records, matrices, identity, unpartnered(label_space, sources))
             if args.worst:
                 places = worst_pictures(matrices, args.worst)
                 draw_worst(settings, output, places, dataset, label_space, model, image_processor, sources)
@@ -219,20 +233,24 @@ def check_arguments(args, state):
     return inference_settings(args)
 
 
-def on_main_process(state, action: Callable[[], None]) -> None:
-    """Calls `action` on the main process; all wait for it, and an error there is one of all, so that none waits for ever."""
-    error = None
+def on_main_process(state, action: Callable[[], Any]) -> Any:
+    """Calls `action` on the main process; all wait for it and get its result, and an error there is one of all.
+
+    So none waits for ever.
+    """
+    result = error = None
     if state.is_main_process:
         try:
-            action()
+            result = action()
         except (OSError, RevHRNetError) as raised:
             error = raised
-    [error] = broadcast_object_list([error])
+    result, error = broadcast_object_list([result, error])
     if error is not None:
         raise error
+    return result
 
 
-def identity_of(args, settings, dataset, label_space) -> dict:
+def identity_of(args, settings, dataset, label_space, data: str) -> dict:
     """What tells this evaluation from others that could lie in the same file; see `results.IDENTITY`."""
     return {
         # A folder's place on this machine is nobody else's business.
@@ -241,14 +259,16 @@ def identity_of(args, settings, dataset, label_space) -> dict:
         "loader": args.dataset,
         "split": args.split,
         "label_space": label_space.name,
+        "label_table": digest_of_table(label_space),
         "image_ids": digest_of_ids(dataset["image_id"]),
+        "data": data,
         "absent_as_zero": args.absent_as_zero,
         "dtype": args.dtype,
         "inference": settings.to_dict(),
     }
 
 
-def what_is_scored(args, settings, state, dataset, label_space) -> dict:
+def what_is_scored(args, settings, state, dataset, label_space, data: str) -> dict:
     """All that the records of the pictures depend on."""
     return {
         "checkpoint": weights_stamp(args.checkpoint),
@@ -256,6 +276,7 @@ def what_is_scored(args, settings, state, dataset, label_space) -> dict:
         "split": args.split,
         "label_space": label_space.to_json(),
         "image_ids": digest_of_ids(dataset["image_id"]),
+        "data": data,
         "inference": settings.to_dict(),
         "dtype": args.dtype,
         "device": state.device.type,
@@ -265,7 +286,7 @@ def what_is_scored(args, settings, state, dataset, label_space) -> dict:
 
 
 def format_sources(config, label_space, sources) -> str:
-    """What each of the data set's classes is made of."""
+    """The checkpoint's classes that each of the dataset's classes is made of."""
     lines = [f"The checkpoint has other classes ({config.num_labels}); what each of {label_space.name!r} is made of:"]
     for name, of in zip(label_space.names, sources, strict=True):
         made_of = " + ".join(config.id2label[class_id] for class_id in of)
@@ -294,7 +315,12 @@ def output_file(args, settings) -> Path:
     return output
 
 
-def report(args, settings, output, state, label_space, records: list[PictureRecord], matrices, identity) -> None:
+def unpartnered(label_space, sources) -> list[str]:
+    """The dataset's classes that no class of the checkpoint stands for."""
+    return [name for name, of in zip(label_space.names, sources or [], strict=sources is not None) if not of]
+
+
+def report(args, settings, output, state, label_space, records: list[PictureRecord], matrices, identity, never) -> None:
     names = label_space.names
     confusion = ConfusionMatrix(label_space.num_classes, label_space.ignore_index)
     confusion.matrix = torch.from_numpy(matrices.sum(0))
@@ -306,12 +332,13 @@ def report(args, settings, output, state, label_space, records: list[PictureReco
         objects = np.concatenate([np.array(record.objects, np.int64).reshape(-1, 4) for record in records])
         scores |= cityscapes_scores(matrix_of_ids(confusion.matrix.numpy()), objects)
     intervals = bootstrap_intervals(matrices) if not args.absent_as_zero else None
-    print(format_scores(scores, names, intervals))
+    print(format_scores(scores, names, intervals, never))
     print(f"pictures: {len(records)}; {settings}")
     record = {
-        **{key: identity[key] for key in ("checkpoint", "dataset", "loader", "split", "label_space", "image_ids")},
+        **{key: identity[key] for key in ("checkpoint", *DATA)},
         "pictures": len(records),
         "class_names": list(names),
+        "never_predicted": never,
         "scores": scores,
         "confidence_intervals_95": intervals,
         "confusion_matrix": confusion.matrix.tolist(),

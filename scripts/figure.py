@@ -22,8 +22,17 @@ from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.label_space import LABEL_SPACES, find_label_space
 from revhrnet_hf.data.label_table import is_label_table
-from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
-from revhrnet_hf.evaluation import add_trust_argument, check_same_classes, class_sources, load_checkpoint, predict_label_maps
+from revhrnet_hf.errors import DataError, RecipeError
+from revhrnet_hf.evaluation import (
+    InferenceSettings,
+    add_trust_argument,
+    check_same_classes,
+    class_sources,
+    load_checkpoint,
+    predict_label_maps,
+    segment,
+)
+from revhrnet_hf.evaluation.network_input import network_inputs
 from revhrnet_hf.images import find_images, read_image
 from revhrnet_hf.viz import figures
 from revhrnet_hf.viz.feature_maps import component_pictures, feature_maps, mean_pictures
@@ -130,7 +139,10 @@ def shared_classes(configs, checkpoints) -> tuple[list[str], list]:
 
 def drawn_maps(model, image_processor, pictures, how: str) -> tuple[dict[int, list[np.ndarray]], str]:
     """A model's maps as pictures, by stride and then in the order of `pictures`; the share of variance they show, as text."""
-    of_pictures = [feature_maps(model, image_processor, picture) for picture in pictures]
+    of_pictures = []
+    for picture in pictures:
+        [whole] = network_inputs(image_processor, picture, InferenceSettings())
+        of_pictures.append(feature_maps(model, whole))
     by_stride = {stride: [maps[stride] for maps in of_pictures] for stride in of_pictures[0]}
     if how == "mean":
         return {stride: mean_pictures(maps) for stride, maps in by_stride.items()}, ""
@@ -165,14 +177,13 @@ def draw_errors(args):
     space = label_space_of(dataset)
     dataset = dataset.select(chosen_pictures(dataset["image_id"], args.image_ids, args.count))
     model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
-    if class_sources(model.config, space, args.dataset) is not None:
-        raise CheckpointError(
-            f"the checkpoint {args.checkpoint} has other classes than {args.dataset}: give --label_space one with its classes"
-        )
+    sources = class_sources(model.config, space, args.dataset)
     blocks, maps, counts = [], [], np.zeros(2)
     for row in dataset:
         truth = np.array(row["label_map"])
-        [prediction] = predict_label_maps(model, image_processor, [row["image"]], [truth.shape])
+        prediction = segment(
+            model, image_processor, row["image"], target_size=truth.shape, sources=sources, name=row["image_id"]
+        ).label_map
         panels = [figures.colourise(x, space.colours, space.ignore_index) for x in (truth, prediction)]
         judged = figures.right_and_wrong(truth, prediction, figures.ignored_colour(space.colours), space.ignore_index)
         blocks.append(plots.Block(row["image"], [("", [*panels, judged])]))

@@ -40,7 +40,7 @@ class StoredFile(datasets.Image):
 
     def embed_storage(self, storage: pa.StructArray, *args, **kwargs) -> pa.StructArray:
         """As for `datasets.Image`, with members of archives as well: the files' bytes go into the table, with their names."""
-        values = [value and _embedded(value) for value in storage.to_pylist()]
+        values = [value and self_contained_file(value) for value in storage.to_pylist()]
         return pa.array(values, type=self.pa_type)
 
 
@@ -226,7 +226,12 @@ def orientation(location: str) -> int:
         return ImageFile(read_location(location)).orientation
 
 
-def _embedded(value: dict) -> dict:
+def self_contained_file(value: dict) -> dict:
+    """A stored value with the file's bytes (an annotation's with all that it refers to) and its name without a folder.
+
+    Raises:
+        DataError: the file cannot be read; the message names it.
+    """
     path = value["path"]
     data = _stored_bytes_of("File", value)
     if data.startswith(JSON_START):

@@ -66,7 +66,7 @@ def export_space(
 def _fill(folder, checkpoints, examples, trust_remote_code):
     # The page calls a checkpoint by the last two parts of its place.
     local = {
-        name: "/".join(["checkpoints", str(number), *Path(name).resolve().parts[-2:]])
+        name: "/".join(["checkpoints", str(number), *_public_parts(Path(name).resolve())])
         for number, name in enumerate(checkpoints, start=1)
         if Path(name).is_dir()
     }
@@ -97,6 +97,11 @@ def _fill(folder, checkpoints, examples, trust_remote_code):
     _write(folder / "README.md", README.format(front_matter=text, gradio=version("gradio")))
     _check(folder)
     _copy_package(folder)
+
+
+def _public_parts(checkpoint: Path) -> tuple[str, ...]:
+    """The folder's name, after the run's where it is one of a run's; the folder around another may be somebody's home."""
+    return checkpoint.parts[-2:] if checkpoint.name in ("best", "last") else checkpoint.parts[-1:]
 
 
 def _check(folder: Path) -> None:

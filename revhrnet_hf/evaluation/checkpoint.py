@@ -1,4 +1,4 @@
-"""Loading a checkpoint to use it, and holding its classes against a data set's."""
+"""Loading a checkpoint to use it, and holding its classes against a dataset's."""
 
 import argparse
 import re
@@ -65,21 +65,23 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
 
 
 def class_sources(config, label_space: LabelSpace, dataset_name: str) -> list[list[int]] | None:
-    """How a model's classes become a data set's: None where they are the same, else for each class of the data set the model's
-    classes that are its partners (see data/translation.py).
+    """How a model's classes become a dataset's, by the tables and equal names that training transfers a classifier by.
 
-    Classes are joined by a table, or by equal names if these leave none of the data set's classes without a partner.
+    Returns:
+        None where they are the same; else for each class of the dataset the model's classes that are its partners (see
+        data/translation.py). A class without one is never predicted.
 
     Raises:
-        CheckpointError: the model's classes are others, and nothing joins the two.
+        CheckpointError: no class of the dataset has a partner.
     """
-    theirs = label_space_of_names(config.id2label[class_id] for class_id in range(config.num_labels))
-    if theirs.names != label_space.names:
-        by_table = are_joined(theirs, label_space)
-        if by_table or {name.casefold() for name in label_space.names} < {name.casefold() for name in theirs.names}:
-            return sources_of(theirs, label_space)
-    check_same_classes(config, label_space.names, dataset_name)
-    return None
+    names = [config.id2label[class_id] for class_id in range(config.num_labels)]
+    if _difference(names, label_space.names) is None:
+        return None
+    theirs = label_space_of_names(names)
+    equal = {name.casefold() for name in names} & {name.casefold() for name in label_space.names}
+    if equal or are_joined(theirs, label_space):
+        return sources_of(theirs, label_space)
+    raise _no_partner(names, label_space.names, dataset_name)
 
 
 def check_same_classes(config, names, dataset_name: str) -> None:
@@ -89,19 +91,33 @@ def check_same_classes(config, names, dataset_name: str) -> None:
 
     Args:
         config: the model's config, with `id2label`.
-        names: the data set's class names in the order of their ids.
-        dataset_name: what the message calls the data set.
+        names: the dataset's class names in the order of their ids.
+        dataset_name: what the message calls the dataset.
     """
-    advice = "choose a checkpoint that was trained on these classes, or the data set it was trained on"
-    if config.num_labels != len(names):
-        raise CheckpointError(
-            f"the checkpoint has {config.num_labels} classes ({_listed(config.id2label.values())}), but "
-            f"{dataset_name} has {len(names)} ({_listed(names)}): {advice}"
+    own_names = [config.id2label[class_id] for class_id in range(config.num_labels)]
+    if said := _difference(own_names, names, dataset_name):
+        raise CheckpointError(f"{said}: choose a checkpoint that was trained on these classes, or the dataset it was trained on")
+
+
+def _difference(own_names, names, dataset_name: str = "the dataset") -> str | None:
+    """How a checkpoint's class names differ from a dataset's; None where they are the same."""
+    if len(own_names) != len(names):
+        return (
+            f"the checkpoint has {len(own_names)} classes ({_listed(own_names)}), but {dataset_name} has {len(names)} "
+            f"({_listed(names)})"
         )
-    for class_id, name in enumerate(names):
-        own_name = config.id2label[class_id]
+    for class_id, (own_name, name) in enumerate(zip(own_names, names, strict=True)):
         if own_name.casefold() != name.casefold() and not re.fullmatch(r"LABEL_\d+", own_name):
-            raise CheckpointError(f"class {class_id} is {own_name!r} in the checkpoint, but {name!r} in {dataset_name}: {advice}")
+            return f"class {class_id} is {own_name!r} in the checkpoint, but {name!r} in {dataset_name}"
+    return None
+
+
+def _no_partner(own_names, names, dataset_name: str) -> CheckpointError:
+    return CheckpointError(
+        f"none of the checkpoint's {len(own_names)} classes ({_listed(own_names)}) is among the {len(names)} of {dataset_name} "
+        f"({_listed(names)}): no names are equal, and no table joins the two. Choose a checkpoint that was trained on some of "
+        "these classes"
+    )
 
 
 def _check_is_there(checkpoint):

@@ -12,13 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+from tqdm import tqdm
+
+from ..data.archive import read_location
+from ..data.features import self_contained_file
+from ..data.label_space import LabelSpace
+from ..data.listing import LONG_CHECK
 from ..data.loading import STORED
 from ..errors import RecipeError
 from .settings import InferenceSettings
 
 OWN = ("folder", STORED)  # loaders whose name says nothing about the data
 MAX_STEM = 150  # bytes; file systems take 255, and endings are added
-IDENTITY = ("checkpoint", "dataset", "loader", "split", "label_space", "image_ids", "absent_as_zero", "dtype", "inference")
+DATA = ("dataset", "loader", "split", "label_space", "label_table", "image_ids", "data")
+IDENTITY = ("checkpoint", *DATA, "absent_as_zero", "dtype", "inference")
 """Fields of a record in which two evaluations differ that are not the same."""
 
 
@@ -91,6 +99,37 @@ def settings_parts(settings: InferenceSettings) -> list[str]:
 
 def digest_of_ids(image_ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(image_ids).encode()).hexdigest()
+
+
+def digest_of_table(label_space: LabelSpace) -> str:
+    """A short hash of what the ids and colours in label maps mean; the colours that are drawn do not count."""
+    raw = (sorted(label_space.raw_ids.items()), sorted(label_space.raw_colours.items()))
+    return hashlib.sha256(json.dumps([label_space.names, label_space.ignore_index, *raw]).encode()).hexdigest()[:16]
+
+
+def digest_of_data(dataset: datasets.Dataset, more_files: Sequence[str] = ()) -> str:
+    """A short hash of all images and label maps as they are stored, by content: the same wherever a copy of them lies.
+
+    Every file is read, as the evaluation does anyway; nothing is decoded.
+
+    Args:
+        dataset: with the columns `image` and `label_map`.
+        more_files: locations (see data/archive.py) of further files that are scored on.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    columns = [dataset.select_columns(name).cast_column(name, datasets.Image(decode=False)) for name in ("image", "label_map")]
+    digest = hashlib.sha256()
+    rows = zip(*columns, strict=True)
+    for row in tqdm(rows, "comparing files", len(dataset), unit="image", leave=False, disable=len(dataset) < LONG_CHECK):
+        for value in (row[0]["image"], row[1]["label_map"]):
+            # A test split has no label maps.
+            stored = {"path": None, "bytes": b""} if value is None else self_contained_file(value)
+            digest.update(f"{stored['path']}\0{hashlib.sha256(stored['bytes']).hexdigest()}\n".encode())
+    for location in more_files:
+        digest.update(hashlib.sha256(read_location(location)).digest())
+    return digest.hexdigest()[:16]
 
 
 def check_replaceable(output: Path, identity: dict[str, Any]) -> bool:

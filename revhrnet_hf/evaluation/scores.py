@@ -1,6 +1,7 @@
 """Scores as a table, and whether there are any."""
 
 import math
+from collections.abc import Sequence
 
 from ..errors import DataError
 
@@ -17,11 +18,12 @@ TITLES = {
 """What the table calls the scores below the classes; those that were not asked for are left out."""
 
 
-def format_scores(scores: dict, names, intervals: dict | None = None) -> str:
+def format_scores(scores: dict, names, intervals: dict | None = None, never_predicted: Sequence[str] = ()) -> str:
     """The scores of `ConfusionMatrix.scores` as lines of text: a row a class, then the means; shares in percent.
 
     Args:
         intervals: of `bootstrap_intervals`, to be shown beside the scores.
+        never_predicted: the classes for which the model has none, which is said below the table.
     """
     width = max(map(len, [*names, "frequency-weighted IoU"]))
     lines = [f"{'class':<{width}}  {'IoU %':>7}  {'accuracy %':>10}  {'precision %':>11}  {'pixels %':>8}"]
@@ -49,6 +51,8 @@ def format_scores(scores: dict, names, intervals: dict | None = None) -> str:
     if absent:
         counted = "counted as 0" if scores["absent_as_zero"] else "left out of mIoU"
         lines.append(f"occur nowhere, {counted}: {absent}")
+    if never_predicted:
+        lines.append(f"not among the checkpoint's classes, so never predicted: {', '.join(never_predicted)}")
     return "\n".join(lines)
 
 

@@ -15,33 +15,43 @@ NUM_COMPONENTS = 3  # red, green, blue
 CLIPPED_PERCENT = 1  # at either end of the scale, so that single pixels do not take all of it
 
 
-def feature_maps(model, image_processor, image: Image.Image) -> dict[int, np.ndarray]:
-    """What a model gives as `hidden_states`: for RevHRNet the last map of each stream, for HRNetV2 its last stage's streams.
+def feature_maps(model, inputs) -> dict[int, np.ndarray]:
+    """A model's `hidden_states`: for RevHRNet the last map of each stream, for HRNetV2 its last stage's streams.
 
     Args:
         model: a Transformers model for semantic segmentation, in eval mode.
-        image_processor: its image processor.
-        image: the picture.
+        inputs: the image as the model takes it, whole: of `evaluation.network_input.network_inputs`.
 
     Returns:
-        stride → (channels, height, width), float32, finest first; of several maps with one stride, the last.
+        stride → (channels, height, width), float32, finest first, of the image without padding; of several maps with one stride,
+        the last.
 
     Raises:
         CheckpointError: the model gives no maps.
     """
     parameter = next(model.parameters())
-    inputs = image_processor(images=[image], return_tensors="pt").to(parameter.device, parameter.dtype)
+    tensors = inputs.tensors.to(parameter.device, parameter.dtype)
     with torch.inference_mode():
-        hidden_states = model(**inputs, output_hidden_states=True).hidden_states or ()
-    height = inputs["pixel_values"].shape[-2]
+        hidden_states = model(**tensors, output_hidden_states=True).hidden_states or ()
+    height = inputs.padded_size[0]
     # Maps of transformers are sequences of tokens, which have no height and width of their own.
-    maps = {_stride(height, x.shape[-2]): x[0].float().cpu().numpy() for x in hidden_states if x.ndim == 4}
+    maps = {
+        _stride(height, x.shape[-2]): _without_padding(x[0].float().cpu().numpy(), inputs) for x in hidden_states if x.ndim == 4
+    }
     if not maps:
         raise CheckpointError(
             f"{type(model).__name__} gives no feature maps (4-dimensional `hidden_states`): choose a RevHRNet, an HRNetV2 or "
             "another convolutional network"
         )
     return dict(sorted(maps.items()))
+
+
+def _without_padding(features: np.ndarray, inputs) -> np.ndarray:
+    """A map (channels, height, width) of all of the input, cut to the cells that the image touches."""
+    kept = []
+    for cells, whole, start, length in zip(features.shape[1:], inputs.padded_size, inputs.place, inputs.size, strict=True):
+        kept.append(slice(start * cells // whole, -(-(start + length) * cells // whole)))
+    return features[:, *kept]
 
 
 def _stride(picture_height: int, map_height: int) -> int:

@@ -8,6 +8,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.label_space import label_space_of_names
+from revhrnet_hf.data.translation import sources_of
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset
 from revhrnet_hf.evaluation.predict import merge_classes
@@ -74,7 +75,29 @@ def test_which_classes_are_joined():
     assert class_sources(config_of(get_label_space("cityscapes").names), camvid, "camvid")[8] == [13, 14, 15, 16]
     road = label_space_of_names(["road", "sky"])
     assert class_sources(config_of(["Sky", "Tree", "Road"]), road, "own") == [[2], [0]]
-    with pytest.raises(CheckpointError, match="has 2 classes"):
-        class_sources(config_of(["Sky", "Tree"]), label_space_of_names(["sky", "road", "car"]), "own")
-    with pytest.raises(CheckpointError, match="class 1 is 'Tree' in the checkpoint, but 'road' in own"):
-        class_sources(config_of(["Sky", "Tree"]), label_space_of_names(["sky", "road"]), "own")
+    # Placeholders say nothing: their place counts.
+    assert class_sources(config_of(["LABEL_0", "LABEL_1"]), road, "own") is None
+    assert class_sources(config_of(["ROAD", "LABEL_1"]), road, "own") is None
+
+
+@pytest.mark.parametrize(
+    ("own_names", "names", "expected"),
+    [
+        (["road", "car", "sky"], ["sky", "road", "cat"], [[2], [0], []]),
+        (["Sky", "Tree"], ["sky", "road", "car"], [[0], [], []]),
+        (["sky", "tree"], ["sky", "road"], [[0], []]),
+        (["road", "sky"], ["sky", "road"], [[1], [0]]),
+    ],
+)
+def test_classes_of_equal_names_are_the_same(own_names, names, expected):
+    """As for a classifier that is transferred, also where some classes of either side have no partner."""
+    space = label_space_of_names(names)
+    assert class_sources(config_of(own_names), space, "own") == expected
+    assert sources_of(label_space_of_names(own_names), space) == expected
+
+
+@pytest.mark.parametrize("own_names", [["cat", "dog"], ["cat", "dog", "cow"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
+def test_no_class_with_a_partner_is_refused(own_names):
+    said = rf"none of the checkpoint's {len(own_names)} classes \({', '.join(own_names)}\) is among the 2 of own \(road, sky\)"
+    with pytest.raises(CheckpointError, match=said):
+        class_sources(config_of(own_names), label_space_of_names(["road", "sky"]), "own")

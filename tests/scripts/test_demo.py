@@ -372,6 +372,44 @@ def test_a_space_holds_only_what_may_be_published(tiny_checkpoint, tmp_path, mon
     assert not (tmp_path / "other").exists()
 
 
+PLANTED = {
+    "token": ("README.md", "# mine\n\nhf_" + "a1B2" * 8 + "xy\n", r"README\.md holds an access token"),
+    "place": ("versions.json", '{"x": "/home/me/sets"}', r"versions\.json holds the absolute path /home/me"),
+    "place of another": ("preprocessor_config.json", None, r"preprocessor_config\.json holds the absolute path /home/me"),
+    "pickle": ("pytorch_model.bin", "", "pytorch_model.bin: pickles are not sent"),
+    "other code": ("modeling_revhrnet.py", "import os\n", r"modeling_revhrnet\.py .* differ from this package's code"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "said"), PLANTED.values(), ids=PLANTED)
+def test_what_must_not_be_published_stops_a_space(tiny_checkpoint, tmp_path, name, content, said):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "run" / "best")
+    if content is None:
+        content = (checkpoint / name).read_text().replace("{", '{"note": "/home/me/x", ', 1)
+    (checkpoint / name).write_text(content)
+    with pytest.raises(HubError, match=said):
+        export_space(tmp_path / "space", [checkpoint])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("name", ["versions.json", "README.md", "example.png"])
+def test_a_link_out_of_a_checkpoint_stops_a_space(tiny_checkpoint, tmp_path, name):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "run" / "best")
+    (checkpoint / name).unlink(missing_ok=True)
+    (tmp_path / "thesis.txt").write_text("{}")
+    (checkpoint / name).symlink_to(tmp_path / "thesis.txt")
+    with pytest.raises(HubError, match=rf"{name} is a link out of the checkpoint's folder"):
+        export_space(tmp_path / "space", [checkpoint])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "thesis.txt"]
+
+
+def test_a_space_does_not_say_whose_home_a_checkpoint_lay_in(tiny_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "jane_doe" / "streets")
+    export_space(tmp_path / "space", [checkpoint])
+    assert "CHECKPOINTS = ['checkpoints/1/streets']" in (tmp_path / "space" / "app.py").read_text(encoding="utf-8")
+    assert not [path for path in (tmp_path / "space").rglob("*") if "jane_doe" in path.relative_to(tmp_path).as_posix()]
+
+
 def run_script(*arguments):
     finished = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=120)
     assert finished.returncode == 1

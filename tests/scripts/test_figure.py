@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import TimmBackboneConfig
+from transformers import BeitImageProcessor, TimmBackboneConfig
 
 from revhrnet_hf import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf import RevHRNetImageProcessor as Processor
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
-from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
+from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps, segment
 from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.viz.figures import JUDGEMENTS, colourise
 
@@ -107,6 +107,30 @@ def test_compare(figure, checkpoints, camvid, tmp_path):
     drawn = figure.draw_comparison(figure.parse_arguments([*arguments, "--map", "mean"]))
     assert panels(drawn)[2].shape == (24, 32)
     assert "mean over a map's channels" in text_of(drawn) and "principal" not in text_of(drawn)
+
+
+def test_maps_that_are_compared_are_of_the_whole_image(figure, checkpoints):
+    """Also where the image processor cuts out the centre."""
+    model, _ = load_checkpoint(checkpoints[0])
+    cropping = BeitImageProcessor(do_resize=False, do_center_crop=True, crop_size={"height": 32, "width": 32})
+    maps, _ = figure.drawn_maps(model, cropping, [Image.new("RGB", (128, 96))], "mean")
+    assert {stride: drawn[0].shape for stride, drawn in maps.items()} == {
+        stride: (96 // stride, 128 // stride) for stride in (4, 8, 16, 32)
+    }
+
+
+def test_errors_in_the_datasets_own_classes(figure, camvid, tmp_path):
+    """A checkpoint with other classes: as evaluate_seg.py joins them, a class without a partner is never predicted."""
+    names = [*SPACE.names[::-1], "Water"]
+    names[names.index("Road")] = "Motorway"
+    checkpoint = rev(tmp_path / "other", id2label=dict(enumerate(names)), palette=None)
+    arguments = ["errors", checkpoint, "--dataset", "camvid", "--data_dir", str(camvid), "-o", str(tmp_path / "e.png")]
+    drawn = figure.draw_errors(figure.parse_arguments([*arguments, "--count", "1"]))
+    row = load_segmentation_dataset("camvid", camvid, "val")[0]
+    sources = [[names.index(name)] if name in names else [] for name in SPACE.names]
+    expected = segment(*load_checkpoint(checkpoint), row["image"], sources=sources).label_map
+    assert SPACE.names.index("Road") not in expected
+    assert np.array_equal(panels(drawn)[2], np.asarray(colourise(expected, SPACE.colours)))
 
 
 def test_compare_refuses_other_classes(figure, checkpoints, camvid, tmp_path):

@@ -181,13 +181,19 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(predict, segformer, p
     (folder / "paper.pdf").write_bytes(b"%PDF-1.4\n")
     (folder / "film.mpg").write_bytes(b"\0\0\1\xb3" + bytes(90))
     (folder / "notes.txt").write_text("P5 is no image")
-    with pytest.raises(DataError, match=r"^3 of 5 images could not be read: .*cut\.png, .*drawing\.png, .*page\.jpg$"):
+    (folder / "moved.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "album.jpg").mkdir()
+    (folder / "older").mkdir()
+    lying.save(folder / "older" / "inner.png")
+    message = r"^4 of 6 images could not be read: .*cut\.png, .*drawing\.png, .*moved\.jpg, .*page\.jpg$"
+    with pytest.raises(DataError, match=message):
         predict.main([segformer, str(folder), "--output_dir", str(tmp_path / "out")])
     written = sorted(path.name for path in (tmp_path / "out").glob("*_labels.png"))
     assert written == ["good_labels.png", "tagged_labels.png"]
     assert Image.open(tmp_path / "out" / "tagged_labels.png").size == lying.size[::-1]
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
-    assert [line.split(" cannot be read")[0].rpartition("/")[2] for line in said] == ["cut.png", "drawing.png", "page.jpg"]
+    unreadable = ["cut.png", "drawing.png", "moved.jpg", "page.jpg"]
+    assert [line.split(" cannot be read")[0].rpartition("/")[2] for line in said] == unreadable
 
 
 def test_the_limit_on_pixels_is_an_option(predict, segformer, picture, tmp_path, monkeypatch, capsys):

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BeitConfig, BeitForSemanticSegmentation, BeitImageProcessor
+from transformers import BeitConfig, BeitForSemanticSegmentation, BeitImageProcessor, DPTImageProcessor
 
 from revhrnet_hf import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetImageProcessor
 from revhrnet_hf.errors import CheckpointError
+from revhrnet_hf.evaluation import InferenceSettings
+from revhrnet_hf.evaluation.network_input import network_inputs
 from revhrnet_hf.viz.feature_maps import component_pictures, feature_maps, mean_pictures
 
 HEIGHT, WIDTH = 12, 16
@@ -77,12 +79,17 @@ def test_mean_is_of_the_channels_on_one_scale():
     assert np.abs(other.astype(int) - drawn[0, 50]).max() <= 1
 
 
+def whole(image_processor, picture):
+    [inputs] = network_inputs(image_processor, picture, InferenceSettings())
+    return inputs
+
+
 def test_strides_and_shapes(tiny_model):
     """Odd sizes; the map of stride 4 of RevHRNet is what its classifier sees."""
     picture = Image.fromarray(RNG.integers(0, 256, (75, 101, 3), dtype=np.uint8))
     seen = []
     handle = tiny_model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    maps = feature_maps(tiny_model, RevHRNetImageProcessor(), picture)
+    maps = feature_maps(tiny_model, whole(RevHRNetImageProcessor(), picture))
     handle.remove()
     shapes = {4: (8, 19, 26), 8: (12, 10, 13), 16: (16, 5, 7), 32: (20, 3, 4)}
     assert {stride: x.shape for stride, x in maps.items()} == shapes
@@ -91,7 +98,26 @@ def test_strides_and_shapes(tiny_model):
     torch.manual_seed(0)
     five = HRNetV2Config(stream_channels=[4, 6, 8, 10, 12], num_modules=[1] * 4, num_blocks=1, stem_stride=2, num_labels=5)
     hrnet = HRNetV2ForSemanticSegmentation(five).eval()
-    assert list(feature_maps(hrnet, RevHRNetImageProcessor(), picture)) == [2, 4, 8, 16, 32]
+    assert list(feature_maps(hrnet, whole(RevHRNetImageProcessor(), picture))) == [2, 4, 8, 16, 32]
+
+
+def test_maps_are_of_the_whole_image_and_nothing_but_the_image(tiny_model):
+    """With image processors that cut out the centre, or pad around the image."""
+    picture = Image.fromarray(RNG.integers(0, 256, (64, 128, 3), dtype=np.uint8))
+    options = {"do_rescale": True, "do_normalize": True, "do_resize": False}
+    plain = feature_maps(tiny_model, whole(BeitImageProcessor(**options, do_center_crop=False), picture))
+    cropping = BeitImageProcessor(**options, do_center_crop=True, crop_size={"height": 32, "width": 32})
+    cropped = feature_maps(tiny_model, whole(cropping, picture))
+    assert all(np.array_equal(cropped[stride], plain[stride]) for stride in plain)
+
+    inputs = whole(DPTImageProcessor(do_resize=False, do_pad=True, size_divisor=96), picture)
+    assert (inputs.padded_size, inputs.place) == ((96, 192), (16, 32))
+    with torch.no_grad():
+        padded = tiny_model(inputs.tensors["pixel_values"], output_hidden_states=True).hidden_states
+    of_stride = {96 // x.shape[-2]: x[0].numpy() for x in padded}
+    maps = feature_maps(tiny_model, inputs)
+    for stride, rows, columns in ((4, (4, 20), (8, 40)), (8, (2, 10), (4, 20)), (16, (1, 5), (2, 10)), (32, (0, 3), (1, 5))):
+        assert np.array_equal(maps[stride], of_stride[stride][:, slice(*rows), slice(*columns)])
 
 
 def test_a_model_without_maps_is_an_error():
@@ -101,4 +127,4 @@ def test_a_model_without_maps_is_an_error():
     model = BeitForSemanticSegmentation(config).eval()
     with pytest.raises(CheckpointError, match="BeitForSemanticSegmentation gives no feature maps"):
         processor = BeitImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
-        feature_maps(model, processor, Image.new("RGB", (64, 64)))
+        feature_maps(model, whole(processor, Image.new("RGB", (64, 64))))
