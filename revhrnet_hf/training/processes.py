@@ -60,7 +60,7 @@ FREE = (
     "ACCELERATE_TORCH_DEVICE",
     "ACCELERATE_USE_CPU",
 )
-OFF = {"", "0", "false", "f", "no", "n", "off", "none"}
+OFF = {"0", "false", "f", "no", "n", "off", "none"}
 
 
 def refuse_other_settings(recipe: Recipe) -> None:
@@ -68,6 +68,8 @@ def refuse_other_settings(recipe: Recipe) -> None:
     said = []
     for name, given in sorted(os.environ.items()):
         value = given.strip().lower()
+        if not value:  # set but empty is as good as unset, to Accelerate too
+            continue
         if name in AGREES:
             field, agrees = AGREES[name]
             if not agrees(value, recipe):

@@ -167,7 +167,8 @@ class Stage:
         self.shown: dict[int, np.ndarray] = {}  # label maps of the last evaluation that are drawn, by row
         self.history = [] if self.handed_over is None else self.handed_over.history
         if going_on:
-            self.history = AutoConfig.from_pretrained(self.output_dir / LAST).training_history[:-1]
+            with self.errors.together():
+                self.history = AutoConfig.from_pretrained(self.output_dir / LAST).training_history[:-1]
         elif self.handed_over is not None:
             self.accelerator.print(self.handed_over)
         self.log = RunLog(self.output_dir, recipe.trackers, is_main)
