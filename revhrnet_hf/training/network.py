@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data import LabelSpace
-from ..errors import RecipeError
+from ..errors import RecipeError, listed
 from ..models import (
     HRNetV2Config,
     HRNetV2ForSemanticSegmentation,
@@ -54,7 +54,7 @@ def _check_class_weights(recipe: Recipe, label_space: LabelSpace) -> None:
     if weights is not None and len(weights) != label_space.num_classes:
         raise RecipeError(
             f"Recipe field class_weights must have one value a class: it has {len(weights)}, and {label_space.name!r} has "
-            f"{label_space.num_classes} classes ({', '.join(label_space.names)})"
+            f"{label_space.num_classes} classes ({listed(label_space.names)})"
         )
 
 
@@ -62,11 +62,7 @@ def _reason(error: Exception) -> str:
     """An error in one line, in which settings of the config have the names of the recipe's fields."""
     said = str(error)
     if isinstance(error, StrictDataclassError):
-        heading, _, reason = said.partition("\n")
-        reason = reason.strip().partition(": ")[2] or said  # behind the kind of the error that it wraps
-        # A field's own check does not name the field.
-        name = re.search(r"for field '(\w+)'", heading)
-        said = f"{name[1]}: {reason}" if name and name[1] not in reason else reason
+        said = said.partition("\n")[2].strip().partition(": ")[2] or said  # behind the kind of the error that it wraps
     for field, setting in RECIPE_FIELDS.items():
         said = re.sub(rf"\b{field}\b", setting, said)
     return " ".join(said.split())

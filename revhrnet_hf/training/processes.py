@@ -60,7 +60,17 @@ FREE = (
     "ACCELERATE_TORCH_DEVICE",
     "ACCELERATE_USE_CPU",
 )
-OFF = {"0", "false", "f", "no", "n", "off", "none"}
+OFF = {"", "0", "false", "f", "no", "n", "off", "none"}
+
+
+def drop_empty_settings() -> None:
+    """Take settings of Accelerate that are set but empty out of this process's environment: they count as unset.
+
+    Accelerate itself would end with an error that does not name them (`ACCELERATE_USE_CPU=`).
+    """
+    for name, given in list(os.environ.items()):
+        if name.startswith("ACCELERATE_") and not given.strip():
+            del os.environ[name]
 
 
 def refuse_other_settings(recipe: Recipe) -> None:
@@ -68,8 +78,6 @@ def refuse_other_settings(recipe: Recipe) -> None:
     said = []
     for name, given in sorted(os.environ.items()):
         value = given.strip().lower()
-        if not value:  # set but empty is as good as unset, to Accelerate too
-            continue
         if name in AGREES:
             field, agrees = AGREES[name]
             if not agrees(value, recipe):

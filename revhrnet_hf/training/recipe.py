@@ -126,7 +126,9 @@ class Recipe:
         "Score, and keep as best, an exponential moving average of the weights: the share that stays at each step, e.g. 0.99 "
         "(less at the start: at most (1 + steps) / (10 + steps)); not given, the weights themselves",
     )
-    precision: Literal["no", "bf16", "fp16"] = _setting("no", "Mixed precision; no means float32 (in YAML with or without quotes)")
+    precision: Literal["no", "bf16", "fp16"] = _setting(
+        "no", "Mixed precision; no means float32 (in YAML with or without quotes)"
+    )
     backbone_dtype: Literal["float32", "bfloat16"] = _setting(
         "float32",
         "What a frozen backbone computes in, whatever the precision of the rest; checkpoints hold the float32 weights either way",
@@ -321,8 +323,7 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     given = f" with {' '.join(f'--{name}' for name in overrides)}" if overrides else ""
     named = [str(path)] if len(stages) == 1 else [f"{path}, stage {number}" for number in range(1, len(stages) + 1)]
     return [
-        Recipe.from_dict({**settings, **stage}, source + given, overrides)
-        for stage, source in zip(stages, named, strict=True)
+        Recipe.from_dict({**settings, **stage}, source + given, overrides) for stage, source in zip(stages, named, strict=True)
     ]
 
 

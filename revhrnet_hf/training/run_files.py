@@ -1,8 +1,8 @@
 """Which entries of a run's folders are the run's: only these may be deleted, whatever else lies beside them.
 
-A run writes plain files, never links. A checkpoint's files are those that its `SHA256SUMS` lists, and its card; where that list is
-damaged they are known by their names. Results of `evaluate_seg.py` belong to the package, but not to the run: they say something
-about weights, and stay as long as nobody asks for a new run.
+A run writes plain files, never links. A checkpoint's files are those that its `SHA256SUMS` lists, its card, and those that have the
+names of a checkpoint's files, in case the list is damaged. Results of `evaluate_seg.py` belong to the package, but not to the run:
+they say something about weights, and stay as long as nobody asks for a new run.
 """
 
 import json
@@ -10,6 +10,8 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from .. import models
 
 CHECKSUMS = "SHA256SUMS"
 PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
@@ -28,6 +30,7 @@ CHECKPOINT_FILES = {
     "preprocessor_config.json",
     "scores.json",
     "versions.json",
+    *(path.name for path in Path(models.__file__).parent.glob("*.py")),  # the networks' code, for `trust_remote_code`
 }
 PARTIAL = re.compile(r"\..+\.\d+\.part")  # of a killed `io.whole_file`
 TRACKER_FILES = re.compile(r"events\.out\.tfevents\..+|hparams\.yml")  # TensorBoard's, as Accelerate writes them
@@ -83,9 +86,7 @@ def _is_record(path: Path) -> bool:
 def tracker_files(folder: Path) -> set[Path]:
     """What trackers have written into their folder."""
     return {
-        path
-        for path in _files(folder)
-        if TRACKER_FILES.fullmatch(path.name) or AIM_FOLDER in path.relative_to(folder).parts[:-1]
+        path for path in _files(folder) if TRACKER_FILES.fullmatch(path.name) or AIM_FOLDER in path.relative_to(folder).parts[:-1]
     }
 
 
