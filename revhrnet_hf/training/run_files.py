@@ -1,8 +1,8 @@
 """Which entries of a run's folders are the run's: only these may be deleted, whatever else lies beside them.
 
-A run writes plain files, never links. A checkpoint's files are those that its `SHA256SUMS` lists, its card, and, in case the list is
-damaged, those that have the names of a checkpoint's files. Results of `evaluate_seg.py` belong to the package, but not to the run:
-they say something about weights, and stay as long as nobody asks for a new run.
+A run writes plain files, never links. A checkpoint's files are those that its `SHA256SUMS` lists, its card, and, in case the list
+is damaged, those that have the names of a checkpoint's files. Results of `evaluate_seg.py` belong to the package, but not to the
+run: they say something about weights, and stay as long as nobody asks for a new run.
 """
 
 import json
