@@ -56,6 +56,12 @@ class RunStopped(KeyboardInterrupt):
         self.status = status
 
 
+def listed(entries: Iterable[object], most: int = 20) -> str:
+    """The first entries with commas between them, and how many more there are."""
+    texts = [str(entry) for entry in entries]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """` (did you mean NAME?)` with the nearest of the known names, or nothing if none is near; of spellings that differ by
     hyphens or capitals only, the first."""

@@ -55,7 +55,13 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_folder(target: Path, fill: Callable[[Path], None], keep_old_as: Path | None = None) -> None:
+# Called with an old folder, the one that replaces it, and whether the old one stays under another name.
+CarryOver = Callable[[Path, Path, bool], None]
+
+
+def write_folder(
+    target: Path, fill: Callable[[Path], None], keep_old_as: Path | None = None, carry_over: CarryOver | None = None
+) -> None:
     """Replace `target` by what `fill` writes: at any moment the old folder or the new one is there, whole.
 
     The move of a folder over another is two renames; a process killed between them leaves the old one as `.NAME.revhrnet-old-…`,
@@ -65,6 +71,7 @@ def write_folder(target: Path, fill: Callable[[Path], None], keep_old_as: Path |
         target: the folder.
         fill: called with an empty folder beside it; whatever it raises leaves `target` as it was.
         keep_old_as: where the folder goes that was there before (it replaces what is there); None deletes it.
+        carry_over: moves what is to survive from an old folder into the one that has taken its place.
     """
     fresh, old = _beside(target, FRESH), keep_old_as or _beside(target, OLD)
     fresh.mkdir(parents=True)
@@ -72,7 +79,10 @@ def write_folder(target: Path, fill: Callable[[Path], None], keep_old_as: Path |
         fill(fresh)
         for path in (*fresh.rglob("*"), fresh):
             flush(path)
-        if target.exists():
+        replaces = os.path.lexists(target)
+        if replaces:
+            if carry_over is not None and keep_old_as is not None:
+                carry_over(old, target, False)
             remove(old)
             target.rename(old)
     except BaseException:
@@ -80,6 +90,8 @@ def write_folder(target: Path, fill: Callable[[Path], None], keep_old_as: Path |
         raise
     fresh.rename(target)
     flush(target.parent)
+    if replaces and carry_over is not None:
+        carry_over(old, target, keep_old_as is not None)
     if keep_old_as is None:
         remove(old)
 
@@ -88,18 +100,20 @@ def _beside(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
 
 
-def recover_folder(target: Path) -> None:
+def recover_folder(target: Path, carry_over: CarryOver | None = None) -> None:
     """Undo what a killed `write_folder` left beside `target`: the old folder comes back if no new one took its place.
 
-    No other process may be writing the folder meanwhile.
+    No other process may be writing the folder meanwhile. `carry_over` is that of `write_folder`.
     """
     pattern = re.compile(rf"\.{re.escape(target.name)}\.({FRESH}|{OLD})-[0-9a-f]{{8}}")
     beside = sorted(target.parent.iterdir()) if target.parent.is_dir() else []
     for path, match in [(path, match) for path in beside if (match := pattern.fullmatch(path.name))]:
         if match[1] == OLD and not target.exists():
             path.rename(target)
-        else:
-            remove(path)
+            continue
+        if match[1] == OLD and carry_over is not None:
+            carry_over(path, target, False)
+        remove(path)
 
 
 def remove(path: Path) -> None:

@@ -15,7 +15,7 @@ the Auto classes; a chain's earlier stages are in OUT/1_DATASET and so on.
 """
 
 import argparse
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from transformers import HfArgumentParser
@@ -51,32 +51,18 @@ class RunParser(ArgumentParser, HfArgumentParser):
     """Options from dataclasses, with mistakes said as the other scripts say them."""
 
 
-class _OnlyRecipe(argparse.ArgumentParser):
-    """Looks for --recipe alone; what is wrong with it, the whole parser says."""
-
-    def error(self, message: str):
-        _parse(None)
-
-
 def parse_command_line() -> tuple[RunArguments, list[Recipe]]:
     """The run's arguments, and each stage's recipe: the file's fields over the defaults, the command line's over both."""
-    only_recipe = _OnlyRecipe(add_help=False)
-    only_recipe.add_argument("--recipe")
-    path = only_recipe.parse_known_args()[0].recipe
-    if path is None:
-        return _parse(None)  # --help, or a complaint
-    parsed = [_parse(recipe) for recipe in read_chain(path)]
-    return parsed[0][0], [recipe for _, recipe in parsed]
-
-
-def _parse(recipe: Recipe | None) -> tuple[RunArguments, Recipe]:
     parser = build_parser()
-    if recipe is not None:
-        parser.set_defaults(**asdict(recipe))
-    *parsed, rest = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    # Fields that are there before take no default: only those that are given change, and the file is checked with these.
+    not_given = object()
+    namespace = argparse.Namespace(**dict.fromkeys((setting.name for setting in fields(Recipe)), not_given))
+    said, rest = parser.parse_known_args(namespace=namespace)
     if rest:
         parser.error(f"not understood: {' '.join(rest)}")
-    return tuple(parsed)
+    given = {name: value for name, value in vars(said).items() if value is not not_given}
+    arguments = RunArguments(**{setting.name: given.pop(setting.name) for setting in fields(RunArguments)})
+    return arguments, read_chain(arguments.recipe, given)
 
 
 def build_parser() -> RunParser:

@@ -19,13 +19,14 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from ..hub.model_card import EXAMPLE_FILE, write_model_card
 from ..images import save_image
-from ..io import lock_file, recover_folder, remove, write_json
+from ..io import LOG_FILE, lock_file, recover_folder, write_json
 from ..versions import versions
 from .integrity import damage, refuse_pickles, write_checkpoint
 from .recipe import Recipe
+from .run_files import carry_over, checkpoint_files, entries_of_others, is_checkpoint, remove_files, result_files, tracker_files
 
 LAST, BEST = "last", "best"
 LOCK_FILE = ".lock"
@@ -74,17 +75,19 @@ class TrainingState:
 
 
 def save_last(output_dir: Path, keep: int, fill: Callable[[Path], None]) -> None:
-    """Write `last`; the `keep - 1` checkpoints before it stay beside it."""
+    """Write `last`; the `keep - 1` checkpoints before it stay beside it. Of older ones only the run's own files go."""
     last = output_dir / LAST
     before = output_dir / f"checkpoint-{_step_of(last)}" if last.exists() else None
     write_checkpoint(last, fill, keep_old_as=before)
     for folder in earlier_checkpoints(output_dir)[keep - 1 :]:
-        remove(folder)
+        if files := checkpoint_files(folder):  # none through a link
+            remove_files(folder, files)
 
 
 def earlier_checkpoints(output_dir: Path) -> list[Path]:
-    """The folders `checkpoint-STEP`, newest first."""
+    """The folders `checkpoint-STEP`, newest first; not what is left of one that is gone, with files of others in it."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    found = [path for path in found if is_checkpoint(path)]
     return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
 
 
@@ -95,7 +98,7 @@ def _step_of(folder: Path) -> int:
 def recover(output_dir: Path) -> None:
     """Undo what a killed `write_checkpoint` left: the old folder comes back if no new one took its place."""
     for name in (LAST, BEST):
-        recover_folder(output_dir / name)
+        recover_folder(output_dir / name, carry_over)
     earlier = earlier_checkpoints(output_dir)
     if earlier and not (output_dir / LAST).exists():
         earlier[0].rename(output_dir / LAST)
@@ -262,14 +265,21 @@ def _check_entries(output_dir: Path, mark: bytes, resume: bool, overwrite: bool)
     names = ", ".join(path.name for path in entries)
     to_resume = [path for path in (output_dir / LAST, *earlier_checkpoints(output_dir)) if path.exists()]
     checkpoints = [*to_resume, *(path for path in [output_dir / BEST] if path.exists())]
-    if checkpoints and not (resume or overwrite):
-        raise CheckpointError(
-            f"{output_dir} already holds a run: go on with it by --resume, start anew by --overwrite, or choose another folder"
-        )
     if entries and not (mark or any((folder / "recipe.yaml").is_file() for folder in checkpoints)):
         raise CheckpointError(
             f"{output_dir} holds {names}, where a run would write, and no run of this program has written that: move it away, or "
             "choose another --output_dir"
+        )
+    others = listed(path.relative_to(output_dir) for path in entries_no_run_wrote(output_dir))
+    if checkpoints and not (resume or overwrite):
+        raise CheckpointError(
+            f"{output_dir} already holds a run: resume it by --resume, start anew by --overwrite"
+            f"{f' after moving away {others}, which no run has written' if others else ''}, or choose another folder"
+        )
+    if others and not (resume and to_resume):  # a run begins, and what there is of another is deleted
+        raise CheckpointError(
+            f"{output_dir} holds files that no run of this program has written: {others}. They would be deleted: move them away, "
+            "or choose another --output_dir"
         )
     if entries and mark != RUN_BEGUN and not (to_resume or overwrite):
         raise CheckpointError(
@@ -283,10 +293,43 @@ def run_entries(output_dir: Path) -> list[Path]:
     return sorted(path for path in output_dir.glob("*") if RUN_ENTRIES.fullmatch(path.name))
 
 
+def _files_of(entry: Path) -> tuple[set[Path], set[Path]]:
+    """What is a run's under one of the names that a run gives; and what is an evaluation's."""
+    if entry.is_symlink():
+        return set(), set()
+    if not entry.is_dir():
+        return ({entry} if entry.name == LOG_FILE else set()), set()
+    if entry.name == TRACKER_FOLDER:
+        return tracker_files(entry), set()
+    return checkpoint_files(entry), result_files(entry)
+
+
+def entries_no_run_wrote(output_dir: Path) -> list[Path]:
+    """Files, links and folders under the names that a run gives, or in its folders, that neither a run nor an evaluation has
+    written."""
+    found = []
+    for entry in run_entries(output_dir):
+        files, results = _files_of(entry)
+        if entry.is_dir() and not entry.is_symlink():
+            found += entries_of_others(entry, files | results)
+        elif not files:
+            found.append(entry)
+    return found
+
+
 def remove_run(output_dir: Path) -> None:
-    """Delete what a run has written; `refuse_second_run` knows whether it was one."""
-    for path in run_entries(output_dir):
-        remove(path)
+    """Delete what a run and its evaluations have written, and nothing else; `refuse_second_run` knows whether it was one."""
+    gone = []
+    for entry in run_entries(output_dir):
+        files, results = _files_of(entry)
+        gone += sorted(str(path.relative_to(output_dir)) for path in results if path.suffix == ".json" and path.parent == entry)
+        if entry.is_dir() and not entry.is_symlink():
+            remove_files(entry, files | results)
+        else:
+            for file in files:
+                file.unlink()
+    if gone:
+        print(f"note: with the run go the scores that evaluate_seg.py has written of it: {listed(gone)}", file=sys.stderr)
 
 
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:

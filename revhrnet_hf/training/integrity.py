@@ -11,14 +11,13 @@ from safetensors import SafetensorError
 
 from ..errors import CheckpointError
 from ..io import write_folder
+from .run_files import CHECKSUMS, PICKLES, carry_over
 
-CHECKSUMS = "SHA256SUMS"
 CHANGING = {"README.md"}  # the card: people edit it, and scoring writes it anew
-PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def write_checkpoint(target: Path, fill: Callable[[Path], None], keep_old_as: Path | None = None) -> None:
-    """Replace the folder `target` by what `fill` writes, with checksums; see `write_folder`.
+    """Replace the folder `target` by what `fill` writes, with checksums; see `write_folder`. Files of others in it stay.
 
     Raises:
         CheckpointError: it cannot be written, for example because the disk is full; `target` is as it was.
@@ -29,7 +28,7 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], keep_old_as: Pa
         write_checksums(folder)
 
     try:
-        write_folder(target, fill_and_sum, keep_old_as)
+        write_folder(target, fill_and_sum, keep_old_as, carry_over)
     except (OSError, SafetensorError) as error:
         standing = "what was saved before is whole" if target.exists() else "nothing was saved before"
         reason = getattr(error, "strerror", None) or error

@@ -1,12 +1,13 @@
 """The recipe's network: its config, its first weights, and the image processor that goes with it."""
 
+import re
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data import LabelSpace
-from ..errors import RecipeError
+from ..errors import RecipeError, listed
 from ..models import (
     HRNetV2Config,
     HRNetV2ForSemanticSegmentation,
@@ -16,6 +17,14 @@ from ..models import (
 )
 from .recipe import RANDOM, Recipe
 
+# Settings of the config → the recipe's fields that they come from, where the names differ.
+RECIPE_FIELDS = {
+    "semantic_loss_class_weights": "class_weights",
+    "semantic_loss_ohem_threshold": "ohem_threshold",
+    "semantic_loss_ohem_min_kept": "ohem_min_kept",
+    "frozen_backbone_dtype": "backbone_dtype",
+}
+
 
 def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[PreTrainedModel, RevHRNetImageProcessor]:
     """The network, on pretrained weights unless it is to start from a checkpoint, and the processor with their mean and std.
@@ -24,6 +33,7 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[PreTrainedMode
         RecipeError: settings that do not fit, an unknown name, or pretrained weights that cannot be had.
     """
     make_config, model_class = ARCHITECTURES[recipe.architecture]
+    _check_class_weights(recipe, label_space)
     try:
         config = make_config(recipe, _common_settings(recipe, label_space))
         if recipe.init_from is not None or recipe.backbone_weights == RANDOM:
@@ -34,8 +44,28 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[PreTrainedMode
         image_processor = RevHRNetImageProcessor.for_backbone(config, **resize)
     # Of weights, of settings, of a name that timm does not know.
     except (OSError, ValueError, StrictDataclassError, RuntimeError) as error:
-        raise RecipeError(f"The recipe's model cannot be built: {error}") from error
+        raise RecipeError(f"The recipe's model cannot be built: {_reason(error)}") from error
     return model, image_processor
+
+
+def _check_class_weights(recipe: Recipe, label_space: LabelSpace) -> None:
+    """Here, where the classes are known."""
+    weights = recipe.class_weights
+    if weights is not None and len(weights) != label_space.num_classes:
+        raise RecipeError(
+            f"Recipe field class_weights must have one value a class: it has {len(weights)}, and {label_space.name!r} has "
+            f"{label_space.num_classes} classes ({listed(label_space.names)})"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, in which settings of the config have the names of the recipe's fields."""
+    said = str(error)
+    if isinstance(error, StrictDataclassError):
+        said = said.partition("\n")[2].strip().partition(": ")[2] or said  # behind the kind of the error that it wraps
+    for field, setting in RECIPE_FIELDS.items():
+        said = re.sub(rf"\b{field}\b", setting, said)
+    return " ".join(said.split())
 
 
 def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:

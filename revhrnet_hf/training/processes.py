@@ -63,6 +63,16 @@ FREE = (
 OFF = {"", "0", "false", "f", "no", "n", "off", "none"}
 
 
+def drop_empty_settings() -> None:
+    """Take settings of Accelerate that are set but empty out of this process's environment: they count as unset.
+
+    Accelerate itself would end with an error that does not name them (`ACCELERATE_USE_CPU=`).
+    """
+    for name, given in list(os.environ.items()):
+        if name.startswith("ACCELERATE_") and not given.strip():
+            del os.environ[name]
+
+
 def refuse_other_settings(recipe: Recipe) -> None:
     """Raises a RecipeError that names each setting of Accelerate in the environment that the recipe does not agree with."""
     said = []

@@ -6,6 +6,7 @@ nothing else is said.
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -125,7 +126,9 @@ class Recipe:
         "Score, and keep as best, an exponential moving average of the weights: the share that stays at each step, e.g. 0.99 "
         "(less at the start: at most (1 + steps) / (10 + steps)); not given, the weights themselves",
     )
-    precision: Literal["no", "bf16", "fp16"] = _setting("no", "Mixed precision; no means float32")
+    precision: Literal["no", "bf16", "fp16"] = _setting(
+        "no", "Mixed precision; no means float32 (in YAML with or without quotes)"
+    )
     backbone_dtype: Literal["float32", "bfloat16"] = _setting(
         "float32",
         "What a frozen backbone computes in, whatever the precision of the rest; checkpoints hold the float32 weights either way",
@@ -248,14 +251,17 @@ class Recipe:
         return [first, *map(NamedDataset.of_text, self.more_datasets or ())]
 
     @classmethod
-    def from_dict(cls, settings: dict[str, Any], source: str = "the recipe") -> "Recipe":
+    def from_dict(
+        cls, settings: dict[str, Any], source: str = "the recipe", overrides: Mapping[str, Any] | None = None
+    ) -> "Recipe":
+        """A recipe of these settings, named `source` in errors; `overrides` go before them, also where they are wrong."""
         known = {setting.name for setting in fields(cls)}
         unknown = sorted(str(name) for name in set(settings) - known)  # YAML's keys may be numbers
         if unknown:
             hints = "".join(f"; {name}{hint}" for name in unknown if (hint := did_you_mean(name, known)))
             raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}{hints}")
         try:
-            return cls(**as_fields(settings))
+            return cls(**_overridden(settings, overrides or {}))
         except RecipeError as error:
             raise RecipeError(f"{source}: {error}") from error
 
@@ -298,27 +304,51 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
-def read_chain(path: str | Path) -> list[Recipe]:
+def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Recipe]:
     """The recipes in a YAML file, one a stage.
 
     With a list `stages`, what stands beside it holds for every stage, what stands in it for one. Without, there is one stage.
 
+    Args:
+        overrides: fields of the command line, which go before the file's in all stages. Recipes are checked with them.
+
     Raises:
         RecipeError: as for `Recipe.from_yaml`; the stage is named.
     """
+    overrides = overrides or {}
     settings = read_settings(path)
     stages = settings.pop("stages", [{}])
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise RecipeError(f"{path}: stages must be a list of mappings of recipe fields, one a stage")
+    given = f" with {' '.join(f'--{name}' for name in overrides)}" if overrides else ""
     named = [str(path)] if len(stages) == 1 else [f"{path}, stage {number}" for number in range(1, len(stages) + 1)]
-    return [Recipe.from_dict({**settings, **stage}, source=source) for stage, source in zip(stages, named, strict=True)]
+    return [
+        Recipe.from_dict({**settings, **stage}, source + given, overrides) for stage, source in zip(stages, named, strict=True)
+    ]
+
+
+def _overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's fields, in which the overrides have replaced all that the settings say of them."""
+    dataset = settings.get("dataset")
+    settings = {name: value for name, value in settings.items() if name not in overrides}
+    if isinstance(dataset, Mapping):  # which speaks of other fields as well
+        name = {"name": overrides["dataset"]} if "dataset" in overrides else {}
+        settings["dataset"] = {**dataset, **name}
+    return {**as_fields(settings), **overrides}
+
+
+# What YAML 1.1 reads as true and false where it is not in quotes.
+YAML_WORDS = {True: ("yes", "on", "true", "y"), False: ("no", "off", "false", "n")}
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:
     """`value` as `kind`, or an error; whole numbers pass as floats, and so do YAML's strings such as 5e-4."""
     if get_origin(kind) is Literal:
+        if isinstance(value, bool):  # the word that was written, if it is the one of these that can be meant
+            words = [word for word in YAML_WORDS[value] if word in get_args(kind)]
+            value = words[0] if len(words) == 1 else value
         if value not in get_args(kind):
-            raise RecipeError(f"Recipe field {name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+            raise RecipeError(f"Recipe field {name} must be one of {', '.join(get_args(kind))}, got {value!r}{_hint(value)}")
         return value
     if get_origin(kind) is list:
         if not isinstance(value, list | tuple):
@@ -333,5 +363,12 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"Recipe field {name} must be a finite number, got {value}")
     if type(value) is not kind:
-        raise RecipeError(f"Recipe field {name} must be of type {kind.__name__}, got {value!r}")
+        hint = _hint(value) if kind is str else ""
+        raise RecipeError(f"Recipe field {name} must be of type {kind.__name__}, got {value!r}{hint}")
     return value
+
+
+def _hint(value: Any) -> str:
+    """Why a word became true or false."""
+    words = ", ".join(YAML_WORDS[value]) if isinstance(value, bool) else ""
+    return f" (YAML reads {words} as {str(value).lower()}: put the word in quotes)" if words else ""

@@ -64,7 +64,7 @@ from .integrity import write_checkpoint
 from .log import RunLog, check_trackers
 from .network import build_model
 from .optimisation import build_optimizer, learning_rate, synchronise_batch_norms
-from .processes import SharedErrors, lost_process, peak_resident_bytes, refuse_other_settings
+from .processes import SharedErrors, drop_empty_settings, lost_process, peak_resident_bytes, refuse_other_settings
 from .recipe import Recipe
 from .sampler import DataDirs, EpochBatches, Mixture, folders_by_name, image_id_of, laid_end_to_end, load_sets, training_sets
 from .signals import StopSignals
@@ -89,6 +89,7 @@ def start_processes(recipe: Recipe, timeout: float = TIMEOUT) -> Accelerator:
     Raises:
         RecipeError: the device has no such precision, or a setting of Accelerate in the environment disagrees with the recipe.
     """
+    drop_empty_settings()
     refuse_other_settings(recipe)
     # On CPUs torchrun's processes find each other only if Accelerate is told that CPUs are meant.
     cpu = not torch.accelerator.is_available()
@@ -167,7 +168,8 @@ class Stage:
         self.shown: dict[int, np.ndarray] = {}  # label maps of the last evaluation that are drawn, by row
         self.history = [] if self.handed_over is None else self.handed_over.history
         if going_on:
-            self.history = AutoConfig.from_pretrained(self.output_dir / LAST).training_history[:-1]
+            with self.errors.together():
+                self.history = AutoConfig.from_pretrained(self.output_dir / LAST).training_history[:-1]
         elif self.handed_over is not None:
             self.accelerator.print(self.handed_over)
         self.log = RunLog(self.output_dir, recipe.trackers, is_main)

@@ -7,7 +7,7 @@ import torch
 
 from ..data.label_space import LabelSpace, label_space_of_names
 from ..data.translation import sources_of
-from ..errors import DataError, RecipeError
+from ..errors import DataError, RecipeError, listed
 from ..evaluation import load_checkpoint
 
 CLASSIFIER = ("head.3.weight", "head.3.bias")  # the last convolution, one row a class
@@ -49,7 +49,7 @@ def hand_over(model, label_space: LabelSpace, checkpoint: str, with_classifier: 
     weights, expected = before.state_dict(), model.state_dict()
     _check_same_network(weights, expected, checkpoint)
     before_space = label_space_of_names(before.config.id2label[row] for row in range(before.config.num_labels))
-    sources = _sources(before_space, label_space) if with_classifier else [[] for _ in label_space.names]
+    sources = _sources(before_space, label_space, checkpoint) if with_classifier else [[] for _ in label_space.names]
     for name in CLASSIFIER:
         rows = expected[name].clone()
         for row, of in enumerate(sources):
@@ -63,12 +63,14 @@ def hand_over(model, label_space: LabelSpace, checkpoint: str, with_classifier: 
     return HandOver(str(checkpoint), named, [stage for history in histories for stage in history])
 
 
-def _sources(before: LabelSpace, after: LabelSpace) -> list[list[int]]:
+def _sources(before: LabelSpace, after: LabelSpace, checkpoint: str) -> list[list[int]]:
     try:
         return sources_of(before, after)
     except DataError as error:
         raise RecipeError(
-            f"The classifier cannot be handed over: {error} Set hand_over_classifier to false for one with random weights."
+            f"The classifier of init_from {checkpoint} cannot be transferred: no class of the checkpoint "
+            f"({listed(before.names)}) has a partner among the dataset's, {after.name!r} ({listed(after.names)}): no table "
+            "joins the two, and no names are equal. Set hand_over_classifier to false for a classifier with random weights"
         ) from error
 
 

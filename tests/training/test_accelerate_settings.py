@@ -1,5 +1,6 @@
 """The recipe decides, whatever Accelerate finds in the environment; what disagrees there is named."""
 
+import os
 import re
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from revhrnet_hf.training.recipe import Recipe
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    import os
-
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         monkeypatch.delenv(name)
 
@@ -81,6 +80,17 @@ def test_what_disagrees_is_named(monkeypatch, name, value, field):
 def test_what_agrees(monkeypatch, name, value, settings):
     monkeypatch.setenv(name, value)
     refuse_other_settings(recipe(**settings))
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_empty_counts_as_unset(monkeypatch, text):
+    """Also for those that Accelerate itself does not take empty (USE_CPU, TORCH_DEVICE, …)."""
+    names = sorted(name for name in {*AGREES, *REFUSED, *FREE} if not name.endswith("_"))
+    for name in names:
+        monkeypatch.setenv(name, text)
+    accelerator = stage.start_processes(recipe())
+    assert accelerator.mixed_precision == "no"
+    assert [name for name in names if name in os.environ] == []
 
 
 def test_the_recipe_wins(monkeypatch):

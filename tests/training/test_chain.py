@@ -140,7 +140,7 @@ def test_all_is_looked_at_before_the_first_stage_begins(data, recipes, tmp_path,
     with pytest.raises(RecipeError, match="same precision"):
         run_chain([first, second], folders_of(data, names), tmp_path / "out")
     (tmp_path / "out" / "best").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="already holds a run"):
+    with pytest.raises(CheckpointError, match="holds best, where a run would write, and no run"):
         run_chain(recipes(*names), folders_of(data, names), tmp_path / "out")
 
 

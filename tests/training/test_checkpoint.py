@@ -43,8 +43,7 @@ def test_failing_write_leaves_the_old_folder(tmp_path):
 
 def test_killed_between_the_renames(tmp_path):
     """The old folder has been moved away, the new one has not arrived: the old one comes back."""
-    (tmp_path / "checkpoint-7").mkdir()
-    (tmp_path / "checkpoint-7" / "a").write_text("old")
+    write_checkpoint(tmp_path / "checkpoint-7", lambda folder: (folder / "a").write_text("old"))
     (tmp_path / ".last.revhrnet-new-01234567").mkdir()
     (tmp_path / ".best.revhrnet-old-89abcdef").mkdir()
     recover(tmp_path)

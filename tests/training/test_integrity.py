@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.training.checkpoint import choose_whole, recover
+from revhrnet_hf.training.checkpoint import choose_whole, recover, save_last
 from revhrnet_hf.training.integrity import damage, refuse_pickles, write_checkpoint
 
 
@@ -129,3 +129,32 @@ def test_killed_before_any_change_on_the_disk(tmp_path, monkeypatch):
         assert damage(output_dir / "best") is None, step
         assert [path.name for path in output_dir.iterdir()] == ["best"], step
     assert step > 15 and seen == {"1", "2"}
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_killed_and_files_of_others_are_there(tmp_path, monkeypatch, name):
+    """Whenever a process that replaces a checkpoint is killed, a note that somebody has put into it is found once."""
+
+    def fill(folder, number):
+        (folder / "training_state.json").write_text(f'{{"step": {number}}}')
+
+    def replace(output_dir):
+        if name == "last":
+            save_last(output_dir, 1, lambda folder: fill(folder, 2))
+        else:
+            write_checkpoint(output_dir / name, lambda folder: fill(folder, 2))
+
+    ended, step = False, 0
+    while not ended:
+        step += 1
+        output_dir = tmp_path / str(step)
+        write_checkpoint(output_dir / name, lambda folder: fill(folder, 1))
+        (output_dir / name / "notes").mkdir()
+        (output_dir / name / "notes" / "thesis.txt").write_text("somebody's")
+        ended = killed_at(step, monkeypatch, lambda: replace(output_dir))  # noqa: B023
+        recover(output_dir)
+        assert [path.read_text() for path in output_dir.rglob("thesis.txt")] == ["somebody's"], step
+        assert damage(output_dir / name) is None, step
+    assert step > 10
+    assert (output_dir / name / "notes" / "thesis.txt").exists()
+    assert [path.name for path in output_dir.iterdir()] == [name]

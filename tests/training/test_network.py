@@ -1,8 +1,12 @@
 """The image processor that goes with a recipe's network."""
 
 import pytest
+import torch
 
 from revhrnet_hf.data import get_label_space
+from revhrnet_hf.data.label_space import label_space_of_names
+from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.training import network
 from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.recipe import RANDOM, Recipe
 
@@ -24,3 +28,42 @@ def test_mean_and_std_are_the_backbones(settings, mean_and_std):
     recipe = Recipe(dataset="camvid", variant="w18", num_modules=[1, 1, 1], num_blocks=1, backbone_weights=RANDOM, **settings)
     _, processor = build_model(recipe, get_label_space("camvid11"))
     assert (list(processor.image_mean), list(processor.image_std)) == mean_and_std
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"class_weights": [1, 1]},
+            "Recipe field class_weights must have one value a class: it has 2, and 'unnamed' has 3 classes (road, car, tree)",
+        ),
+        (
+            {"num_modules": [1]},
+            "The recipe's model cannot be built: num_modules must have one entry fewer than stream_channels, ",
+        ),
+        ({"variant": "w99"}, "The recipe's model cannot be built: Unknown RevHRNet variant 'w99'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_said_in_one_line(settings, said):
+    recipe = Recipe(dataset="camvid", backbone_weights=RANDOM, **settings)
+    with torch.device("meta"), pytest.raises(RecipeError) as refusal:
+        build_model(recipe, label_space_of_names(["road", "car", "tree"]))
+    assert str(refusal.value).startswith(said)
+    assert "\n" not in str(refusal.value) and "alidation error" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("semantic_loss_ohem_threshold", 2.0, "cannot be built: ohem_threshold is a probability above 0"),  # a class's validator
+        ("semantic_loss_ohem_min_kept", "many", "cannot be built: Field 'ohem_min_kept' expected int"),  # a field's
+    ],
+)
+def test_the_configs_own_checks_name_the_recipes_fields(monkeypatch, setting, value, said):
+    """Even where the recipe has let something pass that the config does not take."""
+    given = network._common_settings
+    monkeypatch.setattr(network, "_common_settings", lambda *arguments: {**given(*arguments), setting: value})
+    with torch.device("meta"), pytest.raises(RecipeError) as refusal:
+        build_model(Recipe(dataset="camvid", backbone_weights=RANDOM), get_label_space("camvid11"))
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value) and "alidation error" not in str(refusal.value)

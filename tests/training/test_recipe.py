@@ -229,6 +229,69 @@ def test_help_explains_every_field(run_seg, monkeypatch, capsys):
         assert setting.metadata["help"].split(":")[0] in said
 
 
+def parsed(run_seg, monkeypatch, recipe, options):
+    command = ["run_seg.py", "--recipe", str(recipe), "--data_dir", "D", "--output_dir", "O", *options.split()]
+    monkeypatch.setattr("sys.argv", command)
+    return run_seg.parse_command_line()[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("epochs: 3\n", "--dataset folder", {"dataset": "folder", "epochs": 3}),
+        ("dataset: camvid\nepochs: many\n", "--epochs 3", {"epochs": 3}),
+        ("dataset: camvid\nprecision: float\n", "--precision no", {"precision": "no"}),
+        ("dataset: camvid\nbatch_size: 5\n", "--gradient_accumulation_steps 5", {"gradient_accumulation_steps": 5}),
+        ("dataset: camvid\nbatch_size: 5\ngradient_accumulation_steps: 2\n", "--batch_size 4", {"batch_size": 4}),
+        ("dataset: camvid\npush_to_hub: true\n", "--hub_model_id me/net", {"hub_model_id": "me/net"}),
+        ("dataset: camvid\nmore_datasets: [':val']\n", "--more_datasets coco", {"more_datasets": ["coco"]}),
+        ("dataset: {loader: folder, split: all}\n", "--dataset photos", {"dataset": "photos", "train_split": "all"}),
+        ("dataset: {name: a, loader: folder}\n", "--dataset camvid --loader hub", {"dataset": "camvid", "loader": "hub"}),
+        ("dataset: {name: a, loader: folder}\nloader: hub\n", "--loader hub", {"dataset": "a", "loader": "hub"}),
+        ("stages: [{epochs: 0}, {}]\n", "--dataset camvid --epochs 2", {"dataset": "camvid", "epochs": 2}),
+    ],
+)
+def test_the_command_line_counts_before_the_file_is_checked(run_seg, tmp_path, monkeypatch, text, options, expected):
+    for recipe in parsed(run_seg, monkeypatch, write(tmp_path, text), options):
+        assert {name: getattr(recipe, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("epochs: 3\n", "--seed 1", r"recipe\.yaml with --seed: Recipe field dataset is missing"),
+        ("dataset: camvid\n", "--epochs 0", r"recipe\.yaml with --epochs: Recipe field epochs must be positive, got 0"),
+        ("dataset: camvid\nepochs: 0\n", "--seed 1", "Recipe field epochs must be positive, got 0"),
+        ("dataset: camvid\nepoch: 5\n", "--epochs 3", "Unknown field in .*: epoch"),
+    ],
+)
+def test_the_rest_of_the_file_is_checked(run_seg, tmp_path, monkeypatch, text, options, said):
+    with pytest.raises(RecipeError, match=said):
+        parsed(run_seg, monkeypatch, write(tmp_path, text), options)
+
+
+@pytest.mark.parametrize("word", ["no", "No", "NO", "off", "false", "'no'"])
+def test_no_is_a_precision(tmp_path, word):
+    """YAML 1.1 reads these words as false, but for the last."""
+    assert Recipe.from_yaml(write(tmp_path, f"dataset: camvid\nprecision: {word}\n")).precision == "no"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("precision: yes", r"must be one of no, bf16, fp16, got True \(YAML reads yes, on, true, y as true: put the word in"),
+        ("recompute: off", r"must be one of none, norms, modules, got False \(YAML reads no, off, false, n as false"),
+        ("train_split: on", r"train_split must be of type str, got True \(YAML reads yes, on"),
+        ("trackers: [no]", r"trackers must be of type str, got False \(YAML reads no"),
+        ("epochs: yes", r"epochs must be of type int, got True$"),
+        ("precision: 0", r"must be one of no, bf16, fp16, got 0$"),
+    ],
+)
+def test_words_that_yaml_reads_as_truth_values(tmp_path, text, said):
+    with pytest.raises(RecipeError, match=said):
+        Recipe.from_yaml(write(tmp_path, f"dataset: camvid\n{text}\n"))
+
+
 def test_push_is_refused_before_training(run_seg, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("dataset: camvid\npush_to_hub: true\n")

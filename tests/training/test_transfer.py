@@ -78,7 +78,10 @@ def test_other_networks_are_refused(make, cityscapes, tmp_path):
         hand_over(make(space.names, num_modules=[1, 1, 1]), space, str(folder))
     with pytest.raises(RecipeError, match=r"another network .* there and \(.*\) here"):
         hand_over(make(space.names, stream_channels=[8, 12, 16, 24]), space, str(folder))
-    with pytest.raises(RecipeError, match=r"cannot be handed over: No class .*hand_over_classifier"):
+    with pytest.raises(
+        RecipeError, match=r"cityscapes cannot be transferred: no class of the checkpoint \(road, .*\(a, b\)"
+    ) as said:
         hand_over(make(["a", "b"]), label_space_of_names(["a", "b"]), str(folder))
+    assert "hand_over_classifier" in str(said.value) and "unnamed' has" not in str(said.value)
     with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
         hand_over(make(space.names), space, str(tmp_path / "nowhere"))
