@@ -25,7 +25,7 @@ from .class_counts import MOST_IGNORED, ClassCounts, Counting, ignored_text, is_
 from .datasets.hub import IMAGE, IMAGE_ID, LABEL_MAP, load_stored, stored_splits
 from .features import Picture, PictureFile
 from .label_space import LabelSpace, find_label_space, id_ranges
-from .listing import Listed, Sample, by, locate_all, mismatch
+from .listing import Sample, by, locate_all, mismatch
 from .loader import build_loader
 from .loading import STORED, check_known, find_builder, label_space_of, loader_of
 
@@ -214,7 +214,9 @@ def audit_dataset(
         raise DataError(" ".join(audit.absent.values()))
     check = partial(check_sample, counting=Counting(audit.label_space))
     _decode(audit, list(wanted), list(wanted.values()), check, num_workers)
-    _check_classes(audit, label_space)
+    # In a folder of one's own a class that never occurs is wrong, whoever published the classes.
+    is_own = not (builder_class.LABEL_SPACES and is_published(audit.label_space))
+    _check_classes(audit, label_space, is_own)
     _check_ignored(audit, label_space, most_ignored)
     return audit
 
@@ -248,7 +250,7 @@ def _audit_stored(
         audit.splits[split] = _empty_report(len(dataset), None, audit.label_space)
         _decode(audit, _undecoded(dataset), [[split]] * len(dataset), check, num_workers)
     table = str(label_space or source)
-    _check_classes(audit, table)
+    _check_classes(audit, table, is_own=not is_published(audit.label_space))
     _check_ignored(audit, table, most_ignored)
     return audit
 
@@ -306,9 +308,8 @@ def _decode(
                 audit.note(problem, split)
 
 
-def _check_classes(audit: Audit, label_space: str) -> None:
+def _check_classes(audit: Audit, label_space: str, is_own: bool) -> None:
     """Classes that occur nowhere in the training split, or there only."""
-    is_own = not is_published(audit.label_space)
     trained = _training_split(audit)
     if trained is None:
         return
@@ -374,8 +375,8 @@ def _check_pair(
             problems.append(Problem("size", image_file, text))
         if is_ambiguous(opened, label_map.size):
             text = (
-                f"{shown} has the EXIF orientation {opened.orientation}, and its label map fits the image turned by it as well as "
-                "the one stored: see that both show the same."
+                f"{shown} has the EXIF orientation {opened.orientation}, and its label map fits the image turned by it as well "
+                "as the one stored: see that both show the same."
             )
             notes.append(Problem("orientation", image_file, text))
     pixels, ignored = (None, {}) if label_map is None else counting.count(np.asarray(label_map))

@@ -65,7 +65,9 @@ def load_stored(
     columns = list(dict.fromkeys([image_column, label_column, *([IMAGE_ID] if IMAGE_ID in features else [])]))
     own = OwnFiles(source, None if saved else dataset.info.builder_name)
     dataset = dataset.select_columns(columns).cast_column(image_column, Picture())
-    dataset = dataset.rename_columns({image_column: IMAGE, label_column: LABEL_MAP})  # both at once: they may be swapped
+    if (image_column, label_column) != (IMAGE, LABEL_MAP):
+        between = dataset.rename_columns({image_column: "given_image", label_column: "given_label_map"})  # they may be swapped
+        dataset = between.rename_columns({"given_image": IMAGE, "given_label_map": LABEL_MAP})
     complete = _complete_mapped if isinstance(dataset, datasets.Dataset) else _complete_streamed
     dataset = complete(dataset, feature, foreign, own)
     return dataset.to_iterable_dataset(num_shards=min(STREAMS, len(dataset))) if saved and streaming else dataset

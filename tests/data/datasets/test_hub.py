@@ -297,3 +297,37 @@ def test_damaged_saved_set(own, tmp_path):
     next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"no arrow")
     with pytest.raises(DataError, match=r"saved cannot be read .*: save it again"):
         load(tmp_path / "saved", "val")
+
+
+def png(array):
+    data = io.BytesIO()
+    PIL.Image.fromarray(array).save(data, "PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
+def saved(folder, columns):
+    features = datasets.Features({name: datasets.Image() for name in columns})
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}], ids=["null", "empty"])
+@pytest.mark.parametrize("column", ["image", "label_map"])
+def test_a_row_without_its_image_is_named(tmp_path, table, column, empty):
+    columns = {"image": [png(np.zeros((4, 5, 3), np.uint8))] * 3, "label_map": [png(np.zeros((4, 5), np.uint8))] * 3}
+    columns[column] = [*columns[column][:2], empty]
+    kind = column.replace("_", " ")
+    with pytest.raises(DataError, match=rf"1 of the split's 3 rows have no {kind}: row 2, counted from 0"):
+        load(saved(tmp_path / "saved", columns), label_space=table)
+    row = {name: values[2] for name, values in columns.items()} | {"image_id": "x7"}
+    with pytest.raises(DataError, match=rf"x7 has no {kind}"):
+        stored_module._completed(row, foreign=True, own=OwnFiles(tmp_path))
+
+
+def test_columns_that_are_the_same_or_swapped(tmp_path, table):
+    image, ids = np.full((4, 5, 3), 9, np.uint8), np.ones((4, 5), np.uint8)
+    folder = saved(tmp_path / "saved", {"label_map": [png(image)], "image": [png(ids)]})
+    with pytest.raises(DataError, match="image_column and label_column are both 'image'"):
+        load(folder, label_space=table, image_column="image", label_column="image")
+    (row,) = load(folder, label_space=table, image_column="label_map", label_column="image")
+    assert np.array_equal(np.asarray(row["image"]), image) and np.asarray(row["label_map"]).max() == 0
