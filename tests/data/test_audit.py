@@ -109,7 +109,7 @@ def test_count_is_compared_with_the_published(mini_camvid):
     (mini_camvid / "val.txt").write_text("".join(lines[:2]))
     ((problem, splits),) = audit_dataset("camvid", mini_camvid).findings.items()
     assert (problem.kind, splits) == ("count", ["val"])
-    assert problem.text == "val has 2 pictures, but CamVid was published with 3."
+    assert problem.text == "val has 2 images, but CamVid was published with 3."
 
 
 def test_broken_list_does_not_hide_the_other_splits(mini_camvid):

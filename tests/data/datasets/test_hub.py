@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
+import pyarrow as pa
 import pytest
 import torch
 from fsspec.implementations.dirfs import DirFileSystem
@@ -260,7 +261,7 @@ def test_what_is_not_said_or_not_there(foreign, foreign_columns, own, tmp_path):
     wrong = [
         ({"split": "val"}, "has no split 'val'; splits there: train"),
         ({}, "has no column 'image'; its columns: caption, photo, mask"),
-        ({"image_column": "caption"}, r"column 'caption' of .*saved is Value\('string'\), not one of pictures"),
+        ({"image_column": "caption"}, r"column 'caption' of .*saved is Value\('string'\), not one of images"),
         ({"image_column": "photo", "label_column": "labels"}, "has no column 'labels'"),
         ({"image_column": "photo", "label_column": "mask"}, "does not say what the ids in its label maps mean: give label_space"),
         ({**foreign_columns, "label_space": "kitti"}, "Unknown label space 'kitti'"),
@@ -280,7 +281,7 @@ def test_rows_without_label_map(foreign, foreign_columns, hub):
     broken.push_to_hub("they/cars")
     with pytest.raises(DataError, match=r"1 of the split's 4 rows have no label map"):
         load(hub, **foreign_columns)
-    with pytest.raises(DataError, match=r"The picture .* has no label map"):
+    with pytest.raises(DataError, match=r"The image .* has no label map"):
         list(load(hub, streaming=True, **foreign_columns))
 
 
@@ -307,7 +308,8 @@ def png(array):
 
 def saved(folder, columns):
     features = datasets.Features({name: datasets.Image() for name in columns})
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(folder)
+    table = datasets.table.InMemoryTable(pa.table(columns, schema=features.arrow_schema))
+    datasets.Dataset(table, info=datasets.DatasetInfo(features=features)).save_to_disk(folder)
     return folder
 
 
