@@ -2,6 +2,7 @@
 
     python scripts/audit_data.py camvid DIR
     python scripts/audit_data.py folder DIR --split train --label_space labels.yaml --json audit.json
+    python scripts/audit_data.py hub DIR --label_column mask --label_space labels.yaml
 
 Prints the images of each split (and how many its publisher says there are), their sizes, each class's share of the pixels, and a
 table of findings: files without partner, unreadable ones, sizes that differ, ids outside the table, classes of your own that have
@@ -23,12 +24,14 @@ from revhrnet_hf.io import write_json
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", metavar="NAME", help="dataset by name, such as camvid; folder, for images of your own")
-    parser.add_argument("data_dir", metavar="DIR", type=Path, help="its folder, as its publisher ships it")
+    parser.add_argument("name", metavar="NAME", help="dataset by name, such as camvid; folder, for images of your own; hub")
+    parser.add_argument("data_dir", metavar="DIR", help="its folder, as its publisher ships it; of hub, also its name on the Hub")
     parser.add_argument(
         "--loader", help="how to read it, where NAME is a name of your own: folder, or a published dataset's name"
     )
     parser.add_argument("--split", nargs="+", default=(), help="parts of the dataset (default: all that are there)")
+    parser.add_argument("--image_column", help="of hub: the column of images (default: image)")
+    parser.add_argument("--label_column", help="of hub: the column of label maps (default: label_map)")
     parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
     parser.add_argument(
         "--max_ignored",
@@ -52,7 +55,17 @@ def main() -> None:
         raise RecipeError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
     if not 0 <= args.max_ignored <= 100:
         raise RecipeError(f"--max_ignored {args.max_ignored}: give a percentage from 0 to 100")
-    audit = audit_dataset(args.name, args.data_dir, args.split, args.label_space, args.num_workers, args.loader, args.max_ignored)
+    audit = audit_dataset(
+        args.name,
+        args.data_dir,
+        args.split,
+        args.label_space,
+        args.num_workers,
+        args.loader,
+        args.max_ignored,
+        args.image_column,
+        args.label_column,
+    )
     print(audit)
     if args.json:
         write_json(args.json, audit.to_dict())

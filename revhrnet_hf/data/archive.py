@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -69,6 +69,9 @@ class DataTree:
     Litter (`is_litter`) is skipped. Links are followed, but for those that lead to a folder above themselves, whose files are
     listed anyway.
 
+    A file that several archives hold is read if they all hold the same; otherwise nobody knows which one counts, and to ask for
+    it is an error. (Files that nobody asks for, such as each archive's README, may differ.)
+
     Args:
         root: a folder, whose own zip and tar files are opened (not those of folders below), or a single archive.
 
@@ -108,10 +111,14 @@ class DataTree:
     def is_empty(self) -> bool:
         return not any(not is_litter(path.name) for path in self._folder.iterdir()) if self._folder else not self._members
 
-    @cached_property
+    @property
     def _members(self) -> dict[str, dict[str, str]]:
-        """Folder in the archives → name → location; without litter, and without what lies unpacked beside its archive."""
+        return self._packed.members
+
+    @cached_property
+    def _packed(self) -> "_Packed":
         members: dict[str, dict[str, str]] = defaultdict(dict)
+        rivals: dict[str, list[str]] = defaultdict(list)
         for archive in self.archives:
             listed = _listing(archive)
             leftovers = self._leftovers(listed)
@@ -121,11 +128,13 @@ class DataTree:
                     continue
                 for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents):
                     members[_folder_key(parent)]
-                for name, member in kept.items():
-                    members[folder].setdefault(name, archive_location(archive, member))
-        return dict(members)
+                for name, same_path in kept.items():
+                    for location in (archive_location(archive, member) for member in same_path):
+                        if members[folder].setdefault(name, location) != location:
+                            rivals[f"{folder}/{name}" if folder else name].append(location)
+        return _Packed(dict(members), dict(rivals))
 
-    def _leftovers(self, listed: dict[str, dict[str, str]]) -> set[str]:
+    def _leftovers(self, listed: dict[str, dict[str, list[str]]]) -> set[str]:
         """The folders of an archive that was unpacked here and kept: those that are on the disk, and those deleted there.
 
         A folder was deleted if it is not on the disk and one beside it out of the same archive, or the one above it with files
@@ -147,7 +156,11 @@ class DataTree:
         return self.location(path) is not None
 
     def location(self, path: str) -> str | None:
-        """Where the file `path` is, or None if there is none; a DataError if no text can hold its name."""
+        """Where the file `path` is, or None if there is none.
+
+        Raises:
+            DataError: no text can hold its name, or archives hold different files at this path; they are named.
+        """
         path = self._at(path)
         folder, _, name = path.rpartition("/")
         # os.path.isfile: of a path that no file can have it says False, too.
@@ -155,7 +168,20 @@ class DataTree:
         location = str(self._folder / path) if unpacked else self._members.get(folder, {}).get(name)
         if location is not None and not _is_text(location):
             raise DataError(f"The name of the file {location!a} is not UTF-8: rename it.")
+        if location is not None and not unpacked:
+            self._check_rivals(path, location)
         return location
+
+    def _check_rivals(self, path: str, location: str) -> None:
+        """Raises a DataError if another member at this path of the archives holds something else."""
+        rivals = self._packed.rivals.get(path, [])
+        for rival in rivals:
+            if _content_stamp(rival) != _content_stamp(location):
+                raise DataError(
+                    f"{location} and {rival} are both {path!r} and differ, so it is not clear which one counts: take the "
+                    f"archive that is out of date out of {self.root}, or give each archive a folder of its own."
+                )
+        rivals.clear()  # compared once
 
     def expected(self, path: str) -> str:
         """Where the file `path` is, or would be, for messages."""
@@ -215,6 +241,18 @@ class DataTree:
         return sorted(path for path in self._folder.iterdir() if path.name.endswith(COMPRESSED_WHOLE)) if self._folder else []
 
 
+class _Packed(NamedTuple):
+    """What the archives of a tree hold, without litter, and without what lies unpacked beside its archive.
+
+    Attributes:
+        members: folder → name → location, in the first archive that has it.
+        rivals: path → further locations with this path, not yet compared with the first.
+    """
+
+    members: dict[str, dict[str, str]]
+    rivals: dict[str, list[str]]
+
+
 def _is_archive(path: Path) -> bool:
     return path.suffix.lower() in ARCHIVES and path.is_file() and not is_litter(path.name)
 
@@ -224,13 +262,18 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in LITTER
 
 
-def _listing(archive: Path) -> dict[str, dict[str, str]]:
-    """Folder in an archive → name of a file → member. Some programs on Windows write `\\` into zip files for `/`."""
-    listed: dict[str, dict[str, str]] = defaultdict(dict)
-    for member in _open_archive(str(archive)).names:
-        path = PurePosixPath(member.replace("\\", "/") if archive.suffix.lower() == ".zip" else member)
-        if not member.endswith("\\") and not any(map(is_litter, path.parts)):
-            listed[_folder_key(path.parent)][path.name] = member
+def _listing(archive: Path) -> dict[str, dict[str, list[str]]]:
+    """Folder in an archive → name of a file → members that unpack to it, mostly one.
+
+    Some programs on Windows write `\\` into zip files for `/`. A path that begins with `/` is taken below the folder, as `unzip`
+    and `tar` do.
+    """
+    listed: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    for member in dict.fromkeys(_open_archive(str(archive)).names):
+        name = member.replace("\\", "/") if archive.suffix.lower() == ".zip" else member
+        path = PurePosixPath(name.lstrip("/"))
+        if path.name and not member.endswith("\\") and not any(map(is_litter, path.parts)):
+            listed[_folder_key(path.parent)].setdefault(path.name, []).append(member)
     return listed
 
 
@@ -345,6 +388,15 @@ def location_stamp(location: str) -> str:
     return f"{location}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
+def _content_stamp(location: str) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of an archive's member."""
+    file, member = split_location(location)
+    try:
+        return _open_archive(file).content_stamp(member)
+    except OSError as error:
+        raise DataError(f"{location} cannot be read ({error}).") from error
+
+
 class _ZipFile:
     """An open zip file, read member by member; several threads may read. It is closed when nobody refers to it any more."""
 
@@ -356,6 +408,10 @@ class _ZipFile:
         weakref.finalize(self, stream.close)
         self._zip = zipfile.ZipFile(stream)
         self.names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
+
+    def content_stamp(self, member: str) -> tuple[int, int]:
+        info = self._zip.getinfo(member)
+        return info.file_size, info.CRC
 
     def read(self, member: str, size: int) -> bytes:
         """The member's first `size` bytes, all if it is negative."""
@@ -400,6 +456,10 @@ class _TarFile:
         if any(self._bytes(whole - TAR_BLOCK, TAR_BLOCK)):
             raise EOFError("it ends before its end mark")
         self.names = list(members)
+
+    def content_stamp(self, member: str) -> tuple[int, int]:
+        data = self.read(member, -1)
+        return len(data), zlib.crc32(data)
 
     def read(self, member: str, size: int) -> bytes:
         """The member's first `size` bytes, all if it is negative."""

@@ -1,31 +1,33 @@
 """The audit of a dataset on disk: every file decoded, every finding listed, not only the first.
 
 Findings are what is wrong and fails the audit; notes are what may be right. A class without a pixel in the training split is a
-finding in people's own data, and so is an id that their label table ignores on much of it: both mostly mean that the table is
-wrong. In published datasets a class that never occurs is a note (a copy that is not whole has its count as a finding), and what
-their publishers ignore is right.
+finding in people's own classes, and so is an id that their label table ignores on much of it: both mostly mean that the table is
+wrong. In a published label space a class that never occurs is a note (a copy that is not whole has its count as a finding), and
+what the publisher ignores is right.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..errors import AbsentSplitError, DataError
-from ..images import ImageFile, fitted
-from .archive import DataTree, read_location
+from ..images import fitted
+from .archive import DataTree
 from .builder import SegmentationBuilder
-from .class_counts import MOST_IGNORED, ClassCounts, Counting, ignored_text, unseen_text
-from .features import Picture
+from .class_counts import MOST_IGNORED, ClassCounts, Counting, ignored_text, is_published, unseen_text
+from .datasets.hub import IMAGE, IMAGE_ID, LABEL_MAP, load_stored, stored_splits
+from .features import Picture, PictureFile
 from .label_space import LabelSpace, find_label_space, id_ranges
-from .listing import Listed, Sample, by, locate_all
+from .listing import Sample, by, locate_all, mismatch
 from .loader import build_loader
-from .loading import check_known, find_builder, loader_of
+from .loading import STORED, check_known, find_builder, label_space_of, loader_of
 
 MAX_SIZES = 4  # that the table names; the JSON has all
 TRAINING_SPLITS = ("train", "training", "trainval", "default")  # the first that is there is taken for the one trained on
@@ -34,7 +36,7 @@ TRAINING_SPLITS = ("train", "training", "trainval", "default")  # the first that
 class Problem(NamedTuple):
     """What is wrong: kind, the file or folder, and a sentence.
 
-    Kinds are listing, count, missing, picture, label map, size, class, ignored and, of notes, orientation.
+    Kinds are listing, count, missing, image, label map, size, class, ignored and, of notes, orientation.
     """
 
     kind: str
@@ -94,7 +96,7 @@ class Audit:
     Attributes:
         dataset, label_space: what was audited.
         splits: by name.
-        absent: splits that are not there, with the reason; no findings, for people have parts of data sets.
+        absent: splits that are not there, with the reason; no findings, for people have parts of datasets.
         findings: everything that is wrong → the splits in which it is.
         notes: the same of what is worth a look and may be right.
     """
@@ -143,7 +145,7 @@ class Audit:
         return "\n\n".join(parts)
 
     def _split_rows(self) -> Iterable[list[str]]:
-        yield ["split", ">pictures", ">published", "width×height"]
+        yield ["split", ">images", ">published", "width×height"]
         for split, report in self.splits.items():
             sizes = [f"{by(size)} ({count})" for size, count in report.sizes.most_common(MAX_SIZES)]
             others = len(report.sizes) - MAX_SIZES
@@ -176,11 +178,13 @@ def audit_dataset(
     num_workers: int | None = 0,
     loader: str | None = None,
     most_ignored: float = MOST_IGNORED,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Audit:
-    """Decodes every image and label map of a dataset in a folder, with a progress bar, and lists all that is wrong.
+    """Decodes every image and label map of a dataset, with a progress bar, and lists all that is wrong.
 
     Args:
-        name, data_dir, label_space, loader: as for `load_segmentation_dataset`.
+        name, data_dir, label_space, loader, image_column, label_column: as for `load_segmentation_dataset`.
         splits: which; every split that is there if none is named. Files that several splits share are read once.
         num_workers: processes that decode; 0: this one; None: `default_num_workers()`.
         most_ignored: per cent of a split's pixels that an id may cover which somebody's own label table ignores.
@@ -188,7 +192,13 @@ def audit_dataset(
     Raises:
         DataError: there is no such dataset, or none of its splits, or not one that is named.
     """
-    builder_class, data_dir, label_space = find_builder(loader_of(name, loader), data_dir, label_space)
+    loader = loader_of(name, loader)
+    if loader == STORED:
+        columns = image_column or IMAGE, label_column or LABEL_MAP
+        return _audit_stored(name, data_dir, tuple(splits), label_space, columns, num_workers, most_ignored)
+    if image_column or label_column:
+        raise DataError(f"image_column and label_column are for the dataset {STORED!r} only: leave them out with {name!r}.")
+    builder_class, data_dir, label_space = find_builder(loader, data_dir, label_space)
     tree = builder_class.open_tree(data_dir)
     possible = builder_class.splits(data_dir, label_space)
     for split in splits:
@@ -202,10 +212,53 @@ def audit_dataset(
         raise DataError(audit.absent[missing[0]])
     if not audit.splits and not audit.findings:
         raise DataError(" ".join(audit.absent.values()))
-    _check_files(audit, wanted, num_workers)
-    _check_classes(audit, label_space, is_own=not builder_class.LABEL_SPACES)
+    check = partial(check_sample, counting=Counting(audit.label_space))
+    _decode(audit, list(wanted), list(wanted.values()), check, num_workers)
+    # In a folder of one's own a class that never occurs is wrong, whoever published the classes.
+    is_own = not (builder_class.LABEL_SPACES and is_published(audit.label_space))
+    _check_classes(audit, label_space, is_own)
     _check_ignored(audit, label_space, most_ignored)
     return audit
+
+
+def _audit_stored(
+    name: str,
+    source: str | Path,
+    splits: tuple[str, ...],
+    label_space: str | Path | None,
+    columns: tuple[str, str],
+    num_workers: int | None,
+    most_ignored: float,
+) -> Audit:
+    """The same of a dataset that `datasets` has stored; `columns` are those of images and label maps."""
+    possible = stored_splits(source)
+    for split in splits:
+        check_known(f"split of {source}", split, possible)
+    loaded, failed = {}, {}
+    for split in splits or possible:
+        try:
+            loaded[split] = load_stored(source, split, label_space, False, *columns)
+        except DataError as error:
+            failed[split] = error
+    if not loaded:
+        raise next(iter(failed.values()))
+    audit = Audit(name, label_space_of(next(iter(loaded.values()))))
+    for split, error in failed.items():
+        audit.find(Problem("listing", str(source), str(error)), split)
+    check = partial(check_row, counting=Counting(audit.label_space))
+    for split, dataset in loaded.items():
+        audit.splits[split] = _empty_report(len(dataset), None, audit.label_space)
+        _decode(audit, _undecoded(dataset), [[split]] * len(dataset), check, num_workers)
+    table = str(label_space or source)
+    _check_classes(audit, table, is_own=not is_published(audit.label_space))
+    _check_ignored(audit, table, most_ignored)
+    return audit
+
+
+def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    for column in (IMAGE, LABEL_MAP):
+        dataset = dataset.cast_column(column, replace(dataset.features[column], decode=False))
+    return dataset
 
 
 def _samples(
@@ -214,33 +267,39 @@ def _samples(
     """The split's pairs of files that are there; whatever is wrong with the list itself goes to the findings."""
     try:
         listed = builder_class.list_split(tree, split, label_space)
+        samples, lost = locate_all(tree, listed)
     except AbsentSplitError as error:
         audit.absent[split] = str(error)
         return []
     except DataError as error:
         audit.find(Problem("listing", str(tree.root), str(error)), split)
         return []
-    audit.splits[split] = _empty_report(listed, builder_class.PUBLISHED_COUNTS.get(split), audit.label_space)
-    published = audit.splits[split].published
+    published = builder_class.published_count(tree, split, audit.label_space)
+    audit.splits[split] = _empty_report(len(listed), published, audit.label_space)
     if published not in (None, len(listed)):
-        text = f"{split} has {len(listed)} pictures, but {builder_class.TITLE} was published with {published}."
+        text = f"{split} has {len(listed)} images, but {builder_class.TITLE} was published with {published}."
         audit.find(Problem("count", str(tree.root), text), split)
-    samples, lost = locate_all(tree, listed)
     for item in lost:
         text = f"{item.partner_kind} without its {item.kind}: {item.partner} (expected {item.missing})"
         audit.find(Problem("missing", item.missing, text), split)
     return samples
 
 
-def _empty_report(listed: list[Listed], published: int | None, label_space: LabelSpace) -> SplitReport:
-    counts = ClassCounts.none_of(label_space, of=len(listed))
-    return SplitReport(len(listed), published, counts, np.zeros_like(counts.pixels))
+def _empty_report(images: int, published: int | None, label_space: LabelSpace) -> SplitReport:
+    counts = ClassCounts.none_of(label_space, of=images)
+    return SplitReport(images, published, counts, np.zeros_like(counts.pixels))
 
 
-def _check_files(audit: Audit, wanted: dict[Sample, list[str]], num_workers: int) -> None:
-    check = partial(check_sample, counting=Counting(audit.label_space))
-    loader = build_loader(list(wanted), num_workers, collate_fn=check)  # the workers decode
-    for checked, splits in zip(tqdm(loader, desc="decoding", unit="picture"), wanted.values(), strict=True):
+def _decode(
+    audit: Audit,
+    pairs: Sequence[Any],
+    splits_of: list[list[str]],
+    check: Callable[[Any], Checked],
+    num_workers: int | None,
+) -> None:
+    """Checks each pair and adds what is found to the splits that hold it."""
+    loader = build_loader(pairs, num_workers, collate_fn=check)  # the workers decode
+    for checked, splits in zip(tqdm(loader, desc="decoding", unit="image"), splits_of, strict=True):
         for split in splits:
             audit.splits[split].add(checked)
             for problem in checked.problems:
@@ -284,39 +343,55 @@ def _check_ignored(audit: Audit, label_space: str, most: float) -> None:
 
 def check_sample(sample: Sample, counting: Counting) -> Checked:
     """Decodes an image and its label map."""
+    image = {"path": sample.image, "bytes": None}
+    label_map = {"path": sample.label_map, "bytes": sample.annotation}
+    return _check_pair(image, label_map, f"Image {sample.image}", (sample.image, sample.label_map), counting)
+
+
+def check_row(row: dict[str, Any], counting: Counting) -> Checked:
+    """The same of a row whose image and label map are as stored."""
+    image_id = row[IMAGE_ID]
+    return _check_pair(row[IMAGE], row[LABEL_MAP], f"Image {image_id}", (image_id, image_id), counting)
+
+
+def _check_pair(
+    image_value: dict[str, Any], label_value: dict[str, Any], shown: str, files: tuple[str, str], counting: Counting
+) -> Checked:
+    """Decodes stored values; `shown` and `files` name them in what is wrong."""
     problems, notes, image, label_map = [], [], None, None
+    (image_file, label_file), opened = files, None
     try:
-        image = Picture().decode_example({"path": sample.image, "bytes": None})
+        image, opened = Picture().decode_example(image_value), Picture().open(image_value)
     except DataError as error:
-        problems.append(Problem("picture", sample.image, str(error)))
+        problems.append(Problem("image", image_file, _naming(image_file, error)))
     try:
-        label_map = counting.feature.decode_example({"path": sample.label_map, "bytes": sample.annotation})
+        label_map = counting.feature.decode_example(label_value)
     except DataError as error:
-        problems.append(Problem("label map", sample.label_map, str(error)))
+        problems.append(Problem("label map", label_file, _naming(label_file, error)))
     if image and label_map:
         image = fitted(image, label_map.size)
-    if image and label_map and image.size != label_map.size:
-        text = f"Picture {sample.image} is {by(image.size)} pixels (width×height) but its label map is {by(label_map.size)}."
-        problems.append(Problem("size", sample.image, text))
-    if image and label_map and (orientation := ambiguous_orientation(sample.image, label_map.size)):
-        text = (
-            f"{sample.image} has the EXIF orientation {orientation}, and its label map fits the image turned by it as well as "
-            "the one stored: see that both show the same."
-        )
-        notes.append(Problem("orientation", sample.image, text))
+        if image.size != label_map.size:
+            text = mismatch(shown, image.size, opened.orientation, "its label map", label_map.size)
+            problems.append(Problem("size", image_file, text))
+        if is_ambiguous(opened, label_map.size):
+            text = (
+                f"{shown} has the EXIF orientation {opened.orientation}, and its label map fits the image turned by it as well "
+                "as the one stored: see that both show the same."
+            )
+            notes.append(Problem("orientation", image_file, text))
     pixels, ignored = (None, {}) if label_map is None else counting.count(np.asarray(label_map))
     return Checked(image and image.size, pixels, ignored, problems, notes)
 
 
-def ambiguous_orientation(location: str, label_map_size: tuple[int, int]) -> int | None:
-    """The EXIF orientation of an image that a label map of this size fits both as stored and as turned; None of any other.
+def _naming(file: str, error: DataError) -> str:
+    """The error's text, which does not know the row of an image that is stored inside a dataset."""
+    return str(error) if file in str(error) else f"Image {file}: {error}"
 
-    Args:
-        location: of an image that could be read.
-        label_map_size: width and height.
-    """
-    file = ImageFile(read_location(location))
-    return file.orientation if file.orientation != 1 and file.size == file.stored_size == label_map_size else None
+
+def is_ambiguous(image: PictureFile, label_map_size: tuple[int, int]) -> bool:
+    """Whether a label map of this (width, height) fits a turned image both as stored and as turned."""
+    stored_size = image.size[::-1] if image.orientation > 4 else image.size
+    return image.orientation != 1 and image.size == stored_size == label_map_size
 
 
 def _table(rows: Iterable[list[str]]) -> str:

@@ -10,8 +10,9 @@ import datasets
 
 from ..errors import DataError
 from .archive import DataTree
+from .class_counts import is_published
 from .features import LabelMap, Picture
-from .label_space import find_label_space
+from .label_space import LabelSpace, find_label_space
 from .listing import Listed, Sample, check_same_sizes, listing_digest, locate
 
 MAX_LEVELS_UP = 3  # as far above the given folder as the right one is looked for
@@ -38,7 +39,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         SPLITS: its splits.
         UNLABELLED_SPLITS: further ones, whose label maps the owner keeps.
         HINT: what lies in the right folder, for messages.
-        PUBLISHED_COUNTS: pictures by split, where its owner says how many there are; the audit compares.
+        PUBLISHED_COUNTS: images by split, where its publisher says how many there are (`published_count`).
         recognises(tree): whether the data set lies directly in this tree.
         list_pictures(tree, split): the pictures of an unlabelled split; an AbsentSplitError if it is not there.
         list_split(tree, split, label_space): its pictures with their label maps; an AbsentSplitError if the split is not there.
@@ -78,6 +79,11 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     def splits(cls, data_dir: Path, label_space: str) -> tuple[str, ...]:
         """The splits that can be asked for."""
         return cls.SPLITS
+
+    @classmethod
+    def published_count(cls, tree: DataTree, split: str, space: LabelSpace) -> int | None:
+        """How many images the publisher says the split has in this label space; None where that is not the publisher's."""
+        return cls.PUBLISHED_COUNTS.get(split) if is_published(space) else None
 
     @classmethod
     def open_tree(cls, data_dir: Path) -> DataTree:

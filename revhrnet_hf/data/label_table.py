@@ -27,20 +27,20 @@ There are two classes or more. For a binary task one of them is the background: 
 and 1, and `names: {background: 0, person: 255}` where they hold 0 and 255.
 
 CVAT's `labelmap.txt` (a line `label:red,green,blue:parts:actions` for each class) is a label table too; `names: labelmap.txt`
-takes the classes from the one beside the YAML file.
+takes the classes from the one beside the YAML file, or from the one in an archive that lies there.
 """
 
 import re
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 import yaml.constructor
 
 from ..errors import DataError
-from .archive import archive_location, location_name, read_text, split_location
+from .archive import DataTree, location_name, read_text, split_location
 
 Colour = tuple[int, int, int]
 
@@ -239,7 +239,7 @@ class _Reader:
         if "name" in fields:
             self.result.name = self._text(fields["name"], "name")
         if self._is_cvat(fields["names"]):
-            self._take_cvat()
+            self._take_cvat(fields["names"])
         else:
             self._read_names(fields["names"])
         if not self.result.names:
@@ -256,14 +256,26 @@ class _Reader:
     def _is_cvat(self, node: yaml.Node) -> bool:
         return isinstance(node, yaml.ScalarNode) and node.value == CVAT_NAME
 
-    def _take_cvat(self) -> None:
-        file, member = split_location(self.source)
-        place = (member or file)[: -len(location_name(self.source))] + CVAT_NAME
-        beside = read_label_table(archive_location(file, place) if member else place)
+    def _take_cvat(self, node: yaml.Node) -> None:
+        beside = read_label_table(self._cvat_location(node))
         self.result.names, self.result.colours = beside.names, beside.colours
         self.result.raw_colours = beside.raw_colours
         # 255 is `ignore`'s to give.
         self.result.raw_ids = {raw_id: train_id for raw_id, train_id in beside.raw_ids.items() if train_id != IGNORED}
+
+    def _cvat_location(self, node: yaml.Node) -> str:
+        """Where the labelmap.txt is that is meant: beside this table, else in the data folder or an archive there."""
+        file, member = split_location(self.source)
+        folder = PurePosixPath((member or "").replace("\\", "/").lstrip("/")).parent
+        tree = DataTree(Path(file).parent)
+        usual = tree.location(str(folder / CVAT_NAME)) or tree.location(CVAT_NAME)
+        packed = [tree.location(f"{top}/{CVAT_NAME}") for top in tree.packed_folders()] if usual is None else [usual]
+        found = [location for location in packed if location is not None]
+        if not found:
+            raise self._wrong(node, f"there is no {CVAT_NAME} in {tree.root}, nor in an archive there: put it beside the table.")
+        if len(found) > 1:
+            raise self._wrong(node, f"there are {' and '.join(found)}: put the one that counts beside the table.")
+        return found[0]
 
     def _suffix(self, node: yaml.Node, what: str) -> str:
         suffix = self._text(node, what)

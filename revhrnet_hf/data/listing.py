@@ -113,11 +113,19 @@ def _fitting(sample: Sample) -> Sample:
 
 
 def mismatch(image: str, size: Size, orientation: int, label_map: str, labelled_size: Size) -> str:
-    """What to say of an image and a label map of different (width, height)."""
+    """The message for an image and a label map of different (width, height).
+
+    Args:
+        image, label_map: what the message calls them.
+        size: of the image, upright.
+        orientation: EXIF's, of the image.
+        labelled_size: of the label map.
+    """
     turned = f" (as its EXIF orientation {orientation} turns it, {by(size[::-1])} as stored)" if orientation > 4 else ""
     return (
         f"{image} is {by(size)} pixels (width×height){turned} but {label_map} is {by(labelled_size)}: bring both to one size "
-        "(label maps by nearest neighbour)."
+        "(label maps by nearest neighbour). If only the sides are swapped, the EXIF orientation was applied to one of the two "
+        "only: turn the label map, do not resize it."
     )
 
 

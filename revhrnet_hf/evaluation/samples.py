@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..data.listing import mismatch
 from ..data.loader import build_loader
 from ..errors import DataError
 from ..images import fitted
@@ -49,12 +50,7 @@ class Samples(Dataset):
 def check_same_size(image_id: str, size: Size, label_map_size: Size) -> None:
     """Raises a DataError unless an image and its label map are of one size, (height, width)."""
     if size != label_map_size:
-        (height, width), (label_height, label_width) = size, label_map_size
-        raise DataError(
-            f"image {image_id} is {width}×{height} pixels (width×height) but its label map is {label_width}×{label_height}: "
-            "bring both to one size (label maps by nearest neighbour). If only the sides are swapped, the image's EXIF "
-            "orientation was applied to one of the two only: turn the label map, do not resize it"
-        )
+        raise DataError(mismatch(f"image {image_id}", size[::-1], 1, "its label map", label_map_size[::-1]))
 
 
 def load(samples: Samples, num_workers: int | None, device: torch.device) -> Iterator[Sample]:

@@ -349,3 +349,34 @@ def test_damaged_member_of_a_whole_zip(tmp_path):
     archive.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.txt.* cannot be read"):
         DataTree(tmp_path).read_bytes("a.txt")
+
+
+def write_export(archive, members):
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+
+
+@pytest.mark.parametrize("second", ["b.zip", "b.tar"])
+def test_archives_that_disagree_on_a_file(tmp_path, second):
+    write_export(tmp_path / "a.zip", {"m/p.png": b"old", "m/q.png": b"q", "README": b"1"})
+    if second.endswith("zip"):
+        write_export(tmp_path / second, {"m/p.png": b"new", "m/q.png": b"q", "README": b"2"})
+    else:
+        for name, content in {"m/p.png": b"new", "m/q.png": b"q", "README": b"2"}.items():
+            (tmp_path / "packed" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "packed" / name).write_bytes(content)
+        pack_tar(tmp_path / "packed", tmp_path / second)
+        shutil.rmtree(tmp_path / "packed")
+    tree = DataTree(tmp_path)
+    assert tree.read_bytes("m/q.png") == b"q"  # the same in both
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"a\.zip and .*{second} are both 'm/p\.png' and differ"):
+            tree.location("m/p.png")
+
+
+@pytest.mark.parametrize("name", ["/abs.png", "//m/abs.png", "\\abs.png", "/m/abs.png", "/m/n/abs.png"])
+def test_members_that_begin_with_a_slash_lie_below_the_folder(tmp_path, name):
+    write_export(tmp_path / "a.zip", {name: b"content", "m/x.png": b"x"})
+    tree = DataTree(tmp_path)
+    assert tree.read_bytes(name.replace("\\", "/").lstrip("/")) == b"content"

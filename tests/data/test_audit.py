@@ -1,14 +1,16 @@
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
 
-from revhrnet_hf.data import CamVid
-from revhrnet_hf.data.audit import ambiguous_orientation, audit_dataset
+from revhrnet_hf.data import CamVid, Picture
+from revhrnet_hf.data.audit import audit_dataset, is_ambiguous
 from revhrnet_hf.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "audit_data.py"
@@ -47,7 +49,7 @@ def break_everything(camvid):
     return [
         ("missing", "mini_train_00000.png", r"Label map without its picture: .*trainannot/mini_train_00000\.png"),
         ("missing", "mini_train_00001.png", r"Picture without its label map: .*train/mini_train_00001\.png"),
-        ("picture", "mini_train_00002.png", "cannot be read"),
+        ("image", "mini_train_00002.png", "cannot be read"),
         ("label map", "mini_train_00003.png", "holds the ids 77, 78, 200, which"),
         ("size", "mini_train_00004.png", "is 64×48 pixels .* label map is 30×20"),
         ("label map", "mini_val_00001.png", "cannot be read"),
@@ -107,7 +109,7 @@ def test_count_is_compared_with_the_published(mini_camvid):
     (mini_camvid / "val.txt").write_text("".join(lines[:2]))
     ((problem, splits),) = audit_dataset("camvid", mini_camvid).findings.items()
     assert (problem.kind, splits) == ("count", ["val"])
-    assert problem.text == "val has 2 pictures, but CamVid was published with 3."
+    assert problem.text == "val has 2 images, but CamVid was published with 3."
 
 
 def test_broken_list_does_not_hide_the_other_splits(mini_camvid):
@@ -305,7 +307,8 @@ def test_orientation_that_fits_both_ways(tmp_path, orientation, size, label_size
     if orientation is not None:
         exif[0x0112] = orientation
     PIL.Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
-    assert ambiguous_orientation(str(tmp_path / "a.jpg"), label_size) == (orientation if ambiguous else None)
+    opened = Picture().open({"path": str(tmp_path / "a.jpg"), "bytes": None})
+    assert is_ambiguous(opened, label_size) == ambiguous
 
 
 def test_orientations_are_noted(tmp_path):
@@ -327,3 +330,34 @@ def test_own_name_of_a_dataset(tmp_path, run_script, capsys):
     assert "Unknown dataset: 'photos'; known: camvid" in capsys.readouterr().err
     assert run_script("photos", own, "--loader", "folder", "--max_ignored", "500") == 1
     assert "give a percentage" in capsys.readouterr().err
+
+
+def png(array):
+    data = io.BytesIO()
+    PIL.Image.fromarray(np.asarray(array, np.uint8)).save(data, "PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
+def test_a_stored_dataset_is_audited(tmp_path):
+    columns = {
+        "image": [png(np.zeros((4, 5, 3)))] * 3 + [{"bytes": b"no image", "path": None}],
+        "mask": [png(np.zeros((4, 5))), png(np.ones((4, 4))), png(np.full((4, 5), 7)), png(np.ones((4, 5)))],
+    }
+    features = datasets.Features({name: datasets.Image() for name in columns})
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns, features=features)}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "own.yaml").write_text("names: [sky, road]\n")
+    audit = audit_dataset("hub", tmp_path / "saved", label_space=tmp_path / "own.yaml", label_column="mask")
+    assert audit.splits["train"].pixels.tolist() == [20, 36, 0]
+    found = {problem.kind: (problem.file, problem.text) for problem in audit.findings}
+    assert {kind: file for kind, (file, _) in found.items()} == {"size": "000001", "label map": "000002", "image": "000003"}
+    assert all(file in text or "row 2" in text for file, text in found.values())
+
+
+def test_a_size_that_differs_names_the_orientation(tmp_path):
+    own = write_own(tmp_path / "own", {"train": [MASK // 255]}, "names: [sky, road]\n")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    (image,) = (own / "train" / "images").iterdir()
+    PIL.Image.new("RGB", (30, 20)).save(image, exif=exif)
+    (problem,) = audit_dataset("folder", own).findings
+    assert problem.kind == "size" and "is 20×30 pixels (width×height) (as its EXIF orientation 6 turns it" in problem.text

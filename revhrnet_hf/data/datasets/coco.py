@@ -275,6 +275,12 @@ class Coco(SegmentationBuilder):
         return cls.SPLITS if _is_published(tree) else tuple(sorted(_own_splits(tree)))
 
     @classmethod
+    def published_count(cls, tree: DataTree, split: str, space: LabelSpace) -> int | None:
+        # People use COCO's categories for images of their own; and for VOC's classes images are dropped from train.
+        is_whole = _is_published(tree) and not _drops_images(split, space)
+        return super().published_count(tree, split, space) if is_whole else None
+
+    @classmethod
     def list_split(cls, tree: DataTree, split: str, label_space: str) -> list[Listed]:
         space = find_label_space(label_space)
         source = _AnnotationFile.read(tree, _annotations(tree, label_space, split))
@@ -285,7 +291,7 @@ class Coco(SegmentationBuilder):
         if space is COCO_PANOPTIC133:
             return _list_panoptic(tree, split, source, images, folder)
         listed = _list_instances(source, images, folder, space)
-        return _drop_nearly_empty(listed, space) if split == "train" and space is VOC21 else listed
+        return _drop_nearly_empty(listed, space) if _drops_images(split, space) else listed
 
     @classmethod
     def digest(cls, data_dir: Path, split: str, label_space: str) -> str:
@@ -298,6 +304,11 @@ class Coco(SegmentationBuilder):
         if label_space == COCO_PANOPTIC133.name:
             locations += _locations(*_panoptic_folder(tree, split))
         return f"{files_digest(locations)}-{definition}"
+
+
+def _drops_images(split: str, space: LabelSpace) -> bool:
+    """Whether the split is read without the images that `_drop_nearly_empty` drops."""
+    return split == "train" and space is VOC21
 
 
 def _is_published(tree: DataTree) -> bool:

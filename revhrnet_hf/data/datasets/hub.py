@@ -5,6 +5,7 @@ maps will do too, given a label table for the ids in its label maps.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ...errors import AbsentSplitError, DataError
 from ...images import ImageFile, unreadable_is_data_error
 from ..features import LabelMap, Picture
 from ..label_space import find_label_space
+from ..listing import MAX_NAMED, mismatch
 from .own_files import OwnFiles
 
 IMAGE, LABEL_MAP, IMAGE_ID = "image", "label_map", "image_id"
@@ -40,61 +42,80 @@ def load_stored(
             made of the rows' numbers, or of the pictures' content where rows of the Hub are streamed and have no number.
 
     Raises:
-        DataError: there is no such data set, split or column, or its label space is unknown or another.
+        DataError: there is no such dataset, split or column, its label space is unknown or another, or a row lacks its image or
+            label map. (The rows of a stream are seen when they are read.)
     """
-    folder = Path(source).expanduser()
-    saved = (folder / SAVED_SET).is_file() or (folder / SAVED_SPLITS).is_file()
-    dataset = _load_saved(folder, split) if saved else _load_published(str(source), split, streaming)
+    saved = _is_saved(source)
+    stored = _stored(source, streaming)
+    if split not in stored:
+        raise AbsentSplitError(f"The dataset {source} has no split {split!r}; splits there: {', '.join(stored)}.")
+    dataset = stored[split]
     features = dataset.features
     if features is None:
         raise DataError(f"{source} does not say which columns it has before it is read: load it without streaming.")
+    if image_column == label_column:
+        raise DataError(
+            f"image_column and label_column are both {image_column!r}: name the column of images and that of label maps; the "
+            f"columns of {source}: {', '.join(features)}."
+        )
     for column in (image_column, label_column):
-        _check_picture_column(source, features, column)
+        _check_image_column(source, features, column)
     feature = _label_map_feature(source, features[label_column], label_space)
     foreign = not isinstance(features[label_column], LabelMap)
-    columns = [image_column, label_column, *([IMAGE_ID] if IMAGE_ID in features else [])]
+    columns = list(dict.fromkeys([image_column, label_column, *([IMAGE_ID] if IMAGE_ID in features else [])]))
     own = OwnFiles(source, None if saved else dataset.info.builder_name)
     dataset = dataset.select_columns(columns).cast_column(image_column, Picture())
-    for column, ours in ((image_column, IMAGE), (label_column, LABEL_MAP)):
-        dataset = dataset if column == ours else dataset.rename_column(column, ours)
+    if (image_column, label_column) != (IMAGE, LABEL_MAP):
+        between = dataset.rename_columns({image_column: "given_image", label_column: "given_label_map"})  # they may be swapped
+        dataset = between.rename_columns({"given_image": IMAGE, "given_label_map": LABEL_MAP})
     complete = _complete_mapped if isinstance(dataset, datasets.Dataset) else _complete_streamed
     dataset = complete(dataset, feature, foreign, own)
     return dataset.to_iterable_dataset(num_shards=min(STREAMS, len(dataset))) if saved and streaming else dataset
 
 
-def _load_saved(folder: Path, split: str) -> datasets.Dataset:
+def stored_splits(source: str | Path) -> tuple[str, ...]:
+    """The splits of a stored dataset."""
+    return tuple(_stored(source, streaming=False))
+
+
+def _is_saved(source: str | Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    folder = Path(source).expanduser()
+    return (folder / SAVED_SET).is_file() or (folder / SAVED_SPLITS).is_file()
+
+
+def _stored(source: str | Path, streaming: bool) -> Mapping[str, AnyDataset]:
+    """Split → dataset."""
+    return _load_saved(Path(source).expanduser()) if _is_saved(source) else _load_published(str(source), streaming)
+
+
+def _load_saved(folder: Path) -> Mapping[str, datasets.Dataset]:
     try:
         stored = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise DataError(f"The data set saved in {folder} cannot be read ({error}): save it again.") from error
-    splits = stored if isinstance(stored, datasets.DatasetDict) else {str(stored.split or UNNAMED): stored}
-    if split not in splits:
-        raise AbsentSplitError(f"The data set saved in {folder} has no split {split!r}; splits there: {', '.join(splits)}.")
-    return splits[split]
+        raise DataError(f"The dataset saved in {folder} cannot be read ({error}): save it again.") from error
+    return stored if isinstance(stored, datasets.DatasetDict) else {str(stored.split or UNNAMED): stored}
 
 
-def _load_published(source: str, split: str, streaming: bool) -> AnyDataset:
+def _load_published(source: str, streaming: bool) -> Mapping[str, AnyDataset]:
     try:
-        stored = datasets.load_dataset(source, streaming=streaming)
+        return datasets.load_dataset(source, streaming=streaming)
     # Of the network, the name, the repository's files, and its configuration.
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
-            f"The data set {source} cannot be loaded ({error}): give its name on the Hub, or a folder that holds a copy of it or "
+            f"The dataset {source} cannot be loaded ({error}): give its name on the Hub, or a folder that holds a copy of it or "
             "was written by save_to_disk."
         ) from error
-    if split not in stored:
-        raise AbsentSplitError(f"The data set {source} has no split {split!r}; splits there: {', '.join(stored)}.")
-    return stored[split]
 
 
-def _check_picture_column(source: str | Path, features: datasets.Features, column: str) -> None:
+def _check_image_column(source: str | Path, features: datasets.Features, column: str) -> None:
     if column not in features:
         raise DataError(
-            f"{source} has no column {column!r}; its columns: {', '.join(features)}. Say which hold the pictures and the label "
+            f"{source} has no column {column!r}; its columns: {', '.join(features)}. Say which hold the images and the label "
             "maps (image_column, label_column)."
         )
     if not isinstance(features[column], datasets.Image):
-        raise DataError(f"The column {column!r} of {source} is {features[column]!r}, not one of pictures (Image): name another.")
+        raise DataError(f"The column {column!r} of {source} is {features[column]!r}, not one of images (Image): name another.")
 
 
 def _label_map_feature(source: str | Path, stored: datasets.Image, given: str | Path | None) -> LabelMap:
@@ -113,11 +134,9 @@ def _label_map_feature(source: str | Path, stored: datasets.Image, given: str | 
 
 
 def _complete_mapped(dataset: datasets.Dataset, feature: LabelMap, foreign: bool, own: OwnFiles) -> datasets.Dataset:
-    for column in (IMAGE, LABEL_MAP):
+    for column, kind in ((IMAGE, "image"), (LABEL_MAP, "label map")):
+        _check_present(dataset, column, kind)
         own.check_column(dataset, column)
-    without = dataset.data.column(LABEL_MAP).null_count
-    if without:
-        raise DataError(f"{without} of the split's {len(dataset)} rows have no label map: take another split, or drop them.")
     if foreign:
         dataset = _with_named_label_maps(dataset).cast_column(LABEL_MAP, feature)
     if dataset.features.get(IMAGE_ID) != datasets.Value("string"):
@@ -125,6 +144,21 @@ def _complete_mapped(dataset: datasets.Dataset, feature: LabelMap, foreign: bool
         ids = [str(i) for i in dataset[IMAGE_ID]] if has_ids else [f"{row:06d}" for row in range(len(dataset))]
         dataset = (dataset.remove_columns(IMAGE_ID) if has_ids else dataset).add_column(IMAGE_ID, ids)
     return dataset.select_columns([IMAGE, LABEL_MAP, IMAGE_ID])
+
+
+def _check_present(dataset: datasets.Dataset, column: str, kind: str) -> None:
+    """Raises a DataError for rows whose value is null, or holds neither bytes nor a path."""
+    stored = dataset.data.column(column)
+    parts = [pc.is_null(pc.struct_field(stored, part)) for part in ("bytes", "path")]
+    empty = pc.or_(pc.is_null(stored), pc.and_(*parts))
+    rows = pc.indices_nonzero(empty).to_pylist()
+    if not rows:
+        return
+    shown = ", ".join(map(str, rows[:MAX_NAMED])) + (f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else "")
+    raise DataError(
+        f"{len(rows)} of the split's {len(dataset)} rows have no {kind}: row {shown}, counted from 0. Take another split, or "
+        "drop these rows."
+    )
 
 
 def holds_decoded(dataset: datasets.Dataset) -> bool:
@@ -137,7 +171,7 @@ def _with_named_label_maps(dataset: datasets.Dataset) -> datasets.Dataset:
     if not holds_decoded(dataset):
         return dataset
     label_maps = dataset.select_columns(LABEL_MAP).cast_column(LABEL_MAP, FILE)
-    # Not where the data set lies, which may not be ours to write to.
+    # Not where the dataset lies, which may not be ours to write to.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "label_maps"
     cache.mkdir(parents=True, exist_ok=True)
     named = label_maps.map(
@@ -164,13 +198,21 @@ def _completed(row: dict[str, Any], foreign: bool, own: OwnFiles) -> dict[str, A
     for column in (IMAGE, LABEL_MAP):
         if row[column] is not None:
             own.check_value(row[column], column)
+    if _is_empty(image):
+        label_path = "of an unknown name" if _is_empty(label_map) or not label_map["path"] else label_map["path"]
+        which = f"image_id {row[IMAGE_ID]}" if IMAGE_ID in row else f"the label map {label_path}"
+        raise DataError(f"The row with {which} has no image: drop such rows.")
     # Not the row's number, which each of several processes counts for itself.
     image_id = str(row[IMAGE_ID]) if IMAGE_ID in row else _content_id(image)
-    if label_map is None:
-        raise DataError(f"The picture {image_id} has no label map: take another split, or drop such rows.")
+    if _is_empty(label_map):
+        raise DataError(f"The image {image_id} has no label map: take another split, or drop such rows.")
     _check_same_size(image_id, image, label_map)
-    label_map = _named(label_map, f"of picture {image_id}") if foreign else label_map
+    label_map = _named(label_map, f"of image {image_id}") if foreign else label_map
     return {IMAGE: image, LABEL_MAP: label_map, IMAGE_ID: image_id}
+
+
+def _is_empty(value: dict[str, Any] | None) -> bool:
+    return value is None or (value["bytes"] is None and value["path"] is None)
 
 
 def _check_same_size(image_id: str, image: dict[str, Any], label_map: dict[str, Any]) -> None:
@@ -186,12 +228,7 @@ def _check_same_size(image_id: str, image: dict[str, Any], label_map: dict[str, 
     except DataError:
         return
     if labels.size not in (opened.size, opened.stored_size):
-        size, labelled = ("×".join(map(str, file.size)) for file in (opened, labels))
-        raise DataError(
-            f"image {image_id} is {size} pixels (width×height) but its label map is {labelled}: bring both to one size (label "
-            "maps by nearest neighbour). If only the sides are swapped, look at the EXIF orientation: turn the label map, "
-            "do not resize it"
-        )
+        raise DataError(mismatch(f"image {image_id}", opened.size, opened.orientation, "its label map", labels.size))
 
 
 def _named(label_map: dict[str, Any], name: str) -> dict[str, Any]:

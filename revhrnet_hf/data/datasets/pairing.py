@@ -5,9 +5,12 @@ form (NFC): macOS writes an umlaut as a letter and a mark, most other systems as
 """
 
 import hashlib
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from ...errors import DataError
@@ -152,13 +155,19 @@ def read_split_list(tree: DataTree, list_file: str, images: str, labels: str, pa
     """The pairs that a list file names, in its order.
 
     A line is an id, an image's file, with or without the folders above it, or an image and its label map with a tab or blanks
-    between. Empty lines are passed over, and those that begin with `#`.
+    between. Empty lines are passed over, and those that begin with `#`. Folders above may be those of the machine on which the
+    list was written; a path that leads to another file here is refused.
 
     Raises:
-        DataError: the list is empty, or a line names no image, or an image that another line names too.
+        DataError: the list is empty, or a line names no image, an image that another line names too, or another existing file.
     """
-    image_of = {name: i for i, pair in pairs.items() for name in (i, *_names(pair.image, images))}
-    label_map_of = {name: pair.label_map for pair in pairs.values() for name in _names(pair.label_map, labels)}
+    written = _Written(tree, list_file)
+    id_of = {name: i for i, pair in pairs.items() for name in (i, *_names(pair.image, images))}
+    image_of = _Names(id_of, {i: pair.image for i, pair in pairs.items()}, written)
+    label_maps = [pair.label_map for pair in pairs.values()]
+    label_map_of = _Names(
+        {name: file for file in label_maps for name in _names(file, labels)}, {file: file for file in label_maps}, written
+    )
     chosen: dict[str, Listed] = {}
     line_of: dict[str, int] = {}
     unknown = []
@@ -187,26 +196,75 @@ def read_split_list(tree: DataTree, list_file: str, images: str, labels: str, pa
     return list(chosen.values())
 
 
-def _named_pair(line: str, image_of: dict[str, str], label_map_of: dict[str, str]) -> tuple[str, str | None] | None:
+class _Written:
+    """Whether the paths that a list holds lead to the files of the data folder that are taken for them.
+
+    Args:
+        tree: the data folder.
+        list_file: the list's path there. Relative paths may be meant from its folder, the data folder or the working directory.
+    """
+
+    def __init__(self, tree: DataTree, list_file: str):
+        self._tree = tree
+        self._list_file = list_file
+        self._bases = [str(tree.root / PurePosixPath(list_file).parent), str(tree.root), os.getcwd()]
+        self._is_folder = lru_cache(os.path.isdir)  # a list of another machine names few folders and many files
+
+    def check(self, path: str, taken: str) -> None:
+        """Raises a DataError if `path`, with or without the ending of `taken`, is another existing file than `taken`."""
+        endings = ("", PurePosixPath(taken).suffix)
+        named = {os.path.join(base, path + ending) for base in self._bases for ending in endings}
+        existing = [file for file in named if self._is_folder(os.path.dirname(file)) and os.path.isfile(file)]
+        location = self._tree.location(taken)
+        if existing and not any(_is_same_file(file, location) for file in existing):
+            raise DataError(
+                f"{self._tree.expected(self._list_file)} names {path}, which leads outside the data folder, to another file than "
+                f"{self._tree.expected(taken)}: copy what the list names into {self._tree.root}, and write the paths below it."
+            )
+
+
+def _is_same_file(file: str, location: str | None) -> bool:
+    return location is not None and os.path.exists(location) and os.path.samefile(file, location)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What a list may call files.
+
+    Attributes:
+        known: name → id of an image, or label map.
+        file_of: the same → its file in the data folder.
+        written: checks a path of which only the end is known.
+    """
+
+    known: dict[str, str]
+    file_of: dict[str, str]
+    written: _Written
+
+    def find(self, name: str) -> str | None:
+        """What a name stands for; folders of another machine before those of the data folder are passed over."""
+        path = name.strip().replace("\\", "/").removeprefix("./")
+        composed = unicodedata.normalize("NFC", path)
+        if composed in self.known and not composed.startswith("/"):
+            return self.known[composed]
+        parts = [part for part in composed.split("/") if part]
+        tails = ("/" + "/".join(parts[k:]) for k in range(len(parts)))
+        found = next((self.known[tail] for tail in tails if tail in self.known), None)
+        if found is not None:
+            self.written.check(path, self.file_of[found])
+        return found
+
+
+def _named_pair(line: str, image_of: _Names, label_map_of: _Names) -> tuple[str, str | None] | None:
     """The id that a list's line names, and the label map if the line names one; None if it names nothing."""
-    if (image_id := _looked_up(line, image_of)) is not None:
+    if (image_id := image_of.find(line)) is not None:
         return image_id, None
     for parts in (line.split("\t"), line.split()):
         if len(parts) == 2:
-            image_id, label_map = _looked_up(parts[0], image_of), _looked_up(parts[1], label_map_of)
+            image_id, label_map = image_of.find(parts[0]), label_map_of.find(parts[1])
             if image_id is not None and label_map is not None:
                 return image_id, label_map
     return None
-
-
-def _looked_up(name: str, known: dict[str, str]) -> str | None:
-    """What a name in a list stands for; folders of another machine before those of the data folder are passed over."""
-    path = unicodedata.normalize("NFC", name.strip().replace("\\", "/")).removeprefix("./")
-    if path in known:
-        return known[path]
-    parts = [part for part in path.split("/") if part]
-    tails = ("/" + "/".join(parts[k:]) for k in range(len(parts)))
-    return next((known[tail] for tail in tails if tail in known), None)
 
 
 def _names(file: str, folder: str) -> Iterator[str]:

@@ -297,3 +297,12 @@ def test_name_of_a_known_label_space_is_not_taken(tmp_path):
     space = label_space_of(load(write_split(tmp_path / "camvid11", "CVAT", "train")))
     assert space.name == "camvid11_coco"
     assert LabelSpace.from_json(space.to_json()) == space
+
+
+@pytest.mark.parametrize("layout", ["Roboflow", "as COCO itself"])
+def test_an_audit_of_own_categories_knows_no_published_counts(tmp_path, layout):
+    cow = [*CATS_AND_DOGS, {"id": 5, "name": "cow"}]
+    for split in ("train", "val"):
+        write_split(tmp_path, layout, split, cow)
+    findings = audit_dataset("coco", tmp_path).findings
+    assert {problem.kind for problem in findings} == {"class"}  # not a note: cow has no pixel

@@ -10,6 +10,7 @@ import pytest
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.archive import DataTree
 from revhrnet_hf.data.datasets.folder import Folder
+from revhrnet_hf.data.label_space import find_label_space
 from revhrnet_hf.errors import DataError
 
 TABLE = "names:\n  road: 7\n  car: [26, 27]\nignore: [0, 255]\n"
@@ -583,3 +584,49 @@ def test_folder_above_without_a_table_is_not_suggested(tmp_path):
     with pytest.raises(DataError, match="are not divided into splits: put val_fraction") as caught:
         load(own, label_space=tmp_path / "elsewhere" / "table.yaml")
     assert "looks right" not in str(caught.value)
+
+
+def listed_by(data_dir, line):
+    data_dir.mkdir()
+    for k, name in enumerate(("f0", "f1")):
+        write_pair(data_dir / "images", data_dir / "masks", name, ".png", seed=k)
+    (data_dir / "labels.yaml").write_text(TABLE)
+    (data_dir / "train.txt").write_text(f"{line}\n")
+    return data_dir
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{0}/images/f0.png {0}/masks/f0.png",
+        "{0}/images/f0.png",
+        "../other/images/f0.png",
+        "{0}/images/f0",
+        "images/f0.png {0}/masks/f0.png",
+    ],
+)
+def test_a_list_that_names_existing_files_elsewhere(tmp_path, line):
+    write_pair(tmp_path / "other" / "images", tmp_path / "other" / "masks", "f0", ".png", seed=5)
+    own = listed_by(tmp_path / "own", line.format(tmp_path / "other"))
+    with pytest.raises(DataError, match=r"train\.txt names .*f0.*leads outside the data folder"):
+        load(own)
+    shutil.rmtree(tmp_path / "other")  # a list written on another machine
+    assert load(own)["image_id"][:] == ["f0"]
+
+
+def test_a_list_that_names_its_own_files_by_another_way(tmp_path):
+    own = listed_by(tmp_path / "own", f"{tmp_path}/link/images/f0.png {tmp_path}/link/masks/f0.png")
+    (tmp_path / "link").symlink_to(own)
+    assert load(own)["image_id"][:] == ["f0"]
+
+
+@pytest.mark.parametrize("top", ["", "export/"])
+def test_a_table_beside_an_archive_that_holds_cvats(tmp_path, top):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "labels.yaml").write_text("names: labelmap.txt\n")
+    with pytest.raises(DataError, match=r"line 1: there is no labelmap\.txt in .*own, nor in an archive there"):
+        find_label_space(str(own / "labels.yaml"))
+    with zipfile.ZipFile(own / "a.zip", "w") as packed:
+        packed.writestr(f"{top}labelmap.txt", "road:1,2,3::\ncar:4,5,6::\n")
+    assert find_label_space(str(own / "labels.yaml")).names == ("road", "car")

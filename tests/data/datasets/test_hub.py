@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
+import pyarrow as pa
 import pytest
 import torch
 from fsspec.implementations.dirfs import DirFileSystem
@@ -260,7 +261,7 @@ def test_what_is_not_said_or_not_there(foreign, foreign_columns, own, tmp_path):
     wrong = [
         ({"split": "val"}, "has no split 'val'; splits there: train"),
         ({}, "has no column 'image'; its columns: caption, photo, mask"),
-        ({"image_column": "caption"}, r"column 'caption' of .*saved is Value\('string'\), not one of pictures"),
+        ({"image_column": "caption"}, r"column 'caption' of .*saved is Value\('string'\), not one of images"),
         ({"image_column": "photo", "label_column": "labels"}, "has no column 'labels'"),
         ({"image_column": "photo", "label_column": "mask"}, "does not say what the ids in its label maps mean: give label_space"),
         ({**foreign_columns, "label_space": "kitti"}, "Unknown label space 'kitti'"),
@@ -280,7 +281,7 @@ def test_rows_without_label_map(foreign, foreign_columns, hub):
     broken.push_to_hub("they/cars")
     with pytest.raises(DataError, match=r"1 of the split's 4 rows have no label map"):
         load(hub, **foreign_columns)
-    with pytest.raises(DataError, match=r"The picture .* has no label map"):
+    with pytest.raises(DataError, match=r"The image .* has no label map"):
         list(load(hub, streaming=True, **foreign_columns))
 
 
@@ -297,3 +298,38 @@ def test_damaged_saved_set(own, tmp_path):
     next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"no arrow")
     with pytest.raises(DataError, match=r"saved cannot be read .*: save it again"):
         load(tmp_path / "saved", "val")
+
+
+def png(array):
+    data = io.BytesIO()
+    PIL.Image.fromarray(array).save(data, "PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
+def saved(folder, columns):
+    features = datasets.Features({name: datasets.Image() for name in columns})
+    table = datasets.table.InMemoryTable(pa.table(columns, schema=features.arrow_schema))
+    datasets.Dataset(table, info=datasets.DatasetInfo(features=features)).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}], ids=["null", "empty"])
+@pytest.mark.parametrize("column", ["image", "label_map"])
+def test_a_row_without_its_image_is_named(tmp_path, table, column, empty):
+    columns = {"image": [png(np.zeros((4, 5, 3), np.uint8))] * 3, "label_map": [png(np.zeros((4, 5), np.uint8))] * 3}
+    columns[column] = [*columns[column][:2], empty]
+    kind = column.replace("_", " ")
+    with pytest.raises(DataError, match=rf"1 of the split's 3 rows have no {kind}: row 2, counted from 0"):
+        load(saved(tmp_path / "saved", columns), label_space=table)
+    row = {name: values[2] for name, values in columns.items()} | {"image_id": "x7"}
+    with pytest.raises(DataError, match=rf"x7 has no {kind}"):
+        stored_module._completed(row, foreign=True, own=OwnFiles(tmp_path))
+
+
+def test_columns_that_are_the_same_or_swapped(tmp_path, table):
+    image, ids = np.full((4, 5, 3), 9, np.uint8), np.ones((4, 5), np.uint8)
+    folder = saved(tmp_path / "saved", {"label_map": [png(image)], "image": [png(ids)]})
+    with pytest.raises(DataError, match="image_column and label_column are both 'image'"):
+        load(folder, label_space=table, image_column="image", label_column="image")
+    (row,) = load(folder, label_space=table, image_column="label_map", label_column="image")
+    assert np.array_equal(np.asarray(row["image"]), image) and np.asarray(row["label_map"]).max() == 0
