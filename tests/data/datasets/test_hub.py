@@ -306,10 +306,14 @@ def png(array):
     return {"bytes": data.getvalue(), "path": None}
 
 
-def saved(folder, columns):
+def as_dataset(columns):
     features = datasets.Features({name: datasets.Image() for name in columns})
     table = datasets.table.InMemoryTable(pa.table(columns, schema=features.arrow_schema))
-    datasets.Dataset(table, info=datasets.DatasetInfo(features=features)).save_to_disk(folder)
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+
+
+def saved(folder, columns):
+    as_dataset(columns).save_to_disk(folder)
     return folder
 
 
@@ -319,8 +323,12 @@ def test_a_row_without_its_image_is_named(tmp_path, table, column, empty):
     columns = {"image": [png(np.zeros((4, 5, 3), np.uint8))] * 3, "label_map": [png(np.zeros((4, 5), np.uint8))] * 3}
     columns[column] = [*columns[column][:2], empty]
     kind = column.replace("_", " ")
-    with pytest.raises(DataError, match=rf"1 of the split's 3 rows have no {kind}: row 2, counted from 0"):
-        load(saved(tmp_path / "saved", columns), label_space=table)
+    message = rf"1 of the split's 3 rows have no {kind}: row 2, counted from 0"
+    with pytest.raises(DataError, match=message):
+        stored_module._check_present(as_dataset(columns), column, kind)
+    if empty is None:  # `datasets` itself saves no other
+        with pytest.raises(DataError, match=message):
+            load(saved(tmp_path / "saved", columns), label_space=table)
     row = {name: values[2] for name, values in columns.items()} | {"image_id": "x7"}
     with pytest.raises(DataError, match=rf"x7 has no {kind}"):
         stored_module._completed(row, foreign=True, own=OwnFiles(tmp_path))
