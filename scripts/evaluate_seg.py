@@ -64,6 +64,7 @@ from revhrnet_hf.evaluation.work import PictureRecord, WorkFolder
 from revhrnet_hf.hub.model_card import refresh_model_card
 from revhrnet_hf.images import save_image
 from revhrnet_hf.io import write_json
+from revhrnet_hf.training.processes import drop_empty_settings
 from revhrnet_hf.versions import versions
 from revhrnet_hf.viz.figures import default_palette, overlay, stack_vertically, with_legend
 
@@ -143,6 +144,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 def main(arguments=None) -> None:
     args = parse_arguments(arguments)
+    drop_empty_settings()
     # On CPUs the processes of a launcher find each other only if Accelerate is told that CPUs are meant.
     state = accelerate.PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
     settings = check_arguments(args, state)
