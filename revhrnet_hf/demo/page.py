@@ -264,9 +264,9 @@ def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = No
         quiet=True,
         prevent_thread_lock=True,
     )
-    print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     # An orderly end, in which temporary files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
     try:
         page.block_thread()
     finally:

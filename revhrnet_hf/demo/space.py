@@ -126,11 +126,14 @@ def package_files(package: Path) -> list[Path]:
     Raises:
         CheckpointError: that cannot be known here.
     """
-    recorded = [Path(file.locate()).resolve() for file in files("revhrnet_hf") or ()]
-    found = [path for path in recorded if package.resolve() in path.parents and path.suffix != ".pyc"]
-    if not found:  # an editable installation
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=package, capture_output=True, text=True)
+    # Of a checkout git knows them; what setuptools has noted beside an editable installation may be out of date.
+    found = []
+    if shutil.which("git"):
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=package, capture_output=True, text=True)  # nothing in no checkout
         found = [package / name for name in listed.stdout.split("\0") if name]
+    if not found:
+        recorded = [Path(file.locate()).resolve() for file in files("revhrnet_hf") or ()]
+        found = [path for path in recorded if package.resolve() in path.parents and path.suffix != ".pyc"]
     found = [path for path in found if path.is_file()]
     if not found:
         raise CheckpointError(f"which files in {package} belong to the package is not known: install it, or use its git checkout")

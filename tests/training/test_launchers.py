@@ -44,7 +44,7 @@ def stopped_run(launcher, output_dir, *arguments, everybody):
         while process.poll() is None and lines_of(log) == before:
             time.sleep(0.01)
         others = psutil.Process(process.pid).children(recursive=True)
-        assert len(others) == (1 if "one" in launcher else 2)
+        assert len(others) == (1 if "one" in launcher else 2) * (1 + SETTINGS["num_workers"])
         for other in reversed(others) if everybody else ():
             other.send_signal(signal.SIGTERM)
         process.terminate()

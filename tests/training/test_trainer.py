@@ -455,7 +455,7 @@ class TestBadInput:
             ("backbone_weights", "nothing.pth", "No backbone weights at nothing.pth"),
             ("variant", "w64", "known are w18, w32, w48"),
             ("num_modules", [1, 1], "num_modules must have one entry fewer"),
-            ("class_weights", [1.0], "one value a class: 1 for 11 classes"),
+            ("class_weights", [1.0], "class_weights must have one value a class: it has 1, and 'camvid11' has 11 classes"),
             ("batch_size", 64, "more than the 10 pictures"),
         ):
             broken = Recipe(**{**vars(recipe), field: value})
