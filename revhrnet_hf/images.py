@@ -151,12 +151,6 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return as_rgb(_in_position(image, exif_orientation(image), as_stored=False))
 
 
-def orientation(path: str | Path) -> int:
-    """The EXIF orientation of an image file, 1 (upright) to 8; a DataError if it cannot be read."""
-    with unreadable_is_data_error("Image", str(path)):
-        return ImageFile(Path(path).read_bytes()).orientation
-
-
 def fitted(image: PIL.Image.Image, size: Size) -> PIL.Image.Image:
     """An image of `ImageFile.rgb` as it fits a label map of this (width, height).
 

@@ -17,6 +17,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+# Suffixes of files that loading might unpickle, which runs whatever code is in them.
+PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 LOG_FILE = "log.jsonl"  # in a run's folder: its numbers, a line of JSON an entry
 
 # Of a folder that is being written or replaced, `.NAME.revhrnet-new-…`: nobody else's files have such names.

@@ -16,9 +16,9 @@ from PIL.Image import Resampling
 
 from revhrnet_hf import images
 from revhrnet_hf.data import Picture
-from revhrnet_hf.data.features import as_stored, orientation
+from revhrnet_hf.data.features import as_stored
 from revhrnet_hf.errors import DataError
-from revhrnet_hf.images import decode_image, fitted, read_image, to_rgb
+from revhrnet_hf.images import ImageFile, decode_image, fitted, read_image, to_rgb
 from revhrnet_hf.pipelines import read_picture
 
 from .image_files import COMBINATIONS, ORIENTATION, UPRIGHT, encoded, image_of
@@ -96,7 +96,7 @@ def test_the_stored_image_is_there_where_only_it_fits(kind, turn, tmp_path):
     plain = np.asarray(PIL.Image.open(io.BytesIO(encoded(image, kind))))
     (tmp_path / "a.png").write_bytes(data)
     path = str(tmp_path / "a.png")
-    assert orientation(path) == turn
+    assert ImageFile(data).orientation == turn
     for room in (lambda value: Picture().decode_example(value), whole_crop):
         assert np.array_equal(room({"path": as_stored(path), "bytes": None}), plain)
     upright = read_image(path)
@@ -203,7 +203,7 @@ def test_only_the_allowed_decoders_start(content, tmp_path, monkeypatch):
 )
 def test_what_cannot_be_read_is_named(content, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(content)
-    for read in (read_image, lambda path: decode_image(content, str(path)), lambda path: orientation(str(path))):
+    for read in (read_image, lambda path: decode_image(content, str(path))):
         with pytest.raises(DataError, match=r"Image .*broken\.jpg cannot be read.* leave it out"):
             read(tmp_path / "broken.jpg")
     for value in ({"path": str(tmp_path / "broken.jpg"), "bytes": None}, {"path": "broken.jpg", "bytes": content}):

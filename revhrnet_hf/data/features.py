@@ -220,12 +220,6 @@ def read_picture(location: str) -> PIL.Image.Image:
         return ImageFile(read_location(location)).pixels()
 
 
-def orientation(location: str) -> int:
-    """The EXIF orientation of the image file at a location: 1 (upright) to 8. A DataError names one that cannot be read."""
-    with unreadable_is_data_error("Image", location):
-        return ImageFile(read_location(location)).orientation
-
-
 def self_contained_file(value: dict) -> dict:
     """A stored value with the file's bytes (an annotation's with all that it refers to) and its name without a folder.
 

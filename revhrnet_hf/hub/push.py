@@ -23,6 +23,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import models
 from ..errors import HubError
+from ..io import PICKLES
 from .leaks import leaks_of
 from .model_card import missing_from_card, write_model_card
 
@@ -37,7 +38,6 @@ SENT = (
     "scores*.json",
     "*.png",
 )
-PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 LARGE = 2**20  # bytes; larger files are sent one by one, before the commit
 
 CURVES = "tensorboard"  # beside the checkpoint's folder, and in the repository

@@ -10,8 +10,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..errors import CheckpointError
-from ..io import write_folder
-from .run_files import CHECKSUMS, PICKLES, carry_over
+from ..io import PICKLES, write_folder
+from .run_files import CHECKSUMS, carry_over
 
 CHANGING = {"README.md"}  # the card: people edit it, and scoring writes it anew
 

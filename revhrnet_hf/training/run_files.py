@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import models
+from ..io import PICKLES
 
 CHECKSUMS = "SHA256SUMS"
-PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 WEIGHTS = {".safetensors", *PICKLES}  # suffixes
 
 # A folder that has one of these is a checkpoint of a run.
