@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import time
 from io import BytesIO
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_tensorboard_and_json(tmp_path):
     assert (lines[0]["epoch"], lines[0]["step"], lines[0]["loss"]) == (0, 1, 2.0)
 
 
-def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
+def test_what_came_after_the_checkpoint_is_forgotten(tmp_path, monkeypatch):
     """A run is killed after three lines, the last two of which no checkpoint has counted."""
     first = RunLog(tmp_path, ["tensorboard"], is_main=True)
     first.start({})
@@ -56,6 +57,8 @@ def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
         first.write(0, step, {"loss": loss})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"epoch": 0, "st')  # it was killed in the middle of a line
+    # TensorBoard reads event files in the order of their names: second, host, process, and a number that is not padded.
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 1)
     second = RunLog(tmp_path, ["tensorboard"], is_main=True)
     second.start({}, lines=1, again_from=2)
     second.write(0, 2, {"loss": 3.5})
