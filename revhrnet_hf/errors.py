@@ -17,11 +17,11 @@ class RevHRNetError(ValueError):
 
 
 class DataError(RevHRNetError):
-    """A data set on disk is not what it should be; the message names the file, field or id."""
+    """A dataset on disk is not what it should be; the message names the file, field or id."""
 
 
 class AbsentSplitError(DataError):
-    """The data set is there, but not this split of it."""
+    """The dataset is there, but not this split of it."""
 
 
 class RecipeError(RevHRNetError):

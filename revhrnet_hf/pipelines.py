@@ -31,11 +31,11 @@ class SegmentationPipeline(ImageSegmentationPipeline):
 
     def preprocess(self, image, subtask=None, timeout=None):
         if self.model.config.model_type in OURS:
-            image = read_picture(image, timeout)
+            image = load_rgb(image, timeout)
         return super().preprocess(image, subtask=subtask, timeout=timeout)
 
 
-def read_picture(image, timeout: float | None = None):
+def load_rgb(image, timeout: float | None = None):
     """A file, an address, base64 or a PIL image as an RGB image; what is no text is left to Transformers.
 
     Args:

@@ -1,17 +1,17 @@
 """Measure ourselves as ratios against a peer in the same run; `COMMAND --help` says what is measured.
 
-    python scripts/benchmark.py loop --recipe scripts/recipes/camvid.yaml --data_dir DIR
-    python scripts/benchmark.py data
-    python scripts/benchmark.py memory --saved_only
-    python scripts/benchmark.py train --networks rev-w48 --height 512 --width 1024 --batch 2
-    python scripts/benchmark.py infer --networks rev-w48+optimized
-    python scripts/benchmark.py floor --train --height 256 --width 512
-    python scripts/benchmark.py growth --plot growth.png
-    python scripts/benchmark.py start
-    python scripts/benchmark.py guide
-    python scripts/benchmark.py metric
-    python scripts/benchmark.py postprocess
-    python scripts/benchmark.py export CHECKPOINT --exported exported/onnx
+python scripts/benchmark.py loop --recipe scripts/recipes/camvid.yaml --data_dir DIR
+python scripts/benchmark.py data
+python scripts/benchmark.py memory --saved_only
+python scripts/benchmark.py train --networks rev-w48 --height 512 --width 1024 --batch 2
+python scripts/benchmark.py infer --networks rev-w48+optimized
+python scripts/benchmark.py floor --train --height 256 --width 512
+python scripts/benchmark.py growth --plot growth.png
+python scripts/benchmark.py start
+python scripts/benchmark.py guide
+python scripts/benchmark.py metric
+python scripts/benchmark.py postprocess
+python scripts/benchmark.py export CHECKPOINT --exported exported/onnx
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Serve a page to try a checkpoint on, or two side by side: drop a picture, see its classes.
+"""Serve a page to try a checkpoint on, or two side by side: drop an image, see its classes.
 
     python scripts/demo.py CHECKPOINT
-    python scripts/demo.py CHECKPOINT CHECKPOINT_B --examples street.jpg more_pictures/
+    python scripts/demo.py CHECKPOINT CHECKPOINT_B --examples street.jpg more_images/
     python scripts/demo.py CHECKPOINT --export_space space
 
 The page is served on this machine only, at http://127.0.0.1:7860 or the next free port, and fetches nothing from elsewhere.
@@ -24,7 +24,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
     parser.add_argument("other", metavar="CHECKPOINT_B", nargs="?", help="a second one, shown beside it")
     parser.add_argument(
-        "--examples", metavar="PICTURES", nargs="+", default=[], help="pictures to choose from (default: two drawn streets)"
+        "--examples", metavar="IMAGES", nargs="+", default=[], help="images to choose from (default: two drawn streets)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")

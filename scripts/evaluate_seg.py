@@ -1,4 +1,4 @@
-"""Score a semantic segmentation checkpoint on a data set, at the label maps' own size.
+"""Score a semantic segmentation checkpoint on a dataset, at the label maps' own size.
 
     python scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --split val
     python scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --window 360 480 --scales 0.75 1 1.25 --flip
@@ -45,9 +45,9 @@ from revhrnet_hf.evaluation import (
     segment,
 )
 from revhrnet_hf.evaluation.boundary import boundary_scores
-from revhrnet_hf.evaluation.by_picture import bootstrap_intervals, worst_pictures, write_picture_scores
+from revhrnet_hf.evaluation.by_image import bootstrap_intervals, worst_images, write_image_scores
 from revhrnet_hf.evaluation.cityscapes import cityscapes_scores, matrix_of_ids
-from revhrnet_hf.evaluation.recording import Recorder, instance_locations, is_labelled, record_pictures, weights_stamp
+from revhrnet_hf.evaluation.recording import Recorder, instance_locations, is_labelled, record_images, weights_stamp
 from revhrnet_hf.evaluation.results import (
     DATA,
     OWN,
@@ -60,7 +60,7 @@ from revhrnet_hf.evaluation.results import (
     result_stem,
 )
 from revhrnet_hf.evaluation.submission import submission_format
-from revhrnet_hf.evaluation.work import PictureRecord, WorkFolder
+from revhrnet_hf.evaluation.work import ImageRecord, WorkFolder
 from revhrnet_hf.hub.model_card import refresh_model_card
 from revhrnet_hf.images import save_image
 from revhrnet_hf.io import write_json
@@ -81,9 +81,9 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         help="the dataset's folder, as its publisher ships it; for hub, its name or folder. NAME is what results are called by "
         "(default: the dataset's, for folder and hub the folder's own name)",
     )
-    parser.add_argument("--split", default="val", help="part of the data set to score (default: %(default)s)")
-    parser.add_argument("--label_space", help="classes by name, or a label table (default: the data set's usual ones)")
-    parser.add_argument("--image_column", help="for hub, the column of pictures (default: image)")
+    parser.add_argument("--split", default="val", help="part of the dataset to score (default: %(default)s)")
+    parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
+    parser.add_argument("--image_column", help="for hub, the column of images (default: image)")
     parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
     add_inference_arguments(parser)
     add_trust_argument(parser)
@@ -102,7 +102,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument("--plot", action="store_true", help="the confusion matrix as PNG (needs matplotlib)")
     parser.add_argument(
-        "--worst", type=int, default=0, metavar="N", help="the N pictures of lowest mIoU: truth and prediction laid over them"
+        "--worst", type=int, default=0, metavar="N", help="the N images of lowest mIoU: truth and prediction laid over them"
     )
     parser.add_argument(
         "--submission",
@@ -131,7 +131,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="number format of weights and pictures; bfloat16 is faster on a GPU and changes some pixels (default: %(default)s)",
+        help="number format of weights and images; bfloat16 is faster on a GPU and changes some pixels (default: %(default)s)",
     )
     args = parser.parse_args(arguments)
     name, args.data_dir = named_data_dir(args.data_dir)
@@ -179,16 +179,16 @@ def main(arguments=None) -> None:
     work = WorkFolder(output.with_name(f".{output.stem}.work"), what_is_scored(args, settings, state, dataset, label_space, data))
     on_main_process(state, lambda: work.claim(args.overwrite))
     done = work.read()
-    state.wait_for_everyone()  # nobody writes before all have read, or they would share the pictures out differently
+    state.wait_for_everyone()  # nobody writes before all have read, or they would share the images out differently
     remaining = [index for index in range(len(dataset)) if index not in done]
     if done and state.is_main_process:
         print(f"resumed: {len(done)} of {len(dataset)} images are done")
     share = remaining[state.process_index :: state.num_processes]
     with (
         work.append_to(state.process_index) as part,
-        tqdm(total=len(share), unit="picture", disable=not state.is_main_process) as bar,
+        tqdm(total=len(share), unit="image", disable=not state.is_main_process) as bar,
     ):
-        record_pictures(
+        record_images(
             model,
             image_processor,
             dataset,
@@ -215,7 +215,7 @@ def main(arguments=None) -> None:
                 print(f"replaced: the scores of an earlier run of the same evaluation in {output}")
             report(args, settings, output, state, label_space, records, matrices, identity, unpartnered(label_space, sources))
             if args.worst:
-                places = worst_pictures(matrices, args.worst)
+                places = worst_images(matrices, args.worst)
                 draw_worst(settings, output, places, dataset, label_space, model, image_processor, sources)
         work.remove()
     state.destroy_process_group()
@@ -271,7 +271,7 @@ def identity_of(args, settings, dataset, label_space, data: str) -> dict:
 
 
 def what_is_scored(args, settings, state, dataset, label_space, data: str) -> dict:
-    """All that the records of the pictures depend on."""
+    """All that the records of the images depend on."""
     return {
         "checkpoint": weights_stamp(args.checkpoint),
         "dataset": args.dataset,
@@ -322,7 +322,7 @@ def unpartnered(label_space, sources) -> list[str]:
     return [name for name, of in zip(label_space.names, sources or [], strict=sources is not None) if not of]
 
 
-def report(args, settings, output, state, label_space, records: list[PictureRecord], matrices, identity, never) -> None:
+def report(args, settings, output, state, label_space, records: list[ImageRecord], matrices, identity, never) -> None:
     names = label_space.names
     confusion = ConfusionMatrix(label_space.num_classes, label_space.ignore_index)
     confusion.matrix = torch.from_numpy(matrices.sum(0))
@@ -335,10 +335,10 @@ def report(args, settings, output, state, label_space, records: list[PictureReco
         scores |= cityscapes_scores(matrix_of_ids(confusion.matrix.numpy()), objects)
     intervals = bootstrap_intervals(matrices) if not args.absent_as_zero else None
     print(format_scores(scores, names, intervals, never))
-    print(f"pictures: {len(records)}; {settings}")
+    print(f"images: {len(records)}; {settings}")
     record = {
         **{key: identity[key] for key in ("checkpoint", *DATA)},
-        "pictures": len(records),
+        "images": len(records),
         "class_names": list(names),
         "never_predicted": never,
         "scores": scores,
@@ -354,9 +354,9 @@ def report(args, settings, output, state, label_space, records: list[PictureReco
         },
         "versions": versions(),
     }
-    pictures = output.with_suffix(".csv")
-    write_picture_scores(pictures, names, [record.image_id for record in records], matrices)
-    written = [output, pictures]
+    images = output.with_suffix(".csv")
+    write_image_scores(images, names, [record.image_id for record in records], matrices)
+    written = [output, images]
     if args.plot:
         written.append(output.with_name(f"{output.stem}_confusion.png"))
         plot(written[-1], confusion.matrix.numpy(), names, record)
@@ -374,7 +374,7 @@ def plot(file, matrix, names, record) -> None:
 
 
 def draw_worst(settings, output, places, dataset, label_space, model, image_processor, sources) -> None:
-    """Truth above prediction, each laid over the picture."""
+    """Truth above prediction, each laid over the image."""
     folder = output.with_name(f"{output.stem}_worst")
     folder.mkdir(exist_ok=True)
     for old in folder.glob("[0-9]*_*.png"):
@@ -382,16 +382,16 @@ def draw_worst(settings, output, places, dataset, label_space, model, image_proc
     colours = label_space.colours if any(map(any, label_space.colours)) else default_palette(label_space.num_classes)
     for rank, place in enumerate(places, 1):
         row = dataset[place]
-        picture, truth = row["image"], np.array(row["label_map"])
+        image, truth = row["image"], np.array(row["label_map"])
         prediction = segment(
-            model, image_processor, picture, settings, target_size=truth.shape, sources=sources, name=row["image_id"]
+            model, image_processor, image, settings, target_size=truth.shape, sources=sources, name=row["image_id"]
         ).label_map
-        picture = picture.resize(truth.shape[::-1])
-        shown = [overlay(picture, label_map, colours, 0.6, label_space.ignore_index) for label_map in (truth, prediction)]
+        image = image.resize(truth.shape[::-1])
+        shown = [overlay(image, label_map, colours, 0.6, label_space.ignore_index) for label_map in (truth, prediction)]
         present = sorted({*np.unique(truth).tolist(), *np.unique(prediction).tolist()} - {label_space.ignore_index})
         figure = with_legend(stack_vertically(shown), label_space.names, colours, present)
         save_image(figure, folder / f"{rank:03d}_{row['image_id'].replace('/', '_')}.png")
-    print(f"written: the {len(places)} worst pictures, truth above prediction, in {folder}")
+    print(f"written: the {len(places)} worst images, truth above prediction, in {folder}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
     python scripts/export.py CHECKPOINT --format onnx --dynamic --quantize int8 --calibration CamVid/train \
         --dataset camvid --data_dir CamVid --output_dir exported
 
-In the folder: model.onnx or model.pt2, with --quantize int8 model_int8.onnx, and model.json, which tells a program how pictures
-go in and classes come out. Nothing is written unless the exported network agrees with the checkpoint on drawn pictures. Needs the
+In the folder: model.onnx or model.pt2, with --quantize int8 model_int8.onnx, and model.json, which tells a program how images
+go in and classes come out. Nothing is written unless the exported network agrees with the checkpoint on drawn images. Needs the
 extra `export` for ONNX: pip install -c constraints.txt -e .[export]
 """
 
@@ -33,37 +33,35 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--format", choices=("onnx", "torch_export"), required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; it must not exist, or be empty")
     sizes = parser.add_mutually_exclusive_group(required=True)
-    sizes.add_argument("--dynamic", action="store_true", help="take any number of pictures of any size")
-    sizes.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="take one picture of this size, in pixels")
+    sizes.add_argument("--dynamic", action="store_true", help="take any number of images of any size")
+    sizes.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="take one image of this size, in pixels")
     parser.add_argument("--opset", type=int, help="of ONNX (default: what PyTorch writes)")
     parser.add_argument("--with_argmax", action="store_true", help="give label maps at the input's size instead of logits")
     parser.add_argument("--quantize", choices=("int8",), help="write a network of eight bits as well")
     parser.add_argument(
         "--calibration",
         nargs="+",
-        metavar="PICTURES",
-        help=f"for int8: pictures like those it will see, or folders; {export.CALIBRATION_PICTURES} are used",
+        metavar="IMAGES",
+        help=f"for int8: images like those it will see, or folders; {export.CALIBRATION_IMAGES} are used",
     )
     parser.add_argument("--dataset", help="for int8: measure on this dataset what mIoU it costs")
     parser.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
-    parser.add_argument("--data_dir", type=Path, help="the data set's folder")
-    parser.add_argument("--split", default="val", help="part of the data set (default: %(default)s)")
+    parser.add_argument("--data_dir", type=Path, help="the dataset's folder")
+    parser.add_argument("--split", default="val", help="part of the dataset (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
 def main(arguments=None) -> None:
     args = parse_arguments(arguments)
     check_arguments(args)
-    pictures = find_images(args.calibration or [])
-    for path in pictures:
+    images = find_images(args.calibration or [])
+    for path in images:
         read_image(path)
-    dataset = (
-        load_segmentation_dataset(args.dataset, args.data_dir, args.split, loader=args.loader) if args.dataset else None
-    )
+    dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split, loader=args.loader) if args.dataset else None
     model, image_processor = load_checkpoint(args.checkpoint)
     if dataset is not None:
         class_sources(model.config, label_space_of(dataset), args.dataset)
-    write_folder(args.output_dir, lambda folder: fill(folder, args, model, image_processor, pictures, dataset))
+    write_folder(args.output_dir, lambda folder: fill(folder, args, model, image_processor, images, dataset))
     for path in sorted(args.output_dir.iterdir()):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
@@ -75,7 +73,7 @@ def check_arguments(args) -> None:
     if args.format == "torch_export" and (args.opset or args.quantize):
         raise RecipeError("--opset and --quantize are of --format onnx")
     if args.quantize and not args.calibration:
-        raise RecipeError("--quantize int8 needs --calibration PICTURES, such as the training pictures")
+        raise RecipeError("--quantize int8 needs --calibration IMAGES, such as the training images")
     if not args.quantize and (args.calibration or args.dataset):
         raise RecipeError("--calibration and --dataset are of --quantize int8")
     if args.dataset and (args.with_argmax or not args.data_dir):
@@ -87,7 +85,7 @@ def check_arguments(args) -> None:
         raise RecipeError(f"{', '.join(missing)} missing: pip install -c constraints.txt -e .[export]")
 
 
-def fill(folder, args, model, image_processor, pictures, dataset) -> None:
+def fill(folder, args, model, image_processor, images, dataset) -> None:
     """Writes and checks everything that goes into the folder."""
     size = tuple(args.size) if args.size else None
     image_processor = export.for_size(image_processor, size)
@@ -104,12 +102,12 @@ def fill(folder, args, model, image_processor, pictures, dataset) -> None:
         record |= {"format": "torch_export"}
         exported = torch.export.load(folder / export.PROGRAM_FILE).module()
     agreement = export.check_agreement(model, exported, export.drawn_batches(image_processor, size))
-    print(f"agrees with the checkpoint on {agreement.pictures} drawn pictures: {report(agreement)}", flush=True)
+    print(f"agrees with the checkpoint on {agreement.images} drawn images: {report(agreement)}", flush=True)
     record |= {"sizes": size or "any", "agreement_with_the_checkpoint": asdict(agreement)}
     if args.quantize:
-        batches = export.calibration_batches(image_processor, pictures)
+        batches = export.calibration_batches(image_processor, images)
         export.write_int8(folder / export.ONNX_FILE, folder / export.INT8_FILE, batches)
-        record["int8"] = {"calibration_pictures": min(len(pictures), export.CALIBRATION_PICTURES)}
+        record["int8"] = {"calibration_images": min(len(images), export.CALIBRATION_IMAGES)}
         if dataset is not None:
             record["int8"]["mean_iou"] = int8_scores(folder, args, model, image_processor, dataset)
     write_json(folder / export.DESCRIPTION_FILE, record | {"versions": versions()})
@@ -121,10 +119,10 @@ def report(agreement: export.Agreement) -> str:
 
 
 def int8_scores(folder, args, model, image_processor, dataset) -> dict:
-    """mIoU on the data set of the network in 32 bits and in eight."""
+    """mIoU on the dataset of the network in 32 bits and in eight."""
     label_space = label_space_of(dataset)
     sources = class_sources(model.config, label_space, args.dataset)
-    scores = {"dataset": args.dataset, "split": args.split, "pictures": len(dataset)}
+    scores = {"dataset": args.dataset, "split": args.split, "images": len(dataset)}
     for name, file in (("float32", export.ONNX_FILE), ("int8", export.INT8_FILE)):
         confusion = evaluate_dataset(
             export.OnnxModel(folder / file),

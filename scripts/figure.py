@@ -1,7 +1,7 @@
 """Figures for papers, cards and talks, as PNG or PDF (needs the extra `plots`).
 
-    python scripts/figure.py compare CHECKPOINT_A CHECKPOINT_B PICTURES… -o fig.png    # predictions and feature maps
-    python scripts/figure.py overlay CHECKPOINT PICTURES… -o overlay.pdf
+    python scripts/figure.py compare CHECKPOINT_A CHECKPOINT_B IMAGES… -o fig.png    # predictions and feature maps
+    python scripts/figure.py overlay CHECKPOINT IMAGES… -o overlay.pdf
     python scripts/figure.py errors CHECKPOINT --dataset camvid --data_dir DIR --split val -o errors.png
     python scripts/figure.py confusion runs/camvid/best/scores_camvid_val.json -o confusion.pdf
     python scripts/figure.py legend CHECKPOINT -o legend.pdf    # or a label space, such as cityscapes, or a label table
@@ -35,14 +35,14 @@ from revhrnet_hf.evaluation import (
 from revhrnet_hf.evaluation.network_input import network_inputs
 from revhrnet_hf.images import find_images, read_image
 from revhrnet_hf.viz import figures
-from revhrnet_hf.viz.feature_maps import component_pictures, feature_maps, mean_pictures
+from revhrnet_hf.viz.feature_maps import component_images, feature_maps, mean_images
 
 CAPTIONS = {
     "pca": "Feature maps: the first three principal components of a map's channels as red, green and blue. Every map is "
-    "projected by the same rule: components of its own model and stride, over all pictures here; a component's sign such that "
-    "it is larger where the picture is brighter; its 1st to 99th percentile as 0 to full colour.",
+    "projected by the same rule: components of its own model and stride, over all images here; a component's sign such that "
+    "it is larger where the image is brighter; its 1st to 99th percentile as 0 to full colour.",
     "mean": "Feature maps: the mean over a map's channels, from dark (low) to light (high). Every map is scaled by the same "
-    "rule: 1st to 99th percentile of its own model and stride, over all pictures here.",
+    "rule: 1st to 99th percentile of its own model and stride, over all images here.",
 }
 
 
@@ -60,29 +60,29 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
     compare = command("compare", draw_comparison, "two models' predictions and feature maps, one below the other")
     compare.add_argument("checkpoints", metavar="CHECKPOINT", nargs=2, help="folder or Hub name")
-    compare.add_argument("pictures", metavar="PICTURES", nargs="+", help="picture files, or folders of them")
+    compare.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     compare.add_argument(
         "--map",
         choices=tuple(CAPTIONS),
         default="pca",
-        help="how a feature map becomes a picture: principal components as colours, or mean activation (default: %(default)s)",
+        help="how a feature map becomes an image: principal components as colours, or mean activation (default: %(default)s)",
     )
     compare.add_argument("--names", nargs=2, metavar="NAME", help="of the two models (default: their folders')")
 
-    overlay = command("overlay", draw_overlay, "pictures beside what a model sees in them")
+    overlay = command("overlay", draw_overlay, "images beside what a model sees in them")
     overlay.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name")
-    overlay.add_argument("pictures", metavar="PICTURES", nargs="+", help="picture files, or folders of them")
+    overlay.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     overlay.add_argument("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default: %(default)s)")
 
-    errors = command("errors", draw_errors, "where a model is right and wrong: picture, truth, prediction, right/wrong/ignored")
+    errors = command("errors", draw_errors, "where a model is right and wrong: image, truth, prediction, right/wrong/ignored")
     errors.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name")
     errors.add_argument("--dataset", required=True, help="dataset by name: camvid, folder, hub …; with --loader any name")
     errors.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
-    errors.add_argument("--data_dir", required=True, type=Path, help="the data set's folder; for hub, its name or folder")
-    errors.add_argument("--split", default="val", help="part of the data set (default: %(default)s)")
-    errors.add_argument("--label_space", help="classes by name, or a label table (default: the data set's usual ones)")
-    errors.add_argument("--image_ids", nargs="+", metavar="ID", help="which pictures (default: --count of them)")
-    errors.add_argument("--count", type=int, default=3, help="pictures, evenly spread over the split (default: %(default)s)")
+    errors.add_argument("--data_dir", required=True, type=Path, help="the dataset's folder; for hub, its name or folder")
+    errors.add_argument("--split", default="val", help="part of the dataset (default: %(default)s)")
+    errors.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
+    errors.add_argument("--image_ids", nargs="+", metavar="ID", help="which images (default: --count of them)")
+    errors.add_argument("--count", type=int, default=3, help="images, evenly spread over the split (default: %(default)s)")
 
     confusion = command("confusion", draw_confusion, "which classes are taken for which")
     confusion.add_argument("scores", metavar="SCORES", type=Path, help="JSON file that evaluate_seg.py has written")
@@ -108,20 +108,20 @@ def main(arguments=None) -> None:
 def draw_comparison(args):
     from revhrnet_hf.viz import plots
 
-    pictures = [read_image(path) for path in find_images(args.pictures)]
+    images = [read_image(path) for path in find_images(args.images)]
     models = [load_checkpoint(checkpoint, trust_remote_code=args.trust_remote_code) for checkpoint in args.checkpoints]
     names, palette = shared_classes([model.config for model, _ in models], args.checkpoints)
     titles = args.names or short_names(args.checkpoints)
-    predictions = [predict_label_maps(*model, pictures) for model in models]
-    maps, shares = zip(*(drawn_maps(*model, pictures, args.map) for model in models), strict=True)
+    predictions = [predict_label_maps(*model, images) for model in models]
+    maps, shares = zip(*(drawn_maps(*model, images, args.map) for model in models), strict=True)
     strides = sorted({stride for of_model in maps for stride in of_model})
     blocks = []
-    for place, picture in enumerate(pictures):
+    for place, image in enumerate(images):
         rows = []
         for title, label_maps, of_model in zip(titles, predictions, maps, strict=True):
             panels = [of_model[stride][place] if stride in of_model else None for stride in strides]
             rows.append((title, [figures.colourise(label_maps[place], palette, len(palette)), *panels]))
-        blocks.append(plots.Block(picture, rows))
+        blocks.append(plots.Block(image, rows))
     legend = legend_of([label_map for of_model in predictions for label_map in of_model], names, palette)
     said = " ".join(f"{title}: {share}." for title, share in zip(titles, shares, strict=True) if share)
     caption = CAPTIONS[args.map] + (f" Share of the variance in the three, by stride: {said}" if said else "")
@@ -137,16 +137,16 @@ def shared_classes(configs, checkpoints) -> tuple[list[str], list]:
     return names, palette
 
 
-def drawn_maps(model, image_processor, pictures, how: str) -> tuple[dict[int, list[np.ndarray]], str]:
-    """A model's maps as pictures, by stride and then in the order of `pictures`; the share of variance they show, as text."""
-    of_pictures = []
-    for picture in pictures:
-        [whole] = network_inputs(image_processor, picture, InferenceSettings())
-        of_pictures.append(feature_maps(model, whole))
-    by_stride = {stride: [maps[stride] for maps in of_pictures] for stride in of_pictures[0]}
+def drawn_maps(model, image_processor, images, how: str) -> tuple[dict[int, list[np.ndarray]], str]:
+    """A model's maps as images, by stride and then in the order of `images`; the share of variance they show, as text."""
+    of_images = []
+    for image in images:
+        [whole] = network_inputs(image_processor, image, InferenceSettings())
+        of_images.append(feature_maps(model, whole))
+    by_stride = {stride: [maps[stride] for maps in of_images] for stride in of_images[0]}
     if how == "mean":
-        return {stride: mean_pictures(maps) for stride, maps in by_stride.items()}, ""
-    drawn = {stride: component_pictures(maps, pictures) for stride, maps in by_stride.items()}
+        return {stride: mean_images(maps) for stride, maps in by_stride.items()}, ""
+    drawn = {stride: component_images(maps, images) for stride, maps in by_stride.items()}
     shares = ", ".join(f"{100 * share:.0f} %" for _, share in drawn.values())
     return {stride: maps for stride, (maps, _) in drawn.items()}, shares
 
@@ -156,26 +156,24 @@ def draw_overlay(args):
 
     if not 0 <= args.opacity <= 1:
         raise RecipeError(f"--opacity {args.opacity} is not between 0 and 1")
-    pictures = [read_image(path) for path in find_images(args.pictures)]
+    images = [read_image(path) for path in find_images(args.images)]
     model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = figures.names_and_palette(model.config)
-    label_maps = predict_label_maps(model, image_processor, pictures)
+    label_maps = predict_label_maps(model, image_processor, images)
     overlays = [
-        figures.overlay(picture, label_map, palette, args.opacity, ignore_index=len(palette))
-        for picture, label_map in zip(pictures, label_maps, strict=True)
+        figures.overlay(image, label_map, palette, args.opacity, ignore_index=len(palette))
+        for image, label_map in zip(images, label_maps, strict=True)
     ]
-    blocks = [plots.Block(picture, [("", [seen])]) for picture, seen in zip(pictures, overlays, strict=True)]
+    blocks = [plots.Block(image, [("", [seen])]) for image, seen in zip(images, overlays, strict=True)]
     return plots.panel_figure(blocks, ["prediction"], legend_of(label_maps, names, palette))
 
 
 def draw_errors(args):
     from revhrnet_hf.viz import plots
 
-    dataset = load_segmentation_dataset(
-        args.dataset, args.data_dir, args.split, label_space=args.label_space, loader=args.loader
-    )
+    dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split, label_space=args.label_space, loader=args.loader)
     space = label_space_of(dataset)
-    dataset = dataset.select(chosen_pictures(dataset["image_id"], args.image_ids, args.count))
+    dataset = dataset.select(chosen_images(dataset["image_id"], args.image_ids, args.count))
     model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     sources = class_sources(model.config, space, args.dataset)
     blocks, maps, counts = [], [], np.zeros(2)
@@ -194,7 +192,7 @@ def draw_errors(args):
     return plots.panel_figure(blocks, ["truth", "prediction", "right and wrong"], legend, caption)
 
 
-def chosen_pictures(image_ids: Sequence[str], wanted: Sequence[str] | None, count: int) -> list[int]:
+def chosen_images(image_ids: Sequence[str], wanted: Sequence[str] | None, count: int) -> list[int]:
     if wanted is None:
         if count < 1:
             raise RecipeError(f"--count {count}: give 1 or more")
@@ -202,7 +200,7 @@ def chosen_pictures(image_ids: Sequence[str], wanted: Sequence[str] | None, coun
     places = {image_id: place for place, image_id in enumerate(image_ids)}
     unknown = [image_id for image_id in wanted if image_id not in places]
     if unknown:
-        raise DataError(f"--image_ids: there is no picture {unknown[0]!r} in the split; the first is {image_ids[0]!r}")
+        raise DataError(f"--image_ids: there is no image {unknown[0]!r} in the split; the first is {image_ids[0]!r}")
     return [places[image_id] for image_id in wanted]
 
 
@@ -212,7 +210,7 @@ def draw_confusion(args):
     try:
         record = json.loads(args.scores.read_text(encoding="utf-8"))
         matrix, names = np.array(record["confusion_matrix"]), record["class_names"]
-        what = f"{record['checkpoint']} on {record['dataset']} {record['split']}, {record['pictures']} pictures"
+        what = f"{record['checkpoint']} on {record['dataset']} {record['split']}, {record['images']} images"
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{args.scores} is no record of evaluate_seg.py with a confusion matrix ({error!r}): give the JSON that it writes"

@@ -1,6 +1,6 @@
 """Segment images with a trained checkpoint.
 
-    python scripts/predict.py CHECKPOINT PICTURES… --output_dir predictions
+    python scripts/predict.py CHECKPOINT IMAGES… --output_dir predictions
 
 For each image NAME.jpg two files are written: NAME_labels.png, a palette PNG of the image's size whose pixel
 values are the class ids, and NAME_overlay.png, the image with the classes' colours laid over it and a legend.
@@ -23,7 +23,7 @@ from revhrnet_hf.viz.figures import class_shares, names_and_palette, overlay, pa
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
-    parser.add_argument("pictures", metavar="PICTURES", nargs="+", help="image files, or folders of them")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("predictions"), help="folder for the results (default: %(default)s)"
     )
@@ -69,23 +69,23 @@ def main(arguments=None) -> None:
     device, settings = choose_device(args.device), inference_settings(args)
     if args.max_megapixels is not None:
         allow_megapixels(args.max_megapixels)
-    outputs = output_files(find_images(args.pictures), args.output_dir, args.overwrite)
+    outputs = output_files(find_images(args.images), args.output_dir, args.overwrite)
     model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = names_and_palette(model.config)
     model.to(device)
     unreadable = []
     for path, (labels_file, overlay_file) in outputs.items():
         try:
-            picture = read_image(path)
+            image = read_image(path)
         except DataError as error:
             print(f"skipped: {error}", file=sys.stderr)
             unreadable.append(path)
             continue
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        label_map = segment(model, image_processor, picture, settings, name=str(path)).label_map
+        label_map = segment(model, image_processor, image, settings, name=str(path)).label_map
         shares = class_shares(label_map)
         # No class id is "ignored" in a prediction.
-        coloured = overlay(picture, label_map, palette, args.opacity, ignore_index=len(palette))
+        coloured = overlay(image, label_map, palette, args.opacity, ignore_index=len(palette))
         save_image(palette_png(label_map, palette), labels_file)
         save_image(with_legend(coloured, names, palette, sorted(shares)), overlay_file)
         report(path, (labels_file, overlay_file), shares, names)
@@ -93,27 +93,27 @@ def main(arguments=None) -> None:
         raise DataError(f"{len(unreadable)} of {len(outputs)} images could not be read: {', '.join(map(str, unreadable))}")
 
 
-def output_files(pictures: list[Path], output_dir: Path, overwrite: bool) -> dict[Path, tuple[Path, Path]]:
+def output_files(images: list[Path], output_dir: Path, overwrite: bool) -> dict[Path, tuple[Path, Path]]:
     """Label map and overlay file of each image; a file that would be written twice or replaced is an error."""
     if output_dir.exists() and not output_dir.is_dir():
         raise RecipeError(f"--output_dir {output_dir} is a file: name a folder")
     outputs, owners = {}, {}
-    for picture in pictures:
-        outputs[picture] = tuple(output_dir / f"{picture.stem}_{kind}.png" for kind in ("labels", "overlay"))
-        for output in outputs[picture]:
+    for image in images:
+        outputs[image] = tuple(output_dir / f"{image.stem}_{kind}.png" for kind in ("labels", "overlay"))
+        for output in outputs[image]:
             if output in owners:
                 raise DataError(
-                    f"{owners[output]} and {picture} would both be written to {output}: predict them one after the "
+                    f"{owners[output]} and {image} would both be written to {output}: predict them one after the "
                     "other with different --output_dir"
                 )
-            owners[output] = picture
+            owners[output] = image
             if output.exists() and not overwrite:
                 raise DataError(f"{output} is there already: give --overwrite, or another --output_dir")
     return outputs
 
 
-def report(picture: Path, outputs: tuple[Path, ...], shares: dict[int, float], names: list[str]) -> None:
-    print(f"{picture} → {', '.join(map(str, outputs))}")
+def report(image: Path, outputs: tuple[Path, ...], shares: dict[int, float], names: list[str]) -> None:
+    print(f"{image} → {', '.join(map(str, outputs))}")
     width = max(len(names[index]) for index in shares)
     for index, pixels in shares.items():
         print(f"  {names[index]:<{width}}  {100 * pixels:5.1f} %")

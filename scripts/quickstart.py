@@ -1,4 +1,4 @@
-"""The whole way in minutes on two CPU cores: draw two miniature data sets, train a chain on them, load the result, look at it.
+"""The whole way in minutes on two CPU cores: draw two miniature datasets, train a chain on them, load the result, look at it.
 
 bash scripts/quickstart.sh              # makes the environment and calls this
 python scripts/quickstart.py --output_dir DIR
@@ -20,21 +20,21 @@ from revhrnet_hf.viz.figures import triptych
 
 RECIPE = Path(__file__).parent / "recipes" / "mapillary_to_cityscapes_mini.yaml"
 WRITERS = {"mapillary_vistas": write_mapillary_vistas, "cityscapes": write_cityscapes}
-PICTURES = {"train": 48, "val": 12}
+IMAGES = {"train": 48, "val": 12}
 SIZE = (240, 320)  # height, width
 
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("quickstart"), help="where everything goes (default: quickstart)")
-    parser.add_argument("--epochs", type=int, help="passes over the pictures in each stage (default: the recipe's)")
+    parser.add_argument("--epochs", type=int, help="passes over the images in each stage (default: the recipe's)")
     arguments = parser.parse_args()
     recipes, run_dir = read_chain(RECIPE), arguments.output_dir / "run"
     data_dirs = {recipe.dataset: arguments.output_dir / recipe.dataset for recipe in recipes}
     for name, data_dir in data_dirs.items():
         if not data_dir.exists():
-            print(f"Drawing {sum(PICTURES.values())} street scenes in the layout of {name} in {data_dir}")
-            WRITERS[name](data_dir, PICTURES, SIZE)
+            print(f"Drawing {sum(IMAGES.values())} street scenes in the layout of {name} in {data_dir}")
+            WRITERS[name](data_dir, IMAGES, SIZE)
     for recipe in recipes:
         recipe.epochs = arguments.epochs or recipe.epochs
     last = recipes[-1]
@@ -42,22 +42,22 @@ def main():
     run_chain(recipes, data_dirs, run_dir, overwrite=True)
 
     checkpoint, figure = run_dir / "best", arguments.output_dir / "predictions.png"
-    pictures = load_segmentation_dataset(last.dataset, data_dirs[last.dataset], last.eval_split).select(range(3))
-    save_image(draw_predictions(checkpoint, pictures), figure)
+    images = load_segmentation_dataset(last.dataset, data_dirs[last.dataset], last.eval_split).select(range(3))
+    save_image(draw_predictions(checkpoint, images), figure)
     print(
         f"\nCheckpoint:  {checkpoint} (of the stage before: {run_dir / f'1_{recipes[0].dataset}' / 'best'})\n"
         f"Log:         {run_dir / 'log.jsonl'}; .venv/bin/tensorboard --logdir {run_dir / 'tensorboard'}\n"
-        f"Pictures:    {figure} (picture, truth, prediction)\n"
-        f"Your own:    .venv/bin/python scripts/predict.py {checkpoint} PICTURE.jpg"
+        f"Images:    {figure} (image, truth, prediction)\n"
+        f"Your own:    .venv/bin/python scripts/predict.py {checkpoint} IMAGE.jpg"
     )
 
 
-def draw_predictions(checkpoint: Path, pictures):
-    """Picture, truth and the pipeline's prediction, a row each."""
+def draw_predictions(checkpoint: Path, images):
+    """Image, truth and the pipeline's prediction, a row each."""
     segmenter = pipeline("image-segmentation", model=str(checkpoint))
-    space = label_space_of(pictures)
+    space = label_space_of(images)
     rows = []
-    for row in pictures:
+    for row in images:
         prediction = np.zeros((row["image"].height, row["image"].width), dtype=np.uint8)
         for segment in segmenter(row["image"]):
             prediction[np.array(segment["mask"]) > 0] = space.label2id[segment["label"]]

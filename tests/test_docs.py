@@ -1,4 +1,4 @@
-"""Every command and program in docs/ runs, in the page's order, on drawn pictures and with tiny networks."""
+"""Every command and program in docs/ runs, in the page's order, on drawn images and with tiny networks."""
 
 import json
 import os

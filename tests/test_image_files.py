@@ -1,4 +1,4 @@
-"""Pictures of every kind come out as a person sees them; broken ones are named; files appear whole or not at all."""
+"""Images of every kind come out as a person sees them; broken ones are named; files appear whole or not at all."""
 
 import numpy as np
 import pytest
@@ -13,9 +13,9 @@ GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 def test_grey_of_sixteen_bits_is_scaled_and_not_clipped(tmp_path):
     for name in ("a.png", "a.tiff"):
         Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / name)
-        picture = read_image(tmp_path / name)
-        assert picture.mode == "RGB"
-        np.testing.assert_array_equal(np.asarray(picture), np.dstack([GREY] * 3))
+        image = read_image(tmp_path / name)
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image), np.dstack([GREY] * 3))
 
 
 def test_transparency_is_white(tmp_path):
@@ -30,7 +30,7 @@ def test_cmyk_and_palette(tmp_path):
     assert read_image(tmp_path / "a.png").getpixel((4, 4)) == (10, 20, 30)
 
 
-def test_exif_turns_the_picture_upright(tmp_path):
+def test_exif_turns_the_image_upright(tmp_path):
     lying = np.zeros((20, 30, 3), np.uint8)
     lying[:, :5] = (255, 0, 0)  # red at the left, which orientation 6 (turn clockwise) brings to the top
     exif = Image.Exif()
@@ -42,7 +42,7 @@ def test_exif_turns_the_picture_upright(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "huge"])
-def test_unreadable_picture_is_named(tmp_path, monkeypatch, kind):
+def test_unreadable_image_is_named(tmp_path, monkeypatch, kind):
     path = tmp_path / "broken.png"
     if kind == "huge":  # more than twice what Pillow allows: a small file that would fill the memory
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
@@ -51,12 +51,12 @@ def test_unreadable_picture_is_named(tmp_path, monkeypatch, kind):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:5000])
     elif kind in ("empty", "text"):
-        path.write_text("no picture" if kind == "text" else "")
+        path.write_text("no image" if kind == "text" else "")
     with pytest.raises(DataError, match=r"broken\.png"):
         read_image(path)
 
 
-def test_find_pictures_lists_each_once(tmp_path):
+def test_find_images_lists_each_once(tmp_path):
     for name in ("b.png", "a.jpg", "notes.txt", "sub/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (2, 2)).save(tmp_path / name, "PNG")
@@ -69,7 +69,7 @@ def test_find_pictures_lists_each_once(tmp_path):
         find_images([tmp_path / "bare"])
 
 
-def test_save_picture_leaves_the_old_file_when_it_fails(tmp_path):
+def test_save_image_leaves_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "a.png"
     save_image(Image.new("RGB", (3, 3)), path)
     before = path.read_bytes()

@@ -12,7 +12,7 @@ import pytest
 
 from revhrnet_hf import pipelines
 from revhrnet_hf.errors import DataError
-from revhrnet_hf.pipelines import read_picture
+from revhrnet_hf.pipelines import load_rgb
 
 DEEP = np.arange(0, 65536, 1285, dtype=np.uint16)[:50].reshape(5, 10)
 SHOWN = np.rint(DEEP / 257)
@@ -66,7 +66,7 @@ def server():
 
 
 def test_an_address_is_read_as_a_file_is(server):
-    assert np.array_equal(np.asarray(read_picture(f"{server}/image"))[..., 0], SHOWN)
+    assert np.array_equal(np.asarray(load_rgb(f"{server}/image"))[..., 0], SHOWN)
 
 
 @pytest.mark.parametrize(
@@ -83,30 +83,30 @@ def test_what_is_not_fetched_is_named(server, path, message, monkeypatch):
     monkeypatch.setattr(pipelines, "DOWNLOAD_BYTES", 100_000)
     started = time.monotonic()
     with pytest.raises(DataError, match=f"{path} {message}"):
-        read_picture(server + path, timeout=0.2 if path == "/drip" else None)
+        load_rgb(server + path, timeout=0.2 if path == "/drip" else None)
     assert time.monotonic() - started < 20
 
 
 def test_nobody_listens():
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:1/a\.png cannot be fetched"):
-        read_picture("http://127.0.0.1:1/a.png")
+        load_rgb("http://127.0.0.1:1/a.png")
     with pytest.raises(DataError, match="cannot be fetched"):
-        read_picture("http://[broken/a.png")
+        load_rgb("http://[broken/a.png")
 
 
 def test_base64_is_read_as_a_file_is():
     text = base64.encodebytes(png()).decode()  # with line ends
     for given in (text, text.replace("\n", ""), f"data:image/png;base64,{text}"):
-        assert np.array_equal(np.asarray(read_picture(given))[..., 0], SHOWN)
+        assert np.array_equal(np.asarray(load_rgb(given))[..., 0], SHOWN)
 
 
 @pytest.mark.parametrize("text", ["absent.png", "", "photos12", base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0").decode(), "x" * 999])
 def test_any_other_text_is_an_error(text):
     with pytest.raises(DataError, match="is no file that is there, no http address, and no image as base64") as caught:
-        read_picture(text)
+        load_rgb(text)
     assert len(str(caught.value)) < 250
 
 
 def test_what_is_no_text_is_left_to_transformers():
     array = np.zeros((2, 2, 3))
-    assert read_picture(array) is array
+    assert load_rgb(array) is array

@@ -1,11 +1,11 @@
-"""Pictures and label maps: from disk to tensors."""
+"""Images and label maps: from disk to tensors."""
 
 from .datasets.camvid import CamVid
 from .datasets.cityscapes import Cityscapes
 from .datasets.coco import Coco
 from .datasets.mapillary_vistas import MapillaryVistas
 from .datasets.pascal_voc import PascalVoc
-from .features import LabelMap, Picture
+from .features import LabelMap, RGBImage
 from .label_space import LabelSpace, get_label_space
 from .loading import label_space_of, load_segmentation_dataset
 from .transforms import TrainingSamples, TrainingTransform
@@ -19,7 +19,7 @@ __all__ = [
     "LabelSpace",
     "MapillaryVistas",
     "PascalVoc",
-    "Picture",
+    "RGBImage",
     "TrainingSamples",
     "TrainingTransform",
     "get_label_space",

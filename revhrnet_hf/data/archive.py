@@ -1,4 +1,4 @@
-"""A data set's folder, in which zip and tar files are read as if they had been unpacked where they lie.
+"""A dataset's folder, in which zip and tar files are read as if they had been unpacked where they lie.
 
 Every file has a *location*, one string: its path, or for a member of an archive `zip://MEMBER::ARCHIVE` (`tar://…`), which is how
 fsspec and `datasets` write it too. Locations are what datasets store; `read_location` turns one into bytes. In ARCHIVE, `::` is
@@ -82,13 +82,13 @@ class DataTree:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         if not self.root.exists():
-            raise DataError(f"The data folder {self.root} does not exist: give the folder that holds the data set.")
+            raise DataError(f"The data folder {self.root} does not exist: give the folder that holds the dataset.")
         self._folder = self.root if self.root.is_dir() else None
         self._base = ""
         below = sorted(Path(entry.path) for entry in _entries(self._folder)) if self._folder else [self.root]
         self.archives = [path for path in below if _is_archive(path)]
         if not self._folder and not self.archives:
-            raise DataError(f"{self.root} is neither a folder nor a zip or tar file: give the folder that holds the data set.")
+            raise DataError(f"{self.root} is neither a folder nor a zip or tar file: give the folder that holds the dataset.")
 
     def below(self, folder: str) -> "DataTree":
         """The same tree, seen from one of its folders."""
@@ -237,7 +237,7 @@ class DataTree:
         return parse_json(self.read_text(path, JSON_BYTES), self.expected(path))
 
     def unreadable_archives(self) -> list[Path]:
-        """Archives in the folder that are compressed as a whole, so that no picture can be read on its own."""
+        """Archives in the folder that are compressed as a whole, so that no image can be read on its own."""
         return sorted(path for path in self._folder.iterdir() if path.name.endswith(COMPRESSED_WHOLE)) if self._folder else []
 
 

@@ -23,7 +23,7 @@ from .archive import DataTree
 from .builder import SegmentationBuilder
 from .class_counts import MOST_IGNORED, ClassCounts, Counting, ignored_text, is_published, unseen_text
 from .datasets.hub import IMAGE, IMAGE_ID, LABEL_MAP, load_stored, stored_splits
-from .features import Picture, PictureFile
+from .features import RGBImage, RGBImageFile
 from .label_space import LabelSpace, find_label_space, id_ranges
 from .listing import Sample, by, locate_all, mismatch
 from .loader import build_loader
@@ -63,14 +63,14 @@ class SplitReport:
     """What one split holds.
 
     Attributes:
-        pictures: entries of its list, whether their files are there or not.
+        images: entries of its list, whether their files are there or not.
         published: how many its publisher says there are; None if the publisher says nothing.
         counts: pixels of each class, and of what is ignored.
         occurrences: label maps in which each train id and, last, ignored pixels occur; (num_classes + 1,) int64.
         sizes: (width, height) of the readable images → how many.
     """
 
-    pictures: int
+    images: int
     published: int | None
     counts: ClassCounts
     occurrences: np.ndarray
@@ -122,7 +122,7 @@ class Audit:
             "label_space": self.label_space.name,
             "splits": {
                 split: {
-                    "pictures": report.pictures,
+                    "images": report.images,
                     "published": report.published,
                     "sizes": {by(size): count for size, count in report.sizes.most_common()},
                     "pixels": dict(zip(names, report.pixels.tolist(), strict=True)),
@@ -150,7 +150,7 @@ class Audit:
             sizes = [f"{by(size)} ({count})" for size, count in report.sizes.most_common(MAX_SIZES)]
             others = len(report.sizes) - MAX_SIZES
             more = f" and {others} other sizes" if others > 0 else ""
-            yield [split, str(report.pictures), str(report.published or "–"), ", ".join(sizes) + more]
+            yield [split, str(report.images), str(report.published or "–"), ", ".join(sizes) + more]
 
     def _class_rows(self) -> Iterable[list[str]]:
         """Of each class its raw ids, and for each split its share of the pixels and the label maps in which it occurs."""
@@ -330,7 +330,7 @@ def _training_split(audit: Audit) -> str | None:
     """The split that is probably trained on: by its name, else the largest one."""
     read = [split for split, report in audit.splits.items() if report.counts.label_maps]
     named = [split for split in TRAINING_SPLITS if split in read] + [split for split in read if split.startswith("train")]
-    return next(iter(named), max(read, key=lambda split: audit.splits[split].pictures, default=None))
+    return next(iter(named), max(read, key=lambda split: audit.splits[split].images, default=None))
 
 
 def _check_ignored(audit: Audit, label_space: str, most: float) -> None:
@@ -361,7 +361,7 @@ def _check_pair(
     problems, notes, image, label_map = [], [], None, None
     (image_file, label_file), opened = files, None
     try:
-        image, opened = Picture().decode_example(image_value), Picture().open(image_value)
+        image, opened = RGBImage().decode_example(image_value), RGBImage().open(image_value)
     except DataError as error:
         problems.append(Problem("image", image_file, _naming(image_file, error)))
     try:
@@ -388,7 +388,7 @@ def _naming(file: str, error: DataError) -> str:
     return str(error) if file in str(error) else f"Image {file}: {error}"
 
 
-def is_ambiguous(image: PictureFile, label_map_size: tuple[int, int]) -> bool:
+def is_ambiguous(image: RGBImageFile, label_map_size: tuple[int, int]) -> bool:
     """Whether a label map of this (width, height) fits a turned image both as stored and as turned."""
     stored_size = image.size[::-1] if image.orientation > 4 else image.size
     return image.orientation != 1 and image.size == stored_size == label_map_size

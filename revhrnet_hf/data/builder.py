@@ -11,7 +11,7 @@ import datasets
 from ..errors import DataError
 from .archive import DataTree
 from .class_counts import is_published
-from .features import LabelMap, Picture
+from .features import LabelMap, RGBImage
 from .label_space import LabelSpace, find_label_space
 from .listing import Listed, Sample, check_same_sizes, listing_digest, locate
 
@@ -31,18 +31,18 @@ class SegmentationConfig(datasets.BuilderConfig):
 
 
 class SegmentationBuilder(datasets.GeneratorBasedBuilder):
-    """A data set with the columns `image` (RGB), `label_map` (train ids, 255 ignored) and `image_id`.
+    """A dataset with the columns `image` (RGB), `label_map` (train ids, 255 ignored) and `image_id`.
 
     Sub-classes say:
         TITLE: its name in messages.
         LABEL_SPACES: names of the label spaces that its label maps can be translated to, the usual one first; empty if any can.
         SPLITS: its splits.
-        UNLABELLED_SPLITS: further ones, whose label maps the owner keeps.
+        UNLABELLED_SPLITS: further ones, whose label maps the publisher keeps.
         HINT: what lies in the right folder, for messages.
         PUBLISHED_COUNTS: images by split, where its publisher says how many there are (`published_count`).
-        recognises(tree): whether the data set lies directly in this tree.
-        list_pictures(tree, split): the pictures of an unlabelled split; an AbsentSplitError if it is not there.
-        list_split(tree, split, label_space): its pictures with their label maps; an AbsentSplitError if the split is not there.
+        recognises(tree): whether the dataset lies directly in this tree.
+        list_images(tree, split): the images of an unlabelled split; an AbsentSplitError if it is not there.
+        list_split(tree, split, label_space): its images with their label maps; an AbsentSplitError if the split is not there.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -63,7 +63,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         raise NotImplementedError
 
     @staticmethod
-    def list_pictures(tree: DataTree, split: str) -> list[Listed]:
+    def list_images(tree: DataTree, split: str) -> list[Listed]:
         raise NotImplementedError
 
     @classmethod
@@ -111,14 +111,14 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
 
     @classmethod
     def list_samples(cls, data_dir: Path, split: str, label_space: str) -> list[Sample]:
-        """The split's pictures with their label maps, in the data set's order.
+        """The split's images with their label maps, in the dataset's order.
 
         Raises:
             DataError: the folder is missing, empty or of another level; the split is absent; a file has no partner.
         """
         tree = cls.open_tree(data_dir)
         if split in cls.UNLABELLED_SPLITS:
-            return locate(tree, cls.list_pictures(tree, split))
+            return locate(tree, cls.list_images(tree, split))
         return locate(tree, cls.list_split(tree, split, label_space))
 
     @classmethod
@@ -168,7 +168,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         columns = {
-            "image": Picture(),
+            "image": RGBImage(),
             "label_map": LabelMap.of(find_label_space(self.config.label_space)),
             "image_id": datasets.Value("string"),
         }

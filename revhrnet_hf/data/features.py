@@ -1,4 +1,4 @@
-"""The two image columns of every dataset, as `datasets` features: `Picture` (RGB) and `LabelMap` (train ids).
+"""The two image columns of every dataset, as `datasets` features: `RGBImage` (RGB) and `LabelMap` (train ids).
 
 Both store what `datasets.Image` stores, a path or bytes, and decode when an example is read. The path may lead into a zip or tar
 file (see archive.py). Both are what a viewer shows: upright, as EXIF says. Where a label map fits only the image as it is stored,
@@ -30,7 +30,7 @@ AS_STORED = ".//"  # before the name: to the file system the path is the same, a
 
 
 class StoredFile(datasets.Image):
-    """What `Picture` and `LabelMap` share: the stored file's bytes, and their copy into a dataset that is to travel."""
+    """What `RGBImage` and `LabelMap` share: the stored file's bytes, and their copy into a dataset that is to travel."""
 
     def encode_example(self, value: Any) -> dict:
         """As of `datasets.Image`, which however drops bytes where some file has the name that comes with them, and takes that."""
@@ -45,7 +45,7 @@ class StoredFile(datasets.Image):
 
 
 @dataclass
-class Picture(StoredFile):
+class RGBImage(StoredFile):
     """An image; decodes to a PIL image of mode RGB, whatever the file's mode (see images.py).
 
     Raises:
@@ -53,7 +53,7 @@ class Picture(StoredFile):
     """
 
     mode: str | None = "RGB"
-    _type: str = field(default="Picture", init=False, repr=False)
+    _type: str = field(default="RGBImage", init=False, repr=False)
 
     def decode_example(self, value: dict | PIL.Image.Image, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         if isinstance(value, PIL.Image.Image):
@@ -61,9 +61,9 @@ class Picture(StoredFile):
         with unreadable_is_data_error("Image", _source(value)):
             return ImageFile(_stored_bytes(value)).rgb(_is_as_stored(value))
 
-    def open(self, value: dict) -> "PictureFile":
+    def open(self, value: dict) -> "RGBImageFile":
         """The stored image, not yet decoded."""
-        return PictureFile(value, _stored_bytes_of("Image", value))
+        return RGBImageFile(value, _stored_bytes_of("Image", value))
 
 
 @dataclass
@@ -71,7 +71,7 @@ class LabelMap(StoredFile):
     """A label map; decodes to a PIL image of mode L that holds train ids, ignored pixels `ignore_index`.
 
     The file holds raw ids (grey values or palette indices) or raw colours, which the label space translates
-    (`LabelSpace.translate_picture`); or it is no image but an annotation (see annotation.py). A value without a path is a label
+    (`LabelSpace.translate_image`); or it is no image but an annotation (see annotation.py). A value without a path is a label
     map that was decoded before, which is how `Dataset.map` stores PIL images that it is handed: it holds train ids and is not
     translated again.
 
@@ -156,7 +156,7 @@ class OpenedFile:
         return unreadable_is_data_error(self.kind, self._source)
 
 
-class PictureFile(OpenedFile):
+class RGBImageFile(OpenedFile):
     kind = "Image"
 
     def fit(self, size: Size) -> None:
@@ -214,7 +214,7 @@ def as_stored(location: str) -> str:
     return f"{folders}{slash}{AS_STORED}{name}"
 
 
-def read_picture(location: str) -> PIL.Image.Image:
+def load_rgb(location: str) -> PIL.Image.Image:
     """The image file at a location (see archive.py), upright, in its own mode; a DataError names one that cannot be read."""
     with unreadable_is_data_error("Image", location):
         return ImageFile(read_location(location)).pixels()
@@ -273,5 +273,6 @@ def _train_ids(data: bytes, label_space: LabelSpace, source: str) -> PIL.Image.I
 with warnings.catch_warnings():
     # `datasets` calls its register_feature experimental, on every import, to users who never called it.
     warnings.simplefilter("ignore", UserWarning)
-    register_feature(Picture, "Picture")
+    register_feature(RGBImage, "RGBImage")
+    register_feature(RGBImage, "Picture")  # as datasets call it that 0.1.0 has saved
     register_feature(LabelMap, "LabelMap")

@@ -1,6 +1,6 @@
 """A PNG or JPEG file cut short: decoders work from the top down, so whoever needs no row below a crop need not decode any.
 
-The header is made to say that the picture is less high; the pixels are those of the whole file, bit for bit.
+The header is made to say that the image is less high; the pixels are those of the whole file, bit for bit.
 """
 
 import struct
@@ -16,20 +16,20 @@ SEGMENTS = (0xC4, *range(0xDB, 0xF0), 0xFE)  # what may stand before the frame: 
 JPEG_CONTEXT = 8
 
 
-def cut_short(data: bytes, picture: PIL.Image.Image, rows: int) -> bytes:
-    """The file as one of a lower picture, at least `rows` high; the same `data` if that cannot be done.
+def cut_short(data: bytes, image: PIL.Image.Image, rows: int) -> bytes:
+    """The file as one of a lower image, at least `rows` high; the same `data` if that cannot be done.
 
     So it is where rows come in several passes (interlaced PNG, progressive JPEG), and where the file lacks its end mark:
     decoding all of it then fails, as it should.
 
     Args:
         data: the file.
-        picture: what Pillow made of it; it need not be loaded.
+        image: what Pillow made of it; it need not be loaded.
         rows: how many are needed.
     """
-    if picture.format == "PNG" and not picture.is_animated:
-        return _png(data, picture.height, rows)
-    return _jpeg(data, picture.height, rows + JPEG_CONTEXT) if picture.format == "JPEG" else data
+    if image.format == "PNG" and not image.is_animated:
+        return _png(data, image.height, rows)
+    return _jpeg(data, image.height, rows + JPEG_CONTEXT) if image.format == "JPEG" else data
 
 
 def _png(data: bytes, height: int, rows: int) -> bytes:

@@ -1,6 +1,6 @@
-"""Label spaces: the class names, colours and ids of a data set, and the one table that turns raw ids into train ids.
+"""Label spaces: the class names, colours and ids of a dataset, and the one table that turns raw ids into train ids.
 
-A *raw id* is what a label PNG holds (a number, or a colour where the owner codes classes by colour); a *train id* is
+A *raw id* is what a label PNG holds (a number, or a colour where the publisher codes classes by colour); a *train id* is
 the network's output channel. Pixels that are not scored hold `ignore_index`.
 """
 
@@ -26,15 +26,15 @@ LARGEST_ID = 1 << 53  # beyond, floating-point numbers skip some whole ones
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of a data set.
+    """The classes of a dataset.
 
     Attributes:
         name: key in the registry, for example `"camvid11"`.
         names: class names in the order of their train ids.
-        colours: one RGB colour (0–255) a class, for pictures of label maps.
+        colours: one RGB colour (0–255) a class, for images of label maps.
         raw_ids: raw id → train id, or `ignore_index` for what is not scored.
         ignore_index: the train id of ignored pixels.
-        raw_colours: raw RGB colour → train id, where the owner's label maps are coded by colour.
+        raw_colours: raw RGB colour → train id, where the publisher's label maps are coded by colour.
     """
 
     name: str
@@ -151,7 +151,7 @@ class LabelSpace:
         return replace(self, raw_ids={train_id: train_id for train_id in train_ids}, raw_colours={})
 
     def train_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
-        """Translates a label map as its owner stores it into train ids.
+        """Translates a label map as its publisher stores it into train ids.
 
         Args:
             raw: (height, width) integers (raw ids), or floating-point numbers that are whole (MATLAB's and some TIFF files');
@@ -166,7 +166,7 @@ class LabelSpace:
         """
         return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(whole_ids(raw, source), source)
 
-    def translate_picture(
+    def translate_image(
         self, raw: PIL.Image.Image, source: str, greatest: int = 255, is_black_and_white_gif: bool = False
     ) -> PIL.Image.Image:
         """The same for a label map as it comes out of its file.
@@ -383,7 +383,7 @@ def _colour_codes(colours: np.ndarray) -> np.ndarray:
 
 
 LABEL_SPACES: dict[str, LabelSpace] = {}
-"""Every known label space by name; each data set's module adds its own."""
+"""Every known label space by name; each dataset's module adds its own."""
 
 
 def label_space_of_names(names: Iterable[str]) -> LabelSpace:

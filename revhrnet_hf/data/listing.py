@@ -1,4 +1,4 @@
-"""What every data set does with the list of its files: find missing partners, differing sizes, and changes."""
+"""What every dataset does with the list of its files: find missing partners, differing sizes, and changes."""
 
 import hashlib
 import io
@@ -14,15 +14,15 @@ from .archive import DataTree, location_name, location_stamp, read_location, spl
 from .features import as_stored
 
 MAX_NAMED = 3
-HEADER = 65536  # bytes of an archive's member in which the picture's size mostly stands
-LONG_CHECK = 2000  # pictures; below, opening every header takes no time worth a bar
+HEADER = 65536  # bytes of an archive's member in which the image's size mostly stands
+LONG_CHECK = 2000  # images; below, opening every header takes no time worth a bar
 
 
 class Listed(NamedTuple):
-    """One picture with its label map, as a data set lists them: paths in its DataTree.
+    """One image with its label map, as a dataset lists them: paths in its DataTree.
 
-    `label_map` is None where the owner keeps the label maps. `annotation` is the label map itself where it is no file of its own
-    but part of a larger one (COCO's JSON); `label_map` then says where that is, for messages, as `FILE#ID`.
+    `label_map` is None where the publisher keeps the label maps. `annotation` is the label map itself where it is no file of its
+    own but part of a larger one (COCO's JSON); `label_map` then says where that is, for messages, as `FILE#ID`.
     """
 
     image: str
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A file that a data set lists and that is not there: where it should be, and its partner, which may be lost as well."""
+    """A file that a dataset lists and that is not there: where it should be, and its partner, which may be lost as well."""
 
     kind: str
     missing: str
@@ -50,19 +50,19 @@ class Lost(NamedTuple):
 
 
 def locate_all(tree: DataTree, listed: list[Listed]) -> tuple[list[Sample], list[Lost]]:
-    """The locations of the pictures and label maps that are both there, and every file that is not."""
+    """The locations of the images and label maps that are both there, and every file that is not."""
     samples, lost = [], []
     for item in listed:
         image = tree.location(item.image)
         if item.label_map is None:
-            # It was found by its picture, so that it is there.
+            # It was found by its image, so that it is there.
             samples.append(Sample(image, None, item.image_id))
             continue
         label_map = tree.location(item.label_map) if item.annotation is None else item.label_map
         if image is None:
-            lost.append(Lost("picture", tree.expected(item.image), "Label map", tree.expected(item.label_map)))
+            lost.append(Lost("image", tree.expected(item.image), "Label map", tree.expected(item.label_map)))
         if label_map is None:
-            lost.append(Lost("label map", tree.expected(item.label_map), "Picture", tree.expected(item.image)))
+            lost.append(Lost("label map", tree.expected(item.label_map), "Image", tree.expected(item.image)))
         if image is not None and label_map is not None:
             samples.append(Sample(image, label_map, item.image_id, item.annotation))
     return samples, lost
@@ -98,7 +98,7 @@ def check_same_sizes(samples: list[Sample]) -> list[Sample]:
 
 def _fitting(sample: Sample) -> Sample:
     labelled_size = label_map_size(sample)
-    if labelled_size == picture_size(sample.image):
+    if labelled_size == image_size(sample.image):
         return sample
     # Its beginning need not tell everything: the metadata of a PNG may lie at its end.
     with unreadable_is_data_error("Image", sample.image):
@@ -163,10 +163,10 @@ def label_map_size(sample: Sample) -> tuple[int, int]:
         return annotation_size(sample.annotation, sample.label_map)
     if location_name(sample.label_map).lower().endswith(".mat"):
         return matlab_size(sample.label_map)
-    return picture_size(sample.label_map)
+    return image_size(sample.label_map)
 
 
-def picture_size(location: str) -> Size:
+def image_size(location: str) -> Size:
     """Width and height of the upright image, from its header."""
     file, member = split_location(location)
     with unreadable_is_data_error("Image", location):

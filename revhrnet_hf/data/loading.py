@@ -1,4 +1,4 @@
-"""`load_segmentation_dataset`: a data set's folder, as its owner ships it, to a `datasets.Dataset`."""
+"""`load_segmentation_dataset`: a dataset's folder, as its publisher ships it, to a `datasets.Dataset`."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -46,21 +46,21 @@ def load_segmentation_dataset(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Loads one split of a dataset from the folder in which it lies, or from the Hub.
 
-    Pictures stay files and are read with each example; the `datasets` cache holds only their paths.
+    Images stay files and are read with each example; the `datasets` cache holds only their paths.
 
     Args:
         name: the dataset, for example `"camvid"`; `"folder"` for images and label maps of your own (datasets/folder.py says how
             they should lie); `"hub"` for any dataset on the Hub, in a copy of its repository, or saved with `save_to_disk`. With
             `loader`, a name of your own.
-        data_dir: its folder, laid out as the owner does it; zip and tar files in it are read without unpacking. With `"hub"`
+        data_dir: its folder, laid out as the publisher does it; zip and tar files in it are read without unpacking. With `"hub"`
             the name on the Hub, or the folder.
         split: for example `"train"`, `"val"`, `"trainval"`.
-        label_space: the classes to translate to, of the data set itself or joined to them by a table (translation.py; what has
-            no partner there is ignored); the data set's usual ones if None. With `"folder"` and `"hub"` the classes that the
+        label_space: the classes to translate to, of the dataset itself or joined to them by a table (translation.py; what has
+            no partner there is ignored); the dataset's usual ones if None. With `"folder"` and `"hub"` the classes that the
             label maps are drawn in: a label table (a YAML file; label_table.py shows its form) or a name.
         streaming: gives an `IterableDataset`, which writes no cache at all.
-        unlabelled: allow the splits whose label maps the owner keeps (`"test"` of Cityscapes, Mapillary Vistas and PASCAL VOC);
-            `label_map` is None there.
+        unlabelled: allow the splits whose label maps the publisher keeps (`"test"` of Cityscapes, Mapillary Vistas and PASCAL
+            VOC); `label_map` is None there.
         image_column, label_column: with `"hub"` only, the names of these columns there; `"image"` and `"label_map"` if None.
         loader: one of the above, if `name` is a name of your own; what follows about `"folder"` and `"hub"` is about the loader.
 
@@ -84,7 +84,7 @@ def load_segmentation_dataset(
     splits = builder_class.splits(data_dir, label_space) + (builder_class.UNLABELLED_SPLITS if unlabelled else ())
     if split in builder_class.UNLABELLED_SPLITS and not unlabelled:
         raise AbsentSplitError(
-            f"{name}'s {split!r} has no label maps, its owner keeps them; splits with labels: {', '.join(splits)}."
+            f"{name}'s {split!r} has no label maps, its publisher keeps them; splits with labels: {', '.join(splits)}."
         )
     check_known(f"split of {name}", split, splits)
     digest = builder_class.digest(data_dir, split, label_space)
@@ -135,7 +135,7 @@ def find_builder(name: str, data_dir: str | Path, label_space: str | Path | None
 
 
 def _joined_usual_space(name: str, data_dir: Path, wanted: str) -> str | None:
-    """The data set's usual label space, where `wanted` is none of its own but a table joins the two."""
+    """The dataset's usual label space, where `wanted` is none of its own but a table joins the two."""
     check_known("dataset", name, DATASETS)
     own = DATASETS[name].LABEL_SPACES
     if not own or wanted in own or wanted not in LABEL_SPACES:
@@ -147,10 +147,10 @@ def _joined_usual_space(name: str, data_dir: Path, wanted: str) -> str | None:
 def in_classes(
     dataset: datasets.Dataset | datasets.IterableDataset, label_space: LabelSpace
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """The same pictures with label maps in other classes; pixels of a class without a partner there are ignored.
+    """The same images with label maps in other classes; pixels of a class without a partner there are ignored.
 
     Raises:
-        DataError: no class has a partner (translation.py), or the data set holds label maps that were decoded before.
+        DataError: no class has a partner (translation.py), or the dataset holds label maps that were decoded before.
     """
     own = label_space_of(dataset)
     if own.names == label_space.names:
@@ -158,17 +158,17 @@ def in_classes(
     feature = LabelMap.of(in_classes_of(own, label_space))
     if isinstance(dataset, datasets.Dataset) and holds_decoded(dataset):
         raise DataError(
-            f"The data set's label maps hold train ids of {own.name!r} already and cannot be translated to {label_space.name!r}: "
-            "load them from the files that their owner ships."
+            f"The dataset's label maps hold train ids of {own.name!r} already and cannot be translated to {label_space.name!r}: "
+            "load them from the files that their publisher ships."
         )
     return dataset.cast_column(LABEL_MAP, feature)
 
 
 def label_space_of(dataset: datasets.Dataset | datasets.IterableDataset) -> LabelSpace:
-    """The label space of the data set's `label_map` column; a data set without one is a DataError."""
+    """The label space of the dataset's `label_map` column; a dataset without one is a DataError."""
     feature = (dataset.features or {}).get("label_map")
     if not isinstance(feature, LabelMap):
-        raise DataError(f"The data set's column 'label_map' is {feature!r}, no LabelMap, so its classes are unknown.")
+        raise DataError(f"The dataset's column 'label_map' is {feature!r}, no LabelMap, so its classes are unknown.")
     return feature.space
 
 

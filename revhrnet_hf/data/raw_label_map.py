@@ -15,7 +15,7 @@ BLACK_AND_WHITE = {(0, 0, 0), (255, 255, 255)}
 
 
 class Encoding(NamedTuple):
-    """What `LabelSpace.translate_picture` must know of the file beside the image; its arguments."""
+    """What `LabelSpace.translate_image` must know of the file beside the image; its arguments."""
 
     greatest: int = 255
     is_black_and_white_gif: bool = False
@@ -38,12 +38,12 @@ def translate_file(
         box: (left, top, right, bottom) of the part that is wanted.
 
     Raises:
-        DataError: as `LabelSpace.translate_picture`, or the file is of colours of 16 bits.
+        DataError: as `LabelSpace.translate_image`, or the file is of colours of 16 bits.
     """
     greatest = _greatest(file, source)
     image, encoding = _plain(file.pixels(data=data), file.header.format, greatest)
     part = image if box is None else image.crop(box)
-    return label_space.translate_picture(part, source, *encoding)
+    return label_space.translate_image(part, source, *encoding)
 
 
 def _greatest(file: ImageFile, source: str) -> int:

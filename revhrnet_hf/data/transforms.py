@@ -1,4 +1,4 @@
-"""The joint augmentation of picture and label map: random scale, crop and flip, as HRNet does (arXiv 1908.07919)."""
+"""The joint augmentation of image and label map: random scale, crop and flip, as HRNet does (arXiv 1908.07919)."""
 
 import hashlib
 from typing import Any
@@ -20,11 +20,11 @@ from .listing import mismatch
 
 
 class TrainingTransform:
-    """Scales, crops, flips, normalises and pads one picture with its label map.
+    """Scales, crops, flips, normalises and pads one image with its label map.
 
-    The picture's long side becomes `base_size` × a factor (antialiased bilinear; labels by nearest neighbour). A crop is cut
+    The image's long side becomes `base_size` × a factor (antialiased bilinear; labels by nearest neighbour). A crop is cut
     where the result is larger than `crop_size`; only what is in it is computed, so that the cost follows the crop's size and not
-    the picture's. What is smaller is padded at the bottom and right: the picture with 0 after normalising, which is the mean
+    the image's. What is smaller is padded at the bottom and right: the image with 0 after normalising, which is the mean
     colour, the labels with `ignore_index`.
 
     Args:
@@ -80,8 +80,8 @@ class TrainingTransform:
         crop_height, crop_width = min(height, self.crop_size[0]), min(width, self.crop_size[1])
         slacks = height - crop_height, width - crop_width
         top, left = (torch.randint(slack + 1, (), generator=generator).item() for slack in slacks)
-        # The crop's place in the picture as it is. Pillow looks beyond it where the filter does: these are the pixels of the
-        # whole picture scaled, but for rounding (at most 2 grey levels, where a value lies between two).
+        # The crop's place in the image as it is. Pillow looks beyond it where the filter does: these are the pixels of the
+        # whole image scaled, but for rounding (at most 2 grey levels, where a value lies between two).
         across, down = image.width / width, image.height / height
         box = (left * across, top * down, (left + crop_width) * across, (top + crop_height) * down)
         rows = nearest_source_indices(image.height, height)[top : top + crop_height]
@@ -116,21 +116,21 @@ class TrainingTransform:
 
 
 class TrainingSamples(torch.utils.data.Dataset):
-    """A data set with its training augmentation, whose draws depend on nothing but (seed, epoch, index).
+    """A dataset with its training augmentation, whose draws depend on nothing but (seed, epoch, index).
 
-    So a resumed run, any number of workers and any number of processes see the same pictures. `set_epoch` reaches
+    So a resumed run, any number of workers and any number of processes see the same images. `set_epoch` reaches
     workers that are already running.
 
     Args:
         dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them; or several, laid end to end.
-        transform: its `crop` is given files that are opened and not decoded (`PictureFile`), so that only what the crop needs is
+        transform: its `crop` is given files that are opened and not decoded (`RGBImageFile`), so that only what the crop needs is
             read. Damage elsewhere in a file, and ids that its label space lacks, are for `scripts/audit_data.py`.
         seed: of the run.
-        skip_bad: whether the next picture takes the place of one that cannot be used; such are marked in `bad`. Else it is an
+        skip_bad: whether the next image takes the place of one that cannot be used; such are marked in `bad`. Else it is an
             error.
 
     Attributes:
-        bad: (pictures,) uint8, 1 for each that at some time could not be used; all workers write to it.
+        bad: (images,) uint8, 1 for each that at some time could not be used; all workers write to it.
     """
 
     def __init__(
@@ -152,10 +152,10 @@ class TrainingSamples(torch.utils.data.Dataset):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The augmented picture `index`; an index beyond the end is a picture again, with draws of its own.
+        """The augmented image `index`; an index beyond the end is an image again, with draws of its own.
 
         Raises:
-            DataError: it cannot be read, or label map and picture do not fit; with `skip_bad`, if that is so of all pictures.
+            DataError: it cannot be read, or label map and image do not fit; with `skip_bad`, if that is so of all images.
         """
         place = index % len(self)
         draw_seed = _draw_seed(self.seed, int(self._epoch), index)
@@ -172,7 +172,7 @@ class TrainingSamples(torch.utils.data.Dataset):
             except DataError as error:
                 last = error
                 self.bad[candidate] = 1
-        raise DataError(f"None of the {len(self)} training pictures can be used. {last or ''}".rstrip())
+        raise DataError(f"None of the {len(self)} training images can be used. {last or ''}".rstrip())
 
     def _crop(self, place: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
         example = self._read(place)

@@ -1,1 +1,1 @@
-"""A page to try checkpoints on: drop a picture, see its classes. Needs the extra `demo` (Gradio)."""
+"""A page to try checkpoints on: drop an image, see its classes. Needs the extra `demo` (Gradio)."""

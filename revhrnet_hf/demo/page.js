@@ -1,4 +1,4 @@
-// What the pointer stands on: class and confidence, read off the hidden picture of values; of two results, at the same place.
+// What the pointer stands on: class and confidence, read off the hidden image of values; of two results, at the same place.
 (() => {
   const contexts = new WeakMap();
 

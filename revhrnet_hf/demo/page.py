@@ -1,4 +1,4 @@
-"""The page: a picture goes in, each checkpoint's answer comes out. Built on Gradio; served on this machine's loopback."""
+"""The page: an image goes in, each checkpoint's answer comes out. Built on Gradio; served on this machine's loopback."""
 
 import signal
 import socket
@@ -30,11 +30,11 @@ MOST_WINDOWS = 256  # of one image
 MOST_SECONDS = 120  # for one answer, after which no further window is begun
 MOST_WAITING = 16  # requests in the queue
 
-WHOLE, SLIDING = "Whole picture", "Sliding window"
+WHOLE, SLIDING = "Whole image", "Sliding window"
 KEPT_SECONDS = 3600  # how long an uploaded image stays on the server
 
-INTRODUCTION = """## What is where in this picture?
-Drop a picture: each of its pixels gets a class. Point at the result (on a phone, tap) to see which, and how sure the network
+INTRODUCTION = """## What is where in this image?
+Drop an image: each of its pixels gets a class. Point at the result (on a phone, tap) to see which, and how sure the network
 is."""
 
 HERE = Path(__file__).parent
@@ -52,15 +52,15 @@ class Segmenter:
     palette: Sequence[Colour]
 
 
-def picture_input() -> gr.Image:
+def image_input() -> gr.Image:
     """An upload that arrives as a file, whatever is in it.
 
-    Gradio's own decoding would clip 16-bit pictures, and say of a broken file no more than that there was an error. (Not a
+    Gradio's own decoding would clip 16-bit images, and say of a broken file no more than that there was an error. (Not a
     sub-class: Gradio writes a `.pyi` beside the module of each.)
     """
-    picture = gr.Image(label="Picture", sources=["upload", "clipboard"], height=260, elem_id="picture")
-    picture.preprocess = lambda upload: None if upload is None else upload.path
-    return picture
+    image = gr.Image(label="Image", sources=["upload", "clipboard"], height=260, elem_id="image")
+    image.preprocess = lambda upload: None if upload is None else upload.path
+    return image
 
 
 def load_segmenter(checkpoint: str | Path, device: str = "cpu", trust_remote_code: bool = False) -> Segmenter:
@@ -182,7 +182,7 @@ def default_window(segmenters: Sequence[Segmenter]) -> tuple[int, int]:
 
 
 def drawn_examples(folder: Path, count: int = 2) -> list[Path]:
-    """Drawn street scenes as example pictures, for who has none at hand."""
+    """Drawn street scenes as example images, for who has none at hand."""
     paths = [folder / f"drawn_street_{number + 1}.png" for number in range(count)]
     for path, scene in zip(paths, draw_scenes("val", count, (360, 480), seed=0), strict=True):
         save_image(Image.fromarray(scene.image), path)
@@ -206,8 +206,8 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=1, min_width=280, elem_classes="seg-inputs"):
-                picture = picture_input()
-                gr.Examples(examples, picture, label="Or choose one")
+                image = image_input()
+                gr.Examples(examples, image, label="Or choose one")
                 with gr.Column(elem_classes="seg-settings"):
                     opacity = gr.Slider(0, 1, 0.5, step=0.01, label="Opacity of the classes", elem_id="opacity")
                     how = gr.Radio([WHOLE, SLIDING], value=WHOLE, label="How the network sees it", elem_id="how")
@@ -224,15 +224,15 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
 
         how.change(lambda how: gr.Row(visible=how == SLIDING), how, window, api_visibility="private")
         gr.on(
-            [picture.change, how.change, again.click, *[size.submit for size in sizes]],
+            [image.change, how.change, again.click, *[size.submit for size in sizes]],
             show,
-            [picture, how, *sizes],
+            [image, how, *sizes],
             results,
             concurrency_limit=1,
             trigger_mode="always_last",
             api_visibility="private",
         )
-        # The browser's own business: no picture is sent again.
+        # The browser's own business: no image is sent again.
         opacity.input(None, opacity, None, js="value => document.documentElement.style.setProperty('--seg-opacity', value)")
     page.drawn_examples = drawn  # removed with the page, or when the program ends
     return page.queue(max_size=MOST_WAITING)

@@ -1,4 +1,4 @@
-"""One checkpoint's answer to one picture as a piece of HTML: overlay, values under the pointer, legend, label map to download.
+"""One checkpoint's answer to one image as a piece of HTML: overlay, values under the pointer, legend, label map to download.
 
 Everything that the page needs travels in it, so opacity and pointer never ask the server, and no file is left there.
 """
@@ -14,12 +14,12 @@ from PIL import Image
 
 from ..viz.figures import Colour, class_shares, palette_png
 
-MOST_EDGE = 1280  # pixels of the longer side as shown; the label map to download has the picture's own size
+MOST_EDGE = 1280  # pixels of the longer side as shown; the label map to download has the image's own size
 
 
 def result_html(
     title: str,
-    picture: Image.Image,
+    image: Image.Image,
     label_map: np.ndarray,
     confidence: np.ndarray,
     names: Sequence[str],
@@ -31,17 +31,17 @@ def result_html(
 
     Args:
         title: names the checkpoint.
-        picture: RGB.
-        label_map: (height, width) of class ids, the picture's size.
+        image: RGB.
+        label_map: (height, width) of class ids, the image's size.
         confidence: (height, width) from 0 to 1, the share of the best class.
         names, palette: name and colour of each class id.
-        file_name: of the picture; the label map's is made from it.
+        file_name: of the image; the label map's is made from it.
         note: what is said beside the image's size.
     """
-    shown = _shown_size(picture.size)
+    shown = _shown_size(image.size)
     ids = Image.fromarray(label_map.astype(np.uint8)).resize(shown, Image.Resampling.NEAREST)
     percent = Image.fromarray(np.rint(100 * confidence).astype(np.uint8)).resize(shown, Image.Resampling.NEAREST)
-    picture_url = _data_url(picture.resize(shown, Image.Resampling.LANCZOS), "JPEG", quality=90)
+    image_url = _data_url(image.resize(shown, Image.Resampling.LANCZOS), "JPEG", quality=90)
     colours_url = _data_url(palette_png(np.asarray(ids), palette), "PNG")
     # What stands under the pointer: red is the class id, green the confidence in percent.
     values_url = _data_url(Image.merge("RGB", (ids, percent, percent)), "PNG")
@@ -49,14 +49,14 @@ def result_html(
     names_list = "".join(f"<li>{html.escape(name)}</li>" for name in names)
     return (
         f'<section class="seg-result"><h3>{html.escape(title)}</h3>'
-        f'<div class="seg-stack" style="--seg-ratio:{picture.width / picture.height:.4f}">'
-        f'<img class="seg-picture" src="{picture_url}" alt="the picture">'
+        f'<div class="seg-stack" style="--seg-ratio:{image.width / image.height:.4f}">'
+        f'<img class="seg-image" src="{image_url}" alt="the image">'
         f'<img class="seg-colours" src="{colours_url}" alt="its classes in colours">'
         f'<img class="seg-values" src="{values_url}" alt="" hidden>'
         '<i class="seg-dot" hidden></i><output class="seg-tip" hidden></output></div>'
         f'<ol class="seg-names" hidden>{names_list}</ol>'
         f"{_legend(class_shares(label_map), names, palette)}"
-        f'<p class="seg-foot">{picture.width} × {picture.height} pixels, mean confidence {100 * confidence.mean():.0f} %'
+        f'<p class="seg-foot">{image.width} × {image.height} pixels, mean confidence {100 * confidence.mean():.0f} %'
         f"{html.escape(note)}</p>"
         f'<p class="seg-foot"><a download="{html.escape(download)}" href="{_data_url(palette_png(label_map, palette), "PNG")}">'
         "Download the label map</a> (PNG, its pixel values are the class ids)</p></section>"

@@ -33,7 +33,7 @@ serve(build_page([load_segmenter(checkpoint) for checkpoint in CHECKPOINTS], EXA
 README = """---
 {front_matter}---
 
-Drop a picture, and each of its pixels gets a class. Written by `scripts/demo.py --export_space`; `python app.py` serves the same
+Drop an image, and each of its pixels gets a class. Written by `scripts/demo.py --export_space`; `python app.py` serves the same
 page on your own machine, after `pip install -r requirements.txt gradio=={gradio}`.
 """
 
@@ -43,7 +43,7 @@ GIT_ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 def export_space(
     folder: Path, checkpoints: Sequence[str | Path], examples: Sequence[Path] = (), trust_remote_code: bool = False
 ) -> None:
-    """Writes a Space: the page, this package, the versions installed here, checkpoints that are folders here, example pictures.
+    """Writes a Space: the page, this package, the versions installed here, checkpoints that are folders here, example images.
 
     Args:
         folder: to write; it must not exist, or be empty. It is there whole or not at all.

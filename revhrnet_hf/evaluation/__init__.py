@@ -1,4 +1,4 @@
-"""Judging: label maps of whole pictures, one confusion matrix over a data set, and every score read off it."""
+"""Judging: label maps of whole images, one confusion matrix over a dataset, and every score read off it."""
 
 from .checkpoint import add_trust_argument, check_same_classes, class_sources, load_checkpoint
 from .cityscapes import CityscapesMetric

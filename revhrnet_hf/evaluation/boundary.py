@@ -10,22 +10,22 @@ import scipy.ndimage
 
 from ..errors import DataError
 
-DILATION_RATIO = 0.02  # of the picture's diagonal; the paper's
+DILATION_RATIO = 0.02  # of the image's diagonal; the paper's
 
 
 def boundary_counts(
     predictions: np.ndarray, references: np.ndarray, num_classes: int, ignore_index: int = 255, ratio: float = DILATION_RATIO
 ) -> np.ndarray:
-    """Pixels near the borders of each class, in one picture.
+    """Pixels near the borders of each class, in one image.
 
-    Near is what a square of side 2d + 1 around it shows something else for, or the world outside the picture, with
+    Near is what a square of side 2d + 1 around it shows something else for, or the world outside the image, with
     d = max(1, round(ratio × diagonal)). Ignored pixels count nowhere; to both maps they are another area, with a border.
 
     Args:
         predictions, references: (height, width) class ids; references may hold `ignore_index`.
 
     Returns:
-        (3, num_classes) int64: pixels in both maps' bands, in the references', in the predictions'. Sum over pictures.
+        (3, num_classes) int64: pixels in both maps' bands, in the references', in the predictions'. Sum over images.
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     if predictions.shape != references.shape:
@@ -48,7 +48,7 @@ def boundary_scores(counts: np.ndarray) -> dict:
     """`boundary_iou` (mean over the classes that have a border anywhere) and `per_category_boundary_iou`.
 
     Args:
-        counts: (3, num_classes), the sum of `boundary_counts` over the pictures.
+        counts: (3, num_classes), the sum of `boundary_counts` over the images.
     """
     both, true, predicted = counts
     union = true + predicted - both
@@ -61,7 +61,7 @@ def boundary_scores(counts: np.ndarray) -> dict:
 
 def _near_border(label_map, distance):
     """Where the square around a pixel is not of one class only: the minimum and the maximum differ."""
-    # Outside the picture lies another class, as in the paper's own program.
+    # Outside the image lies another class, as in the paper's own program.
     outside = int(label_map.max(initial=0)) + 1
     padded = np.pad(label_map.astype(np.int32), 1, constant_values=outside)
     side = 2 * distance + 1

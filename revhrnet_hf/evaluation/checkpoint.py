@@ -85,7 +85,7 @@ def class_sources(config, label_space: LabelSpace, dataset_name: str) -> list[li
 
 
 def check_same_classes(config, names, dataset_name: str) -> None:
-    """Raises a CheckpointError unless a model's classes are a data set's: as many, with the same names in this order.
+    """Raises a CheckpointError unless a model's classes are a dataset's: as many, with the same names in this order.
 
     Case does not matter; Transformers' placeholders (`LABEL_0` …) say nothing, so that only the count is compared.
 

@@ -1,6 +1,6 @@
 """Cityscapes' own four scores: IoU and iIoU (instance-weighted IoU) over classes and over categories.
 
-The definitions are the owner's (Cordts et al., 2016; https://www.cityscapes-dataset.com/benchmarks/#scene-labeling-task), the
+The definitions are the publisher's (Cordts et al., 2016; https://www.cityscapes-dataset.com/benchmarks/#scene-labeling-task), the
 numbers those of `cityscapesscripts`. An iIoU weighs each true object's pixels by the class's average object size over the
 object's own, so that far objects count as much as near ones; false positives are pixels, as in the IoU.
 """
@@ -17,7 +17,7 @@ from .confusion import ConfusionMatrix, as_ids
 NUM_IDS = 1 + max(label.raw_id for label in LABELS)
 INSTANCE_FACTOR = 1000  # instance id = label id × 1000 + number
 
-# Pixels of an average object of the training set, as the owner's evaluation has them.
+# Pixels of an average object of the training set, as the publisher's evaluation has them.
 AVERAGE_SIZES = {
     "bicycle": 4672.3249222261,
     "motorcycle": 6298.7200839748,
@@ -42,7 +42,7 @@ _THING_CATEGORIES = [
 
 
 class CityscapesMetric:
-    """IoU class, iIoU class, IoU category and iIoU category, equal to the owner's evaluation.
+    """IoU class, iIoU class, IoU category and iIoU category, equal to the publisher's evaluation.
 
     Kept are one confusion matrix and four numbers an object. Matrix and objects of several processes add up exactly: sum
     `confusion.matrix`, and lay `objects` end to end.
@@ -53,13 +53,13 @@ class CityscapesMetric:
         self.objects: list[np.ndarray] = []
 
     def add_batch(self, predictions, references, instances, image_ids: Iterable | None = None) -> None:
-        """Add the maps of one picture, (height, width), or of several: lists of maps, or stacked.
+        """Add the maps of one image, (height, width), or of several: lists of maps, or stacked.
 
         Args:
             predictions: label ids (`labelIds`: road is 7), not train ids.
             references: true label ids; −1 and 255 (the licence plate) are not scored.
-            instances: instance ids as in the owner's 16-bit `instanceIds` files.
-            image_ids: names of the pictures, for errors.
+            instances: instance ids as in the publisher's 16-bit `instanceIds` files.
+            image_ids: names of the images, for errors.
 
         Raises:
             DataError: shapes or numbers of maps differ, a label id outside 0…33, or an instance of a label without instances.
@@ -69,7 +69,7 @@ class CityscapesMetric:
         if not len(predictions) == len(references) == len(instances) == len(ids):
             raise DataError(
                 f"{len(predictions)} predictions, {len(references)} references, {len(instances)} instance maps and {len(ids)} "
-                "picture names were given: give as many of each"
+                "image names were given: give as many of each"
             )
         for prediction, reference, instance, image_id in zip(predictions, references, instances, ids, strict=True):
             prediction, reference, instance = _array(prediction), _array(reference), _array(instance)
@@ -101,7 +101,7 @@ def count_objects(prediction: np.ndarray, instances: np.ndarray, image_id=None) 
     Raises:
         DataError: the shapes differ, or an instance is of a label that has none.
     """
-    where = "" if image_id is None else f"picture {image_id}: "
+    where = "" if image_id is None else f"image {image_id}: "
     if prediction.shape != instances.shape:
         raise DataError(f"{where}predictions of shape {prediction.shape} and instances of shape {instances.shape} differ")
     # Instance 1000 × label + 0 is an object, but 1000 itself is none.
@@ -114,7 +114,7 @@ def count_objects(prediction: np.ndarray, instances: np.ndarray, image_id=None) 
         if label is None or not label.has_instances:
             raise DataError(
                 f"{where}the instance map holds {instance_id}, but label {instance_id // INSTANCE_FACTOR} has no instances: "
-                "give the owner's instanceIds (label id × 1000 + number)"
+                "give the publisher's instanceIds (label id × 1000 + number)"
             )
         if label.train_id != IGNORED:
             rows.append((place, label.raw_id, size, _IDS_OF_CATEGORY[label.category]))
@@ -135,7 +135,7 @@ def matrix_of_ids(matrix: np.ndarray) -> np.ndarray:
 
 
 def cityscapes_scores(matrix: np.ndarray, objects: np.ndarray) -> dict:
-    """The owner's scores.
+    """The publisher's scores.
 
     Args:
         matrix: (34, 34) counts by label ids, rows truth.

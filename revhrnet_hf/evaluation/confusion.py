@@ -1,6 +1,6 @@
-"""One confusion matrix over a whole data set, and every score read off it.
+"""One confusion matrix over a whole dataset, and every score read off it.
 
-The matrix is all that is kept of the maps (classes × classes counts), so pictures can be streamed, split into any
+The matrix is all that is kept of the maps (classes × classes counts), so images can be streamed, split into any
 batches and shared among any number of processes: the sum of their matrices is the matrix of them all.
 
 Scores follow the usual definitions (Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic
@@ -50,9 +50,9 @@ class ConfusionMatrix:
         back, so that the host never waits: a bad id is then an error when the matrix is read.
 
         Args:
-            predictions: predicted class ids; integers in any shape (tensor, array, PIL picture or nested lists).
+            predictions: predicted class ids; integers in any shape (tensor, array, PIL image or nested lists).
             references: true class ids, or `ignore_index`; the same shape.
-            image_ids: names of the pictures for error messages: one in all, or one for each entry of the first axis.
+            image_ids: names of the images for error messages: one in all, or one for each entry of the first axis.
 
         Raises:
             DataError: the shapes differ, the values are not integers, a prediction is not a class (the ignored pixels'
@@ -87,7 +87,7 @@ class ConfusionMatrix:
             raise DataError(
                 f"{bad_predictions} predicted and {bad_references} reference pixels hold ids outside "
                 f"0…{self.num_classes - 1} (ignored references: {self.ignore_index}); pass the maps on the CPU to "
-                "have the ids and the picture named"
+                "have the ids and the image named"
             )
         return self._counts[1 : self.num_classes + 1, 1 : self.num_classes + 1].clone()
 
@@ -160,8 +160,8 @@ class ConfusionMatrix:
 
     def _raise_for_bad_ids(self, predictions, references, image_ids):
         # int64 holds any ignore_index, so that the comparisons below cannot wrap.
-        predictions = _by_picture(predictions.long(), image_ids)
-        references = _by_picture(references.long(), image_ids)
+        predictions = _by_image(predictions.long(), image_ids)
+        references = _by_image(references.long(), image_ids)
         for image_id, prediction, reference in zip(image_ids or [None], predictions, references, strict=True):
             where = _where(image_id and [image_id])
             bad = (prediction < 0) | (prediction >= self.num_classes)
@@ -296,12 +296,12 @@ def _outside(counts):
     return torch.stack([counts[[0, num_classes + 1]].sum(), counts[:, [0, num_classes + 1]].sum()])
 
 
-def _by_picture(ids, image_ids):
+def _by_image(ids, image_ids):
     return ids if image_ids is not None and len(image_ids) > 1 else [ids]
 
 
 def _where(image_ids):
-    return "" if image_ids is None else f"picture {', '.join(map(str, image_ids))}: "
+    return "" if image_ids is None else f"image {', '.join(map(str, image_ids))}: "
 
 
 def _ids(values, most=10):

@@ -1,7 +1,7 @@
 """Label maps from a model and images, and the confusion matrix of a model on a dataset.
 
-Any Transformers model for semantic segmentation will do, with its own image processor. Pictures are run one by one: a
-batch of several can change the last bits of the logits, and then the label map would depend on a picture's neighbours.
+Any Transformers model for semantic segmentation will do, with its own image processor. Images are run one by one: a
+batch of several can change the last bits of the logits, and then the label map would depend on an image's neighbours.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ WHOLE = InferenceSettings()
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What a model says of one picture.
+    """What a model says of one image.
 
     Attributes:
         label_map: (height, width) class ids: uint8, or uint16 where there are more than 256 classes.
@@ -48,27 +48,27 @@ def segment(
     sources: list[list[int]] | None = None,
     return_confidence: bool = False,
     return_probabilities: bool = False,
-    name: str = "the picture",
+    name: str = "the image",
 ) -> Segmentation:
-    """Segments one picture; with the default settings the label map is that of `pipeline("image-segmentation")`.
+    """Segments one image; with the default settings the label map is that of `pipeline("image-segmentation")`.
 
-    No map of (classes, height, width) at the picture's size is made, unless the probabilities are asked for.
+    No map of (classes, height, width) at the image's size is made, unless the probabilities are asked for.
 
     Args:
         model: a Transformers model for semantic segmentation, on any device. It is run in eval mode; each of its
             modules is then put back into the mode it was in.
         image_processor: its image processor.
-        image: the picture, RGB; of any size, smaller than a window too.
+        image: the image, RGB; of any size, smaller than a window too.
         settings: whole or in windows, scales, mirrored.
-        target_size: (height, width) of the result; by default the picture's own.
+        target_size: (height, width) of the result; by default the image's own.
         sources: for each class wanted the model's classes that count as it, whose probabilities are summed; the
             model's own classes if None.
         return_confidence, return_probabilities: what is wanted beside the label map.
-        name: what errors call the picture.
+        name: what errors call the image.
 
     Raises:
         CheckpointError: the model's logits are not finite, or its image processor does not show it the whole image.
-        RecipeError: the GPU's memory is not enough for a picture or window of this size.
+        RecipeError: the GPU's memory is not enough for an image or window of this size.
     """
     size = tuple(target_size or (image.height, image.width))
     inputs = network_inputs(image_processor, image, settings)
@@ -80,27 +80,27 @@ def segment(
 
 
 def predict_label_maps(model, image_processor, images, target_sizes=None, settings=WHOLE) -> list[np.ndarray]:
-    """The label maps of several pictures, one by one; see `segment`.
+    """The label maps of several images, one by one; see `segment`.
 
     Args:
-        images: PIL pictures of any sizes.
-        target_sizes: (height, width) of each label map; by default the pictures' own.
+        images: PIL images of any sizes.
+        target_sizes: (height, width) of each label map; by default the images' own.
 
     Raises:
-        DataError: the numbers of pictures and of target sizes differ.
+        DataError: the numbers of images and of target sizes differ.
     """
     sizes = [None] * len(images) if target_sizes is None else target_sizes
     if len(sizes) != len(images):
-        raise DataError(f"{len(sizes)} target sizes were given for {len(images)} pictures: give one a picture")
+        raise DataError(f"{len(sizes)} target sizes were given for {len(images)} images: give one an image")
     return [
-        segment(model, image_processor, image, settings, target_size=size, name=f"picture {number}").label_map
+        segment(model, image_processor, image, settings, target_size=size, name=f"image {number}").label_map
         for number, (image, size) in enumerate(zip(images, sizes, strict=True))
     ]
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """A picture of a data set: its row and id, the predicted label map on the model's device, and the true one or None."""
+    """An image of a dataset: its row and id, the predicted label map on the model's device, and the true one or None."""
 
     index: int
     image_id: str
@@ -137,7 +137,7 @@ def predict_dataset(
     samples = Samples(dataset, list(indices), image_processor, settings)
     for index, image_id, inputs, size, references in load(samples, num_workers, _parameter(model).device):
         with inference(model):
-            label_map = _label_map(_look(model, inputs, size, settings, f"picture {image_id}", sources), size, settings)
+            label_map = _label_map(_look(model, inputs, size, settings, f"image {image_id}", sources), size, settings)
         # A copy made outside: tensors of inference mode can neither be changed in place nor take part in training.
         yield Predicted(index, image_id, label_map.clone(), references)
 
@@ -157,21 +157,21 @@ def evaluate_dataset(
     progress: Callable[[int], None] | None = None,
     look: Callable[[Predicted], None] | None = None,
 ) -> ConfusionMatrix:
-    """Scores a model on a data set, each prediction at its label map's own size.
+    """Scores a model on a dataset, each prediction at its label map's own size.
 
-    With several processes each takes every `num_processes`-th picture, so that every picture is counted once; the sum
+    With several processes each takes every `num_processes`-th image, so that every image is counted once; the sum
     of their matrices (`accelerator.reduce(confusion.matrix, "sum")`) is then exactly the matrix of one process.
 
     Args:
         model, image_processor, dataset, sources, settings, num_workers: as in `predict_dataset`.
         num_labels: number of classes of the label maps, and of the model unless `sources` is given.
         ignore_index: the id of pixels that do not count.
-        process_index, num_processes: which share of the pictures to take, of how many.
-        progress: is called with 1 after each picture (a progress bar's `update`).
+        process_index, num_processes: which share of the images to take, of how many.
+        progress: is called with 1 after each image (a progress bar's `update`).
         look: is called with each prediction.
 
     Returns:
-        The matrix of this process's pictures, on the model's device.
+        The matrix of this process's images, on the model's device.
 
     Raises:
         DataError: an image cannot be read, its label map is of another size, or holds an id that is neither a class nor ignored.
@@ -182,17 +182,17 @@ def evaluate_dataset(
     predicted = predict_dataset(
         model, image_processor, dataset, indices, settings=settings, sources=sources, num_workers=num_workers
     )
-    for picture in predicted:
-        confusion.update(picture.label_map, picture.references, image_ids=[picture.image_id])
+    for image in predicted:
+        confusion.update(image.label_map, image.references, image_ids=[image.image_id])
         if look is not None:
-            look(picture)
+            look(image)
         if progress is not None:
             progress(1)
     return confusion
 
 
 def _look(model, inputs: list[NetworkInput], size, settings, where, sources) -> list[View]:
-    """Run the model on a picture at every scale, in every window."""
+    """Run the model on an image at every scale, in every window."""
     try:
         if settings.is_whole:
             [whole] = inputs
@@ -228,7 +228,7 @@ def _look_through_windows(model, inputs, scale, target, settings, where, sources
         for number, (top, left) in enumerate(group):
             windows.append(Window(top, left, window_size, [one[number] for one in logits], window_size))
     if scale == 1 and len(windows) == 1:
-        # As the whole picture is: one interpolation to the result's size.
+        # As the whole image is: one interpolation to the result's size.
         return View(target, [Window(0, 0, target, windows[0].logits, target)])
     return View(size, windows)
 
@@ -265,7 +265,7 @@ def _label_map(views, size, settings) -> torch.Tensor:
     """Class ids (height, width) on the model's device, in the smallest type that holds them."""
     first = views[0].windows[0].logits[0]
     dtype = torch.uint8 if len(first) <= 256 else torch.uint16
-    # Not by way of probabilities, whose rounding makes ties: then a single window would not be bit for bit the whole picture.
+    # Not by way of probabilities, whose rounding makes ties: then a single window would not be bit for bit the whole image.
     if only := only_logits(views):
         return upsampled_argmax(only.logits[0], size, only.canvas, dtype, only.origin)
     label_map = torch.empty(size, dtype=dtype, device=first.device)

@@ -1,4 +1,4 @@
-"""An evaluation that keeps a record of each picture: it can go on after an interruption, and scores pictures one by one."""
+"""An evaluation that keeps a record of each image: it can go on after an interruption, and scores images one by one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 
 from ..data.datasets.cityscapes import CITYSCAPES, instances_location
-from ..data.features import read_picture
+from ..data.features import load_rgb
 from ..data.label_space import LabelSpace
 from .boundary import boundary_counts
 from .cityscapes import RAW_IDS, count_objects
@@ -17,19 +17,19 @@ from .confusion import ConfusionMatrix
 from .predict import WHOLE, Predicted, predict_dataset
 from .settings import InferenceSettings
 from .submission import SubmissionFormat
-from .work import PictureRecord, WorkPart, cells_of
+from .work import ImageRecord, WorkPart, cells_of
 
 WEIGHTS = ("*.safetensors", "*.bin", "config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """What is recorded of each predicted picture.
+    """What is recorded of each predicted image.
 
     Attributes:
-        label_space: of the data set.
+        label_space: of the dataset.
         boundary: whether the borders are counted for the boundary IoU.
-        instances: locations of Cityscapes' instance maps, one a row of the data set, or None.
+        instances: locations of Cityscapes' instance maps, one a row of the dataset, or None.
         submission, submission_dir: where and how label maps are written for a server, or None.
     """
 
@@ -39,27 +39,27 @@ class Recorder:
     submission: SubmissionFormat | None = None
     submission_dir: Path | None = None
 
-    def record(self, picture: Predicted) -> PictureRecord:
-        """Raises a DataError that names the picture where its label map holds unknown ids."""
-        space, references = self.label_space, picture.references
-        record = PictureRecord(picture.index, picture.image_id, tuple(picture.label_map.shape))
+    def record(self, image: Predicted) -> ImageRecord:
+        """Raises a DataError that names the image where its label map holds unknown ids."""
+        space, references = self.label_space, image.references
+        record = ImageRecord(image.index, image.image_id, tuple(image.label_map.shape))
         if references is not None:
             confusion = ConfusionMatrix(space.num_classes, space.ignore_index)
-            confusion.update(picture.label_map.cpu(), references, image_ids=[picture.image_id])
+            confusion.update(image.label_map.cpu(), references, image_ids=[image.image_id])
             record.cells = cells_of(confusion.matrix.numpy())
-        label_map = picture.label_map.cpu().numpy()
+        label_map = image.label_map.cpu().numpy()
         if references is not None and self.boundary:
             counts = boundary_counts(label_map, references.numpy(), space.num_classes, space.ignore_index)
             record.boundary = counts.tolist()
         if self.instances is not None:
-            instances = np.asarray(read_picture(self.instances[picture.index]))
-            record.objects = count_objects(RAW_IDS[label_map], instances, picture.image_id).tolist()
+            instances = np.asarray(load_rgb(self.instances[image.index]))
+            record.objects = count_objects(RAW_IDS[label_map], instances, image.image_id).tolist()
         if self.submission is not None:
-            self.submission.write(self.submission_dir, picture.image_id, label_map)
+            self.submission.write(self.submission_dir, image.image_id, label_map)
         return record
 
 
-def record_pictures(
+def record_images(
     model,
     image_processor,
     dataset,
@@ -72,21 +72,21 @@ def record_pictures(
     num_workers: int | None = 0,
     progress: Callable[[int], Any] | None = None,
 ) -> None:
-    """Predicts the pictures and writes each one's record at once.
+    """Predicts the images and writes each one's record at once.
 
     Args:
         model, image_processor, dataset, indices, settings, sources, num_workers: as in `predict_dataset`.
         recorder: what is recorded.
         part: where to.
-        progress: is called with 1 after each picture.
+        progress: is called with 1 after each image.
 
     Raises:
         DataError, CheckpointError, RecipeError: as in `predict_dataset`; what was recorded before stays.
     """
-    for picture in predict_dataset(
+    for image in predict_dataset(
         model, image_processor, dataset, indices, settings=settings, sources=sources, num_workers=num_workers
     ):
-        part.write(recorder.record(picture))
+        part.write(recorder.record(image))
         if progress is not None:
             progress(1)
 

@@ -1,8 +1,8 @@
 """Where an evaluation's results lie, so that two evaluations never share a file: named for the dataset and for the settings.
 
-    scores_camvid_val.json                                  whole images in float32
-    scores_camvid_val_window480x480_flip_bfloat16.json      otherwise
-    scores_folder-photos_val.json                           a folder of one's own, called photos
+scores_camvid_val.json                                  whole images in float32
+scores_camvid_val_window480x480_flip_bfloat16.json      otherwise
+scores_folder-photos_val.json                           a folder of one's own, called photos
 """
 
 import hashlib

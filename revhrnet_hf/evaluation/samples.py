@@ -60,5 +60,3 @@ def load(samples: Samples, num_workers: int | None, device: torch.device) -> Ite
 
 def _unchanged(sample):
     return sample
-
-

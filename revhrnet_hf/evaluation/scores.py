@@ -46,7 +46,7 @@ def format_scores(scores: dict, names, intervals: dict | None = None, never_pred
             interval = "" if math.isnan(low) else f"  {_percent(low)}–{_percent(high)}"
             lines.append(f"{title:<{width}}  {_percent(scores[key]):>7}{interval}")
     if intervals is not None:
-        lines.append("(after the scores: 95 % intervals, bootstrap over pictures)")
+        lines.append("(after the scores: 95 % intervals, bootstrap over images)")
     absent = ", ".join(map(str, scores["absent_classes"]))
     if absent:
         counted = "counted as 0" if scores["absent_as_zero"] else "left out of mIoU"

@@ -1,4 +1,4 @@
-"""How a picture is brought through a network to be judged: whole or in windows, at which scales, mirrored or not."""
+"""How an image is brought through a network to be judged: whole or in windows, at which scales, mirrored or not."""
 
 import argparse
 from dataclasses import asdict, dataclass
@@ -11,17 +11,17 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """The defaults take the picture whole, once, as `pipeline("image-segmentation")` does.
+    """The defaults take the image whole, once, as `pipeline("image-segmentation")` does.
 
     Attributes:
         window: (height, width) in pixels of the windows that slide over the network's input, at each scale; None takes it whole.
             What is smaller than a window is taken whole in that direction.
         stride: (rows, columns) in pixels from one window to the next, at most the window; None is 2/3 of the window. The last
-            window is moved back so that it ends with the picture.
-        scales: factors on the size that the image processor gives the picture, which is the picture's own unless it resizes.
-        flip: whether the mirrored picture (each window) is taken as well.
+            window is moved back so that it ends with the image.
+        scales: factors on the size that the image processor gives the image, which is the image's own unless it resizes.
+        flip: whether the mirrored image (each window) is taken as well.
         average: where several results cover a pixel, "softmax" averages their probabilities. "exp" does as the official HRNet:
-            the mirrored logits are averaged, their exponentials averaged over windows at the resized picture's size, and
+            the mirrored logits are averaged, their exponentials averaged over windows at the resized image's size, and
             these summed over the scales.
         batch_size: windows in one forward pass. More than 1 can change the last bits of the logits.
 
@@ -57,7 +57,7 @@ class InferenceSettings:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the picture is taken whole at its own scale, so that the image processor's own options hold."""
+        """Whether the image is taken whole at its own scale, so that the image processor's own options hold."""
         return self.window is None and self.scales == (1.0,)
 
     @property
@@ -70,8 +70,8 @@ class InferenceSettings:
         return asdict(self)
 
     def __str__(self) -> str:
-        """In words: `whole picture`, `windows of 720×960 every 480×640, scales 0.5, 1, with flip, averaged softmax`."""
-        parts = ["whole picture"]
+        """In words: `whole image`, `windows of 720×960 every 480×640, scales 0.5, 1, with flip, averaged softmax`."""
+        parts = ["whole image"]
         if self.window is not None:
             (height, width), (down, across) = self.window, self.steps
             parts = [f"windows of {height}×{width} every {down}×{across}"]
@@ -79,26 +79,26 @@ class InferenceSettings:
             parts.append("scales " + ", ".join(f"{scale:g}" for scale in self.scales))
         if self.flip:
             parts.append("with flip")
-        return ", ".join(parts if parts == ["whole picture"] else [*parts, f"averaged {self.average}"])
+        return ", ".join(parts if parts == ["whole image"] else [*parts, f"averaged {self.average}"])
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     """The settings as options of a script."""
-    group = parser.add_argument_group("inference", "by default each picture is taken whole, once, at its own size")
+    group = parser.add_argument_group("inference", "by default each image is taken whole, once, at its own size")
     group.add_argument(
         "--window",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="slide a window of this size over the picture; needs less memory, and shows the network what it was trained on",
+        help="slide a window of this size over the image; needs less memory, and shows the network what it was trained on",
     )
     group.add_argument(
         "--stride", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="from window to window (default: 2/3 of the window)"
     )
     group.add_argument(
-        "--scales", type=float, nargs="+", default=[1.0], help="resize the picture by each of these factors (default: 1)"
+        "--scales", type=float, nargs="+", default=[1.0], help="resize the image by each of these factors (default: 1)"
     )
-    group.add_argument("--flip", action="store_true", help="take the mirrored picture as well")
+    group.add_argument("--flip", action="store_true", help="take the mirrored image as well")
     group.add_argument(
         "--average",
         choices=("softmax", "exp"),

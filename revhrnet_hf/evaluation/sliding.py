@@ -1,6 +1,6 @@
-"""What a network says of one picture at several scales and in windows, joined a few rows at a time.
+"""What a network says of one image at several scales and in windows, joined a few rows at a time.
 
-Kept are the logits as they come from the network (of stride 4, a sixteenth of the pixels); maps of all classes at the picture's
+Kept are the logits as they come from the network (of stride 4, a sixteenth of the pixels); maps of all classes at the image's
 size exist for one band of rows only.
 """
 
@@ -23,7 +23,7 @@ class Window:
     Attributes:
         top, left: its first row and column.
         size: (height, width) in pixels.
-        logits: one (classes, h, w) each time it was looked at, all in the picture's orientation.
+        logits: one (classes, h, w) each time it was looked at, all in the image's orientation.
         canvas: (height, width) that the logits cover at this scale; more than `size` where the input was padded.
         origin: (row, column) of the canvas at which the window begins; more than 0 where the input was padded above or left.
     """
@@ -38,20 +38,20 @@ class Window:
 
 @dataclass(frozen=True)
 class View:
-    """The picture at one scale: its size there, and windows that cover it."""
+    """The image at one scale: its size there, and windows that cover it."""
 
     size: Size
     windows: list[Window]
 
 
 def only_logits(views: list[View]) -> Window | None:
-    """The window, where the picture was looked at just once, so that nothing is to be joined."""
+    """The window, where the image was looked at just once, so that nothing is to be joined."""
     [view, *others] = views
     return view.windows[0] if not others and len(view.windows) == 1 and len(view.windows[0].logits) == 1 else None
 
 
 def joined_bands(views: list[View], size: Size, average: str) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Probabilities of a picture's classes, band of rows after band of rows.
+    """Probabilities of an image's classes, band of rows after band of rows.
 
     Args:
         views: what was said of it.
@@ -66,7 +66,7 @@ def joined_bands(views: list[View], size: Size, average: str) -> Iterator[tuple[
     largest = max(max(edge / whole for edge, whole in zip(view.size, size, strict=True)) for view in views)
     shift = 0.0
     if average == "exp":
-        # A constant for the whole picture changes no share of the sum; without need it is 0, as in HRNet.
+        # A constant for the whole image changes no share of the sum; without need it is 0, as in HRNet.
         shift = max(0.0, max(tensor.max().item() for tensor in logits) - EXP_LIMIT)
     for rows in row_bands(height, int(BAND_VALUES / (len(logits[0]) * width * max(1.0, largest) ** 2))):
         total = sum(_rows_at_size(view, rows, size, average, shift) for view in views)
@@ -74,7 +74,7 @@ def joined_bands(views: list[View], size: Size, average: str) -> Iterator[tuple[
 
 
 def _rows_at_size(view, rows, size, average, shift):
-    """The view's shares, brought to the picture's size by a second interpolation, as HRNet does."""
+    """The view's shares, brought to the image's size by a second interpolation, as HRNet does."""
     if view.size == size:
         return _rows(view, rows, average, shift)
     length = view.size[0]

@@ -35,11 +35,11 @@ class SubmissionFormat:
     ids: np.ndarray
 
     def file(self, root: Path, image_id: str) -> Path:
-        """The picture's file: the server tells pictures by the name."""
+        """The image's file: the server tells images by the name."""
         return root / self.folder / f"{image_id}.png"
 
     def write(self, root: Path, image_id: str, label_map: np.ndarray) -> None:
-        """Writes the label map of one picture, (height, width) train ids, whole or not at all."""
+        """Writes the label map of one image, (height, width) train ids, whole or not at all."""
         ids = self.ids[label_map]
         file = self.file(root, image_id)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class SubmissionFormat:
         """Opens every file that the submission should hold.
 
         Args:
-            sizes: (height, width) of each picture by its id.
+            sizes: (height, width) of each image by its id.
 
         Raises:
             DataError: a file is missing or unreadable, of another size, mode or of unknown ids, or one lies there that does not
@@ -60,18 +60,18 @@ class SubmissionFormat:
             self._check_file(file, size)
         strays = sorted(set((root / self.folder).glob("*")) - set(expected))
         if strays:
-            raise DataError(f"{strays[0]} ({len(strays)} such) belongs to no picture of the split: the server would refuse it")
+            raise DataError(f"{strays[0]} ({len(strays)} such) belongs to no image of the split: the server would refuse it")
 
     def _check_file(self, file, size):
         try:
             with unreadable_is_data_error("Label map", str(file)):
-                picture = ImageFile(file.read_bytes()).pixels()
+                image = ImageFile(file.read_bytes()).pixels()
         except DataError as error:
             raise DataError(f"the submission's file is damaged: {error} Write it again (--overwrite)") from error
-        mode, found, ids = picture.mode, (picture.height, picture.width), np.unique(np.asarray(picture))
+        mode, found, ids = image.mode, (image.height, image.width), np.unique(np.asarray(image))
         if mode != self.mode or found != tuple(size):
             raise DataError(
-                f"the submission's {file} is {found[0]}×{found[1]}, mode {mode}, but its picture {size[0]}×{size[1]}, and the "
+                f"the submission's {file} is {found[0]}×{found[1]}, mode {mode}, but its image {size[0]}×{size[1]}, and the "
                 f"server wants mode {self.mode}: write it again (--overwrite)"
             )
         unknown = np.setdiff1d(ids, self.ids)
@@ -83,7 +83,7 @@ def _same_ids(label_space):
     return np.arange(label_space.num_classes, dtype=np.uint8)
 
 
-# A name that begins with CITY_SEQ_FRAME is what the Cityscapes server finds a picture by.
+# A name that begins with CITY_SEQ_FRAME is what the Cityscapes server finds an image by.
 FORMATS = {
     ("cityscapes", CITYSCAPES.name): SubmissionFormat(CITYSCAPES, ".", "L", RAW_IDS),
     ("pascal_voc", VOC21.name): SubmissionFormat(VOC21, "results/VOC2012/Segmentation/comp6_test_cls", "P", _same_ids(VOC21)),
@@ -95,7 +95,7 @@ FORMATS = {
 
 
 def submission_format(dataset: str, label_space: LabelSpace) -> SubmissionFormat:
-    """What the data set's server wants; a RecipeError where none is known."""
+    """What the dataset's server wants; a RecipeError where none is known."""
     if (dataset, label_space.name) not in FORMATS:
         known = ", ".join(f"{name} ({space})" for name, space in FORMATS)
         raise RecipeError(f"--submission: no server takes {dataset} in the classes {label_space.name!r}; known are {known}")

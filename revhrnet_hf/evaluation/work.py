@@ -1,4 +1,4 @@
-"""What an evaluation has done so far, picture by picture, so that one that was interrupted goes on.
+"""What an evaluation has done so far, image by image, so that one that was interrupted goes on.
 
 A folder holds `settings.json` and one `part_N.jsonl` a process, with a line an image. A line is there whole or does not count,
 so the process may be killed at any time. A lock keeps a second evaluation out; it ends with the process that holds it.
@@ -20,11 +20,11 @@ PARTS = "part_*.jsonl"
 
 
 @dataclass
-class PictureRecord:
-    """What is kept of one picture.
+class ImageRecord:
+    """What is kept of one image.
 
     Attributes:
-        index: its row in the data set.
+        index: its row in the dataset.
         image_id: its name.
         size: (height, width) in pixels.
         cells: the confusion matrix's cells that are not 0, as [row × classes + column, count]; empty without labels.
@@ -49,7 +49,7 @@ class PictureRecord:
 
 
 def cells_of(matrix: np.ndarray) -> list[list[int]]:
-    """The cells of a confusion matrix that are not 0; see `PictureRecord`."""
+    """The cells of a confusion matrix that are not 0; see `ImageRecord`."""
     flat = matrix.ravel()
     places = np.flatnonzero(flat)
     return np.stack([places, flat[places]], axis=1).tolist()
@@ -99,12 +99,12 @@ class WorkFolder:
         else:
             write_json(file, self.settings)
 
-    def read(self) -> dict[int, PictureRecord]:
-        """The records so far, by the pictures' rows."""
+    def read(self) -> dict[int, ImageRecord]:
+        """The records so far, by the images' rows."""
         records = {}
         for part in sorted(self.folder.glob(PARTS)):
             for line in _whole_lines(part).splitlines():
-                record = PictureRecord(**json.loads(line))
+                record = ImageRecord(**json.loads(line))
                 records[record.index] = record
         return records
 
@@ -140,7 +140,7 @@ class WorkPart:
             os.truncate(file, len(_whole_lines(file).encode("utf-8")))
         self._stream = file.open("a", encoding="utf-8")
 
-    def write(self, record: PictureRecord) -> None:
+    def write(self, record: ImageRecord) -> None:
         self._stream.write(json.dumps(vars(record), separators=(",", ":")) + "\n")
         self._stream.flush()
 

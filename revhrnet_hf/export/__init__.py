@@ -1,6 +1,6 @@
 """Taking a checkpoint elsewhere: as ONNX, as a `torch.export` program, in eight bits.
 
-What is written is first held against the checkpoint itself, on pictures of several sizes; a JSON beside it says all that a
+What is written is first held against the checkpoint itself, on images of several sizes; a JSON beside it says all that a
 program without this package needs to know (classes, mean, size …). Needs the extra `export`.
 """
 
@@ -27,9 +27,9 @@ INPUT = "pixel_values"
 ALLOWED_DIFFERENCE = 1e-3  # of logits
 REQUIRED_EQUAL = 0.999  # share of the pixels that get the same class
 CHECKED_SIZES = ((96, 128), (150, 107), (240, 320))  # (height, width); odd ones too
-EXAMPLE_SIZE = (128, 192)  # of the picture that is traced where any size will do
+EXAMPLE_SIZE = (128, 192)  # of the image that is traced where any size will do
 ONNX_FILE, INT8_FILE, PROGRAM_FILE, DESCRIPTION_FILE = "model.onnx", "model_int8.onnx", "model.pt2", "model.json"
-CALIBRATION_PICTURES = 32
+CALIBRATION_IMAGES = 32
 
 Size = tuple[int, int]
 
@@ -58,7 +58,7 @@ def logits_or_label_map(logits: Tensor, pixel_values: Tensor, with_argmax: bool)
 
 
 class Mirrored(nn.Module):
-    """A backbone whose convolutions are all mirrored, on the mirrored picture; its maps are mirrored back."""
+    """A backbone whose convolutions are all mirrored, on the mirrored image; its maps are mirrored back."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -71,11 +71,11 @@ class Mirrored(nn.Module):
 
 
 def with_symmetric_padding(model: nn.Module) -> nn.Module:
-    """Changes timm backbones with TensorFlow's padding ("SAME") so that no padding depends on the picture's size.
+    """Changes timm backbones with TensorFlow's padding ("SAME") so that no padding depends on the image's size.
 
     TensorFlow pads a strided convolution more at the bottom and at the right, by an amount that depends on whether the size is
-    even; the last window is always centred on the last pixel. In the mirrored picture that is a window centred on the first
-    pixel, what symmetric padding gives at every size. So mirroring picture, kernels and maps computes the same, and the sizes
+    even; the last window is always centred on the last pixel. In the mirrored image that is a window centred on the first
+    pixel, what symmetric padding gives at every size. So mirroring image, kernels and maps computes the same, and the sizes
     stay formulas that an exporter can reason about.
 
     Raises:
@@ -121,12 +121,12 @@ class Agreement:
     """How far an exported form is from the checkpoint.
 
     Attributes:
-        pictures: how many were compared.
+        images: how many were compared.
         largest_difference: of logits; None where label maps come out.
         equal_pixels: share of the pixels with the same class, at the input's size.
     """
 
-    pictures: int
+    images: int
     largest_difference: float | None
     equal_pixels: float
 
@@ -136,7 +136,7 @@ def export_program(model: nn.Module, size: Size | None, with_argmax: bool = Fals
 
     Args:
         model: a Transformers model for semantic segmentation, on the CPU.
-        size: (height, width) of the only pictures it takes, one at a time; None takes any batch of any size.
+        size: (height, width) of the only images it takes, one at a time; None takes any batch of any size.
         with_argmax: as in [`Exportable`].
     """
     exportable = Exportable(model, with_argmax)
@@ -266,8 +266,8 @@ def drawn_batches(image_processor, size: Size | None) -> list[Tensor]:
     batches = []
     for number, (height, width) in enumerate([size] if size else CHECKED_SIZES, start=1):
         scenes = draw_scenes("val", 1 if size else number, (height, width), seed=0)
-        pictures = [scene.image for scene in scenes]
-        batches.append(image_processor(images=pictures, do_resize=False, return_tensors="pt")["pixel_values"])
+        images = [scene.image for scene in scenes]
+        batches.append(image_processor(images=images, do_resize=False, return_tensors="pt")["pixel_values"])
     return batches
 
 
@@ -276,7 +276,7 @@ def write_int8(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
 
     Args:
         source, target: ONNX files.
-        batches: `pixel_values` of the pictures to calibrate with.
+        batches: `pixel_values` of the images to calibrate with.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -302,16 +302,16 @@ def write_int8(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
     )
 
 
-def calibration_batches(image_processor, pictures: Sequence[Path]) -> Iterable[Tensor]:
-    """`pixel_values` of picture files, at most `CALIBRATION_PICTURES` of them, evenly spread, one by one."""
-    step = max(1, len(pictures) / CALIBRATION_PICTURES)
-    for number in range(min(len(pictures), CALIBRATION_PICTURES)):
-        picture = read_image(pictures[int(number * step)])
-        yield image_processor(images=picture, return_tensors="pt")["pixel_values"]
+def calibration_batches(image_processor, images: Sequence[Path]) -> Iterable[Tensor]:
+    """`pixel_values` of image files, at most `CALIBRATION_IMAGES` of them, evenly spread, one by one."""
+    step = max(1, len(images) / CALIBRATION_IMAGES)
+    for number in range(min(len(images), CALIBRATION_IMAGES)):
+        image = read_image(images[int(number * step)])
+        yield image_processor(images=image, return_tensors="pt")["pixel_values"]
 
 
 def for_size(image_processor, size: Size | None):
-    """An image processor that makes every picture `size`; itself where any size will do."""
+    """An image processor that makes every image `size`; itself where any size will do."""
     if size is None:
         return image_processor
     settings = image_processor.to_dict() | {"do_resize": True, "size": {"height": size[0], "width": size[1]}}

@@ -30,7 +30,7 @@ class Family:
         costs: the rows of the table of costs (model_table.py).
         text: what it is, in a sentence or two.
         make: Python that makes one.
-        recipes: of run_seg.py, with the data sets that they need; extra arguments may follow a recipe's name.
+        recipes: of run_seg.py, with the datasets that they need; extra arguments may follow a recipe's name.
     """
 
     file: str
@@ -111,7 +111,7 @@ def results_of(record: Record) -> list[dict[str, Any]]:
             "variant": record.recipe["variant"],
             "backbone": getattr(getattr(record.config, "backbone_config", None), "backbone", None),
             "trained_on": chain,
-            "pictures": stage["pictures"],
+            "images": stage["images"],
             "epochs": stage["epochs"],
             "hardware": stage.get("hardware"),
             "seconds": sum(of["seconds"] for of in record.history) if all("seconds" in of for of in record.history) else None,
@@ -158,7 +158,7 @@ def family_card(family: Family, costs: dict[str, ModelCosts], results: list[dict
         _measured(own),
         _commands(family),
         f"## Licence\n\nThe code is Apache-2.0. The default weights, `{family.base}`, are {said}, and so is every checkpoint "
-        "that is made from them; with others, theirs hold. The data have their owners' terms.",
+        "that is made from them; with others, theirs hold. The data have their publishers' terms.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -178,7 +178,7 @@ def _costs(rows: list[ModelCosts]) -> str:
     heads = ["network", "parameters M", "trained M", "multiply-adds G", "GiB", "GiB, checkpointed"]
     return (
         f"## Costs\n\n{table(heads, lines)}\n\n19 classes; multiply-adds for 1024×2048 pixels; GiB kept for the backward pass of "
-        "one picture of 512×1024 in float32, without and with gradient checkpointing. Measured by "
+        "one image of 512×1024 in float32, without and with gradient checkpointing. Measured by "
         "`python scripts/model_table.py`."
     )
 
@@ -189,7 +189,7 @@ def _measured(results: list[dict[str, Any]]) -> str:
     rows = []
     for result in results:
         network = result["variant"] + (f" on {result['backbone']}" if result["backbone"] else "")
-        made = f"{result['pictures']} pictures, {result['epochs']} epochs"
+        made = f"{result['images']} images, {result['epochs']} epochs"
         if result["hardware"]:
             made += f", {result['hardware']}"
         if result["seconds"]:

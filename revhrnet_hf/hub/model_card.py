@@ -34,7 +34,7 @@ PAPERS = {
 }
 CODE_LICENCE = "apache-2.0"
 LICENCE_NAMES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0"}
-OWN_DATA = {"folder", "hub"}  # names of data sets that say nothing to others
+OWN_DATA = {"folder", "hub"}  # names of datasets that say nothing to others
 METRICS = {"mean_iou": "mIoU", "overall_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 HUB_METRICS = {"mean_iou": "mean_iou", "overall_accuracy": "accuracy", "mean_accuracy": "mean_accuracy"}
 WEAK_IOU = 0.5  # a class below is named among the limits
@@ -46,7 +46,7 @@ class Result:
 
     Attributes:
         names: of the classes that were scored, in the order of the per-class scores.
-        how: what they were taken with, such as "float32, whole picture".
+        how: what they were taken with, such as "float32, whole image".
         loader: what has read the dataset, where that is not said by the dataset's name.
         is_plain: whether images were taken whole, once, as in training's own evaluation.
     """
@@ -57,7 +57,7 @@ class Result:
     scores: dict[str, Any]
     names: Sequence[str]
     how: str
-    pictures: int | None = None
+    images: int | None = None
     loader: str | None = None
     is_plain: bool = True
 
@@ -81,11 +81,12 @@ class Record:
     @property
     def history(self) -> list[dict[str, Any]]:
         """What was trained on, stage by stage."""
-        return getattr(self.config, "training_history", None) or []
+        stages = getattr(self.config, "training_history", None) or []
+        return [{**stage, "images": _images(stage)} for stage in stages]
 
     @property
     def datasets(self) -> list[str]:
-        """Names of the data sets, those of the last stage first."""
+        """Names of the datasets, those of the last stage first."""
         names = [name for stage in reversed(self.history) for name in stage["dataset"].split(" + ")]
         return list(dict.fromkeys(names))
 
@@ -156,9 +157,14 @@ def _trained(record: Record, folder: Path) -> list[Result]:
         return []
     stage, precision = record.history[-1], record.recipe["precision"]
     names, _ = names_and_palette(record.config)
-    how = f"during training in {'float32' if precision == 'no' else precision}, whole picture"
+    how = f"during training in {'float32' if precision == 'no' else precision}, whole image"
     dataset = record.recipe["dataset"]
     return [Result(dataset, stage["label_space"], record.recipe["eval_split"], _read(path, json.loads), names, how)]
+
+
+def _images(record: dict[str, Any]) -> int:
+    """The number of images in a record, which 0.1.0 wrote under `pictures`."""
+    return record["images"] if "images" in record else record["pictures"]
 
 
 def _evaluated(record: dict[str, Any], path: Path) -> Result:
@@ -170,7 +176,7 @@ def _evaluated(record: dict[str, Any], path: Path) -> Result:
             how += ", absent classes as 0"
         is_plain = settings.get("window") is None and settings.get("scales") in (None, [1.0]) and not settings.get("flip")
         where = (record["dataset"], record["label_space"], record["split"])
-        measured = (record["scores"], record["class_names"], how, record["pictures"], record.get("loader"), is_plain)
+        measured = (record["scores"], record["class_names"], how, _images(record), record.get("loader"), is_plain)
         return Result(*where, *measured)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no record of evaluate_seg.py ({error!r}): remove it, or score again") from error
@@ -194,7 +200,7 @@ def make_card(record: Record, name: str | None = None) -> str:
 
 
 def metadata(record: Record, name: str | None = None) -> ModelCardData:
-    """The Hub's fields: library, pipeline, tags, data sets, licence, base model, and the scores as `model-index`."""
+    """The Hub's fields: library, pipeline, tags, datasets, licence, base model, and the scores as `model-index`."""
     base = pretrained_backbone(record)
     measured = _by_place(record.results)
     results = [
@@ -280,8 +286,8 @@ def _example(record: Record) -> str:
     if not record.has_example:
         return ""
     return (
-        f"![Predicted label maps and their legend]({EXAMPLE_FILE})\n\n*Predictions on pictures of the split that training "
-        "was scored on. The pictures themselves are not shown: not every owner of a data set allows passing them on.*"
+        f"![Predicted label maps and their legend]({EXAMPLE_FILE})\n\n*Predictions on images of the split that training "
+        "was scored on. The images themselves are not shown: not every publisher of a dataset allows passing them on.*"
     )
 
 
@@ -290,7 +296,7 @@ def _results(record: Record) -> str:
         return ""
     rows = [
         [
-            markdown(result.where) + (f" ({result.pictures} pictures)" if result.pictures else ""),
+            markdown(result.where) + (f" ({result.images} images)" if result.images else ""),
             *(as_share(result.scores[metric]) for metric in METRICS),
             markdown(result.how),
         ]
@@ -353,10 +359,10 @@ def _making(record: Record) -> str:
 def _stage(stage: dict[str, Any], number: int, stages: int) -> str:
     """One stage of training in a sentence or two, and what its recipe says."""
     title = markdown(" and ".join(dataset_title(name) for name in stage["dataset"].split(" + ")))
-    text = f"{f'Stage {number}: ' if stages > 1 else ''}{title} ({markdown(stage['label_space'])}), {stage['pictures']} pictures"
+    text = f"{f'Stage {number}: ' if stages > 1 else ''}{title} ({markdown(stage['label_space'])}), {stage['images']} images"
     published = _published(stage)
-    if published not in (None, stage["pictures"]):
-        text += f" (the data set was published with {published} to train on)"
+    if published not in (None, stage["images"]):
+        text += f" (the dataset was published with {published} to train on)"
     text += f", {stage['epochs']} epoch{'s' * (stage['epochs'] != 1)}, {stage['steps']} steps"
     if "hardware" in stage:
         text += f", on {markdown(stage['hardware'])}"
@@ -369,7 +375,7 @@ def _stage(stage: dict[str, Any], number: int, stages: int) -> str:
 
 
 def _published(stage: dict[str, Any]) -> int | None:
-    """How many pictures the owner of the stage's data set says there are, where the stage has one data set."""
+    """How many images the publisher of the stage's dataset says there are, where the stage has one dataset."""
     counts = getattr(DATASETS.get(stage["dataset"]), "PUBLISHED_COUNTS", {})
     return counts.get(stage["recipe"].get("train_split", "train"))
 
@@ -384,7 +390,7 @@ def _limits(record: Record) -> str:
     lines = [
         f"- Measured on {' and '.join(map(markdown, _by_place(record.results)))} only: other cameras, "
         "places and weather were not tried.",
-        "- It knows the classes above and nothing else: whatever is in the picture gets one of them.",
+        "- It knows the classes above and nothing else: whatever is in the image gets one of them.",
     ]
     if weak:
         named = ", ".join(f"{markdown(name)} ({as_share(iou)})" for iou, name in weak)
@@ -409,7 +415,9 @@ def _licence(record: Record) -> str:
     else:
         text = "What weights it was made from is not recorded, so its licence is unknown."
     if record.datasets:
-        text += f" The data ({', '.join(markdown(dataset_title(name)) for name in record.datasets)}) have their owners' terms."
+        text += (
+            f" The data ({', '.join(markdown(dataset_title(name)) for name in record.datasets)}) have their publishers' terms."
+        )
     return f"## Licence\n\n{text}"
 
 

@@ -1,4 +1,4 @@
-"""What every variant costs: parameters, multiply-adds, and the bytes that one training picture keeps for the backward pass.
+"""What every variant costs: parameters, multiply-adds, and the bytes that one training image keeps for the backward pass.
 
 All is measured on the meta device, where tensors have shapes but no values: no weights, no time, the same figures everywhere.
 """
@@ -15,7 +15,7 @@ from ..models import configuration_hrnetv2 as hrnetv2
 from ..models import configuration_revhrnet as revhrnet
 
 NUM_CLASSES = 19  # Cityscapes
-WHOLE_PICTURE = (1024, 2048)  # height, width: Cityscapes at native size
+WHOLE_IMAGE = (1024, 2048)  # height, width: Cityscapes at native size
 TRAINING_CROP = (512, 1024)
 
 
@@ -26,8 +26,8 @@ class ModelCosts:
     Args:
         parameters: all of them.
         trainable: those that are not frozen.
-        multiply_adds: of convolutions, for the logits of one picture of 1024×2048.
-        saved_bytes: kept for the backward pass by the logits of one picture of 512×1024, in float32, where norms and activations
+        multiply_adds: of convolutions, for the logits of one image of 1024×2048.
+        saved_bytes: kept for the backward pass by the logits of one image of 512×1024, in float32, where norms and activations
             are recomputed, which is the default; each storage once, parameters and running statistics excluded.
         saved_bytes_plain: the same where nothing is recomputed (`recompute="none"`).
         saved_bytes_checkpointed: the same where whole modules are (`activation_checkpointing_enable()`).
@@ -67,7 +67,7 @@ def measure(name: str, make_model: Callable[[], nn.Module]) -> ModelCosts:
         model = make_model()
         parameters = model.num_parameters()
         trainable = model.num_parameters(only_trainable=True)
-        multiply_adds = count_multiply_adds(model.eval(), WHOLE_PICTURE)
+        multiply_adds = count_multiply_adds(model.eval(), WHOLE_IMAGE)
         saved = [count_saved_bytes(model.train(), TRAINING_CROP)]
         for recompute in ("none", "modules"):
             model.activation_checkpointing_enable({"recompute": recompute})
@@ -76,15 +76,15 @@ def measure(name: str, make_model: Callable[[], nn.Module]) -> ModelCosts:
 
 
 def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
-    """Multiplications with their additions in the forward pass of one picture of `size` (height, width) pixels."""
+    """Multiplications with their additions in the forward pass of one image of `size` (height, width) pixels."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(picture(model, size))
+        model(image(model, size))
     return counter.get_total_flops() // 2
 
 
 def count_saved_bytes(model: nn.Module, size: tuple[int, int]) -> int:
-    """Bytes that autograd keeps between forward and backward for one picture of `size` (height, width) pixels."""
-    return bytes_saved_by(model, lambda: model(picture(model, size)))
+    """Bytes that autograd keeps between forward and backward for one image of `size` (height, width) pixels."""
+    return bytes_saved_by(model, lambda: model(image(model, size)))
 
 
 def bytes_saved_by(model: nn.Module, forward: Callable[[], object]) -> int:
@@ -108,7 +108,7 @@ def storage_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata  # data_ptr() is 0 on the meta device
 
 
-def picture(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
+def image(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
     return torch.empty(1, 3, *size, device=model.device)
 
 
@@ -134,7 +134,7 @@ def as_json(rows: list[ModelCosts]) -> dict:
     """The rows with what they were measured at, for `json.dump`."""
     return {
         "num_classes": NUM_CLASSES,
-        "multiply_adds_size": list(WHOLE_PICTURE),
+        "multiply_adds_size": list(WHOLE_IMAGE),
         "saved_bytes_size": list(TRAINING_CROP),
         "models": [asdict(row) for row in rows],
     }

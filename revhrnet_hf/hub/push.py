@@ -45,7 +45,7 @@ CURVES = "tensorboard"  # beside the checkpoint's folder, and in the repository
 # Of the environment that a checkpoint's code runs in; it needs none of what these hold.
 SECRET_NAMES = ("TOKEN", "SECRET", "KEY", "PASSWORD", "CREDENTIAL", "AUTH", "COOKIE")
 
-# In a fresh process without this package: the model, its processor and a small picture.
+# In a fresh process without this package: the model, its processor and a small image.
 LOADING = """
 import sys
 sys.modules["revhrnet_hf"] = None

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from .multi_scale import ConvOverScales
 
-PROBE_SIZE = 128  # height and width of the picture without values
+PROBE_SIZE = 128  # height and width of the image without values
 
 
 def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:

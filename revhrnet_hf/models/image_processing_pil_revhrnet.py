@@ -58,7 +58,7 @@ class RevHRNetImageProcessorKwargs(ImagesKwargs, total=False):
     """Options beyond those of every image processor.
 
     size_divisor (`int`, *optional*, defaults to 32):
-        With `do_pad`, height and width are padded to a multiple of it, in pixels; 1 pads to the largest picture only.
+        With `do_pad`, height and width are padded to a multiple of it, in pixels; 1 pads to the largest image only.
     ignore_index (`int`, *optional*, defaults to 255):
         The class id that padded pixels get in the label maps, and with `do_reduce_labels` those that held 0.
     do_reduce_labels (`bool`, *optional*, defaults to `False`):
@@ -72,10 +72,10 @@ class RevHRNetImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 def resized_size(image_size: Size, size: SizeDict) -> Size:
-    """Height and width that a picture of `image_size` gets when it is resized to `size`.
+    """Height and width that an image of `image_size` gets when it is resized to `size`.
 
     Args:
-        image_size: (height, width) of the picture in pixels.
+        image_size: (height, width) of the image in pixels.
         size: exact `height` and `width`; or, keeping the aspect ratio, `shortest_edge`, `longest_edge`, or both (the
             shortest edge as asked, unless the longest would get too long).
 
@@ -118,24 +118,24 @@ def nearest_source_indices(length: int, new_length: int) -> np.ndarray:
 
 
 def canvas_size(content: Size, padded: Size, target: Size) -> tuple[float, float]:
-    """Height and width that a padded picture has at the scale of `target`; need not be whole numbers.
+    """Height and width that a padded image has at the scale of `target`; need not be whole numbers.
 
     Args:
-        content: (height, width) that the picture had in the network's input, padding not counted.
+        content: (height, width) that the image had in the network's input, padding not counted.
         padded: (height, width) of the network's input.
-        target: (height, width) that the picture is to have.
+        target: (height, width) that the image is to have.
     """
     height, width = (t * p / c for t, p, c in zip(target, padded, content, strict=True))
     return height, width
 
 
 def resize_logits(logits: torch.Tensor, target: Size, canvas: tuple[float, float]) -> torch.Tensor:
-    """Bring the logits of one picture to the picture's own size, with one bilinear interpolation.
+    """Bring the logits of one image to the image's own size, with one bilinear interpolation.
 
     Args:
-        logits: (num_labels, height, width), covering the whole padded picture.
+        logits: (num_labels, height, width), covering the whole padded image.
         target: (height, width) of the result.
-        canvas: (height, width) of the padded picture at the same scale.
+        canvas: (height, width) of the padded image at the same scale.
 
     Returns:
         Logits (num_labels, *target).
@@ -143,7 +143,7 @@ def resize_logits(logits: torch.Tensor, target: Size, canvas: tuple[float, float
     if all(float(edge).is_integer() for edge in canvas):
         logits = F.interpolate(logits[None], size=[int(edge) for edge in canvas], mode="bilinear", align_corners=False)[0]
     else:
-        # At the target's scale the padded picture has no whole number of pixels: give the factor, get the whole
+        # At the target's scale the padded image has no whole number of pixels: give the factor, get the whole
         # pixels. The tiny excess keeps a product like 29.999… from losing its last pixel.
         factors = [whole / edge * (1 + 1e-12) for whole, edge in zip(canvas, logits.shape[-2:], strict=True)]
         logits = F.interpolate(logits[None], scale_factor=factors, mode="bilinear", align_corners=False)[0]
@@ -156,10 +156,10 @@ class RevHRNetImageProcessorMixin:
     Options and defaults:
         do_resize (`bool`, False): the network takes any size, and scores are taken at native size.
         size (`dict`, none): see [`resized_size`]; needed by `do_resize`.
-        resample (bilinear): for pictures; label maps are always resized by nearest neighbour.
+        resample (bilinear): for images; label maps are always resized by nearest neighbour.
         do_rescale, rescale_factor (True, 1/255); do_normalize, image_mean, image_std (True, ImageNet's).
-        do_convert_rgb (`bool`, True): grey, palette, CMYK, 16-bit and transparent pictures (on white) become RGB.
-        do_pad, size_divisor, pad_size (False, 32, none): pad at the bottom and at the right, pictures with 0 after
+        do_convert_rgb (`bool`, True): grey, palette, CMYK, 16-bit and transparent images (on white) become RGB.
+        do_pad, size_divisor, pad_size (False, 32, none): pad at the bottom and at the right, images with 0 after
             normalising, label maps with `ignore_index`, to the batch's largest height and width, rounded up to a
             multiple of `size_divisor`; or to exactly `pad_size`.
         ignore_index (`int`, 255).
@@ -249,17 +249,17 @@ class RevHRNetImageProcessorMixin:
         segmentation_maps: ImageInput | None = None,
         **kwargs: Unpack[RevHRNetImageProcessorKwargs],
     ) -> BatchFeature:
-        """Turn pictures, and label maps if given, into a batch for the network.
+        """Turn images, and label maps if given, into a batch for the network.
 
         Args:
-            images: one picture or a list of them: `PIL.Image`, array or tensor with channels first or last, path, or
+            images: one image or a list of them: `PIL.Image`, array or tensor with channels first or last, path, or
                 address. Values 0 to 255, unless `rescale_factor` says otherwise.
-            segmentation_maps: one label map a picture, (height, width) of class ids at the picture's size.
+            segmentation_maps: one label map an image, (height, width) of class ids at the image's size.
             **kwargs: any option of the processor, for this call only; `return_tensors="pt"` stacks the batch.
 
         Returns:
-            `pixel_values`, float32 (3, height, width) a picture, and with `segmentation_maps` also `labels`, int64
-            (height, width) a picture; stacked to (batch, …) with `return_tensors`, lists without.
+            `pixel_values`, float32 (3, height, width) an image, and with `segmentation_maps` also `labels`, int64
+            (height, width) an image; stacked to (batch, …) with `return_tensors`, lists without.
 
         Raises:
             TypeError: a keyword is no option.
@@ -320,10 +320,10 @@ class RevHRNetImageProcessorMixin:
         device: "str | torch.device | None" = None,
         **kwargs,
     ) -> BatchFeature:
-        pictures = self._prepare_image_like_inputs(
+        prepared = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
-        native_sizes = [tuple(picture.shape[-2:]) for picture in pictures]
+        native_sizes = [tuple(image.shape[-2:]) for image in prepared]
         new_sizes = [resized_size(native, size) for native in native_sizes] if do_resize else native_sizes
         if do_pad:
             height, width = padded_size(new_sizes, size_divisor, pad_size)
@@ -331,11 +331,11 @@ class RevHRNetImageProcessorMixin:
         elif return_tensors is not None and len(set(new_sizes)) > 1:
             found = ", ".join(f"{height}×{width}" for height, width in dict.fromkeys(new_sizes))
             raise ValueError(
-                f"pictures of different sizes ({found}) cannot be stacked into one batch: pass do_pad=True, or "
-                "do_resize=True with an exact size, or one picture at a time"
+                f"images of different sizes ({found}) cannot be stacked into one batch: pass do_pad=True, or "
+                "do_resize=True with an exact size, or one image at a time"
             )
         data = self._preprocess(
-            pictures, do_resize=do_resize, size=size, do_pad=do_pad, pad_size=pad_size, return_tensors=None, **kwargs
+            prepared, do_resize=do_resize, size=size, do_pad=do_pad, pad_size=pad_size, return_tensors=None, **kwargs
         )
         if segmentation_maps is not None:
             label_maps = self._prepare_label_maps(segmentation_maps, native_sizes, device)
@@ -350,7 +350,7 @@ class RevHRNetImageProcessorMixin:
         return BatchFeature(data=dict(data), tensor_type=return_tensors)
 
     def process_image(self, image: ImageInput, **kwargs) -> "torch.Tensor | np.ndarray":
-        """One picture in the backend's form, (channels, height, width); see the backend's `process_image`."""
+        """One image in the backend's form, (channels, height, width); see the backend's `process_image`."""
         if kwargs.get("do_convert_rgb") and isinstance(image, PIL.Image.Image):
             image = as_rgb(image)
         return super().process_image(image, **kwargs)
@@ -358,7 +358,7 @@ class RevHRNetImageProcessorMixin:
     def _prepare_label_maps(
         self, segmentation_maps: ImageInput, image_sizes: list[Size], device: "str | torch.device | None"
     ) -> list:
-        """Label maps (1, height, width), int64, in the backend's form; each as large as its picture."""
+        """Label maps (1, height, width), int64, in the backend's form; each as large as its image."""
         label_maps = self._prepare_image_like_inputs(
             images=segmentation_maps,
             expected_ndims=2,
@@ -367,17 +367,17 @@ class RevHRNetImageProcessorMixin:
             device=device,
         )
         if len(label_maps) != len(image_sizes):
-            raise ValueError(f"{len(image_sizes)} pictures but {len(label_maps)} segmentation maps were given")
+            raise ValueError(f"{len(image_sizes)} images but {len(label_maps)} segmentation maps were given")
         for index, (label_map, image_size) in enumerate(zip(label_maps, image_sizes, strict=True)):
             if tuple(label_map.shape) != (1, *image_size):
                 raise ValueError(
-                    f"segmentation map {index} must be one channel of class ids at its picture's size, "
+                    f"segmentation map {index} must be one channel of class ids at its image's size, "
                     f"{image_size[0]}×{image_size[1]}; got (channels, height, width) = {tuple(label_map.shape)}"
                 )
         return [as_class_ids(label_map, index) for index, label_map in enumerate(label_maps)]
 
     def resize(self, image: "torch.Tensor | np.ndarray", size: SizeDict, **kwargs) -> "torch.Tensor | np.ndarray":
-        """Resize pictures (…, height, width) to `size`, whose forms [`resized_size`] explains."""
+        """Resize images (…, height, width) to `size`, whose forms [`resized_size`] explains."""
         height, width = resized_size(tuple(image.shape[-2:]), size)
         return super().resize(image, SizeDict(height=height, width=width), **kwargs)
 
@@ -390,18 +390,18 @@ class RevHRNetImageProcessorMixin:
         """Turn a model's logits into label maps.
 
         With `do_pad` the logits cover the padded batch. The padding is cut off exactly, so `target_sizes` must then be
-        the sizes that the pictures of the *whole batch* had before processing, and the options must be the
+        the sizes that the images of the *whole batch* had before processing, and the options must be the
         processor's own, not overridden in the call that made the batch.
 
         Args:
             outputs: a model's output with `logits` (batch, num_labels, height, width).
-            target_sizes: (height, width) in pixels of each map, usually the picture's native size. Logits are resized
+            target_sizes: (height, width) in pixels of each map, usually the image's native size. Logits are resized
                 to it bilinearly (`align_corners=False`) before the best class is taken. None leaves the logits' size.
             return_segmentation_scores: return the resized logits too, (num_labels, height, width) at the target's size: without
                 them, memory for a few rows of it is enough.
 
         Returns:
-            A list of int64 maps (height, width), one a picture; with `return_segmentation_scores` a list of
+            A list of int64 maps (height, width), one an image; with `return_segmentation_scores` a list of
             [`SemanticSegmentationPostProcessorOutput`] with `segmentation`, the same map, and `segmentation_scores`,
             (num_labels, height, width).
 
@@ -413,23 +413,22 @@ class RevHRNetImageProcessorMixin:
             targets = canvases = [tuple(logits.shape[-2:])] * len(logits)
         else:
             if len(target_sizes) != len(logits):
-                raise ValueError(f"{len(target_sizes)} target sizes for a batch of {len(logits)} pictures")
+                raise ValueError(f"{len(target_sizes)} target sizes for a batch of {len(logits)} images")
             targets = [as_size(size) for size in target_sizes]
             canvases = self.canvas_sizes(targets)
         if not return_segmentation_scores:
             return [
-                upsampled_argmax(picture, target, canvas)
-                for picture, target, canvas in zip(logits, targets, canvases, strict=True)
+                upsampled_argmax(image, target, canvas) for image, target, canvas in zip(logits, targets, canvases, strict=True)
             ]
         return [
             SemanticSegmentationPostProcessorOutput(
-                data={"segmentation": picture_scores.argmax(dim=0), "segmentation_scores": picture_scores}
+                data={"segmentation": image_scores.argmax(dim=0), "segmentation_scores": image_scores}
             )
-            for picture_scores in map(resize_logits, logits, targets, canvases)
+            for image_scores in map(resize_logits, logits, targets, canvases)
         ]
 
     def canvas_sizes(self, target_sizes: Sequence[Size]) -> list[tuple[float, float]]:
-        """Height and width that the logits of each picture of a batch cover at the scale of its target size, padding included."""
+        """Height and width that the logits of each image of a batch cover at the scale of its target size, padding included."""
         if not self.do_pad:
             return list(target_sizes)
         # Set after construction (`processor.size = {…}`), they may still be dictionaries.

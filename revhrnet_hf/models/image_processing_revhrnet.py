@@ -16,7 +16,7 @@ class RevHRNetImageProcessor(RevHRNetImageProcessorMixin, TorchvisionBackend):
     valid_kwargs = RevHRNetImageProcessorKwargs
 
     def process_image(self, image: ImageInput, **kwargs) -> torch.Tensor:
-        """One picture as a tensor (channels, height, width).
+        """One image as a tensor (channels, height, width).
 
         A `PIL.Image` keeps a pixel's channels side by side, as it has them: resizing takes less than half the time so.
         """

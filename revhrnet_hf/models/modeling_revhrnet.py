@@ -180,7 +180,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             output_hidden_states: also give the feature maps as `hidden_states`.
 
         Raises:
-            ValueError: the picture is too small for the backbone, or the backbone's maps do not halve in size.
+            ValueError: the image is too small for the backbone, or the backbone's maps do not halve in size.
         """
         maps = self.backbone_maps(pixel_values)
         streams = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
@@ -207,7 +207,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             if min(pixel_values.shape[-2:]) >= least:
                 raise
             raise ValueError(
-                f"The backbone cannot take pictures of {tuple(pixel_values.shape[-2:])} pixels: {least}×{least} always works"
+                f"The backbone cannot take images of {tuple(pixel_values.shape[-2:])} pixels: {least}×{least} always works"
             ) from error
         if not self.strides_are_known:
             check_that_maps_halve(maps)

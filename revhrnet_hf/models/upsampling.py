@@ -1,6 +1,6 @@
-"""Bilinear upsampling a few rows at a time, so that no map of (classes, height, width) at a picture's size need exist.
+"""Bilinear upsampling a few rows at a time, so that no map of (classes, height, width) at an image's size need exist.
 
-A picture of 22 megapixels with 66 classes would take 5.8 GB in float32. Only what a band of rows needs is computed, with the
+An image of 22 megapixels with 66 classes would take 5.8 GB in float32. Only what a band of rows needs is computed, with the
 sampling positions of `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`; the values differ by rounding.
 """
 

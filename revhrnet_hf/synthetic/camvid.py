@@ -39,14 +39,14 @@ def write_camvid(
     seed: int = 0,
     form: Literal["segnet", "original"] = "segnet",
 ) -> None:
-    """Writes a miniature CamVid: pictures, label maps and lists, named and coded as in the real one.
+    """Writes a miniature CamVid: images, label maps and lists, named and coded as in the real one.
 
-    All 11 classes occur in each split of 8 pictures or more.
+    All 11 classes occur in each split of 8 images or more.
 
     Args:
         data_dir: the folder to fill; made if it is missing.
-        counts: pictures by split (train, val, test).
-        size: (height, width) of the pictures, in pixels.
+        counts: images by split (train, val, test).
+        size: (height, width) of the images, in pixels.
         seed: same seed, same files.
         form: "segnet" (grey label maps of ids) or "original" (label maps in 32 colours).
 

@@ -13,7 +13,7 @@ import scipy.ndimage
 import scipy.sparse
 
 from ..data.datasets.coco import ANNOTATIONS, CATEGORIES
-from ..data.datasets.pascal_voc import BORDER, LABELS, LISTS, NAMES, PICTURES, voc_colour
+from ..data.datasets.pascal_voc import BORDER, IMAGES, LABELS, LISTS, NAMES, voc_colour
 from .files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
 from .scene import SCENE_CLASSES, Scene
 
@@ -47,14 +47,14 @@ SEGMENT_STEP = 70_001  # between panoptic ids, so that red, green and blue are a
 def write_coco(
     data_dir: str | Path, counts: Mapping[str, int] = COUNTS, size: tuple[int, int] = (240, 320), seed: int = 0
 ) -> None:
-    """Writes a miniature COCO: pictures, instances and panoptic segments of six kinds of thing and eight of stuff.
+    """Writes a miniature COCO: images, instances and panoptic segments of six kinds of thing and eight of stuff.
 
-    Instances do not overlap, and their polygons are exact. In each picture, all pedestrians but the largest are one crowd.
+    Instances do not overlap, and their polygons are exact. In each image, all pedestrians but the largest are one crowd.
 
     Args:
         data_dir: the folder to fill; made if it is missing.
-        counts: pictures by split (train, val).
-        size: (height, width) of the pictures, in pixels.
+        counts: images by split (train, val).
+        size: (height, width) of the images, in pixels.
         seed: same seed, same files.
 
     Raises:
@@ -211,10 +211,10 @@ def write_pascal_voc(
 
     Args:
         data_dir: the folder to fill; made if it is missing.
-        counts: pictures by split (train, val).
-        size: (height, width) of the pictures, in pixels.
+        counts: images by split (train, val).
+        size: (height, width) of the images, in pixels.
         seed: same seed, same files.
-        form: "voc", or "sbd" for SBD beside it: label maps without border of VOC's pictures and of as many again as train has.
+        form: "voc", or "sbd" for SBD beside it: label maps without border of VOC's images and of as many again as train has.
 
     Raises:
         DataError: `data_dir` already holds files.
@@ -225,7 +225,7 @@ def write_pascal_voc(
     ids = {split: [f"{VOC_YEARS[split]}_{k:06d}" for k in range(count)] for split, count in drawn.items()}
     for split, members in ids.items():
         for image_id, scene in zip(members, draw_scenes(split, len(members), size, seed), strict=True):
-            save_jpeg(voc / PICTURES / f"{image_id}.jpg", scene.image)
+            save_jpeg(voc / IMAGES / f"{image_id}.jpg", scene.image)
             classes = _VOC_IDS[scene.classes]
             if split != "sbd":
                 _save_voc_labels(voc / LABELS / f"{image_id}.png", classes)
@@ -236,7 +236,7 @@ def write_pascal_voc(
     for split, members in {**ids, "trainval": trainval}.items():
         _write_list(voc / LISTS / f"{split}.txt", members)
     if form == "sbd":
-        # SBD's halves are not VOC's: each has pictures of VOC's train and of its val.
+        # SBD's halves are not VOC's: each has images of VOC's train and of its val.
         of_sbd += trainval
         _write_list(sbd / "train.txt", of_sbd[::2])
         _write_list(sbd / "val.txt", of_sbd[1::2])

@@ -113,7 +113,7 @@ class _Street:
 
 
 class _Canvas:
-    """The picture and its maps of classes and objects; every stroke goes to all, so that they agree to the pixel."""
+    """The image and its maps of classes and objects; every stroke goes to all, so that they agree to the pixel."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
         self.rng = rng
@@ -580,7 +580,7 @@ def _bin(canvas: _Canvas, x: float, z: float) -> None:
 
 
 def _draw_bonnet(canvas: _Canvas) -> None:
-    """The camera's own car, at the picture's lower edge."""
+    """The camera's own car, at the image's lower edge."""
     top, width, height = canvas.rng.uniform(0.9, 0.96), canvas.width, canvas.height
     points = [(0, height), (0, height * (top + 0.03)), (width * 0.3, height * top), (width * 0.7, height * top)]
     points += [(width, height * (top + 0.03)), (width, height)]

@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import scipy.ndimage
 
+from ..data.datasets.cityscapes import IMAGES
 from ..data.datasets.cityscapes import LABELS as CITYSCAPES_LABELS
-from ..data.datasets.cityscapes import PICTURES
 from ..data.datasets.mapillary_vistas import FOLDERS, V12, V20
 from ..data.datasets.mapillary_vistas import LABELS as VISTAS_LABELS
 from .files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
@@ -74,7 +74,7 @@ CITYSCAPES_COUNTS = {"train": 40, "val": 12}
 VISTAS_COUNTS = {"train": 40, "val": 12}
 COARSE_MARGIN = 3  # pixels on both sides of a border that coarse label maps leave unlabelled
 UNLABELLED = 0
-KEY_LENGTH = 22  # of the owner's names of pictures
+KEY_LENGTH = 22  # of the publisher's names of images
 
 
 def write_cityscapes(
@@ -83,15 +83,15 @@ def write_cityscapes(
     size: tuple[int, int] = (256, 512),
     seed: int = 0,
 ) -> None:
-    """Writes a miniature Cityscapes: pictures of several cities, with label maps drawn finely and coarsely.
+    """Writes a miniature Cityscapes: images of several cities, with label maps drawn finely and coarsely.
 
-    `labelIds`, `instanceIds` and `color` are what the owner's tools make of `polygons.json`, where every connected part of an
+    `labelIds`, `instanceIds` and `color` are what the publisher's tools make of `polygons.json`, where every connected part of an
     object has a polygon of its own.
 
     Args:
         data_dir: the folder to fill; made if it is missing.
-        counts: pictures by split (train, val, train_extra; the last is drawn coarsely only).
-        size: (height, width) of the pictures, in pixels.
+        counts: images by split (train, val, train_extra; the last is drawn coarsely only).
+        size: (height, width) of the images, in pixels.
         seed: same seed, same files.
 
     Raises:
@@ -103,7 +103,7 @@ def write_cityscapes(
         for k, scene in enumerate(draw_scenes(split, count, size, seed)):
             city = cities[k % len(cities)]
             frame = f"{city}/{city}_{k // len(cities):06d}_000019"
-            save_png(data_dir / PICTURES / split / f"{frame}_leftImg8bit.png", scene.image)
+            save_png(data_dir / IMAGES / split / f"{frame}_leftImg8bit.png", scene.image)
             ids = _CITYSCAPES_IDS[scene.classes]
             if split != "train_extra":
                 _write_annotation(data_dir / "gtFine" / split / f"{frame}_gtFine", ids, scene.objects)
@@ -193,8 +193,8 @@ def write_mapillary_vistas(
 
     Args:
         data_dir: the folder to fill; made if it is missing.
-        counts: pictures by split (train, val).
-        size: (height, width) of the pictures, in pixels.
+        counts: images by split (train, val).
+        size: (height, width) of the images, in pixels.
         seed: same seed, same files.
         version: which release's layout and labels.
 
@@ -242,7 +242,7 @@ def _vistas_config(version: str) -> dict[str, Any]:
     }
 
 
-_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # along the top, right, bottom and left of a pixel, in pictures' y down
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # along the top, right, bottom and left of a pixel, in images' y down
 _CITYSCAPES_ID_OF = {label.name: label.raw_id for label in CITYSCAPES_LABELS}
 _CITYSCAPES_IDS = np.array([_CITYSCAPES_ID_OF[CITYSCAPES_NAMES[name]] for name in SCENE_CLASSES], np.uint8)
 _CITYSCAPES_COLOURS = np.array([(*label.colour, 255) for label in CITYSCAPES_LABELS], np.uint8)

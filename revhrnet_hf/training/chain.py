@@ -1,4 +1,4 @@
-"""A chain: stage after stage, each on a data set of its own, each starting from the best checkpoint of the one before."""
+"""A chain: stage after stage, each on a dataset of its own, each starting from the best checkpoint of the one before."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from .trainer import TIMEOUT, Stage, start_processes
 
 
 def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> dict[str, Path]:
-    """Each data set's folder, from `NAME=DIR …`, or from one folder where all stages train on one data set.
+    """Each dataset's folder, from `NAME=DIR …`, or from one folder where all stages train on one dataset.
 
     Raises:
         RecipeError: a dataset has no folder or two, a folder is given for one that no stage trains on, or a name stands for two
@@ -28,7 +28,7 @@ def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> dict[str, Path
     folders = {name: folder for name, _, folder in pairs}
     if len(pairs) != len(given) or len(folders) != len(pairs) or set(folders) != set(names):
         wanted = " ".join(f"{name}=DIR" for name in names)
-        raise RecipeError(f"--data_dir {' '.join(given)} does not give each data set of the recipe one folder: give {wanted}")
+        raise RecipeError(f"--data_dir {' '.join(given)} does not give each dataset of the recipe one folder: give {wanted}")
     return {name: Path(folder) for name, folder in folders.items()}
 
 
@@ -51,7 +51,7 @@ def run_chain(
 
     Args:
         recipes: one a stage.
-        data_dirs: folder of each data set by name.
+        data_dirs: folder of each dataset by name.
         output_dir: gets what the last stage writes, and a folder `1_DATASET`, `2_DATASET`, … for each stage before.
         timeout: as for `Stage`.
 
@@ -59,7 +59,7 @@ def run_chain(
         The last scores of each stage; None for a stage that was finished before.
 
     Raises:
-        DataError, RecipeError, CheckpointError: as for `Stage`; data sets of all stages are looked at before the first begins.
+        DataError, RecipeError, CheckpointError: as for `Stage`; datasets of all stages are looked at before the first begins.
     """
     accelerator = start_processes(recipes[0], timeout)
     errors = SharedErrors(accelerator, timeout)

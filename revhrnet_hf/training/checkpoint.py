@@ -48,7 +48,7 @@ FREE_TO_CHANGE = {
     "save_every",
     "keep_checkpoints",
     "log_every",
-    "log_pictures",
+    "log_images",
     "trackers",
     "push_to_hub",
     "hub_model_id",
@@ -68,7 +68,7 @@ class TrainingState:
     evaluations_since_best: int = 0
     log_lines: int = 0  # of log.jsonl when this state was saved
     losses: list[list[float]] = field(default_factory=list)  # since the last log line: of each step, each forward pass's share
-    bad_pictures: list[int] = field(default_factory=list)  # that could not be used so far, with on_bad_sample: skip
+    bad_images: list[int] = field(default_factory=list)  # that could not be used so far, with on_bad_sample: skip
     scaler: dict[str, Any] | None = None  # state_dict of fp16's loss scaler
     num_processes: int = 1
     data: dict[str, Any] | None = None  # what is trained and scored on (dataset_checks.py); None in states of older versions
@@ -132,7 +132,7 @@ def choose_whole(output_dir: Path) -> None:
 def save_model_folder(
     folder: Path, model, image_processor, recipe: Recipe, scores: dict[str, Any] | None, example: Image.Image | None = None
 ) -> None:
-    """A folder that loads with the Auto classes, what it was made from, and its card; `example` is the card's picture."""
+    """A folder that loads with the Auto classes, what it was made from, and its card; `example` is the card's image."""
     model.save_pretrained(folder)
     image_processor.save_pretrained(folder)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
@@ -160,8 +160,10 @@ def load_averages(folder: Path, averaged: torch.nn.Module) -> None:
 
 def load_training_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Tensor]]:
     try:
-        state = TrainingState(**json.loads((folder / "training_state.json").read_text(encoding="utf-8")))
-        return state, load_file(folder / "optimizer.safetensors")
+        values = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+        if "bad_pictures" in values:  # its name in 0.1.0
+            values["bad_images"] = values.pop("bad_pictures")
+        return TrainingState(**values), load_file(folder / "optimizer.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no training state to resume from: {error}") from error
 

@@ -17,7 +17,7 @@ def fingerprint(train_sets: list[TrainingSet], eval_set: Dataset, eval_split: st
     space = label_space_of(eval_set)
     table = (space.names, sorted(space.raw_ids.items()), sorted(space.raw_colours.items()), space.ignore_index)
     return {
-        "trained_on": [_of_split(f"{entry.name}:{entry.split}", entry.pictures) for entry in train_sets],
+        "trained_on": [_of_split(f"{entry.name}:{entry.split}", entry.images) for entry in train_sets],
         "scored_on": _of_split(f"{train_sets[0].name}:{eval_split}", eval_set),
         "classes": {"names": list(space.names), "table": _digest(table)},
     }

@@ -24,7 +24,7 @@ from .sampler import DataDirs
 from .trainer import TIMEOUT, Stage, start_processes
 
 STEPS = 6  # of which the first, which is slower, is not timed
-PICTURES = 4  # that each process scores
+IMAGES = 4  # that each process scores
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Estimate:
     """What one stage will take.
 
     Attributes:
-        build_seconds, step_seconds, picture_seconds, save_seconds: once; of a step; of scoring one picture (by all processes
+        build_seconds, step_seconds, image_seconds, save_seconds: once; of a step; of scoring one image (by all processes
             together); of a checkpoint.
-        steps, evaluations, pictures, saves: how often; pictures are those of one evaluation.
+        steps, evaluations, images, saves: how often; images are those of one evaluation.
         memory_gib: peak of one process, as `log.jsonl` has it.
         disk_gib: of all checkpoints that are kept, and of one that is being written.
     """
@@ -42,18 +42,18 @@ class Estimate:
     dataset: str
     build_seconds: float
     step_seconds: float
-    picture_seconds: float
+    image_seconds: float
     save_seconds: float
     steps: int
     evaluations: int
-    pictures: int
+    images: int
     saves: int
     memory_gib: float
     disk_gib: float
 
     @property
     def seconds(self) -> float:
-        scoring = self.evaluations * self.pictures * self.picture_seconds
+        scoring = self.evaluations * self.images * self.image_seconds
         return self.build_seconds + self.steps * self.step_seconds + scoring + self.saves * self.save_seconds
 
 
@@ -75,7 +75,7 @@ def dry_run(
             own = stack.enter_context(tempfile.TemporaryDirectory(prefix="revhrnet-dry-run-"))
         (place,) = broadcast_object_list([own])
         for position, recipe in enumerate(recipes):
-            recipe = replace(recipe, trackers=[], log_pictures=0)
+            recipe = replace(recipe, trackers=[], log_images=0)
             if best is not None and recipe.init_from is None:
                 recipe.init_from = str(best)
             shared, own_folder = Path(place) / str(position), Path(own) / str(position)
@@ -104,12 +104,12 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Pat
     with stage.errors.together():
         step_seconds = max(step_seconds, _seconds_of_loading(stage))
 
-    # A copy of the recipe's evaluation in small, with as many pictures for each process.
-    processes, pictures = stage.accelerator.num_processes, len(stage.eval_set)
-    stage.eval_set = stage.eval_set.select(range(min(pictures, PICTURES * processes)))
+    # A copy of the recipe's evaluation in small, with as many images for each process.
+    processes, images = stage.accelerator.num_processes, len(stage.eval_set)
+    stage.eval_set = stage.eval_set.select(range(min(images, IMAGES * processes)))
     started = time.perf_counter()
     scores = stage.evaluate(epoch=0)
-    picture_seconds = (time.perf_counter() - started) / len(stage.eval_set)
+    image_seconds = (time.perf_counter() - started) / len(stage.eval_set)
 
     started = time.perf_counter()
     stage.save(scores)
@@ -123,11 +123,11 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Pat
         dataset=recipe.dataset,
         build_seconds=built,
         step_seconds=step_seconds,
-        picture_seconds=picture_seconds,
+        image_seconds=image_seconds,
         save_seconds=save_seconds,
         steps=stage.total_steps,
         evaluations=math.ceil(recipe.epochs / recipe.eval_every) + recipe.eval_at_start,
-        pictures=pictures,
+        images=images,
         saves=recipe.epochs + between,
         memory_gib=stage.peak_memory_gib(),
         disk_gib=(recipe.keep_checkpoints + 1) * _gib(folder / LAST) + _gib(best),
@@ -165,7 +165,7 @@ def _seconds_of_a_step(stage: Stage) -> float:
 
 
 def _seconds_of_loading(stage: Stage) -> float:
-    """What the loader's workers need for a step, which the first steps do not show: their pictures were loaded ahead."""
+    """What the loader's workers need for a step, which the first steps do not show: their images were loaded ahead."""
     # Each process here has its own workers; launchers say how many processes there are on a machine.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", stage.accelerator.num_processes))
     workers = min(stage.loader.num_workers, max(1, (os.cpu_count() or 1) // processes))
@@ -173,9 +173,9 @@ def _seconds_of_loading(stage: Stage) -> float:
         return 0.0
     own_share = next(iter(stage.batches))
     started = time.perf_counter()
-    for index in own_share[:PICTURES]:
+    for index in own_share[:IMAGES]:
         stage.samples[index]
-    each = (time.perf_counter() - started) / len(own_share[:PICTURES])
+    each = (time.perf_counter() - started) / len(own_share[:IMAGES])
     return each * len(own_share) * stage.batches.passes / workers
 
 
@@ -190,7 +190,7 @@ def format_estimates(estimates: list[Estimate], output_dir: str | Path) -> str:
         f"{'memory GiB':>11} {'disk GiB':>8}"
     ]
     for number, one in enumerate(estimates, 1):
-        scoring = one.pictures * one.picture_seconds
+        scoring = one.images * one.image_seconds
         lines.append(
             f"{f'{number} {one.dataset}':<20} {one.steps:>8} {one.step_seconds:>8.2f} {one.evaluations:>11} {scoring:>8.1f} "
             f"{one.saves:>6} {one.save_seconds:>7.1f} {_as_time(one.seconds):>11} {one.memory_gib:>11.2f} {one.disk_gib:>8.2f}"

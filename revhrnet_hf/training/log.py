@@ -108,14 +108,14 @@ class RunLog:
             ) from error
         self._track(step, {**values, **details})
 
-    def pictures(self, step: int, draw: Callable[[], Image.Image]) -> None:
-        """Give the trackers the picture that `draw` makes; it is not drawn where no tracker takes pictures."""
+    def images(self, step: int, draw: Callable[[], Image.Image]) -> None:
+        """Give the trackers the image that `draw` makes; it is not drawn where no tracker takes images."""
         takers = [name for name, tracker in self._trackers.items() if name == "trackio" or hasattr(tracker, "log_images")]
         if not takers:
             return
-        picture = draw()
+        image = draw()
         for name in takers:
-            self._guarded(name, lambda name=name: _log_picture(name, self._trackers[name], picture, step))
+            self._guarded(name, lambda name=name: _log_image(name, self._trackers[name], image, step))
 
     def flush(self) -> None:
         """Bring log.jsonl to the disk, before a checkpoint counts its lines."""
@@ -142,25 +142,25 @@ class RunLog:
             print(f"warning: the tracker {name} failed and is left out from now on ({reason})", file=sys.stderr)
 
 
-def _log_picture(name: str, tracker: GeneralTracker, picture: Image.Image, step: int) -> None:
+def _log_image(name: str, tracker: GeneralTracker, image: Image.Image, step: int) -> None:
     if name == "tensorboard":
-        _log_jpeg(tracker.writer, picture, step)
+        _log_jpeg(tracker.writer, image, step)
     elif name == "trackio":  # Accelerate has no log_images for it
         import trackio
 
-        tracker.log({"predictions": trackio.Image(np.asarray(picture))}, step=step)
+        tracker.log({"predictions": trackio.Image(np.asarray(image))}, step=step)
     else:
-        tracker.log_images({"predictions": [np.asarray(picture)]}, step=step)
+        tracker.log_images({"predictions": [np.asarray(image)]}, step=step)
 
 
-def _log_jpeg(writer, picture: Image.Image, step: int) -> None:
-    """As `writer.add_image`, whose PNG is several times as large and takes the time of two pictures' predictions."""
+def _log_jpeg(writer, image: Image.Image, step: int) -> None:
+    """As `writer.add_image`, whose PNG is several times as large and takes the time of two images' predictions."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     file = BytesIO()
-    picture.convert("RGB").save(file, "JPEG", quality=85, subsampling=0)  # with the label maps' colours at full resolution
-    image = Summary.Image(width=picture.width, height=picture.height, colorspace=3, encoded_image_string=file.getvalue())
-    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="predictions", image=image)]), step)
+    image.convert("RGB").save(file, "JPEG", quality=85, subsampling=0)  # with the label maps' colours at full resolution
+    summary = Summary.Image(width=image.width, height=image.height, colorspace=3, encoded_image_string=file.getvalue())
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="predictions", image=summary)]), step)
 
 
 def _numbers(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

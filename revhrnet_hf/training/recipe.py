@@ -6,6 +6,7 @@ nothing else is said.
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -42,10 +43,10 @@ class Recipe:
         "How to read dataset, where dataset is a name of your own, such as photos: folder, hub, or a published dataset's name",
     )
     label_space: str | None = _setting(
-        None, "Classes to translate to, by name; with folder and hub, a label table (YAML); not given, the data set's usual ones"
+        None, "Classes to translate to, by name; with folder and hub, a label table (YAML); not given, the dataset's usual ones"
     )
-    image_column: str | None = _setting(None, "Of a data set of hub: the column of pictures (image)")
-    label_column: str | None = _setting(None, "Of a data set of hub: the column of label maps (label_map)")
+    image_column: str | None = _setting(None, "Of a dataset of hub: the column of images (image)")
+    label_column: str | None = _setting(None, "Of a dataset of hub: the column of label maps (label_map)")
     more_datasets: list[str] | None = _setting(
         None,
         "Datasets to train on as well, NAME or NAME:SPLIT, with ,loader=folder behind a name of your own; their classes become "
@@ -57,7 +58,7 @@ class Recipe:
     )
     on_bad_sample: Literal["stop", "skip"] = _setting(
         "stop",
-        "When a picture or label map cannot be read or does not fit: stop, or skip it; the next picture takes its place, and "
+        "When an image or label map cannot be read or does not fit: stop, or skip it; the next image takes its place, and "
         "each epoch's log lists those skipped. Scoring always stops",
     )
     train_split: str = _setting("train", "Split to train on")
@@ -82,7 +83,7 @@ class Recipe:
     init_from: str | None = _setting(
         None, "Checkpoint folder or Hub name of the same network that training starts from, on whatever classes it was trained"
     )
-    hand_over_classifier: bool = _setting(
+    transfer_classifier: bool = _setting(
         True, "With init_from: classifier rows start from those of the classes that mean the same; else they are random"
     )
     initializer: Literal["hrnet", "he"] = _setting(
@@ -95,7 +96,7 @@ class Recipe:
 
     # augmentation
     crop_size: list[int] = _setting([512, 1024], "Height and width of the training crops, pixels")
-    base_size: int = _setting(2048, "Long side of a picture at scale 1, pixels")
+    base_size: int = _setting(2048, "Long side of an image at scale 1, pixels")
     scale_range: list[float] = _setting([0.5, 2.1], "Smallest and largest random scale, factors of base_size")
     scale_step: float = _setting(0.1, "Step between the random scales, factor of base_size")
     flip: float = _setting(0.5, "Probability of a left-right flip")
@@ -109,8 +110,8 @@ class Recipe:
 
     # optimisation
     epochs: int = _setting(484, "Passes over the training split")
-    batch_size: int = _setting(12, "Pictures in an optimizer step, over all processes and accumulated passes together")
-    gradient_accumulation_steps: int = _setting(1, "Forward passes that a step's pictures are split into, to save memory")
+    batch_size: int = _setting(12, "Images in an optimizer step, over all processes and accumulated passes together")
+    gradient_accumulation_steps: int = _setting(1, "Forward passes that a step's images are split into, to save memory")
     optimizer: Literal["sgd", "adamw"] = _setting(
         "sgd", "HRNet's SGD with momentum, or AdamW, which learns faster in short runs and wants a learning_rate near 0.001"
     )
@@ -140,14 +141,14 @@ class Recipe:
     )
     torch_compile: bool = _setting(False, "Compile the network for training (torch.compile): minutes at the start, faster steps")
     sync_batch_norm: bool = _setting(
-        True, "With several GPUs, statistics of trained BatchNorms over the pictures of all of them; CPUs cannot"
+        True, "With several GPUs, statistics of trained BatchNorms over the images of all of them; CPUs cannot"
     )
     seed: int = _setting(0, "Of weights, order and augmentation")
 
     # scores
     eval_size: int | None = _setting(
         None,
-        "Long side that the image processor brings pictures to before the network sees them, in scoring and with the finished "
+        "Long side that the image processor brings images to before the network sees them, in scoring and with the finished "
         "checkpoint, pixels; not given, they stay as they are. Scores are at the label maps' own size either way",
     )
     eval_every: int = _setting(1, "Epochs between two evaluations; the last epoch is always evaluated")
@@ -163,7 +164,7 @@ class Recipe:
     save_every: int | None = _setting(None, "Steps between two checkpoints; there is one at the end of each epoch in any case")
     keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept, last among them, besides the best")
     log_every: int = _setting(10, "Steps between two log entries")
-    log_pictures: int = _setting(3, "Pictures with truth and prediction that the trackers get at each evaluation")
+    log_images: int = _setting(3, "Images with truth and prediction that the trackers get at each evaluation")
     trackers: list[str] = _setting(["tensorboard"], "Where to log besides log.jsonl: any trackers that Accelerate knows")
     push_to_hub: bool = _setting(False, "Send the best checkpoint to the Hub at the end; of a chain, the last stage's")
     hub_model_id: str | None = _setting(None, "With push_to_hub: the repository, NAMESPACE/NAME, or NAME in your own namespace")
@@ -181,14 +182,14 @@ class Recipe:
         if self.push_to_hub and not self.hub_model_id:
             raise RecipeError("Recipe field push_to_hub needs hub_model_id: the name that the checkpoint gets on the Hub")
         if not self.dataset:
-            raise RecipeError("Recipe field dataset is missing: say which data set to train on, such as camvid")
+            raise RecipeError("Recipe field dataset is missing: say which dataset to train on, such as camvid")
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
         optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
         given = [name for name in optional if getattr(self, name) is not None]
         for name in (*positive, "eval_every", "log_every", "keep_checkpoints", "batch_norm_momentum", *given):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
-        at_least_zero = ("warmup_steps", "log_pictures", "num_workers", "weight_decay", "poly_power", "ohem_min_kept")
+        at_least_zero = ("warmup_steps", "log_images", "num_workers", "weight_decay", "poly_power", "ohem_min_kept")
         for name in at_least_zero:
             if (getattr(self, name) or 0) < 0:
                 raise RecipeError(f"Recipe field {name} must not be negative, got {getattr(self, name)}")
@@ -255,6 +256,7 @@ class Recipe:
         cls, settings: dict[str, Any], source: str = "the recipe", overrides: Mapping[str, Any] | None = None
     ) -> "Recipe":
         """A recipe of these settings, named `source` in errors; `overrides` go before them, also where they are wrong."""
+        settings = {RENAMED.get(name, name): value for name, value in settings.items()}
         known = {setting.name for setting in fields(cls)}
         unknown = sorted(str(name) for name in set(settings) - known)  # YAML's keys may be numbers
         if unknown:
@@ -318,6 +320,8 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     overrides = overrides or {}
     settings = read_settings(path)
     stages = settings.pop("stages", [{}])
+    for name in RENAMED.keys() & _fields_in(settings, stages):
+        print(f"note: {path}: {name} is called {RENAMED[name]} now", file=sys.stderr)
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise RecipeError(f"{path}: stages must be a list of mappings of recipe fields, one a stage")
     given = f" with {' '.join(f'--{name}' for name in overrides)}" if overrides else ""
@@ -325,6 +329,12 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     return [
         Recipe.from_dict({**settings, **stage}, source + given, overrides) for stage, source in zip(stages, named, strict=True)
     ]
+
+
+def _fields_in(settings: Mapping[str, Any], stages: Any) -> set[str]:
+    """The names in a chain's file, of whatever form it may be."""
+    stages = [stage for stage in stages if isinstance(stage, Mapping)] if isinstance(stages, list) else []
+    return set(settings).union(*stages)
 
 
 def _overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,6 +346,9 @@ def _overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[
         settings["dataset"] = {**dataset, **name}
     return {**as_fields(settings), **overrides}
 
+
+# Fields of 0.1.0's recipes, and their names today.
+RENAMED = {"log_pictures": "log_images", "hand_over_classifier": "transfer_classifier"}
 
 # What YAML 1.1 reads as true and false where it is not in quotes.
 YAML_WORDS = {True: ("yes", "on", "true", "y"), False: ("no", "off", "false", "n")}

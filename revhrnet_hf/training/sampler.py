@@ -1,4 +1,4 @@
-"""What a stage trains on, and in which order: one data set, or several in the classes of the first."""
+"""What a stage trains on, and in which order: one dataset, or several in the classes of the first."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from ..errors import DataError, RecipeError
 from .recipe import Recipe
 
 DataDirs = Mapping[str, str | Path]
-"""Folder by name of data set."""
+"""Folder by name of dataset."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many pictures of each of several data sets an epoch has.
+    """How many images of each of several datasets an epoch has.
 
     An epoch is as long as all of them together. A set that gives more than it has is gone through again, each time in a new order
     and augmented anew; of one that gives less, each epoch has others.
 
     Args:
-        lengths: pictures in each data set.
-        shares: of an epoch's pictures, relative to each other.
+        lengths: images in each dataset.
+        shares: of an epoch's images, relative to each other.
     """
 
     lengths: tuple[int, ...]
@@ -35,7 +35,7 @@ class Mixture:
 
     @property
     def counts(self) -> list[int]:
-        """Pictures of each set in an epoch; what rounding leaves over goes to those that lost most."""
+        """Images of each set in an epoch; what rounding leaves over goes to those that lost most."""
         exact = [sum(self.lengths) * share / sum(self.shares) for share in self.shares]
         counts = [int(count) for count in exact]
         losers = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
@@ -44,7 +44,7 @@ class Mixture:
         return counts
 
     def order(self, generator: torch.Generator) -> torch.Tensor:
-        """The pictures of an epoch, by their place in the sets laid end to end; the k-th time, plus k times the whole length."""
+        """The images of an epoch, by their place in the sets laid end to end; the k-th time, plus k times the whole length."""
         starts = [sum(self.lengths[:i]) for i in range(len(self.lengths))]
         drawn = []
         for start, length, count in zip(starts, self.lengths, self.counts, strict=True):
@@ -56,10 +56,10 @@ class Mixture:
 
 
 class EpochBatches:
-    """The order of an epoch, as a batch sampler: for each forward pass of one process, the indices of its pictures.
+    """The order of an epoch, as a batch sampler: for each forward pass of one process, the indices of its images.
 
-    A step's pictures are the next `batch_size` of a permutation (of several data sets, of their mixture's order) that depends on
-    seed and epoch only; forward passes and processes share them out. The pictures left over at the end of an epoch are skipped
+    A step's images are the next `batch_size` of a permutation (of several datasets, of their mixture's order) that depends on
+    seed and epoch only; forward passes and processes share them out. The images left over at the end of an epoch are skipped
     (another epoch has others), as in HRNet.
     """
 
@@ -83,10 +83,10 @@ class EpochBatches:
                 "a step (gradient_accumulation_steps): change one of them"
             )
         if num_samples < batch_size:
-            raise RecipeError(f"batch_size {batch_size} is more than the {num_samples} pictures of the training split")
+            raise RecipeError(f"batch_size {batch_size} is more than the {num_samples} images of the training split")
 
     def start_at(self, epoch: int, step: int) -> None:
-        """Iteration begins with step `step` (from 0) of `epoch`; the pictures before it are not loaded."""
+        """Iteration begins with step `step` (from 0) of `epoch`; the images before it are not loaded."""
         self.epoch, self.first_step = epoch, step
 
     @property
@@ -101,12 +101,12 @@ class EpochBatches:
         passes = self._passes()[self.first_step * self.passes :, self.process_index]
         yield from passes.tolist()
 
-    def pictures(self, step: int, forward_pass: int) -> list[int]:
+    def images(self, step: int, forward_pass: int) -> list[int]:
         """What all processes see in one forward pass of step `step` (from 0) of the epoch."""
         return self._passes()[step * self.passes + forward_pass].flatten().tolist()
 
     def _passes(self) -> torch.Tensor:
-        """(forward passes of the epoch, processes, pictures)."""
+        """(forward passes of the epoch, processes, images)."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = self.mixture.order(generator) if self.mixture else torch.randperm(self.num_samples, generator=generator)
         return order[: self.steps * self.batch_size].view(self.steps * self.passes, self.num_processes, -1)
@@ -117,13 +117,13 @@ class TrainingSet(NamedTuple):
 
     name: str
     split: str
-    pictures: Dataset
+    images: Dataset
     ignored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        said = f"{self.name}:{self.split}: {len(self.pictures)} pictures"
+        said = f"{self.name}:{self.split}: {len(self.images)} images"
         if self.ignored:
-            said += f"; ignored, for no class of the first data set is meant: {', '.join(self.ignored)}"
+            said += f"; ignored, for no class of the first dataset is meant: {', '.join(self.ignored)}"
         return said
 
 
@@ -133,10 +133,10 @@ def training_sets(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def folders_by_name(recipe: Recipe, data_dir: str | Path | DataDirs) -> DataDirs:
-    """`data_dir` as a mapping, of which a single folder is the first data set's.
+    """`data_dir` as a mapping, of which a single folder is the first dataset's.
 
     Raises:
-        RecipeError: a data set of the recipe has no folder.
+        RecipeError: a dataset of the recipe has no folder.
     """
     folders = data_dir if isinstance(data_dir, Mapping) else {recipe.dataset: data_dir}
     if missing := [name for name, _ in training_sets(recipe) if name not in folders]:
@@ -145,7 +145,7 @@ def folders_by_name(recipe: Recipe, data_dir: str | Path | DataDirs) -> DataDirs
 
 
 def load_split(recipe: Recipe, data_dir: str | Path, split: str) -> Dataset:
-    """A split of the recipe's (first) data set."""
+    """A split of the recipe's (first) dataset."""
     return load_segmentation_dataset(
         recipe.dataset,
         data_dir,
@@ -158,10 +158,10 @@ def load_split(recipe: Recipe, data_dir: str | Path, split: str) -> Dataset:
 
 
 def load_sets(recipe: Recipe, data_dirs: DataDirs) -> tuple[list[TrainingSet], Dataset]:
-    """What the recipe trains on, in the classes of the first data set, and the split that it scores on.
+    """What the recipe trains on, in the classes of the first dataset, and the split that it scores on.
 
     Raises:
-        DataError: a data set cannot be loaded, or its classes have nothing to do with the first one's.
+        DataError: a dataset cannot be loaded, or its classes have nothing to do with the first one's.
     """
     train, evaluation = (
         load_split(recipe, data_dirs[recipe.dataset], split) for split in (recipe.train_split, recipe.eval_split)
@@ -171,7 +171,7 @@ def load_sets(recipe: Recipe, data_dirs: DataDirs) -> tuple[list[TrainingSet], D
     for dataset in recipe.datasets[1:]:
         name, split = dataset.name, dataset.split or recipe.train_split
         try:
-            pictures = load_segmentation_dataset(
+            images = load_segmentation_dataset(
                 name,
                 data_dirs[name],
                 split,
@@ -180,8 +180,8 @@ def load_sets(recipe: Recipe, data_dirs: DataDirs) -> tuple[list[TrainingSet], D
                 label_column=dataset.label_column,
                 loader=dataset.loader,
             )
-            ignored = tuple(own for own, partner in translate(label_space_of(pictures), space).items() if partner is None)
-            sets.append(TrainingSet(name, split, in_classes(pictures, space), ignored))
+            ignored = tuple(own for own, partner in translate(label_space_of(images), space).items() if partner is None)
+            sets.append(TrainingSet(name, split, in_classes(images, space), ignored))
         except DataError as error:
             raise DataError(f"more_datasets: {name}:{split} cannot be trained on as well: {error}") from error
     return sets, evaluation
@@ -189,14 +189,14 @@ def load_sets(recipe: Recipe, data_dirs: DataDirs) -> tuple[list[TrainingSet], D
 
 def laid_end_to_end(sets: list[TrainingSet]) -> Dataset | ConcatDataset:
     # Not datasets.concatenate_datasets, to which label maps that are translated by different tables are different columns.
-    return sets[0].pictures if len(sets) == 1 else ConcatDataset([entry.pictures for entry in sets])
+    return sets[0].images if len(sets) == 1 else ConcatDataset([entry.images for entry in sets])
 
 
 def image_id_of(sets: list[TrainingSet], index: int) -> str:
-    """The id of a picture by its place in the sets laid end to end; a place beyond the end is a picture again (`Mixture`)."""
-    index %= sum(len(entry.pictures) for entry in sets)
-    for _, _, pictures, _ in sets:
-        if index < len(pictures):
-            return pictures.select_columns("image_id")[index]["image_id"]
-        index -= len(pictures)
-    raise ValueError("there are no pictures")
+    """The id of an image by its place in the sets laid end to end; a place beyond the end is an image again (`Mixture`)."""
+    index %= sum(len(entry.images) for entry in sets)
+    for _, _, images, _ in sets:
+        if index < len(images):
+            return images.select_columns("image_id")[index]["image_id"]
+        index -= len(images)
+    raise ValueError("there are no images")

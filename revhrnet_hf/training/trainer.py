@@ -1,6 +1,6 @@
-"""One stage of training on Accelerate: data set → joint augmentation → model → loss → optimizer → checkpoint.
+"""One stage of training on Accelerate: dataset → joint augmentation → model → loss → optimizer → checkpoint.
 
-Everything random follows from the recipe's seed, the epoch, the step and the picture's index, so that a run that was interrupted
+Everything random follows from the recipe's seed, the epoch, the step and the image's index, so that a run that was interrupted
 goes on as if nothing had happened, and the number of processes and workers does not change what is learnt from.
 """
 
@@ -68,10 +68,10 @@ from .processes import SharedErrors, drop_empty_settings, lost_process, peak_res
 from .recipe import Recipe
 from .sampler import DataDirs, EpochBatches, Mixture, folders_by_name, image_id_of, laid_end_to_end, load_sets, training_sets
 from .signals import StopSignals
-from .transfer import hand_over
+from .transfer import transfer
 
-PICTURE_SIDE = 480  # pixels, of what the trackers get
-CARD_PICTURES, CARD_HEIGHT = 3, 240  # label maps in a card, and their height in pixels
+IMAGE_SIDE = 480  # pixels, of what the trackers get
+CARD_IMAGES, CARD_HEIGHT = 3, 240  # label maps in a card, and their height in pixels
 SUMMARY = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 # Seconds without any answer, of a loader's worker or of another process, after which a run ends with an error.
@@ -121,11 +121,11 @@ def start_processes(recipe: Recipe, timeout: float = TIMEOUT) -> Accelerator:
 
 
 class Stage:
-    """One run of a recipe on a data set's folder, or several data sets' folders.
+    """One run of a recipe on a dataset's folder, or several datasets' folders.
 
     Args:
         recipe: what to train.
-        data_dir: folder of the recipe's data set; with `more_datasets`, folders by name.
+        data_dir: folder of the recipe's dataset; with `more_datasets`, folders by name.
         output_dir: gets `last/`, `checkpoint-STEP/` and `best/` (checkpoints), `log.jsonl` (`epoch` counts the finished ones),
             trackers' files.
         resume, overwrite: what to do with a run that is already in `output_dir`; without either it is an error.
@@ -148,7 +148,7 @@ class Stage:
         self.recipe, self.output_dir, self.timeout = recipe, Path(output_dir), timeout
         self.accelerator = start_processes(recipe, timeout)
         self.errors = SharedErrors(self.accelerator, timeout)
-        self.handed_over = None
+        self.transfer = None
         with self.errors.together():
             model = self._load(data_dir, resume)
         is_main = self.accelerator.is_main_process
@@ -166,16 +166,16 @@ class Stage:
         with self.errors.together():
             self.state = self._restore() if going_on else TrainingState(data=self.data)
         self.shown: dict[int, np.ndarray] = {}  # label maps of the last evaluation that are drawn, by row
-        self.history = [] if self.handed_over is None else self.handed_over.history
+        self.history = [] if self.transfer is None else self.transfer.history
         if going_on:
             with self.errors.together():
                 self.history = AutoConfig.from_pretrained(self.output_dir / LAST).training_history[:-1]
-        elif self.handed_over is not None:
-            self.accelerator.print(self.handed_over)
+        elif self.transfer is not None:
+            self.accelerator.print(self.transfer)
         self.log = RunLog(self.output_dir, recipe.trackers, is_main)
         with self.errors.together():
             if is_main and self.state.step == 0:
-                warn_of_unseen_classes([entry.pictures for entry in self.train_sets], self.label_space)
+                warn_of_unseen_classes([entry.images for entry in self.train_sets], self.label_space)
 
     def _load(self, data_dir: str | Path | DataDirs, resume: bool):
         """The network, with the weights that training begins with; everything else that is needed, as attributes."""
@@ -192,7 +192,7 @@ class Stage:
         self.samples, self.batches, self.loader = self._training_data()
         self.total_steps = recipe.epochs * self.batches.steps
         if recipe.init_from is not None and not (resume and (self.output_dir / LAST).exists()):
-            self.handed_over = hand_over(model, self.label_space, recipe.init_from, recipe.hand_over_classifier)
+            self.transfer = transfer(model, self.label_space, recipe.init_from, recipe.transfer_classifier)
         return model
 
     def _training_data(self) -> tuple[TrainingSamples, EpochBatches, DataLoader]:
@@ -207,7 +207,7 @@ class Stage:
             ignore_index=self.label_space.ignore_index,
         )
         samples = TrainingSamples(laid_end_to_end(self.train_sets), transform, recipe.seed, recipe.on_bad_sample == "skip")
-        lengths = tuple(len(entry.pictures) for entry in self.train_sets)
+        lengths = tuple(len(entry.images) for entry in self.train_sets)
         batches = EpochBatches(
             len(samples),
             recipe.batch_size,
@@ -307,7 +307,7 @@ class Stage:
         first_line = said.partition("\n")[0].rstrip(" .")
         if "DataLoader worker" in said or "DataLoader timed out" in said:
             return TrainingError(
-                f"A process that loads pictures died or answered nothing for {self.timeout:.0f} s: {first_line}. "
+                f"A process that loads images died or answered nothing for {self.timeout:.0f} s: {first_line}. "
                 f"Usual causes: too little memory (num_workers is {self.loader.num_workers}), a slow disk. Go on with --resume"
             )
         return lost_process(error, self.accelerator, self.timeout) or error
@@ -336,9 +336,9 @@ class Stage:
                 if recipe.save_every is not None and self.state.step % recipe.save_every == 0:
                     self.save()
         numbers = {"epoch_seconds": time.perf_counter() - started, "peak_memory_gib": self.peak_memory_gib()}
-        self._note_bad_pictures()
-        skipped = [image_id_of(self.train_sets, index) for index in self.state.bad_pictures]
-        self._write(epoch, numbers, **({"skipped_pictures": skipped} if recipe.on_bad_sample == "skip" else {}))
+        self._note_bad_images()
+        skipped = [image_id_of(self.train_sets, index) for index in self.state.bad_images]
+        self._write(epoch, numbers, **({"skipped_images": skipped} if recipe.on_bad_sample == "skip" else {}))
 
     def data_steps(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         """For each step, the batches of its forward passes, on the device."""
@@ -441,17 +441,17 @@ class Stage:
         came = torch.tensor(float(self._has_to_stop), device=self.accelerator.device)
         return self.accelerator.reduce(came, "sum").item() > 0
 
-    def _log_training(self, epoch: int, pictures_per_second: float, progress: tqdm) -> None:
+    def _log_training(self, epoch: int, images_per_second: float, progress: tqdm) -> None:
         """Log the mean loss since the last line; this is where the host waits for the device."""
         self._check_losses(epoch)
         loss = torch.stack(self.losses).sum(1).mean().item()
         self.losses = []
         rate = self.optimizer.param_groups[0]["lr"]
-        progress.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", pictures_per_s=f"{pictures_per_second:.1f}")
+        progress.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", images_per_s=f"{images_per_second:.1f}")
         numbers = {"loss": loss, "learning_rate": rate}
         if self.grad_norm is not None:
             numbers["grad_norm"] = self.grad_norm.item()
-        self._write(epoch, {**numbers, "pictures_per_second": pictures_per_second, "data_seconds": self.waited})
+        self._write(epoch, {**numbers, "images_per_second": images_per_second, "data_seconds": self.waited})
 
     def _check_losses(self, epoch: int) -> list[list[float]]:
         """The losses since the last log line, each forward pass's share; a TrainingError if one is not finite."""
@@ -459,25 +459,25 @@ class Stage:
         for i, step_losses in enumerate(losses, self.state.step - len(losses)):
             for forward_pass, loss in enumerate(step_losses):
                 if not math.isfinite(loss):
-                    pictures = self.batches.pictures(i - epoch * self.batches.steps, forward_pass)
-                    ids = ", ".join(image_id_of(self.train_sets, index) for index in pictures)
+                    images = self.batches.images(i - epoch * self.batches.steps, forward_pass)
+                    ids = ", ".join(image_id_of(self.train_sets, index) for index in images)
                     raise TrainingError(
                         f"The loss is {loss} in step {i + 1} of {self.total_steps} (epoch {epoch + 1}, learning rate "
-                        f"{learning_rate(self.recipe, i, self.total_steps):.3g}), on the pictures {ids}. What was saved "
+                        f"{learning_rate(self.recipe, i, self.total_steps):.3g}), on the images {ids}. What was saved "
                         f"before is whole. Lower learning_rate, or use another precision than {self.recipe.precision}"
                     )
         return losses
 
-    def _note_bad_pictures(self) -> None:
-        """With `on_bad_sample: skip`, gather from all processes which pictures were bad so far; new ones are said."""
+    def _note_bad_images(self) -> None:
+        """With `on_bad_sample: skip`, gather from all processes which images were bad so far; new ones are said."""
         if self.recipe.on_bad_sample == "stop":
             return
         bad = self.accelerator.reduce(self.samples.bad.to(self.accelerator.device), "sum").nonzero().flatten().tolist()
-        if len(bad) > len(self.state.bad_pictures):
+        if len(bad) > len(self.state.bad_images):
             ids = [image_id_of(self.train_sets, index) for index in bad]
-            self.accelerator.print(f"{len(ids)} of {len(self.samples)} training pictures cannot be used and are skipped:")
+            self.accelerator.print(f"{len(ids)} of {len(self.samples)} training images cannot be used and are skipped:")
             self.accelerator.print("\n".join(f"  {image_id}" for image_id in ids))
-        self.state.bad_pictures = bad
+        self.state.bad_images = bad
 
     def peak_memory_gib(self) -> float:
         """Of this process: allocated on the GPU, else resident (without the loader's workers)."""
@@ -491,7 +491,7 @@ class Stage:
         return self.accelerator.unwrap_model(self.model) if self.averaged is None else self.averaged.module
 
     def evaluate(self, epoch: int) -> dict[str, Any]:
-        """Scores of the evaluation split at its native size, each picture counted once whatever the number of processes.
+        """Scores of the evaluation split at its native size, each image counted once whatever the number of processes.
 
         Raises:
             RunStopped: a signal came.
@@ -499,17 +499,17 @@ class Stage:
         accelerator, started = self.accelerator, time.perf_counter()
         self._share_buffers()
         confusion, self.shown = None, {}
-        drawn = {*self._drawn_rows(self.recipe.log_pictures), *self._drawn_rows(CARD_PICTURES)}
+        drawn = {*self._drawn_rows(self.recipe.log_images), *self._drawn_rows(CARD_IMAGES)}
 
-        def keep_if_drawn(picture: Predicted):
-            if accelerator.is_main_process and picture.index in drawn:
-                self.shown[picture.index] = picture.label_map.cpu().numpy()
+        def keep_if_drawn(image: Predicted):
+            if accelerator.is_main_process and image.index in drawn:
+                self.shown[image.index] = image.label_map.cpu().numpy()
 
         with (
             tqdm(
                 total=len(self.eval_set),
                 desc="evaluating",
-                unit="picture",
+                unit="image",
                 leave=False,
                 disable=not accelerator.is_local_main_process,
             ) as progress,
@@ -540,9 +540,9 @@ class Stage:
                 # After the first step, `_evaluate_or_stop` saves and has another word.
                 raise self.signals.stopped("stopped before the first step. Go on with the same command and --resume")
             confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
-            if self.recipe.log_pictures:
+            if self.recipe.log_images:
                 with self.errors.hold():
-                    self.log.pictures(self.state.step, lambda: self._draw_predictions(self.recipe.log_pictures))
+                    self.log.images(self.state.step, lambda: self._draw_predictions(self.recipe.log_images))
         scores = confusion.scores(self.label_space.names)
         summary = {name: scores[name] for name in SUMMARY}
         accelerator.print(
@@ -554,7 +554,7 @@ class Stage:
         return scores
 
     def _uncompiled(self):
-        """For pictures of many sizes: each would be compiled for."""
+        """For images of many sizes: each would be compiled for."""
         return torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext()
 
     def _evaluate_or_stop(self, epoch: int) -> dict[str, Any]:
@@ -575,34 +575,34 @@ class Stage:
         return scores
 
     def _share_buffers(self) -> None:
-        """Give all processes the first one's BatchNorm statistics, which are saved: each has counted its own pictures."""
+        """Give all processes the first one's BatchNorm statistics, which are saved: each has counted its own images."""
         if self.accelerator.num_processes > 1:
             for network in dict.fromkeys((self.accelerator.unwrap_model(self.model), self.scored_model)):
                 for buffer in network.buffers():
                     broadcast(buffer)
 
     def _draw_predictions(self, count: int) -> Image.Image:
-        """Picture, truth and prediction of `count` pictures spread over the evaluation split, small."""
+        """Image, truth and prediction of `count` images spread over the evaluation split, small."""
         space = self.label_space
         return triptych(self._predictions(count), space.names, space.colours, space.ignore_index)
 
     def _draw_for_card(self) -> Image.Image:
-        """What the network sees in a few pictures.
+        """What the network sees in a few images.
 
-        A card is made to be passed on, and Cityscapes' and Mapillary Vistas' terms forbid that for pictures and annotations: so
-        it has predictions only, whatever the data set.
+        A card is made to be passed on, and Cityscapes' and Mapillary Vistas' terms forbid that for images and annotations: so
+        it has predictions only, whatever the dataset.
         """
         with self._uncompiled():
-            predictions = [prediction for _, _, prediction in self._predictions(CARD_PICTURES)]
+            predictions = [prediction for _, _, prediction in self._predictions(CARD_IMAGES)]
         return label_map_strip(predictions, self.label_space.names, self.label_space.colours, CARD_HEIGHT)
 
     def _drawn_rows(self, count: int) -> list[int]:
-        """Rows of `count` pictures spread over the evaluation split."""
+        """Rows of `count` images spread over the evaluation split."""
         count = min(count, len(self.eval_set))
         return [place * len(self.eval_set) // count for place in range(count)]
 
     def _predictions(self, count: int) -> list[tuple[Image.Image, np.ndarray, np.ndarray]]:
-        """Picture, true and predicted label map of `count` pictures spread over the evaluation split, small."""
+        """Image, true and predicted label map of `count` images spread over the evaluation split, small."""
         rows = []
         for index in self._drawn_rows(count):
             row = self.eval_set[index]
@@ -612,7 +612,7 @@ class Stage:
                     (self.shown[index],) = predict_label_maps(
                         self.scored_model, self.image_processor, [image], [(truth.height, truth.width)]
                     )
-            scale = min(1, PICTURE_SIDE / max(image.size))
+            scale = min(1, IMAGE_SIDE / max(image.size))
             size = [max(1, round(side * scale)) for side in image.size]
             small = (
                 np.asarray(ids.resize(size, Image.Resampling.NEAREST)) for ids in (truth, Image.fromarray(self.shown[index]))
@@ -629,7 +629,7 @@ class Stage:
             RevHRNetError: whatever a process has raised meanwhile.
         """
         self.errors.raise_together()
-        self._note_bad_pictures()
+        self._note_bad_images()
         losses = self._check_losses(self.state.epoch)
         better = scores is not None and self._note_scores(scores)
         with self.errors.together():
@@ -692,7 +692,7 @@ class Stage:
         entry = {
             "dataset": " + ".join(dict.fromkeys(name for name, _ in training_sets(self.recipe))),
             "label_space": self.label_space.name,
-            "pictures": len(self.samples),
+            "images": len(self.samples),
             "epochs": self.state.epoch,
             "steps": self.state.step,
             "hardware": hardware(self.accelerator.device, self.accelerator.num_processes),
@@ -718,13 +718,13 @@ class Stage:
         if accelerator.scaler is not None and state.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
         self.losses = list(torch.tensor(state.losses, device=accelerator.device))
-        self.samples.bad[state.bad_pictures] = 1
+        self.samples.bad[state.bad_images] = 1
         accelerator.print(
             f"going on after step {state.step} of {self.total_steps} ({state.epoch} of {self.recipe.epochs} epochs) in {folder}"
         )
         if state.num_processes != accelerator.num_processes:
             accelerator.print(
-                f"note: saved by {state.num_processes} process(es), going on with {accelerator.num_processes}: the pictures of "
+                f"note: saved by {state.num_processes} process(es), going on with {accelerator.num_processes}: the images of "
                 "each step are the same, but not the last bits of the sums over them, nor the BatchNorm statistics of each pass"
             )
         return state
@@ -740,8 +740,8 @@ class Stage:
         state = self.state
         if state.step == 0:
             self.log.start(flat)
-            if self.handed_over is not None:
-                self._write(0, {}, init_from=self.handed_over.checkpoint, classifier_rows=self.handed_over.rows)
+            if self.transfer is not None:
+                self._write(0, {}, init_from=self.transfer.checkpoint, classifier_rows=self.transfer.rows)
             return
         awaits_evaluation = state.step == (state.epoch + 1) * self.batches.steps
         self.log.start(flat, state.log_lines, again_from=state.step if awaits_evaluation else state.step + 1)

@@ -14,7 +14,7 @@ CLASSIFIER = ("head.3.weight", "head.3.bias")  # the last convolution, one row a
 
 
 @dataclass
-class HandOver:
+class Transfer:
     """What a stage began with.
 
     Attributes:
@@ -33,7 +33,7 @@ class HandOver:
         return "\n".join(lines)
 
 
-def hand_over(model, label_space: LabelSpace, checkpoint: str, with_classifier: bool = True) -> HandOver:
+def transfer(model, label_space: LabelSpace, checkpoint: str, with_classifier: bool = True) -> Transfer:
     """Fill `model` with a checkpoint's weights; of the classifier, with the rows that have a partner (see data/translation.py).
 
     Args:
@@ -60,7 +60,7 @@ def hand_over(model, label_space: LabelSpace, checkpoint: str, with_classifier: 
     named = {name: [before_space.names[row] for row in of] for name, of in zip(label_space.names, sources, strict=True)}
     # What was trained before its classes were changed comes first.
     histories = (getattr(before.config, name, None) or [] for name in ("pretraining_history", "training_history"))
-    return HandOver(str(checkpoint), named, [stage for history in histories for stage in history])
+    return Transfer(str(checkpoint), named, [stage for history in histories for stage in history])
 
 
 def _sources(before: LabelSpace, after: LabelSpace, checkpoint: str) -> list[list[int]]:
@@ -70,7 +70,7 @@ def _sources(before: LabelSpace, after: LabelSpace, checkpoint: str) -> list[lis
         raise RecipeError(
             f"The classifier of init_from {checkpoint} cannot be transferred: no class of the checkpoint "
             f"({listed(before.names)}) has a partner among the dataset's, {after.name!r} ({listed(after.names)}): no table "
-            "joins the two, and no names are equal. Set hand_over_classifier to false for a classifier with random weights"
+            "joins the two, and no names are equal. Set transfer_classifier to false for a classifier with random weights"
         ) from error
 
 

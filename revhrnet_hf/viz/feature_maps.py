@@ -1,6 +1,6 @@
-"""A network's feature maps as pictures: by their principal components, or by their mean activation.
+"""A network's feature maps as images: by their principal components, or by their mean activation.
 
-A map is turned into a picture by the same rule whatever the network, so that pictures of two networks can stand side by side.
+A map is turned into an image by the same rule whatever the network, so that images of two networks can stand side by side.
 """
 
 from collections.abc import Sequence
@@ -54,21 +54,21 @@ def _without_padding(features: np.ndarray, inputs) -> np.ndarray:
     return features[:, *kept]
 
 
-def _stride(picture_height: int, map_height: int) -> int:
+def _stride(image_height: int, map_height: int) -> int:
     """A power of two: heights that are no multiple of the stride are rounded up by the network."""
-    return 2 ** round(np.log2(picture_height / map_height))
+    return 2 ** round(np.log2(image_height / map_height))
 
 
-def component_pictures(maps: Sequence[np.ndarray], pictures: Sequence[Image.Image]) -> tuple[list[np.ndarray], float]:
+def component_images(maps: Sequence[np.ndarray], images: Sequence[Image.Image]) -> tuple[list[np.ndarray], float]:
     """The first three principal components of maps as red, green and blue.
 
     The components are those of all pixels of all the maps together, so that one colour means one thing in all of them. The
-    sign of a component, which principal component analysis leaves open, is the one with which it is larger where the picture is
+    sign of a component, which principal component analysis leaves open, is the one with which it is larger where the image is
     brighter. Each is scaled from its 1st to its 99th percentile.
 
     Args:
-        maps: of one network at one stride, (channels, height, width), one a picture.
-        pictures: what the maps are of.
+        maps: of one network at one stride, (channels, height, width), one an image.
+        images: what the maps are of.
 
     Returns:
         (height, width, 3) uint8, one a map, and the share of the maps' variance that the three hold (1 if there is none).
@@ -78,7 +78,7 @@ def component_pictures(maps: Sequence[np.ndarray], pictures: Sequence[Image.Imag
     variances, directions = np.linalg.eigh(pixels.T @ pixels)
     largest = slice(None, -1 - NUM_COMPONENTS, -1)
     components = pixels @ directions[:, largest]
-    brightness = np.concatenate([_brightness(picture, x.shape[1:]) for picture, x in zip(pictures, maps, strict=True)])
+    brightness = np.concatenate([_brightness(image, x.shape[1:]) for image, x in zip(images, maps, strict=True)])
     components *= np.where((brightness - brightness.mean()) @ components < 0, -1, 1)
     colours = np.zeros((len(components), NUM_COMPONENTS), dtype=np.uint8)  # a map of fewer channels has fewer components
     colours[:, : components.shape[1]] = _eight_bit(components)
@@ -86,7 +86,7 @@ def component_pictures(maps: Sequence[np.ndarray], pictures: Sequence[Image.Imag
     return _split(colours, maps), float(variances[largest].sum() / total) if total > 0 else 1.0
 
 
-def mean_pictures(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+def mean_images(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The mean of a map's channels at each pixel, scaled over all the maps together: (height, width) uint8, one a map."""
     return _split(_eight_bit(_pixels(maps).mean(axis=1)), maps)
 
@@ -102,8 +102,8 @@ def _split(values: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [part.reshape(*x.shape[1:], *values.shape[1:]) for part, x in zip(np.split(values, ends), maps, strict=True)]
 
 
-def _brightness(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(picture.convert("L").resize(size[::-1], Image.Resampling.BOX), dtype=np.float64).ravel()
+def _brightness(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(image.convert("L").resize(size[::-1], Image.Resampling.BOX), dtype=np.float64).ravel()
 
 
 def _eight_bit(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures of label maps, drawn with Pillow: colours, overlays, legends, picture beside truth beside prediction."""
+"""Images of label maps, drawn with Pillow: colours, overlays, legends, image beside truth beside prediction."""
 
 from collections.abc import Sequence
 
@@ -58,7 +58,7 @@ def default_palette(num_labels: int) -> list[tuple[int, int, int]]:
 def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]]:
     """Name and colour of each class of a model.
 
-    The colours are the config's `palette`; without one, those of the data set whose classes these are; else our own.
+    The colours are the config's `palette`; without one, those of the dataset whose classes these are; else our own.
 
     Raises:
         CheckpointError: a class has no name, there are more than the 256 that a palette PNG holds, or the palette does not fit.
@@ -104,7 +104,7 @@ def colourise(label_map: np.ndarray, colours: Sequence[Colour], ignore_index: in
         ignore_index: the id of pixels without a class; see [`ignored_colour`].
 
     Returns:
-        An RGB picture of the same size.
+        An RGB image of the same size.
 
     Raises:
         ValueError: an id has no colour; the message names it.
@@ -120,7 +120,7 @@ def colourise(label_map: np.ndarray, colours: Sequence[Colour], ignore_index: in
 
 
 def palette_png(label_map: np.ndarray, palette: Sequence[Colour]) -> Image.Image:
-    """A label map as a palette picture (mode P): the pixel's index is the train id, the palette gives its colour.
+    """A label map as a palette image (mode P): the pixel's index is the train id, the palette gives its colour.
 
     Args:
         label_map: (height, width) of ids from 0 to 255; ids beyond the palette, such as 255 for ignored, are black.
@@ -147,13 +147,13 @@ def overlay(
     opacity: float = 0.5,
     ignore_index: int = 255,
 ) -> Image.Image:
-    """A picture with its label map's colours laid over it; ignored pixels show the picture alone.
+    """An image with its label map's colours laid over it; ignored pixels show the image alone.
 
     Args:
-        image: the picture; any mode.
-        label_map: (height, width), the picture's size.
+        image: the image; any mode.
+        label_map: (height, width), the image's size.
         colours: (red, green, blue), 0 to 255, of each class id.
-        opacity: from 0, only the picture, to 1, only the colours.
+        opacity: from 0, only the image, to 1, only the colours.
         ignore_index: the id of pixels without a class.
 
     Raises:
@@ -163,7 +163,7 @@ def overlay(
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be between 0 and 1, got {opacity}")
     if label_map.shape != (image.height, image.width):
-        raise ValueError(f"the label map is {label_map.shape[0]}×{label_map.shape[1]}, its picture {image.height}×{image.width}")
+        raise ValueError(f"the label map is {label_map.shape[0]}×{label_map.shape[1]}, its image {image.height}×{image.width}")
     image = image.convert("RGB")
     blended = Image.blend(image, colourise(label_map, colours, ignore_index), opacity)
     blended.paste(image, mask=Image.fromarray(label_map == ignore_index))
@@ -204,7 +204,7 @@ def legend(
         names: the name of each class id, or the text to print for it.
         colours: (red, green, blue), 0 to 255, of each class id.
         present: the class ids to show, in this order; None shows all.
-        width: of the picture in pixels; a name that is wider makes it wider.
+        width: of the image in pixels; a name that is wider makes it wider.
         font_size: in pixels.
     """
     present = list(range(len(names)) if present is None else present)
@@ -224,7 +224,7 @@ def legend(
 
 
 def with_legend(image: Image.Image, names: Sequence[str], colours: Sequence[Colour], present: Sequence[int]) -> Image.Image:
-    """A picture with a legend of the classes `present` below it."""
+    """An image with a legend of the classes `present` below it."""
     return stack_vertically([image, legend(names, colours, present, width=image.width, font_size=text_size(image.width))])
 
 
@@ -235,29 +235,29 @@ def triptych(
     ignore_index: int = 255,
     column_width: int | None = None,
 ) -> Image.Image:
-    """Picture | truth | prediction, one row a picture, with column titles and a legend of the classes that occur.
+    """Image | truth | prediction, one row an image, with column titles and a legend of the classes that occur.
 
     Args:
-        rows: the picture, its true and its predicted label map, (height, width), all of one size. Rows may differ in
+        rows: the image, its true and its predicted label map, (height, width), all of one size. Rows may differ in
             size: each is scaled to one width.
         names: the name of each class id.
         colours: (red, green, blue), 0 to 255, of each class id.
         ignore_index: the id of pixels without a class.
-        column_width: in pixels; the first picture's width if it is not given.
+        column_width: in pixels; the first image's width if it is not given.
     """
     if not rows:
-        raise ValueError("a triptych needs at least one row of picture, truth and prediction")
+        raise ValueError("a triptych needs at least one row of image, truth and prediction")
     column_width = column_width or rows[0][0].width
     font_size, gap = text_size(column_width), max(2, column_width // 120)
-    titles = _titles(("picture", "truth", "prediction"), column_width, gap, font_size)
+    titles = _titles(("image", "truth", "prediction"), column_width, gap, font_size)
     strips = []
-    for picture, truth, prediction in rows:
+    for image, truth, prediction in rows:
         panels = (
-            picture.convert("RGB"),
+            image.convert("RGB"),
             colourise(truth, colours, ignore_index),
             colourise(prediction, colours, ignore_index),
         )
-        height = round(picture.height * column_width / picture.width)
+        height = round(image.height * column_width / image.width)
         strip = Image.new("RGB", (titles.width, height + gap), BACKGROUND)
         for place, panel in enumerate(panels):
             resample = Image.Resampling.NEAREST if place else Image.Resampling.BILINEAR  # no mixed colours in maps
@@ -276,7 +276,7 @@ def triptych(
 def label_map_strip(
     label_maps: Sequence[np.ndarray], names: Sequence[str], colours: Sequence[Colour], height: int
 ) -> Image.Image:
-    """Label maps in colours side by side, above a legend of the classes that occur; nothing of the pictures themselves.
+    """Label maps in colours side by side, above a legend of the classes that occur; nothing of the images themselves.
 
     Args:
         label_maps: (height, width) of class ids; each is scaled to one height.
@@ -297,7 +297,7 @@ def label_map_strip(
 
 
 def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures one below another on white, flush left."""
+    """Images one below another on white, flush left."""
     canvas = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), BACKGROUND)
     top = 0
     for image in images:
@@ -307,7 +307,7 @@ def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def text_size(width: int) -> int:
-    """Height in pixels of text that is readable when a picture of this width in pixels is seen as a whole."""
+    """Height in pixels of text that is readable when an image of this width in pixels is seen as a whole."""
     return max(12, round(width / 28))
 
 

@@ -36,14 +36,14 @@ EDGE = "#808080"
 
 @dataclass
 class Block:
-    """A picture and the rows of panels that belong to it.
+    """An image and the rows of panels that belong to it.
 
     Attributes:
-        picture: shown once, left of its rows.
+        image: shown once, left of its rows.
         rows: each row's title (or "") and its panels; None leaves a place empty.
     """
 
-    picture: Image.Image
+    image: Image.Image
     rows: list[tuple[str, list[Image.Image | np.ndarray | None]]]
 
 
@@ -58,19 +58,19 @@ def panel_figure(
     legend: Sequence[tuple[str, Colour]] = (),
     caption: str = "",
 ) -> Figure:
-    """Rows of panels beside their pictures, titles above, a legend and a caption below.
+    """Rows of panels beside their images, titles above, a legend and a caption below.
 
     Args:
-        blocks: one a picture; all rows have as many panels as there are column titles. Every panel is stretched to its
-            picture's shape, without smoothing.
-        column_titles: of the panels; the picture's own is always "picture".
+        blocks: one an image; all rows have as many panels as there are column titles. Every panel is stretched to its
+            image's shape, without smoothing.
+        column_titles: of the panels; the image's own is always "image".
         legend: name and colour (red, green, blue, 0 to 255) of each class that occurs.
         caption: wrapped to the figure's width.
     """
     titled = any(title for block in blocks for title, _ in block.rows)
     left = MARGIN + (0.25 if titled else 0)
     width = left + (1 + len(column_titles)) * (PANEL_WIDTH + GAP) - GAP + MARGIN
-    heights = [PANEL_WIDTH * block.picture.height / block.picture.width for block in blocks]
+    heights = [PANEL_WIDTH * block.image.height / block.image.width for block in blocks]
     block_heights = [(height + GAP) * len(block.rows) - GAP for height, block in zip(heights, blocks, strict=True)]
     block_gap = BLOCK_GAP if any(len(block.rows) > 1 for block in blocks) else GAP
     panels_height = sum(block_heights) + block_gap * (len(blocks) - 1)
@@ -87,13 +87,13 @@ def panel_figure(
         axes.imshow(_small_enough(image), aspect="auto", interpolation="none", cmap="cividis", vmin=0, vmax=255)
         axes.set_axis_off()
 
-    for column, title in enumerate(["picture", *column_titles]):
+    for column, title in enumerate(["image", *column_titles]):
         x = left + column * (PANEL_WIDTH + GAP) + PANEL_WIDTH / 2
         y = height - MARGIN - TITLE_HEIGHT / 2
         figure.text(x / width, y / height, title, ha="center", va="center", fontsize=FONT_SIZE)
     top = height - MARGIN - TITLE_HEIGHT
     for block, panel_height, block_height in zip(blocks, heights, block_heights, strict=True):
-        place(block.picture, 0, top - (block_height - panel_height) / 2, panel_height)
+        place(block.image, 0, top - (block_height - panel_height) / 2, panel_height)
         for title, panels in block.rows:
             x, y = MARGIN + 0.1, top - panel_height / 2
             figure.text(x / width, y / height, title, ha="center", va="center", rotation=90, fontsize=FONT_SIZE)

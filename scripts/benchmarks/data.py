@@ -1,4 +1,4 @@
-"""Pictures per second of loading with augmentation, as a ratio to bare decoding of the same files by as many workers."""
+"""Images per second of loading with augmentation, as a ratio to bare decoding of the same files by as many workers."""
 
 import re
 import statistics
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.data import TrainingSamples, TrainingTransform, load_segmentation_dataset
-from revhrnet_hf.data.features import Picture
+from revhrnet_hf.data.features import RGBImage
 from revhrnet_hf.data.loading import find_builder
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas
 
@@ -21,8 +21,8 @@ DRAWN = {"cityscapes": (write_cityscapes, (1024, 2048)), "mapillary_vistas": (wr
 
 def add_arguments(parser):
     parser.add_argument("--dataset", choices=DRAWN, nargs="+", default=list(DRAWN), help="default: both")
-    parser.add_argument("--data_dir", help="folder of one real data set; without, scenes are drawn at its pictures' size")
-    parser.add_argument("--pictures", type=int, default=96, help="pictures a round (default: %(default)s)")
+    parser.add_argument("--data_dir", help="folder of one real dataset; without, scenes are drawn at its images' size")
+    parser.add_argument("--images", type=int, default=96, help="images a round (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that load (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measured passes (default: %(default)s)")
 
@@ -34,7 +34,7 @@ def main(arguments) -> dict:
         results = [benchmark_data(name, Path(arguments.data_dir), arguments)]
     else:
         results = [benchmark_drawn(name, arguments) for name in arguments.dataset]
-    print(f"{'data set':<18}{'size':>11}{'bare /s':>9}{'ours /s':>9}{'ratio':>7}{'worker MiB bare':>17}{'ours':>6}")
+    print(f"{'dataset':<18}{'size':>11}{'bare /s':>9}{'ours /s':>9}{'ratio':>7}{'worker MiB bare':>17}{'ours':>6}")
     for result in results:
         rates = f"{result['bare_per_s']:>9.2f}{result['ours_per_s']:>9.2f}{result['median_ratio']:>7.3f}"
         memory = f"{result['bare_worker_mib']:>17.0f}{result['ours_worker_mib']:>6.0f}"
@@ -46,22 +46,22 @@ def benchmark_drawn(name: str, arguments) -> dict:
     write, size = DRAWN[name]
     with tempfile.TemporaryDirectory() as folder:
         # A few different scenes are enough: what is measured does not remember them.
-        write(Path(folder), {"train": min(4, arguments.pictures)}, size)
+        write(Path(folder), {"train": min(4, arguments.images)}, size)
         return benchmark_data(name, Path(folder), arguments)
 
 
 def benchmark_data(name: str, data_dir: Path, arguments) -> dict:
-    pictures = load_segmentation_dataset(name, data_dir, "train")
-    order = [index % len(pictures) for index in range(arguments.pictures)]
+    images = load_segmentation_dataset(name, data_dir, "train")
+    order = [index % len(images) for index in range(arguments.images)]
     transform = TrainingTransform(RevHRNetImageProcessor(), crop_size=(512, 1024), base_size=2048)
-    ours = Metered(TrainingSamples(pictures, transform, seed=0), order)
+    ours = Metered(TrainingSamples(images, transform, seed=0), order)
     builder, root, space = find_builder(name, data_dir, None)
     bare = Metered(Decoded(builder.list_samples(root, "train", space)), order)
     pairs = []
     for _ in range(arguments.rounds + 1):
         pairs.append((one_pass(bare, arguments.num_workers), one_pass(ours, arguments.num_workers)))
     pairs = pairs[1:]  # the first fills the page cache
-    width, height = pictures[0]["image"].size
+    width, height = images[0]["image"].size
     return {
         "dataset": name,
         "size": f"{width}×{height}",
@@ -74,23 +74,23 @@ def benchmark_data(name: str, data_dir: Path, arguments) -> dict:
 
 
 class Decoded(Dataset):
-    """What nobody can do without: picture and label map decoded, and thrown away."""
+    """What nobody can do without: image and label map decoded, and thrown away."""
 
     def __init__(self, samples):
         self.samples = samples
 
     def __getitem__(self, index):
         sample = self.samples[index]
-        Picture().decode_example({"path": sample.image, "bytes": None})
+        RGBImage().decode_example({"path": sample.image, "bytes": None})
         with PIL.Image.open(sample.label_map) as label_map:
             label_map.load()
 
 
 class Metered(Dataset):
-    """Reads `pictures` in this order; gives the memory (MiB) that the worker has taken at most since it began."""
+    """Reads `images` in this order; gives the memory (MiB) that the worker has taken at most since it began."""
 
-    def __init__(self, pictures: Dataset, order: list[int]):
-        self.pictures, self.order = pictures, order
+    def __init__(self, images: Dataset, order: list[int]):
+        self.images, self.order = images, order
         self.at_start: float | None = None
 
     def __len__(self):
@@ -100,7 +100,7 @@ class Metered(Dataset):
         if self.at_start is None:
             Path("/proc/self/clear_refs").write_text("5")  # else a forked worker's peak is its parent's
             self.at_start = peak_mib()
-        sample = self.pictures[self.order[index]]
+        sample = self.images[self.order[index]]
         return sample, peak_mib() - self.at_start
 
 
@@ -109,9 +109,9 @@ def peak_mib() -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def one_pass(pictures: Metered, num_workers: int) -> tuple[float, float]:
-    """Seconds for all pictures, with the workers' start and what training does with the labels; most MiB of a worker."""
-    loader = DataLoader(pictures, batch_size=None, num_workers=num_workers)
+def one_pass(images: Metered, num_workers: int) -> tuple[float, float]:
+    """Seconds for all images, with the workers' start and what training does with the labels; most MiB of a worker."""
+    loader = DataLoader(images, batch_size=None, num_workers=num_workers)
     started = time.perf_counter()
     most = 0.0
     for sample, mib in loader:

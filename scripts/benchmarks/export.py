@@ -1,4 +1,4 @@
-"""File size and CPU time of exported networks against the checkpoint in PyTorch, one picture a time, in turns.
+"""File size and CPU time of exported networks against the checkpoint in PyTorch, one image a time, in turns.
 
     python scripts/benchmark.py export CHECKPOINT --exported exported/onnx exported/program --size 540 720
 

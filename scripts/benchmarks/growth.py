@@ -1,8 +1,8 @@
-"""Time and memory of one network against the picture's size, the batch and the number of classes; `--plot` draws them.
+"""Time and memory of one network against the image's size, the batch and the number of classes; `--plot` draws them.
 
-By size and by classes: one picture to its label map, whole or through sliding windows. By batch: a whole training step, and the
+By size and by classes: one image to its label map, whole or through sliding windows. By batch: a whole training step, and the
 bytes it keeps for its backward pass (counted, float32). Each case has a process of its own; its peak is of memory above what
-the network and its weights take. The growth is of the seconds a megapixel, a picture, or (classes) at all, against the first.
+the network and its weights take. The growth is of the seconds a megapixel, an image, or (classes) at all, against the first.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ from .memory import GIB, make_step, saved_bytes
 from .networks import build
 from .timing import print_rows, seconds
 
-UNITS = {"whole": "megapixels", "windows": "megapixels", "batch": "pictures", "classes": "classes"}
+UNITS = {"whole": "megapixels", "windows": "megapixels", "batch": "images", "classes": "classes"}
 
 
 def add_arguments(parser):
@@ -63,11 +63,11 @@ def measure(arguments, size: float, name: str, function: Callable, case: tuple) 
 
 
 def label(network: str, rounds: int, side: int, classes: int, window: int | None) -> dict:
-    """A picture to its label map."""
+    """An image to its label map."""
     model, processor = build(network, classes).eval(), RevHRNetImageProcessorPil()
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
     settings = InferenceSettings(window=window and (window, window))
-    return timed(lambda: segment(model, processor, picture, settings), rounds)
+    return timed(lambda: segment(model, processor, image, settings), rounds)
 
 
 def train(network: str, rounds: int, side: int, classes: int, batch: int) -> dict:
@@ -106,5 +106,5 @@ def draw(figure_class: type, arguments, results: dict[str, list[dict]]) -> None:
             axes.grid(alpha=0.3)
             if len(kinds) > 1:
                 axes.legend()
-    figure.suptitle(f"{arguments.network}: a picture to its label map (by size, by classes), a training step (by batch)")
+    figure.suptitle(f"{arguments.network}: an image to its label map (by size, by classes), a training step (by batch)")
     figure.savefig(arguments.plot, dpi=120)

@@ -34,14 +34,14 @@ def main(arguments) -> dict:
     crop = tuple(arguments.crop)
     crops = sorted({*CROPS, crop}, key=lambda size: size[0] * size[1])
     names = [f"{network}+{recompute}" for network in arguments.networks for recompute in arguments.recompute]
-    print(f"Computed: most pictures of {crop[0]}×{crop[1]} in a step / largest crop with {arguments.batch} pictures.\n")
+    print(f"Computed: most images of {crop[0]}×{crop[1]} in a step / largest crop with {arguments.batch} images.\n")
     print_row("network, recompute", *(f"{gib} GiB" for gib in arguments.gib))
     print_row("---", *("---:" for _ in arguments.gib))
     rows = []
     for name in names:
         fixed = fixed_gib(name, arguments.classes)
-        needed = {size: IN_PASSING * picture_gib(name, size, arguments.classes) for size in crops}
-        row = {"name": name, "fixed GiB": fixed, "picture GiB": needed[crop], "fits": []}
+        needed = {size: IN_PASSING * image_gib(name, size, arguments.classes) for size in crops}
+        row = {"name": name, "fixed GiB": fixed, "image GiB": needed[crop], "fits": []}
         for gib in arguments.gib:
             free = gib - fixed
             fitting = [size for size in crops if needed[size] * arguments.batch <= free]
@@ -67,7 +67,7 @@ def fixed_gib(name: str, classes: int) -> float:
     return CUDA_GIB + 4 * (3 * trained + frozen) / GIB
 
 
-def picture_gib(name: str, size: tuple[int, int], classes: int) -> float:
+def image_gib(name: str, size: tuple[int, int], classes: int) -> float:
     case = Namespace(height=size[0], width=size[1], batch=1, classes=classes, channels_last=False, precision="fp32")
     plain = name.partition("+")[0] + "+none"
     recomputed = max(all_of - kept for all_of, kept in zip(module_bytes(plain, case), module_bytes(name, case), strict=True))

@@ -31,8 +31,8 @@ def main(arguments) -> dict:
     with torch.inference_mode(), precision:
         rows = take_turns(calls, arguments.peer, arguments.rounds, arguments.device)
     for row in rows:
-        row["pictures/s"] = arguments.batch / row["seconds"]
-    print_rows(rows, {"name": "", "seconds": ".3f", "ratio": ".3f", "pictures/s": ".2f"})
+        row["images/s"] = arguments.batch / row["seconds"]
+    print_rows(rows, {"name": "", "seconds": ".3f", "ratio": ".3f", "images/s": ".2f"})
     return {"settings": settings_of(arguments), "infer": rows}
 
 

@@ -22,7 +22,7 @@ from revhrnet_hf.training.trainer import Stage
 
 def add_arguments(parser):
     parser.add_argument("--recipe", required=True, help="YAML file of the recipe; of a chain, its first stage")
-    parser.add_argument("--data_dir", required=True, help="folder of the recipe's data set")
+    parser.add_argument("--data_dir", required=True, help="folder of the recipe's dataset")
     parser.add_argument("--rounds", type=int, default=8, help="rounds of training steps and an evaluation (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="training steps of a round (default: %(default)s)")
     parser.add_argument("--turn", type=int, default=4, help="training steps of a turn (default: %(default)s)")
@@ -31,7 +31,7 @@ def add_arguments(parser):
 def main(arguments) -> dict:
     recipe = read_chain(arguments.recipe)[0]
     result = benchmark_loop(recipe, arguments.data_dir, arguments.rounds, arguments.steps, arguments.turn)
-    for what, unit in (("training", "step"), ("evaluation", "picture")):
+    for what, unit in (("training", "step"), ("evaluation", "image")):
         rounds = result[what]["rounds"]
         print(f"{what}\n{'round':>5}  {f'bare s/{unit}':>14}  {f'loop s/{unit}':>14}  {'ratio':>6}")
         for number, pair in enumerate(rounds, 1):
@@ -45,10 +45,10 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int, steps: int, turn:
         stage = Stage(recipe, data_dir, output_dir)
         stage.log.start({})
         batch = next(stage.data_steps())[0]
-        pictures = [stage.image_processor(row["image"], return_tensors="pt")["pixel_values"] for row in stage.eval_set]
-        pictures = [x.to(stage.accelerator.device) for x in pictures]
+        images = [stage.image_processor(row["image"], return_tensors="pt")["pixel_values"] for row in stage.eval_set]
+        images = [x.to(stage.accelerator.device) for x in images]
         bare_steps(stage, batch, 3)  # warm up
-        bare_evaluation(stage, pictures[:3])
+        bare_evaluation(stage, images[:3])
         training, evaluation = [], []
         steps = min(steps, stage.batches.steps)
         for position in range(rounds):
@@ -57,14 +57,14 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int, steps: int, turn:
             stage.train_epoch(position, turns)
             turns.end()
             training.append(pair(turns.bare, turns.loop, steps))
-            bare = bare_evaluation(stage, pictures)
+            bare = bare_evaluation(stage, images)
             started = time.perf_counter()
             stage.evaluate(position + 1)
-            evaluation.append(pair(bare, time.perf_counter() - started, len(pictures)))
+            evaluation.append(pair(bare, time.perf_counter() - started, len(images)))
         stage.log.close()
     return {
         "training": summary(training, steps),
-        "evaluation": summary(evaluation, len(pictures)),
+        "evaluation": summary(evaluation, len(images)),
         "device": str(stage.accelerator.device),
         "recipe": recipe.to_yaml(),
     }
@@ -116,11 +116,11 @@ def summary(pairs: list[dict], count: int) -> dict:
     return {"rounds": pairs, "median_ratio": statistics.median(pair["ratio"] for pair in pairs), "count": count}
 
 
-def bare_evaluation(stage, pictures: list[torch.Tensor]) -> float:
-    """Seconds for a forward pass of each picture."""
+def bare_evaluation(stage, images: list[torch.Tensor]) -> float:
+    """Seconds for a forward pass of each image."""
     started = time.perf_counter()
     with inference(stage.scored_model), stage.accelerator.autocast():
-        for pixel_values in pictures:
+        for pixel_values in images:
             stage.scored_model(pixel_values)
     if stage.accelerator.device.type == "cuda":
         torch.cuda.synchronize()

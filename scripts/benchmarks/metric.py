@@ -1,7 +1,7 @@
 """Time to count a label map: ours against `evaluate`'s mean_iou algorithm and torchmetrics, the best of several turns each.
 
 The Hub's `mean_iou` cannot be loaded offline, so its way of counting is written out here: ids are masked, then intersection,
-predictions and labels counted by three histograms a picture.
+predictions and labels counted by three histograms an image.
 
 Two pairs of maps: a drawn street with a prediction as networks make it (a quarter of the size, enlarged), and noise,
 where every fourth pixel differs from its neighbour and counting makes nothing of areas.

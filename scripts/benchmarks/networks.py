@@ -1,4 +1,4 @@
-"""The networks that are measured, ours and others', all with random weights: each gives logits for normalised pictures."""
+"""The networks that are measured, ours and others', all with random weights: each gives logits for normalised images."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -67,9 +67,7 @@ def segformer(widths: list[int], depths: list[int], decoder: int) -> Callable[[i
 
 def upernet(classes: int) -> nn.Module:
     backbone = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])  # ResNet-50
-    return UperNetForSemanticSegmentation(
-        UperNetConfig(backbone_config=backbone, use_auxiliary_head=False, num_labels=classes)
-    )
+    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, use_auxiliary_head=False, num_labels=classes))
 
 
 def lite(out_indices=(1, 2, 3, 4)) -> TimmBackboneConfig:
@@ -103,9 +101,7 @@ def build(name: str, classes: int, channels_last: bool = False) -> nn.Module:
     """A network by its name, or with `+` by what its backward pass recomputes: `rev-w48+modules`."""
     network, _, recompute = name.partition("+")
     if network not in NETWORKS or recompute not in ("", *SETTINGS):
-        raise RecipeError(
-            f"Unknown network {name!r}; known are {', '.join(NETWORKS)}, ours also with +{', +'.join(SETTINGS)}"
-        )
+        raise RecipeError(f"Unknown network {name!r}; known are {', '.join(NETWORKS)}, ours also with +{', +'.join(SETTINGS)}")
     model = NETWORKS[network](classes)
     is_ours = isinstance(model, HighResolutionPreTrainedModel)
     if recompute:
@@ -148,9 +144,9 @@ class Step:
 def add_network_arguments(parser, networks: list[str], height: int, width: int, batch: int):
     parser.add_argument("--networks", nargs="+", default=networks, help=f"of {', '.join(NETWORKS)}; default: %(default)s")
     parser.add_argument("--peer", default=PEER, help="the network that the ratios are to (default: %(default)s)")
-    parser.add_argument("--height", type=int, default=height, help="of a picture, in pixels (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=height, help="of an image, in pixels (default: %(default)s)")
     parser.add_argument("--width", type=int, default=width, help="(default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=batch, help="pictures a step (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=batch, help="images a step (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=19, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="each network once a round (default: %(default)s)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 by autocast (default: %(default)s)")

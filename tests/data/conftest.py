@@ -40,25 +40,25 @@ def drawn_vistas(tmp_path_factory):
 
 @pytest.fixture
 def mini_camvid(drawn_once, tmp_path):
-    """CamVid in SegNet's form, 64×48: 5 pictures to train, 3 to validate; the test may break it."""
+    """CamVid in SegNet's form, 64×48: 5 images to train, 3 to validate; the test may break it."""
     return Path(shutil.copytree(drawn_once / "segnet", tmp_path / "camvid"))
 
 
 @pytest.fixture
 def mini_original(drawn_once, tmp_path):
-    """The same pictures in the original form."""
+    """The same images in the original form."""
     return Path(shutil.copytree(drawn_once / "original", tmp_path / "original"))
 
 
 @pytest.fixture
 def mini_cityscapes(drawn_cityscapes, tmp_path):
-    """Cityscapes, 96×48, of three cities a split: 5 pictures to train, 2 to validate, 2 extra; the test may break it."""
+    """Cityscapes, 96×48, of three cities a split: 5 images to train, 2 to validate, 2 extra; the test may break it."""
     return Path(shutil.copytree(drawn_cityscapes, tmp_path / "cityscapes"))
 
 
 @pytest.fixture
 def mini_vistas(drawn_vistas, tmp_path):
-    """Copies Mapillary Vistas of a version, 64×48: 4 pictures to train, 2 to validate; the test may break it."""
+    """Copies Mapillary Vistas of a version, 64×48: 4 images to train, 2 to validate; the test may break it."""
     return lambda version: Path(shutil.copytree(drawn_vistas / version, tmp_path / version))
 
 

@@ -65,10 +65,10 @@ def test_archive_of_the_systems_own_tar(packed, mini_camvid):
     assert rows(load(packed, "train")) == rows(load(mini_camvid, "train"))
 
 
-def test_pictures_in_one_archive_label_maps_in_another(mini_camvid, tmp_path):
+def test_images_in_one_archive_label_maps_in_another(mini_camvid, tmp_path):
     expected = rows(load(mini_camvid, "val"))
     (tmp_path / "two").mkdir()
-    for folder, archive, pack in (("val", "pictures.zip", pack_zip), ("valannot", "labels.TAR", pack_tar)):
+    for folder, archive, pack in (("val", "images.zip", pack_zip), ("valannot", "labels.TAR", pack_tar)):
         (tmp_path / folder).mkdir()
         (mini_camvid / folder).rename(tmp_path / folder / folder)
         pack(tmp_path / folder, tmp_path / "two" / archive)
@@ -289,10 +289,10 @@ def test_truncated_archive_is_named(mini_camvid, tmp_path, kind, share):
 def test_damaged_member_is_named(mini_camvid, tmp_path):
     (tmp_path / "packed").mkdir()
     archive = pack_zip(mini_camvid, tmp_path / "packed" / "camvid.zip", zipfile.ZIP_STORED)
-    picture = (mini_camvid / "val" / "mini_val_00001.png").read_bytes()
+    image = (mini_camvid / "val" / "mini_val_00001.png").read_bytes()
     data = archive.read_bytes()
-    assert data.count(picture) == 1
-    archive.write_bytes(data.replace(picture, picture[:900] + bytes([picture[900] ^ 1]) + picture[901:]))
+    assert data.count(image) == 1
+    archive.write_bytes(data.replace(image, image[:900] + bytes([image[900] ^ 1]) + image[901:]))
     with pytest.raises(DataError, match=r"zip://val/mini_val_00001\.png::.*camvid\.zip cannot be read \(Bad CRC-32"):
         load(tmp_path / "packed", "val")
     assert len(load(tmp_path / "packed", "train")) == 5

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from revhrnet_hf.data import CamVid, Picture
+from revhrnet_hf.data import CamVid, RGBImage
 from revhrnet_hf.data.audit import audit_dataset, is_ambiguous
 from revhrnet_hf.errors import DataError
 
@@ -47,8 +47,8 @@ def break_everything(camvid):
     PIL.Image.open(file).crop((0, 0, 30, 20)).save(file)
     truncate(camvid / "valannot" / "mini_val_00001.png")
     return [
-        ("missing", "mini_train_00000.png", r"Label map without its picture: .*trainannot/mini_train_00000\.png"),
-        ("missing", "mini_train_00001.png", r"Picture without its label map: .*train/mini_train_00001\.png"),
+        ("missing", "mini_train_00000.png", r"Label map without its image: .*trainannot/mini_train_00000\.png"),
+        ("missing", "mini_train_00001.png", r"Image without its label map: .*train/mini_train_00001\.png"),
         ("image", "mini_train_00002.png", "cannot be read"),
         ("label map", "mini_train_00003.png", "holds the ids 77, 78, 200, which"),
         ("size", "mini_train_00004.png", "is 64×48 pixels .* label map is 30×20"),
@@ -76,7 +76,7 @@ def test_pixels_are_counted_as_numpy_does(mini_camvid):
         files = [file for folder in folders for file in (mini_camvid / f"{folder}annot").glob("*.png")]
         raw = np.stack([np.asarray(PIL.Image.open(file)) for file in files])
         report = audit.splits[split]
-        assert report.pictures == len(files)
+        assert report.images == len(files)
         assert report.sizes == {(64, 48): len(files)}
         # Raw id 11 is CamVid's void.
         assert report.pixels.tolist() == [(raw == raw_id).sum() for raw_id in range(12)]
@@ -95,10 +95,10 @@ def test_every_finding_is_listed_once(mini_camvid, num_workers):
             raise DataError(problem.text)
 
 
-def test_broken_pictures_do_not_count(mini_camvid):
+def test_broken_images_do_not_count(mini_camvid):
     break_everything(mini_camvid)
     report = audit_dataset("camvid", mini_camvid, ["train"]).splits["train"]
-    assert report.pictures == 5
+    assert report.images == 5
     assert report.sizes == {(64, 48): 2}
     # Read were the label maps 2 and 4, the latter cut to 30×20.
     assert report.pixels.sum() == 64 * 48 + 30 * 20
@@ -117,8 +117,8 @@ def test_broken_list_does_not_hide_the_other_splits(mini_camvid):
     audit = audit_dataset("camvid", mini_camvid)
     ((problem, splits),) = audit.findings.items()
     assert (problem.kind, splits) == ("listing", ["train", "trainval"])
-    assert "must name a picture and a label map" in problem.text
-    assert audit.splits["val"].pictures == 3
+    assert "must name an image and a label map" in problem.text
+    assert audit.splits["val"].images == 3
 
 
 def test_script_says_it_all_and_fails(mini_camvid, tmp_path, run_script, capsys):
@@ -307,7 +307,7 @@ def test_orientation_that_fits_both_ways(tmp_path, orientation, size, label_size
     if orientation is not None:
         exif[0x0112] = orientation
     PIL.Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
-    opened = Picture().open({"path": str(tmp_path / "a.jpg"), "bytes": None})
+    opened = RGBImage().open({"path": str(tmp_path / "a.jpg"), "bytes": None})
     assert is_ambiguous(opened, label_size) == ambiguous
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets.table import embed_table_storage
 
-from revhrnet_hf.data import LabelMap, LabelSpace, Picture
+from revhrnet_hf.data import LabelMap, LabelSpace, RGBImage
 from revhrnet_hf.data.label_space import LABEL_SPACES
 from revhrnet_hf.errors import DataError
 
@@ -49,9 +49,9 @@ def test_grey_ids_become_train_ids(one_row):
 
 
 def test_palette_indices_count_not_their_colours(one_row, label_png):
-    palette_picture = PIL.Image.fromarray(RAW)
-    palette_picture.putpalette([200, 100, 50] * 256)
-    palette_picture.save(label_png)
+    palette_image = PIL.Image.fromarray(RAW)
+    palette_image.putpalette([200, 100, 50] * 256)
+    palette_image.save(label_png)
     assert PIL.Image.open(label_png).mode == "P"
     assert ids_of(one_row[0]["label_map"]) == TRAIN_IDS
 
@@ -106,7 +106,7 @@ def test_map_does_not_translate_twice(one_row):
     assert ids_of(twice[0]["label_map"]) == [row[::-1] for row in TRAIN_IDS]
 
 
-def test_mapped_picture_that_holds_no_train_ids_is_refused(one_row):
+def test_mapped_image_that_holds_no_train_ids_is_refused(one_row):
     mapped = one_row.map(lambda row: {"label_map": PIL.Image.fromarray(np.array([[0, 3]], np.uint8))})
     with pytest.raises(DataError, match=r"ids 3.*knows 0–2, 255"):
         mapped[0]
@@ -155,7 +155,7 @@ def test_truncated_file_is_named_wherever_it_ends(column, tmp_path):
     noise = np.random.default_rng(0).integers(0, 3, size=(40, 40), dtype=np.uint8)
     PIL.Image.fromarray(noise).save(file)
     whole = file.read_bytes()
-    feature = {"image": Picture(), "label_map": LabelMap(label_space="shifted")}[column]
+    feature = {"image": RGBImage(), "label_map": LabelMap(label_space="shifted")}[column]
     row = datasets.Dataset.from_dict({column: [str(file)]}, features=datasets.Features({column: feature}))
     # The last 12 bytes only say that the file ends, and 12 more may be the check sum of complete pixels.
     for length in (*range(0, 90), *range(90, len(whole) - 24, 37)):
@@ -174,17 +174,17 @@ def test_damaged_second_block_is_named(tmp_path):
     damaged = file.read_bytes()
     file.write_bytes(damaged[::-1].replace(b"TADI", b"\x00ADI", 1)[::-1])
     assert damaged.count(b"IDAT") == 2
-    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": Picture()}))
+    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": RGBImage()}))
     with pytest.raises(DataError, match=r"damaged\.png cannot be read \(broken PNG file"):
         row[0]
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "RGB"])
-def test_every_picture_comes_out_rgb(mode, tmp_path):
-    file = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+def test_every_image_comes_out_rgb(mode, tmp_path):
+    file = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     colours = np.random.default_rng(0).integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
     PIL.Image.fromarray(colours).convert(mode).save(file)
-    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": Picture()}))
+    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": RGBImage()}))
     image = row[0]["image"]
     assert image.mode == "RGB"
     assert np.array_equal(np.asarray(image), np.asarray(PIL.Image.open(file).convert("RGB")))

@@ -18,22 +18,22 @@ NOISE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 4), dtype=np.u
 
 def encoded(mode="RGB", **options):
     channels = {"L": NOISE[..., 0], "P": NOISE[..., 0], "I;16": NOISE.view(np.uint16)[..., 0]}
-    picture = PIL.Image.fromarray(channels.get(mode, NOISE[..., : len(mode)]), mode="CMYK" if mode == "CMYK" else None)
+    image = PIL.Image.fromarray(channels.get(mode, NOISE[..., : len(mode)]), mode="CMYK" if mode == "CMYK" else None)
     if mode == "P":
-        picture.putpalette([7, 50, 200] * 256)
+        image.putpalette([7, 50, 200] * 256)
     stream = io.BytesIO()
-    picture.save(stream, **options)
+    image.save(stream, **options)
     return stream.getvalue()
 
 
 def pixels(data):
-    with PIL.Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture)
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)
 
 
 def cut(data, rows):
-    with PIL.Image.open(io.BytesIO(data)) as picture:
-        return cut_short(data, picture, rows)
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        return cut_short(data, image, rows)
 
 
 JPEG = [{"subsampling": subsampling, "quality": quality} for subsampling in (0, 1, 2) for quality in (20, 95)]

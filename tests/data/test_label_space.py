@@ -52,9 +52,9 @@ def test_colour_map_for_a_space_of_ids_says_so():
 
 
 def test_palette_paints_train_ids_in_their_colours():
-    picture = PIL.Image.fromarray(np.array([[0, 1, 255]], np.uint8))
-    picture.putpalette(SPACE.palette)
-    assert np.asarray(picture.convert("RGB")).tolist() == [[[10, 20, 30], [1, 2, 3], [0, 0, 0]]]
+    image = PIL.Image.fromarray(np.array([[0, 1, 255]], np.uint8))
+    image.putpalette(SPACE.palette)
+    assert np.asarray(image.convert("RGB")).tolist() == [[[10, 20, 30], [1, 2, 3], [0, 0, 0]]]
     assert len(SPACE.palette) == 768
 
 
@@ -132,8 +132,8 @@ def test_values_that_are_no_numbers(raw):
 
 def test_tiff_of_floating_point_numbers():
     values = np.array([[0, 7], [255, 7]], np.float32)
-    decoded = FEW.translate_picture(PIL.Image.fromarray(values), "x")
+    decoded = FEW.translate_image(PIL.Image.fromarray(values), "x")
     assert (decoded.mode, np.asarray(decoded).tolist()) == ("L", [[0, 1], [255, 1]])
     values[0, 0] = np.nan
     with pytest.raises(DataError, match="for example nan"):
-        FEW.translate_picture(PIL.Image.fromarray(values), "x")
+        FEW.translate_image(PIL.Image.fromarray(values), "x")

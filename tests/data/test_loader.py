@@ -35,15 +35,15 @@ def alive(pid):
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who has sent a signal")
 def test_signals_of_others_and_of_the_parent():
-    pictures = loader()
-    workers = set(pictures)
+    images = loader()
+    workers = set(images)
     assert len(workers) == 2
     for name in ("-TERM", "-INT", "-TERM"):
         subprocess.run(["kill", name, *map(str, workers)], check=True)
     time.sleep(0.2)
-    assert set(pictures) == workers
+    assert set(images) == workers
     # torch ends a worker that does not come to its end by itself in this way; it must neither stay nor be called a fault.
-    processes = pictures._iterator._workers
+    processes = images._iterator._workers
     for process in processes:
         process.terminate()
     for process in processes:
@@ -58,8 +58,8 @@ def test_killed_parent():
     parent = os.fork()
     if parent == 0:
         try:
-            pictures = loader()
-            os.write(writer, f"{' '.join(map(str, set(pictures)))}\n".encode())
+            images = loader()
+            os.write(writer, f"{' '.join(map(str, set(images)))}\n".encode())
             signal.pause()
         finally:
             os._exit(1)  # it is not the one that runs the tests

@@ -29,7 +29,7 @@ def test_streaming_gives_the_same(mini_camvid, tmp_path):
     assert [pixels(row) for row in streamed] == [pixels(row) for row in load(mini_camvid, "trainval")]
 
 
-def test_streaming_workers_share_the_pictures_out(mini_camvid):
+def test_streaming_workers_share_the_images_out(mini_camvid):
     streamed = load(mini_camvid, "trainval", streaming=True)
     loader = torch.utils.data.DataLoader(streamed.select_columns("image_id"), batch_size=None, num_workers=2)
     assert sorted(row["image_id"] for row in loader) == load(mini_camvid, "trainval")["image_id"][:]
@@ -62,7 +62,7 @@ def test_changed_folder_is_seen(mini_camvid):
         load(mini_camvid)
 
 
-def test_broken_picture_is_named_when_it_is_read(mini_camvid):
+def test_broken_image_is_named_when_it_is_read(mini_camvid):
     broken = mini_camvid / "train" / "mini_train_00002.png"
     broken.write_bytes(broken.read_bytes()[:2000])
     dataset = load(mini_camvid)

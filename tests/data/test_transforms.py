@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
-from revhrnet_hf.data import LabelMap, Picture, TrainingSamples, TrainingTransform
+from revhrnet_hf.data import LabelMap, RGBImage, TrainingSamples, TrainingTransform
 from revhrnet_hf.data.transforms import _draw_seed
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.models.image_processing_revhrnet import RevHRNetImageProcessor
@@ -20,21 +20,21 @@ def processor(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
 
 
 def pair(height=40, width=60, classes=11):
-    """A picture whose grey level is 20 times its label, in blocks, and the labels."""
+    """An image whose grey level is 20 times its label, in blocks, and the labels."""
     blocks = np.random.default_rng(0).integers(0, classes, size=(height // 10, width // 10), dtype=np.uint8)
     labels = blocks.repeat(10, 0).repeat(10, 1)
     return PIL.Image.fromarray(labels * 20).convert("RGB"), PIL.Image.fromarray(labels)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_picture_and_labels_stay_aligned(seed):
+def test_image_and_labels_stay_aligned(seed):
     torch.manual_seed(seed)
     transform = TrainingTransform(processor(), (64, 80), base_size=120)
     sample = transform(*pair())
     kept = sample["labels"] != 255
     grey_of_labels = torch.where(kept, sample["labels"], 0) * 20 / 255
     difference = (sample["pixel_values"][0] - grey_of_labels).abs()[kept]
-    # Only the blocks' rims, which the picture's interpolation blends, may differ.
+    # Only the blocks' rims, which the image's interpolation blends, may differ.
     assert (difference < 0.01).float().mean() > 0.6
     assert difference.median() < 0.002
 
@@ -62,7 +62,7 @@ def test_without_scaling_the_crop_is_cut_from_the_originals():
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_crop_is_what_scaling_the_whole_picture_gives(seed):
+def test_the_crop_is_what_scaling_the_whole_image_gives(seed):
     torch.manual_seed(seed)
     height, width = torch.randint(30, 90, (2,)).tolist()
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
@@ -153,14 +153,14 @@ def test_what_is_read_for_a_crop_changes_no_pixel(format, options, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (90, 130, 4), dtype=np.uint8)
     PIL.Image.fromarray(noise[..., :3]).save(tmp_path / f"image.{format}", **options)
     PIL.Image.fromarray(noise[..., 3] % 12).save(tmp_path / "labels.png")
-    picture, label_map = ({"path": str(tmp_path / name), "bytes": None} for name in (f"image.{format}", "labels.png"))
-    features = Picture(), LabelMap(label_space="camvid11")
+    image, label_map = ({"path": str(tmp_path / name), "bytes": None} for name in (f"image.{format}", "labels.png"))
+    features = RGBImage(), LabelMap(label_space="camvid11")
     transform = TrainingTransform(processor(), (30, 40), base_size=130, scale_range=(0.25, 2.0), scale_step=None)
     for seed in range(60):
         torch.manual_seed(seed)
-        whole = transform(*(feature.decode_example(file) for feature, file in zip(features, (picture, label_map), strict=True)))
+        whole = transform(*(feature.decode_example(file) for feature, file in zip(features, (image, label_map), strict=True)))
         torch.manual_seed(seed)
-        read = transform(*(feature.open(file) for feature, file in zip(features, (picture, label_map), strict=True)))
+        read = transform(*(feature.open(file) for feature, file in zip(features, (image, label_map), strict=True)))
         assert all(torch.equal(read[key], whole[key]) for key in whole)
 
 
@@ -169,7 +169,7 @@ def rows(tmp_path):
     image, labels = pair()
     image.save(tmp_path / "image.png")
     labels.save(tmp_path / "labels.png")
-    columns = {"image": Picture(), "label_map": LabelMap(label_space="camvid11"), "image_id": datasets.Value("string")}
+    columns = {"image": RGBImage(), "label_map": LabelMap(label_space="camvid11"), "image_id": datasets.Value("string")}
     table = {
         "image": [str(tmp_path / "image.png")] * 4,
         "label_map": [str(tmp_path / "labels.png")] * 4,
@@ -197,7 +197,7 @@ def test_draws_depend_on_seed_epoch_and_index_only(rows):
     assert same(first, epoch_of(samples_of(rows), 3, order=(2, 0, 3, 1)))
     assert not same(first, epoch_of(samples_of(rows), 4))
     assert not same(first, epoch_of(samples_of(rows, seed=1), 3))
-    # One picture four times: different indices are augmented differently.
+    # One image four times: different indices are augmented differently.
     assert not torch.equal(first[0], first[1])
 
 
@@ -219,7 +219,7 @@ def test_running_workers_follow_the_epoch(rows, workers):
         assert same(drawn, epoch_of(samples_of(rows), epoch))
 
 
-def test_differing_sizes_name_the_picture(rows, tmp_path):
+def test_differing_sizes_name_the_image(rows, tmp_path):
     PIL.Image.open(tmp_path / "labels.png").crop((0, 0, 20, 30)).save(tmp_path / "labels.png")
     with pytest.raises(DataError, match=r"Image c is 60×40 .* label map is 20×30"):
         samples_of(rows)[2]
@@ -252,13 +252,13 @@ def test_a_wrong_id_is_an_error_wherever_it_is_used(rows, tmp_path):
 
 
 def rows_with_bad_ones(rows, tmp_path, bad):
-    """The four rows, of which some have a picture that is cut off."""
+    """The four rows, of which some have an image that is cut off."""
     (tmp_path / "cut.png").write_bytes((tmp_path / "image.png").read_bytes()[:100])
     paths = [str(tmp_path / ("cut.png" if i in bad else "image.png")) for i in range(4)]
-    return rows.remove_columns("image").add_column("image", paths).cast_column("image", Picture())
+    return rows.remove_columns("image").add_column("image", paths).cast_column("image", RGBImage())
 
 
-def test_bad_pictures_stop_by_default_and_are_skipped_on_request(rows, tmp_path):
+def test_bad_images_stop_by_default_and_are_skipped_on_request(rows, tmp_path):
     broken = rows_with_bad_ones(rows, tmp_path, {1, 2})
     with pytest.raises(DataError, match=r"Image .*cut\.png cannot be read"):
         samples_of(broken)[1]
@@ -266,20 +266,20 @@ def test_bad_pictures_stop_by_default_and_are_skipped_on_request(rows, tmp_path)
     skipping = TrainingSamples(broken, transform, 0, skip_bad=True)
     loader = torch.utils.data.DataLoader(skipping, batch_size=None, num_workers=2)
     drawn = dict(enumerate(sample["pixel_values"] for sample in loader))
-    # All four rows show one picture: the next one in the place of a bad one, augmented by the draws of that place.
+    # All four rows show one image: the next one in the place of a bad one, augmented by the draws of that place.
     assert same(drawn, epoch_of(samples_of(rows), 0))
     assert skipping.bad.tolist() == [0, 1, 1, 0]  # marked by the workers
 
 
-def test_nothing_but_bad_pictures(rows, tmp_path):
+def test_nothing_but_bad_images(rows, tmp_path):
     transform = TrainingTransform(processor(), (24, 24), base_size=60)
     skipping = TrainingSamples(rows_with_bad_ones(rows, tmp_path, {0, 1, 2, 3}), transform, 0, skip_bad=True)
     for _ in range(2):
-        with pytest.raises(DataError, match="None of the 4 training pictures can be used"):
+        with pytest.raises(DataError, match="None of the 4 training images can be used"):
             skipping[2]
 
 
-def test_an_index_beyond_the_end_is_a_picture_drawn_anew(rows):
+def test_an_index_beyond_the_end_is_a_image_drawn_anew(rows):
     samples = samples_of(rows)
     assert not torch.equal(samples[1]["pixel_values"], samples[5]["pixel_values"])
     assert torch.equal(samples[5]["pixel_values"], samples_of(rows)[5]["pixel_values"])

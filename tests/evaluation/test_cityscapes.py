@@ -1,4 +1,4 @@
-"""Cityscapes' scores against the owner's evaluation (cityscapesscripts), on random maps and on drawn scenes."""
+"""Cityscapes' scores against the publisher's evaluation (cityscapesscripts), on random maps and on drawn scenes."""
 
 import math
 
@@ -29,7 +29,7 @@ HAS_INSTANCES = [label.raw_id for label in LABELS if label.has_instances]
 
 @pytest.fixture(scope="module")
 def official():
-    """The owner's program on files: (prediction, reference, instances) of each picture → its results."""
+    """The publisher's program on files: (prediction, reference, instances) of each image → its results."""
     patch = pytest.MonkeyPatch()
     patch.setattr(np, "in1d", np.isin, raising=False)  # gone from numpy 2.4
     program = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
@@ -109,7 +109,7 @@ def test_is_the_official_evaluation_on_50_scenes(official, tmp_path, capsys):
         print(f"{kind:<20}{name:<15}{ours:>20.15f}{theirs:>20.15f}{abs(ours - theirs):>12.1e}")
 
 
-def test_a_picture_alone_stacked_maps_and_processes_give_the_same(official, tmp_path):
+def test_a_image_alone_stacked_maps_and_processes_give_the_same(official, tmp_path):
     rng = np.random.default_rng(1)
     scenes = [random_scene(rng) for _ in range(5)]
     expected = official(tmp_path, scenes)
@@ -156,12 +156,12 @@ def test_licence_plates_do_not_count():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"predictions": np.full((2, 3), 255, np.uint8)}, r"picture ulm_1: the predictions hold id 255"),
-        ({"references": np.full((2, 3), 40, np.uint8)}, r"picture ulm_1: the references hold id 40"),
-        ({"instances": np.full((2, 3), 7001, np.uint16)}, r"picture ulm_1: .*holds 7001, but label 7 has no instances"),
+        ({"predictions": np.full((2, 3), 255, np.uint8)}, r"image ulm_1: the predictions hold id 255"),
+        ({"references": np.full((2, 3), 40, np.uint8)}, r"image ulm_1: the references hold id 40"),
+        ({"instances": np.full((2, 3), 7001, np.uint16)}, r"image ulm_1: .*holds 7001, but label 7 has no instances"),
         ({"instances": np.full((2, 3), 40001, np.uint16)}, r"label 40 has no instances"),
-        ({"instances": np.full((2, 2), 7, np.uint16)}, r"picture ulm_1: .*\(2, 3\).*\(2, 2\)"),
-        ({"references": np.full((3, 3), 7, np.uint8)}, r"picture ulm_1: .*\(2, 3\).*\(3, 3\)"),
+        ({"instances": np.full((2, 2), 7, np.uint16)}, r"image ulm_1: .*\(2, 3\).*\(2, 2\)"),
+        ({"references": np.full((3, 3), 7, np.uint8)}, r"image ulm_1: .*\(2, 3\).*\(3, 3\)"),
         ({"predictions": np.full((2, 3), 7.0)}, "integer class ids"),
         ({"predictions": [np.full((2, 3), 7)] * 2}, "2 predictions, 1 references"),
     ],

@@ -69,7 +69,7 @@ def test_maps_of_areas(num_classes, dtype):
     expected = counted_by_loop(predictions, references, num_classes)
     assert confusion_of(predictions, references, num_classes).matrix.tolist() == expected
     predictions[1, -1, -1] = num_classes
-    with pytest.raises(DataError, match=f"picture b: the predictions hold id {num_classes},"):
+    with pytest.raises(DataError, match=f"image b: the predictions hold id {num_classes},"):
         ConfusionMatrix(num_classes).update(predictions, references, ["a", "b"])
 
 
@@ -129,7 +129,7 @@ def test_agrees_with_torchmetrics():
     predictions, references = (torch.from_numpy(m) for m in random_maps(11, 4, 64, 48, dtype=np.int64))
     confusion = confusion_of(predictions, references, 11)
     assert torch.equal(confusion.matrix, multiclass_confusion_matrix(predictions, references, 11, ignore_index=255))
-    # Its mean_iou knows no ignored pixels, and averages over pictures: one picture, all labelled.
+    # Its mean_iou knows no ignored pixels, and averages over images: one image, all labelled.
     predictions, references = (torch.from_numpy(m)[None] for m in random_maps(11, 64, 48, ignored=0, dtype=np.int64))
     expected = torchmetrics_mean_iou(predictions, references, 11, input_format="index", per_class=True)
     scores = confusion_of(predictions, references, 11).scores()
@@ -220,10 +220,10 @@ GOOD = np.array([[0, 1], [2, 0]])
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        (np.array([[0, 7], [-1, 9]]), GOOD, r"picture frame_7: the predictions hold ids -1, 7, 9,.*0…2"),
+        (np.array([[0, 7], [-1, 9]]), GOOD, r"image frame_7: the predictions hold ids -1, 7, 9,.*0…2"),
         (np.array([[0, 255], [0, 0]], np.uint8), np.full((2, 2), 255, np.uint8), r"frame_7.* id 255,"),
-        (GOOD, np.array([[0, 3], [255, -1]]), r"picture frame_7: the references hold ids -1, 3,.*ignored \(255\)"),
-        (GOOD, GOOD[:1], r"picture frame_7: .*\(2, 2\).*\(1, 2\)"),
+        (GOOD, np.array([[0, 3], [255, -1]]), r"image frame_7: the references hold ids -1, 3,.*ignored \(255\)"),
+        (GOOD, GOOD[:1], r"image frame_7: .*\(2, 2\).*\(1, 2\)"),
         (GOOD.astype(float), GOOD, "predictions must be integer class ids, not float64"),
         (GOOD, torch.ones(2, 2), "references must be integer class ids, not torch.float32"),
         (GOOD > 0, GOOD, "predictions must be integer class ids, not bool"),
@@ -236,11 +236,11 @@ def test_bad_maps_are_named_and_not_counted(predictions, references, message):
     assert confusion.matrix.sum() == GOOD.size
 
 
-def test_the_bad_picture_of_a_batch_is_named_and_no_other():
+def test_the_bad_image_of_a_batch_is_named_and_no_other():
     predictions = np.zeros((3, 2, 2), np.uint8)
     references = predictions.copy()
     references[1, 0, 0] = 11
-    with pytest.raises(DataError, match="picture second: the references hold id 11") as raised:
+    with pytest.raises(DataError, match="image second: the references hold id 11") as raised:
         ConfusionMatrix(11).update(predictions, references, image_ids=["frame_1", "second", "frame_3"])
     assert "frame" not in str(raised.value)
 
@@ -304,7 +304,7 @@ def test_metric_takes_maps_of_different_sizes_and_refuses_unequal_numbers():
     assert metric.confusion.matrix.tolist() == expected.tolist()
     with pytest.raises(DataError, match="2 predictions were given for 1 references"):
         metric.add_batch(predictions=[small[0], large[0]], references=[small[1]])
-    with pytest.raises(DataError, match="picture b: "):
+    with pytest.raises(DataError, match="image b: "):
         metric.add_batch(predictions=[small[0], large[0]], references=[small[1], small[1]], image_ids=["a", "b"])
     with pytest.raises(DataError, match="both predictions and references"):
         metric.compute(predictions=[small[0]])
@@ -338,12 +338,12 @@ def test_memory_does_not_grow_with_the_number_of_maps():
     assert metric.confusion._counts.nbytes < 8 * (19 + 4) ** 2
 
 
-def test_no_warnings_from_pictures_and_read_only_arrays():
+def test_no_warnings_from_images_and_read_only_arrays():
     import PIL.Image
 
     predictions, references = random_maps(4, 6, 7)
-    picture = PIL.Image.fromarray(references)
+    image = PIL.Image.fromarray(references)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        confusion = confusion_of(predictions[:, ::-1], picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT), 4)
+        confusion = confusion_of(predictions[:, ::-1], image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT), 4)
     assert confusion.matrix.tolist() == counted_by_loop(predictions, references, 4)

@@ -18,17 +18,17 @@ CPU = torch.device("cpu")
 
 
 class Rows:
-    """A data set of five pictures, the third without labels."""
+    """A dataset of five images, the third without labels."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
         sizes = [(33, 47), (64, 40), (40, 64), (33, 47), (35, 90)]
-        self.pictures = [PIL.Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+        self.images = [PIL.Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
         self.label_maps = [PIL.Image.fromarray(rng.integers(0, 5, size, dtype=np.uint8)) for size in sizes]
         self.label_maps[2] = None
 
     def __getitem__(self, index):
-        return {"image": self.pictures[index], "label_map": self.label_maps[index], "image_id": f"frame_{index}"}
+        return {"image": self.images[index], "label_map": self.label_maps[index], "image_id": f"frame_{index}"}
 
 
 class Damaged(Rows):
@@ -50,12 +50,12 @@ def test_same_as_a_loop(image_processor, num_workers):
     samples = list(load(Samples(rows, INDICES, image_processor, settings), num_workers, CPU))
     assert [sample.index for sample in samples] == INDICES
     for index, image_id, inputs, size, references in samples:
-        picture, label_map = rows.pictures[index], rows.label_maps[index]
+        image, label_map = rows.images[index], rows.label_maps[index]
         assert image_id == f"frame_{index}"
-        assert size == (picture.height, picture.width)
+        assert size == (image.height, image.width)
         own, larger = (one.tensors["pixel_values"] for one in inputs)
-        assert torch.equal(own, image_processor(images=[picture], return_tensors="pt")["pixel_values"])
-        assert tuple(larger.shape[-2:]) == (round(1.5 * picture.height), round(1.5 * picture.width))
+        assert torch.equal(own, image_processor(images=[image], return_tensors="pt")["pixel_values"])
+        assert tuple(larger.shape[-2:]) == (round(1.5 * image.height), round(1.5 * image.width))
         assert references is None if label_map is None else np.array_equal(references, np.array(label_map))
 
 

@@ -1,4 +1,4 @@
-"""Windows, scales and mirrored pictures against plain loops over maps of all classes, which `segment` never makes."""
+"""Windows, scales and mirrored images against plain loops over maps of all classes, which `segment` never makes."""
 
 import argparse
 import itertools
@@ -44,7 +44,7 @@ def image_processor():
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     values = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return PIL.Image.fromarray(values).resize(SIZE[::-1], PIL.Image.Resampling.BICUBIC)
 
@@ -57,12 +57,12 @@ def bands(request, monkeypatch):
 
 
 @torch.no_grad()
-def probabilities_by_loop(model, image_processor, picture, window=None, stride=None, scales=(1,), flip=False, average="softmax"):
+def probabilities_by_loop(model, image_processor, image, window=None, stride=None, scales=(1,), flip=False, average="softmax"):
     """Everything at full size, as the official HRNet's test does it."""
     total = torch.zeros(NUM_LABELS, *SIZE)
     for scale in scales:
-        width, height = (round(edge * scale) for edge in picture.size)
-        pixels = image_processor(picture.resize((width, height), PIL.Image.Resampling.BILINEAR), return_tensors="pt").pixel_values
+        width, height = (round(edge * scale) for edge in image.size)
+        pixels = image_processor(image.resize((width, height), PIL.Image.Resampling.BILINEAR), return_tensors="pt").pixel_values
         summed, counts = torch.zeros(NUM_LABELS, height, width), torch.zeros(height, width)
         rows, columns = window or (height, width)
         rows, columns = min(rows, height), min(columns, width)
@@ -100,16 +100,16 @@ def probabilities_by_loop(model, image_processor, picture, window=None, stride=N
     [
         {"flip": True},
         {"window": (48, 64), "stride": (24, 40)},
-        {"window": (33, 100), "stride": (33, 50)},  # wider than the picture
+        {"window": (33, 100), "stride": (33, 50)},  # wider than the image
         {"scales": (0.5, 1.0, 1.75)},
         {"window": (48, 64), "stride": (32, 42), "scales": (0.75, 1.5), "flip": True},
     ],
     ids=["flip", "windows", "wide windows", "scales", "all"],
 )
-def test_shares_are_those_of_a_loop_at_full_size(model, image_processor, picture, given, average, bands):
-    expected = probabilities_by_loop(model, image_processor, picture, **given, average=average)
+def test_shares_are_those_of_a_loop_at_full_size(model, image_processor, image, given, average, bands):
+    expected = probabilities_by_loop(model, image_processor, image, **given, average=average)
     settings = InferenceSettings(**given, average=average)
-    found = segment(model, image_processor, picture, settings, return_probabilities=True, return_confidence=True)
+    found = segment(model, image_processor, image, settings, return_probabilities=True, return_confidence=True)
     np.testing.assert_allclose(found.probabilities, expected, atol=2e-5)
     np.testing.assert_allclose(found.confidence, expected.max(0), atol=2e-5)
     assert found.label_map.dtype == np.uint8 and len(np.unique(found.label_map)) > 1
@@ -119,9 +119,9 @@ def test_shares_are_those_of_a_loop_at_full_size(model, image_processor, picture
 
 @pytest.mark.parametrize("window", [SIZE, (SIZE[0] + 1, 500)], ids=["as large", "larger"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_one_window_as_large_as_the_picture_is_the_whole_bit_for_bit(model, image_processor, picture, window, flip):
+def test_one_window_as_large_as_the_image_is_the_whole_bit_for_bit(model, image_processor, image, window, flip):
     whole, sliding = (
-        segment(model, image_processor, picture, settings, return_probabilities=True, return_confidence=True)
+        segment(model, image_processor, image, settings, return_probabilities=True, return_confidence=True)
         for settings in (InferenceSettings(flip=flip), InferenceSettings(window=window, flip=flip))
     )
     assert np.array_equal(sliding.label_map, whole.label_map)
@@ -129,31 +129,31 @@ def test_one_window_as_large_as_the_picture_is_the_whole_bit_for_bit(model, imag
     assert np.array_equal(sliding.confidence, whole.confidence)
 
 
-def test_batches_of_windows_give_the_same_but_for_the_last_bits(model, image_processor, picture):
+def test_batches_of_windows_give_the_same_but_for_the_last_bits(model, image_processor, image):
     one, many = (
-        segment(model, image_processor, picture, InferenceSettings((48, 64), batch_size=size), return_probabilities=True)
+        segment(model, image_processor, image, InferenceSettings((48, 64), batch_size=size), return_probabilities=True)
         for size in (1, 3)
     )
     np.testing.assert_allclose(many.probabilities, one.probabilities, atol=1e-5)
 
 
 @pytest.mark.parametrize("given", [{"window": (60, 80)}, {"window": (60, 80), "scales": (1.0, 0.5)}, {"scales": (1.5,)}], ids=str)
-def test_scale_1_is_what_the_image_processor_makes_of_the_picture(model, image_processor, picture, given):
-    """A network that was trained on enlarged pictures is shown windows of enlarged pictures."""
+def test_scale_1_is_what_the_image_processor_makes_of_the_image(model, image_processor, image, given):
+    """A network that was trained on enlarged images is shown windows of enlarged images."""
     enlarging = RevHRNetImageProcessor(do_resize=True, size={"longest_edge": 2 * SIZE[1]}, do_pad=True)
-    found = segment(model, enlarging, picture, InferenceSettings(**given), return_probabilities=True).probabilities
-    enlarged = picture.resize((2 * SIZE[1], 2 * SIZE[0]), PIL.Image.Resampling.BILINEAR)
+    found = segment(model, enlarging, image, InferenceSettings(**given), return_probabilities=True).probabilities
+    enlarged = image.resize((2 * SIZE[1], 2 * SIZE[0]), PIL.Image.Resampling.BILINEAR)
     by_hand = segment(
         model, image_processor, enlarged, InferenceSettings(**given), target_size=SIZE, return_probabilities=True
     ).probabilities
-    np.testing.assert_allclose(found, by_hand, atol=0.02)  # PIL and torchvision round the enlarged picture differently
+    np.testing.assert_allclose(found, by_hand, atol=0.02)  # PIL and torchvision round the enlarged image differently
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_one_window_is_the_whole_where_the_processor_resizes_too(model, picture, flip):
+def test_one_window_is_the_whole_where_the_processor_resizes_too(model, image, flip):
     squares = SegformerImageProcessor(size={"height": 64, "width": 64})
     whole, sliding = (
-        segment(model, squares, picture, settings, return_probabilities=True)
+        segment(model, squares, image, settings, return_probabilities=True)
         for settings in (InferenceSettings(flip=flip), InferenceSettings((64, 64), flip=flip))
     )
     assert np.array_equal(sliding.label_map, whole.label_map)
@@ -161,40 +161,40 @@ def test_one_window_is_the_whole_where_the_processor_resizes_too(model, picture,
 
 
 @pytest.mark.parametrize("given", [{}, {"window": (100, 100)}], ids=str)
-def test_logits_that_only_just_differ(model, image_processor, picture, given):
+def test_logits_that_only_just_differ(model, image_processor, image, given):
     """A network that is hardly trained yet: by way of softmax all its classes would tie."""
     weight = model.decode_head.classifier.weight
     with torch.no_grad():
         weight *= 1e-9
         try:
-            outputs = model(**image_processor(picture, return_tensors="pt"))
-            found = segment(model, image_processor, picture, InferenceSettings(**given)).label_map
+            outputs = model(**image_processor(image, return_tensors="pt"))
+            found = segment(model, image_processor, image, InferenceSettings(**given)).label_map
         finally:
             weight *= 1e9
     [expected] = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[SIZE])
     assert np.array_equal(found, expected.numpy()) and len(np.unique(found)) > 1
 
 
-def test_target_size_and_sources(model, image_processor, picture):
+def test_target_size_and_sources(model, image_processor, image):
     settings = InferenceSettings((48, 64), scales=(1.0, 1.5))
     found = segment(
-        model, image_processor, picture, settings, target_size=(35, 50), sources=[[0, 2], [4], []], return_probabilities=True
+        model, image_processor, image, settings, target_size=(35, 50), sources=[[0, 2], [4], []], return_probabilities=True
     )
     assert found.label_map.shape == (35, 50) and found.probabilities.shape == (3, 35, 50)
     assert found.probabilities[2].max() == 0
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
 
 
-def test_logits_that_exp_cannot_hold(model, image_processor, picture):
+def test_logits_that_exp_cannot_hold(model, image_processor, image):
     """The official way overflows; ours subtracts a constant then."""
     bias, settings = model.decode_head.classifier.bias, InferenceSettings((48, 64), average="exp")
     with torch.no_grad():
         bias += 200
         try:
-            large = segment(model, image_processor, picture, settings, return_probabilities=True)
+            large = segment(model, image_processor, image, settings, return_probabilities=True)
         finally:
             bias -= 200
-    small = segment(model, image_processor, picture, settings, return_probabilities=True)
+    small = segment(model, image_processor, image, settings, return_probabilities=True)
     np.testing.assert_allclose(large.probabilities, small.probabilities, atol=1e-3)
 
 
@@ -210,7 +210,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("given", [{}, {"flip": True}, {"window": (48, 64), "scales": (0.5, 1.0)}], ids=str)
-def test_no_map_of_all_classes_at_the_pictures_size(image_processor, picture, given, monkeypatch):
+def test_no_map_of_all_classes_at_the_images_size(image_processor, image, given, monkeypatch):
     class FewPixelsManyClasses(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -223,11 +223,11 @@ def test_no_map_of_all_classes_at_the_pictures_size(image_processor, picture, gi
     monkeypatch.setattr(views_module, "BAND_VALUES", 200 * SIZE[1] * 5)
     monkeypatch.setattr(upsampling, "BAND_PIXELS", SIZE[1] * 5)
     with LargestTensor() as largest:
-        segment(FewPixelsManyClasses(), image_processor, picture, InferenceSettings(**given))
+        segment(FewPixelsManyClasses(), image_processor, image, InferenceSettings(**given))
     assert 0 < largest.numel <= 200 * SIZE[1] * 7 < 200 * SIZE[0] * SIZE[1] / 9
 
 
-def test_out_of_memory_on_the_gpu_advises_a_window(image_processor, picture):
+def test_out_of_memory_on_the_gpu_advises_a_window(image_processor, image):
     class Large(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -237,9 +237,9 @@ def test_out_of_memory_on_the_gpu_advises_a_window(image_processor, picture):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(RecipeError, match=r"street.jpg: the GPU's memory is not enough for 70×97 pixels at once.*--window"):
-        segment(Large(), image_processor, picture, name="street.jpg")
+        segment(Large(), image_processor, image, name="street.jpg")
     with pytest.raises(RecipeError, match=r"windows of 48×64: slide a smaller window.*fewer at once than 4 \(--batch_size\)"):
-        segment(Large(), image_processor, picture, InferenceSettings((48, 64), batch_size=4))
+        segment(Large(), image_processor, image, InferenceSettings((48, 64), batch_size=4))
 
 
 @pytest.mark.parametrize(("length", "window", "step"), [(10, 4, 3), (10, 10, 7), (11, 4, 4), (12, 4, 4), (5, 4, 1), (1, 1, 1)])
@@ -342,4 +342,4 @@ def test_settings_from_the_command_line():
     assert settings == InferenceSettings((480, 480), (320, 240), (0.5, 1.0), True, "exp", 4)
     assert str(settings) == "windows of 480×480 every 320×240, scales 0.5, 1, with flip, averaged exp"
     assert InferenceSettings((480, 720)).steps == (320, 480)
-    assert str(InferenceSettings()) == "whole picture"
+    assert str(InferenceSettings()) == "whole image"

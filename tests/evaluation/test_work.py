@@ -9,10 +9,10 @@ import pytest
 
 from revhrnet_hf import io as files
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.evaluation.work import PictureRecord, WorkFolder
+from revhrnet_hf.evaluation.work import ImageRecord, WorkFolder
 
 SETTINGS = {"dataset": "camvid", "window": (32, 40)}
-RECORD = PictureRecord(0, "a", [4, 6], [[0, 24]])  # as JSON has it
+RECORD = ImageRecord(0, "a", [4, 6], [[0, 24]])  # as JSON has it
 
 # Without the package, whose import takes seconds.
 HOLDER = """

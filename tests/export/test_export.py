@@ -30,9 +30,9 @@ import json, sys
 import numpy as np, onnxruntime
 from PIL import Image
 
-folder, picture, file = sys.argv[1:]
+folder, image, file = sys.argv[1:]
 told = json.load(open(f"{folder}/model.json"))
-values = np.asarray(Image.open(picture).convert("RGB"), dtype=np.float32) * told["input"]["rescale_factor"]
+values = np.asarray(Image.open(image).convert("RGB"), dtype=np.float32) * told["input"]["rescale_factor"]
 values = (values - np.float32(told["input"]["mean"])) / np.float32(told["input"]["std"])
 session = onnxruntime.InferenceSession(f"{folder}/{file}")
 [found] = session.run([told["output"]["name"]], {told["input"]["name"]: values.transpose(2, 0, 1)[None]})
@@ -51,8 +51,8 @@ def exported(*arguments):
     return finished.stdout
 
 
-def foreign(folder, picture, file):
-    command = [sys.executable, "-c", FOREIGN, folder, picture, file]
+def foreign(folder, image, file):
+    command = [sys.executable, "-c", FOREIGN, folder, image, file]
     finished = subprocess.run(command, capture_output=True, cwd=folder)
     assert finished.returncode == 0, finished.stderr.decode()
     (folder / "found.npy").write_bytes(finished.stdout)
@@ -67,12 +67,12 @@ def camvid(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture(camvid):
+def image(camvid):
     return next((camvid / "val").glob("*.png"))
 
 
 @pytest.mark.slow
-def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, picture, camvid, tmp_path):
+def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, image, camvid, tmp_path):
     out = tmp_path / "onnx"
     said = exported(
         tiny_checkpoint,
@@ -86,7 +86,7 @@ def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, picture, cam
         "--calibration",
         camvid / "train",
     )
-    assert "agrees with the checkpoint on 6 drawn pictures" in said
+    assert "agrees with the checkpoint on 6 drawn images" in said
     assert sorted(path.name for path in out.iterdir()) == ["model.json", "model.onnx", "model_int8.onnx"]
     model, image_processor = load_checkpoint(tiny_checkpoint)
     told = json.loads((out / "model.json").read_text(encoding="utf-8"))
@@ -100,20 +100,20 @@ def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, picture, cam
         "width",
     ]
 
-    inputs = image_processor(images=Image.open(picture), return_tensors="pt")
+    inputs = image_processor(images=Image.open(image), return_tensors="pt")
     with torch.no_grad():
         expected = model(**inputs).logits.numpy()
     assert np.ptp(expected) > 1
-    np.testing.assert_allclose(foreign(out, picture, "model.onnx"), expected, atol=1e-3)
+    np.testing.assert_allclose(foreign(out, image, "model.onnx"), expected, atol=1e-3)
     # Eight bits: much smaller than the network's spread, but not nothing, and the weights are really stored in eight.
-    rough = foreign(out, picture, "model_int8.onnx")
+    rough = foreign(out, image, "model_int8.onnx")
     assert np.abs(rough - expected).max() > 1e-3 and np.abs(rough - expected).mean() < 0.1 * expected.std()
     kinds = {tensor.data_type for tensor in onnx.load(out / "model_int8.onnx").graph.initializer if len(tensor.dims) == 4}
     assert kinds == {onnx.TensorProto.INT8}
 
     # In the place of the checkpoint, with windows, scores and all that.
     as_model = export.OnnxModel(out / "model.onnx")
-    images = [Image.open(picture), Image.open(picture).resize((33, 120))]
+    images = [Image.open(image), Image.open(image).resize((33, 120))]
     for one, other in zip(
         predict_label_maps(as_model, image_processor, images), predict_label_maps(model, image_processor, images), strict=True
     ):
@@ -122,22 +122,22 @@ def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, picture, cam
 
 
 @pytest.mark.slow
-def test_label_maps_of_one_size_and_opset(tiny_checkpoint, picture, tmp_path):
+def test_label_maps_of_one_size_and_opset(tiny_checkpoint, image, tmp_path):
     arguments = "--format", "onnx", "--size", 61, 90, "--with_argmax", "--opset", 18, "--output_dir", tmp_path / "fixed"
     exported(tiny_checkpoint, *arguments)
     model, image_processor = load_checkpoint(tiny_checkpoint)
-    found = foreign(tmp_path / "fixed", picture, "model.onnx")
-    [expected] = predict_label_maps(model, image_processor, [Image.open(picture)])
+    found = foreign(tmp_path / "fixed", image, "model.onnx")
+    [expected] = predict_label_maps(model, image_processor, [Image.open(image)])
     assert (found.dtype, found.shape) == (np.int64, (1, *expected.shape))
     assert len(np.unique(expected)) > 2 and (found[0] == expected).mean() >= 0.999
     assert json.loads((tmp_path / "fixed" / "model.json").read_text())["opset"] == 18
 
 
 @pytest.mark.slow
-def test_torch_program(tiny_checkpoint, picture, tmp_path):
+def test_torch_program(tiny_checkpoint, image, tmp_path):
     exported(tiny_checkpoint, "--format", "torch_export", "--dynamic", "--output_dir", tmp_path / "program")
     model, image_processor = load_checkpoint(tiny_checkpoint)
-    pixel_values = image_processor(images=Image.open(picture), return_tensors="pt")["pixel_values"].repeat(3, 1, 1, 1)
+    pixel_values = image_processor(images=Image.open(image), return_tensors="pt")["pixel_values"].repeat(3, 1, 1, 1)
     torch.save(pixel_values, tmp_path / "in.pt")
     # In a process of its own, without this package.
     code = (
@@ -170,7 +170,7 @@ def test_mirrored_is_the_same_as_tensorflows_padding(tiny_config, size):
 def test_another_network_is_found_out(tiny_model):
     batches = export.drawn_batches(RevHRNetImageProcessor(), (64, 96))
     agreement = export.check_agreement(tiny_model, lambda x: tiny_model(x).logits, batches)
-    assert (agreement.pictures, agreement.largest_difference, agreement.equal_pixels) == (1, 0, 1)
+    assert (agreement.images, agreement.largest_difference, agreement.equal_pixels) == (1, 0, 1)
     with pytest.raises(ExportError, match=r"differ by 0\.01"):
         export.check_agreement(tiny_model, lambda x: tiny_model(x).logits + 0.01, batches)
     with pytest.raises(ExportError, match="of the pixels are equal"):

@@ -16,13 +16,13 @@ from revhrnet_hf.training.recipe import Recipe, read_chain
 
 ROOT = Path(__file__).parents[2]
 COSTS = {name: ModelCosts(name, 12_340_000, 5_670_000, 89_000_000_000, 2**30, 2**30, 2**29) for name in needed_costs()}
-STAGE = {"dataset": "camvid", "label_space": "camvid11", "pictures": 367, "epochs": 25, "steps": 1, "recipe": {}, "seconds": 90.0}
+STAGE = {"dataset": "camvid", "label_space": "camvid11", "images": 367, "epochs": 25, "steps": 1, "recipe": {}, "seconds": 90.0}
 SCORES = {"mean_iou": 0.625, "overall_accuracy": 0.875, "mean_accuracy": 0.75, "per_category_iou": [0.5, None]}
 
 
 def record(variant, **scores):
     config = RevHRNetConfig.from_variant("w18", training_history=[STAGE])
-    result = Result("camvid", "camvid11", "val", {**SCORES, **scores}, ["road", "pole"], "float32, whole picture")
+    result = Result("camvid", "camvid11", "val", {**SCORES, **scores}, ["road", "pole"], "float32, whole image")
     return Record(config, recipe={"variant": variant}, results=[result])
 
 
@@ -31,7 +31,7 @@ def test_a_result_stands_in_its_familys_card_only():
     cards = {family.file: family_card(family, COSTS, results) for family in FAMILIES}
     text = cards.pop("revhrnet-w18")
     assert "| CamVid | CamVid val | 0.625 | 0.875 | 0.750 |" in text
-    assert "367 pictures, 25 epochs, 2 min" in text
+    assert "367 images, 25 epochs, 2 min" in text
     assert "road 0.500, pole –" in text
     assert all("Nothing has been measured" in card and "0.625" not in card for card in cards.values())
     # Measured again, the new one takes its place.
@@ -50,7 +50,7 @@ def test_costs_and_licence(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.file)
 def test_the_commands_fit_the_scripts_and_recipes(family):
-    """Files exist, fields are a recipe's, the data sets given are those of its stages, and the network is the family's."""
+    """Files exist, fields are a recipe's, the datasets given are those of its stages, and the network is the family's."""
     commands = [shlex.split(line) for line in re.findall(r"^python scripts.*$", family_card(family, COSTS, []), re.MULTILINE)]
     assert commands
     for _, script, *arguments in commands:

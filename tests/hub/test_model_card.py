@@ -27,7 +27,7 @@ MATRIX = [[8, 0, 0, 0, 0], [0, 16, 0, 0, 0], [0, 2, 2, 0, 0], [4, 0, 0, 0, 0], [
 STAGE = {
     "dataset": "camvid",
     "label_space": "camvid11",
-    "pictures": 9,
+    "images": 9,
     "epochs": 2,
     "steps": 4,
     "hardware": "2 × Some GPU",
@@ -76,7 +76,7 @@ def test_metadata_and_scores_are_what_was_recorded(checkpoint, tiny_model):
     assert "| person | – | – | 0.000 |" in text
     assert "during training in bf16" in text
     assert "Below IoU 0.5 on CamVid val: tree (0.000)" in text and "Occur nowhere in CamVid val" in text
-    assert "9 pictures (the data set was published with 367" in text
+    assert "9 images (the dataset was published with 367" in text
     assert "2 epochs, 4 steps, on 2 × Some GPU, 1 h 7 min" in text
     assert "torch 9.8.7" in text and "`abc123`" in text
     total, trained = tiny_model.num_parameters(), sum(p.numel() for p in tiny_model.parameters() if p.requires_grad)
@@ -100,7 +100,7 @@ def test_what_is_not_recorded_is_left_out(checkpoint):
 def test_every_result_is_listed(checkpoint):
     """Of one split with several settings, and of two folders of one's own."""
     record = {"checkpoint": "best", "dataset": "camvid", "loader": "camvid", "split": "val", "label_space": "camvid11"}
-    record |= {"pictures": 101, "class_names": NAMES}
+    record |= {"images": 101, "class_names": NAMES}
     for mean_iou, more, settings in (
         (0.31, {}, InferenceSettings(window=(64, 96))),
         (0.32, {}, InferenceSettings(scales=(0.5, 1.0), flip=True)),
@@ -114,13 +114,13 @@ def test_every_result_is_listed(checkpoint):
     card = ModelCard.load(checkpoint / CARD_FILE)
     rows = [line for line in card.text.splitlines() if line.startswith("| CamVid val") or "(own data) val" in line]
     assert [row.split(" | ")[1] for row in rows if row.startswith("|")] == ["0.514", "0.310", "0.320", "0.330", "0.340"]
-    assert "| photos (own data) val (101 pictures) |" in card.text and "| slides (own data) val (101 pictures) |" in card.text
-    assert "CamVid val (during training in bf16, whole picture), class by class:" in card.text
+    assert "| photos (own data) val (101 images) |" in card.text and "| slides (own data) val (101 images) |" in card.text
+    assert "CamVid val (during training in bf16, whole image), class by class:" in card.text
     assert card.text.count("class by class:") == 3
     assert "Measured on CamVid val and photos (own data) val and slides (own data) val only" in card.text
     found = {(r.dataset_type, r.metric_name): r.metric_value for r in card.data.eval_results if r.metric_type == "mean_iou"}
     assert found == {
-        ("camvid", "mIoU (during training in bf16, whole picture)"): pytest.approx(0.5139, abs=1e-4),
+        ("camvid", "mIoU (during training in bf16, whole image)"): pytest.approx(0.5139, abs=1e-4),
         ("camvid", f"mIoU (float32, {InferenceSettings(window=(64, 96))})"): 0.31,
         ("camvid", f"mIoU (float32, {InferenceSettings(scales=(0.5, 1.0), flip=True)})"): 0.32,
         ("photos", "mIoU"): 0.33,
@@ -130,9 +130,9 @@ def test_every_result_is_listed(checkpoint):
 
 def test_scores_of_evaluate_seg_take_the_place_of_the_trainings(checkpoint):
     write_model_card(checkpoint)
-    record = {"checkpoint": "best", "dataset": "camvid", "split": "val", "label_space": "camvid11", "pictures": 101}
+    record = {"checkpoint": "best", "dataset": "camvid", "split": "val", "label_space": "camvid11", "images": 101}
     record |= {"class_names": NAMES, "scores": {**scores(), "mean_iou": 0.25}}
-    record["settings"] = {"dtype": "float32", "inference": "whole picture"}
+    record["settings"] = {"dtype": "float32", "inference": "whole image"}
     write_json(checkpoint / "scores_camvid_val.json", record)
     write_json(checkpoint / "scores_cityscapes_val.json", {**record, "dataset": "cityscapes", "scores": scores()})
     refresh_model_card(checkpoint)
@@ -140,7 +140,7 @@ def test_scores_of_evaluate_seg_take_the_place_of_the_trainings(checkpoint):
     values = {(r.dataset_type, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert values["camvid", "mean_iou"] == 0.25
     assert values["cityscapes", "mean_iou"] == pytest.approx(0.5139, abs=1e-4)
-    assert "float32, whole picture" in card.text and "during training" not in card.text
+    assert "float32, whole image" in card.text and "during training" not in card.text
     (checkpoint / "scores_camvid_val.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"scores_camvid_val\.json is no record of evaluate_seg"):
         refresh_model_card(checkpoint)
@@ -195,7 +195,7 @@ def test_duration():
 
 @pytest.mark.slow
 def test_its_code_runs(checkpoint, tmp_path):
-    """In a process without this package, in the checkpoint's folder, with a picture of that name."""
+    """In a process without this package, in the checkpoint's folder, with an image of that name."""
     text = write_model_card(checkpoint).read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(code.strip().splitlines()) <= 10

@@ -61,7 +61,7 @@ def test_on_paper():
     with torch.device("meta"):
         model = Plain()
     assert count_multiply_adds(model, (10, 12)) == 3 * 8 * 9 * 10 * 12
-    # Picture, the convolution's result, mean and deviation of 8 channels, the ReLU's result.
+    # Image, the convolution's result, mean and deviation of 8 channels, the ReLU's result.
     assert count_saved_bytes(model, (10, 12)) == 4 * (3 * 120 + 8 * 120 + 2 * 8 + 8 * 120)
 
 

@@ -71,25 +71,25 @@ def test_push_and_load(hub, checkpoint, tiny_model, tmp_path):
     assert yaml.safe_load(files["recipe.yaml"])["init_from"] == "best"
     assert not [path for path in files if "optimizer" in path]
 
-    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "picture.png")
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
     program = """
 import sys
 sys.modules["revhrnet_hf"] = None
 import numpy, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-name, picture, out = sys.argv[1:]
+name, image, out = sys.argv[1:]
 model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
 with torch.no_grad():
-    numpy.save(out, model(**processor(Image.open(picture), return_tensors="pt")).logits.numpy())
+    numpy.save(out, model(**processor(Image.open(image), return_tensors="pt")).logits.numpy())
 """
     environment["HF_HOME"] = str(tmp_path / "empty")
-    command = [sys.executable, "-c", program, NAME, tmp_path / "picture.png", tmp_path / "out.npy"]
+    command = [sys.executable, "-c", program, NAME, tmp_path / "image.png", tmp_path / "out.npy"]
     subprocess.run(command, env=environment, check=True, cwd=tmp_path)
     with torch.no_grad():
-        logits = tiny_model(**RevHRNetImageProcessor()(Image.fromarray(picture), return_tensors="pt")).logits
+        logits = tiny_model(**RevHRNetImageProcessor()(Image.fromarray(image), return_tensors="pt")).logits
     assert np.array_equal(np.load(tmp_path / "out.npy"), logits.numpy())
 
 

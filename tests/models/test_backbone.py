@@ -158,8 +158,8 @@ def test_package_knows_what_it_sees(shared_dir):
     assert not network.load_state_dict(weights, strict=False).unexpected_keys
     config = timm.data.resolve_data_config({}, model=network)
     transform = timm.data.create_transform(**config)
-    pictures = sorted((shared_dir / "data" / "coco_sample" / "val2017").glob("*.jpg"))[:24]
-    batch = torch.stack([transform(PIL.Image.open(path).convert("RGB")) for path in pictures])
+    images = sorted((shared_dir / "data" / "coco_sample" / "val2017").glob("*.jpg"))[:24]
+    batch = torch.stack([transform(PIL.Image.open(path).convert("RGB")) for path in images])
     with torch.no_grad():
         certainty = network(batch).softmax(-1).amax(-1)
     assert certainty.mean() > 0.3

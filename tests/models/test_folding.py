@@ -206,13 +206,13 @@ class TestOptimizeForInference:
         else:
             model = shaken(HRNetV2ForSemanticSegmentation(HRNetV2Config(**TINY_HRNET)))
         nn.init.normal_(model.head[3].weight)
-        pictures = torch.randn(3, 3, 70, 90)
+        images = torch.randn(3, 3, 70, 90)
         with torch.no_grad():
-            model.head[3].bias.sub_(model(pictures).logits.mean(dim=(0, 2, 3)))  # no class is ahead of the others everywhere
+            model.head[3].bias.sub_(model(images).logits.mean(dim=(0, 2, 3)))  # no class is ahead of the others everywhere
             model.save_pretrained(tmp_path / "saved")
-            expected = model(pictures).logits
+            expected = model(images).logits
             optimized = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved").optimize_for_inference()
-            logits = optimized(pictures).logits
+            logits = optimized(images).logits
         assert norms_in(optimized) == []
         torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
         assert torch.equal(logits.argmax(1), expected.argmax(1))

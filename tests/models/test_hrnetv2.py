@@ -293,12 +293,12 @@ class TestUnfitBackbones:
         with pytest.raises(ValueError, match=r"maps are \[\(16, 16\), \(16, 16\).* half as large"):
             model(torch.randn(2, 3, 64, 64))
 
-    def test_small_picture(self, tiny_config):
+    def test_small_image(self, tiny_config):
         """A convolutional backbone takes it; a patchifying one says the least size."""
         small = torch.randn(1, 3, 20, 40)
         assert revhrnet_hf.RevHRNetModel(tiny_config()).eval()(small).last_hidden_state.shape[-2:] == (5, 10)
         model = revhrnet_hf.RevHRNetModel(tiny_config(backbone_config=BACKBONES["convnext, Transformers"]())).eval()
-        with pytest.raises(ValueError, match=r"pictures of \(20, 40\) pixels: 32×32 always works"):
+        with pytest.raises(ValueError, match=r"images of \(20, 40\) pixels: 32×32 always works"):
             model(small)
 
 

@@ -31,7 +31,7 @@ ODD_SIZES = [(37, 53), (64, 31), (5, 97)]
 twins = pytest.mark.parametrize("processor_class", TWINS)
 
 
-def random_picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
@@ -40,14 +40,14 @@ def random_label_map(height, width, highest=255, seed=1):
     return np.random.default_rng(seed).integers(0, highest + 1, (height, width))
 
 
-# Pictures
+# Images
 
 
 @twins
 def test_default_keeps_the_size_and_normalises_by_the_closed_formula(processor_class):
-    picture = random_picture(37, 53)
-    batch = processor_class()(picture, return_tensors="pt")
-    expected = (np.asarray(picture) / 255 - MEAN) / STD
+    image = random_image(37, 53)
+    batch = processor_class()(image, return_tensors="pt")
+    expected = (np.asarray(image) / 255 - MEAN) / STD
     assert set(batch) == {"pixel_values"}
     assert batch["pixel_values"].dtype == torch.float32
     np.testing.assert_allclose(batch["pixel_values"][0].numpy(), expected.transpose(2, 0, 1), atol=2e-6)
@@ -64,12 +64,12 @@ def test_default_keeps_the_size_and_normalises_by_the_closed_formula(processor_c
 )
 def test_equals_segformer_on_the_same_settings(ours, segformers, size):
     settings = {"do_resize": True, "size": size, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
-    pictures = [random_picture(*edges) for edges in ODD_SIZES]
+    images = [random_image(*edges) for edges in ODD_SIZES]
     label_maps = [random_label_map(*edges).astype(np.uint8) for edges in ODD_SIZES]
-    actual = ours(**settings)(pictures, label_maps)
-    expected = segformers(**settings)(pictures, label_maps)
+    actual = ours(**settings)(images, label_maps)
+    expected = segformers(**settings)(images, label_maps)
     # Pillow's nearest neighbour sums float steps and takes the wrong side of some ties: torchvision's is the oracle.
-    expected["labels"] = SegformerImageProcessor(**settings)(pictures, label_maps)["labels"]
+    expected["labels"] = SegformerImageProcessor(**settings)(images, label_maps)["labels"]
     for key in ("pixel_values", "labels"):
         for one, other in zip(actual[key], expected[key], strict=True):
             assert str(one.dtype).removeprefix("torch.") == str(other.dtype).removeprefix("torch.")
@@ -82,10 +82,10 @@ def test_equals_segformer_on_the_same_settings(ours, segformers, size):
     ids=["plain", "pad", "resize+pad"],
 )
 def test_twins_agree(options):
-    pictures = [random_picture(*edges) for edges in ODD_SIZES]
+    images = [random_image(*edges) for edges in ODD_SIZES]
     label_maps = [random_label_map(*edges) for edges in ODD_SIZES]
-    one, other = (twin(**options)(pictures, label_maps) for twin in TWINS)
-    # Pillow and torchvision round a resampled picture's value to neighbouring whole numbers now and then.
+    one, other = (twin(**options)(images, label_maps) for twin in TWINS)
+    # Pillow and torchvision round a resampled image's value to neighbouring whole numbers now and then.
     tolerance = 1.01 / 255 / STD.min() if options.get("do_resize") else 2e-6
     for key, bound in (("pixel_values", tolerance), ("labels", 0)):
         for a, b in zip(one[key], other[key], strict=True):
@@ -107,7 +107,7 @@ def test_twins_agree(options):
     ],
 )
 def test_resized_sizes(processor_class, edges, size, expected):
-    batch = processor_class(do_resize=True, size=size)(random_picture(*edges), random_label_map(*edges))
+    batch = processor_class(do_resize=True, size=size)(random_image(*edges), random_label_map(*edges))
     assert tuple(batch["pixel_values"][0].shape) == (3, *expected)
     assert tuple(batch["labels"][0].shape) == expected
 
@@ -116,19 +116,19 @@ def test_resized_sizes(processor_class, edges, size, expected):
 def test_unknown_form_of_size_is_an_error(processor_class):
     processor = processor_class(do_resize=True, size={"max_height": 10, "max_width": 10})
     with pytest.raises(ValueError, match=r"'shortest_edge'.*max_height"):
-        processor(random_picture(20, 20))
+        processor(random_image(20, 20))
     with pytest.raises(ValueError, match="size"):
-        processor_class(do_resize=True)(random_picture(20, 20))
+        processor_class(do_resize=True)(random_image(20, 20))
     with pytest.raises(ValueError, match="do_center_crop"):
-        processor_class(do_center_crop=True, crop_size=8)(random_picture(20, 20))
+        processor_class(do_center_crop=True, crop_size=8)(random_image(20, 20))
 
 
 GREY = np.arange(0, 256, dtype=np.uint8).reshape(16, 16)
 COLOUR = np.dstack([GREY, 255 - GREY, GREY.T])
 
 
-def picture_and_its_rgb(mode):
-    """A picture of this mode, and the RGB values, (height, width, 3), that it shows."""
+def image_and_its_rgb(mode):
+    """An image of this mode, and the RGB values, (height, width, 3), that it shows."""
     if mode == "1":
         return Image.fromarray(GREY > 100), np.dstack([np.where(GREY > 100, 255, 0)] * 3)
     if mode == "I;16":
@@ -138,9 +138,9 @@ def picture_and_its_rgb(mode):
     if mode == "L":
         return Image.fromarray(GREY), np.dstack([GREY] * 3)
     if mode == "P":
-        picture = Image.fromarray(GREY).convert("P")
-        picture.putpalette(COLOUR.reshape(-1, 3).tobytes())
-        return picture, COLOUR[GREY // 16, GREY % 16]
+        image = Image.fromarray(GREY).convert("P")
+        image.putpalette(COLOUR.reshape(-1, 3).tobytes())
+        return image, COLOUR[GREY // 16, GREY % 16]
     if mode == "RGBA":
         alpha = np.where(GREY < 128, 0, 255).astype(np.uint8)
         return Image.fromarray(np.dstack([COLOUR, alpha])), np.where(alpha[..., None] == 0, 255, COLOUR)
@@ -152,22 +152,22 @@ def picture_and_its_rgb(mode):
 
 @twins
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16", "I"])
-def test_every_mode_of_picture_becomes_the_rgb_that_a_person_sees(processor_class, mode):
-    picture, expected = picture_and_its_rgb(mode)
-    assert picture.mode == mode
-    batch = processor_class(do_rescale=False, do_normalize=False)(picture, return_tensors="np")
+def test_every_mode_of_image_becomes_the_rgb_that_a_person_sees(processor_class, mode):
+    image, expected = image_and_its_rgb(mode)
+    assert image.mode == mode
+    batch = processor_class(do_rescale=False, do_normalize=False)(image, return_tensors="np")
     np.testing.assert_array_equal(batch["pixel_values"][0], expected.transpose(2, 0, 1))
 
 
 @twins
-def test_file_names_are_read_upright_and_pil_pictures_as_they_are(processor_class, tmp_path):
+def test_file_names_are_read_upright_and_pil_images_as_they_are(processor_class, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
     path = tmp_path / "turned.png"
-    random_picture(20, 30).save(path, exif=exif)
+    random_image(20, 30).save(path, exif=exif)
     processor = processor_class()
-    with Image.open(path) as picture:
-        assert processor(picture)["pixel_values"][0].shape == (3, 20, 30)
+    with Image.open(path) as image:
+        assert processor(image)["pixel_values"][0].shape == (3, 20, 30)
     if processor.backend == "torchvision" and Version(transformers.__version__) < Version("5.22"):
         pytest.skip("Transformers reads files as they are stored here")
     assert processor(str(path))["pixel_values"][0].shape == (3, 30, 20)
@@ -179,14 +179,14 @@ def test_file_names_are_read_upright_and_pil_pictures_as_they_are(processor_clas
 @twins
 def test_padding_is_zero_after_normalising_and_ignored_in_labels(processor_class):
     sizes = [(37, 53), (20, 70)]
-    pictures = [random_picture(*edges) for edges in sizes]
+    images = [random_image(*edges) for edges in sizes]
     label_maps = [random_label_map(*edges, highest=10) for edges in sizes]
     processor = processor_class(do_pad=True, size_divisor=16, ignore_index=254)
-    batch = processor(pictures, label_maps, return_tensors="np")
+    batch = processor(images, label_maps, return_tensors="np")
     assert batch["pixel_values"].shape == (2, 3, 48, 80)
     assert batch["labels"].shape == (2, 48, 80)
     for index, (height, width) in enumerate(sizes):
-        alone = processor_class()(pictures[index], label_maps[index], return_tensors="np")
+        alone = processor_class()(images[index], label_maps[index], return_tensors="np")
         for key, padding in (("pixel_values", 0), ("labels", 254)):
             padded = batch[key][index]
             np.testing.assert_array_equal(padded[..., :height, :width], alone[key][0])
@@ -196,21 +196,21 @@ def test_padding_is_zero_after_normalising_and_ignored_in_labels(processor_class
 
 @twins
 def test_padding_without_a_divisor_and_to_a_given_size(processor_class):
-    pictures = [random_picture(37, 53), random_picture(40, 30)]
-    batch = processor_class(do_pad=True, size_divisor=1)(pictures, return_tensors="pt")
+    images = [random_image(37, 53), random_image(40, 30)]
+    batch = processor_class(do_pad=True, size_divisor=1)(images, return_tensors="pt")
     assert batch["pixel_values"].shape == (2, 3, 40, 53)
-    batch = processor_class(do_pad=True, pad_size={"height": 41, "width": 99})(pictures, return_tensors="pt")
+    batch = processor_class(do_pad=True, pad_size={"height": 41, "width": 99})(images, return_tensors="pt")
     assert batch["pixel_values"].shape == (2, 3, 41, 99)
     with pytest.raises(ValueError, match="size_divisor"):
-        processor_class(do_pad=True, size_divisor=0)(pictures)
+        processor_class(do_pad=True, size_divisor=0)(images)
 
 
 @twins
 def test_unequal_sizes_cannot_be_stacked_without_padding(processor_class):
-    pictures = [random_picture(37, 53), random_picture(40, 30)]
-    assert [p.shape for p in processor_class()(pictures)["pixel_values"]] == [(3, 37, 53), (3, 40, 30)]
+    images = [random_image(37, 53), random_image(40, 30)]
+    assert [p.shape for p in processor_class()(images)["pixel_values"]] == [(3, 37, 53), (3, 40, 30)]
     with pytest.raises(ValueError, match=r"37×53, 40×30.*do_pad=True"):
-        processor_class()(pictures, return_tensors="pt")
+        processor_class()(images, return_tensors="pt")
 
 
 # Label maps
@@ -230,7 +230,7 @@ def test_label_ids_survive_resizing_whatever_their_type(processor_class, dtype):
     if dtype != np.uint8:
         label_map[10:] = 1000
     processor = processor_class(do_resize=True, size={"height": 7, "width": 91})
-    labels = processor(random_picture(20, 30), label_map, return_tensors="pt")["labels"]
+    labels = processor(random_image(20, 30), label_map, return_tensors="pt")["labels"]
     assert labels.dtype == torch.int64
     assert set(labels.unique().tolist()) == set(np.unique(label_map).tolist())
 
@@ -240,19 +240,19 @@ def test_palette_label_map_keeps_its_indices(processor_class):
     values = random_label_map(12, 17, highest=11).astype(np.uint8)
     label_map = Image.fromarray(values).convert("P")
     label_map.putpalette([200, 100, 50] * 12)
-    batch = processor_class()(random_picture(12, 17), label_map, return_tensors="np")
+    batch = processor_class()(random_image(12, 17), label_map, return_tensors="np")
     np.testing.assert_array_equal(batch["labels"][0], values)
 
 
 @twins
 def test_label_maps_that_do_not_fit_are_errors(processor_class):
-    processor, picture = processor_class(), random_picture(12, 17)
+    processor, image = processor_class(), random_image(12, 17)
     with pytest.raises(ValueError, match=r"map 1 .*12×17.*\(1, 17, 12\)"):
-        processor([picture, picture], [np.zeros((12, 17), int), np.zeros((17, 12), int)])
-    with pytest.raises(ValueError, match="2 pictures but 1 segmentation map"):
-        processor([picture, picture], [np.zeros((12, 17), int)])
+        processor([image, image], [np.zeros((12, 17), int), np.zeros((17, 12), int)])
+    with pytest.raises(ValueError, match="2 images but 1 segmentation map"):
+        processor([image, image], [np.zeros((12, 17), int)])
     with pytest.raises(ValueError, match="one channel of class ids"):
-        processor(picture, picture)
+        processor(image, image)
 
 
 # Post-processing
@@ -312,12 +312,12 @@ def test_post_processing_equals_segformers(processor_class, as_tensor):
 def test_post_processing_cuts_the_padding_off_exactly(processor_class, options, contents, padded):
     targets = [(37, 53), (40, 30)]
     processor = processor_class(**options)
-    pictures = [random_picture(*target) for target in targets]
+    images = [random_image(*target) for target in targets]
     # The sizes worked out by hand above are those of the network's input.
-    for picture, content in zip(pictures, contents, strict=True):
-        assert processor(picture, do_pad=False)["pixel_values"][0].shape[-2:] == content
+    for image, content in zip(images, contents, strict=True):
+        assert processor(image, do_pad=False)["pixel_values"][0].shape[-2:] == content
     if padded:
-        assert processor(pictures, return_tensors="pt")["pixel_values"].shape[-2:] == padded
+        assert processor(images, return_tensors="pt")["pixel_values"].shape[-2:] == padded
     logits = random_logits(2, 24, 17)
     actual = processor.post_process_semantic_segmentation(
         SimpleNamespace(logits=logits), targets, return_segmentation_scores=True
@@ -353,8 +353,8 @@ def test_options_survive_saving_and_loading(processor_class, tmp_path):
     assert {key: getattr(loaded, key) for key in options} == options
     assert loaded.size == SizeDict(longest_edge=64)
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"longest_edge": 64}
-    picture = random_picture(37, 53)
-    one, other = (processor(picture)["pixel_values"][0] for processor in (processor_class(**options), loaded))
+    image = random_image(37, 53)
+    one, other = (processor(image)["pixel_values"][0] for processor in (processor_class(**options), loaded))
     np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
@@ -372,18 +372,18 @@ def test_auto_class_takes_the_twin_of_the_backend(processor_class, backend, tmp_
 def test_remote_code_loads_both_twins_without_the_package(processor_class, tmp_path, monkeypatch):
     checkpoint = tmp_path / "checkpoint"
     processor_class(do_pad=True, size_divisor=8).save_pretrained(checkpoint)
-    np.save(tmp_path / "picture.npy", np.asarray(random_picture(37, 53)))
+    np.save(tmp_path / "image.npy", np.asarray(random_image(37, 53)))
     code = """
 import sys
 sys.modules["revhrnet_hf"] = None  # any import of the package fails
 import numpy as np
 from transformers import AutoImageProcessor
 checkpoint, again, folder = sys.argv[1:]
-picture = np.load(folder + "/picture.npy")
+image = np.load(folder + "/image.npy")
 for backend in ("torchvision", "pil"):
     processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=True, backend=backend)
     assert processor.backend == backend and processor.size_divisor == 8, processor
-    np.save(folder + f"/{backend}.npy", processor(picture, return_tensors="np")["pixel_values"])
+    np.save(folder + f"/{backend}.npy", processor(image, return_tensors="np")["pixel_values"])
 processor.save_pretrained(again)
 assert AutoImageProcessor.from_pretrained(again, trust_remote_code=True).backend == "torchvision"
 """
@@ -392,7 +392,7 @@ assert AutoImageProcessor.from_pretrained(again, trust_remote_code=True).backend
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     for twin, backend in zip(TWINS, ("torchvision", "pil"), strict=True):
-        here = twin(do_pad=True, size_divisor=8)(random_picture(37, 53), return_tensors="np")["pixel_values"]
+        here = twin(do_pad=True, size_divisor=8)(random_image(37, 53), return_tensors="np")["pixel_values"]
         np.testing.assert_array_equal(np.load(tmp_path / f"{backend}.npy"), here)
 
 

@@ -89,10 +89,10 @@ class TestAllModels:
 
     def test_batching(self, make, batch, name):
         model = make(name).eval().double()  # in float32, the order of sums may change with the batch
-        pictures = batch["pixel_values"].double()
+        images = batch["pixel_values"].double()
         with torch.no_grad():
-            together = tensors_of(model(pictures))
-            alone = [tensors_of(model(x[None])) for x in pictures]
+            together = tensors_of(model(images))
+            alone = [tensors_of(model(x[None])) for x in images]
         for index, x in enumerate(together):
             expected = torch.cat([outputs[index] for outputs in alone])
             torch.testing.assert_close(x, expected, rtol=1e-10, atol=1e-10)
@@ -207,7 +207,7 @@ class TestSegmentationModels:
 
     def test_trainer(self, make, batch, name, tmp_path):
         """Steps that accumulate and recompute make the loss fall; a frozen backbone stays bit for bit."""
-        pictures = [{key: value[i % 2] for key, value in batch.items()} for i in range(8)]
+        images = [{key: value[i % 2] for key, value in batch.items()} for i in range(8)]
         model = make(name)
         backbone = {k: v.clone() for k, v in model.base_model.state_dict().items() if k.startswith("backbone.")}
         with torch.no_grad():
@@ -225,7 +225,7 @@ class TestSegmentationModels:
             gradient_checkpointing=True,
             remove_unused_columns=False,
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=pictures, eval_dataset=pictures)
+        trainer = Trainer(model=model, args=arguments, train_dataset=images, eval_dataset=images)
         assert trainer.model_accepts_loss_kwargs is False
         trainer.train()
         with torch.no_grad():

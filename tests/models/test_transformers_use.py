@@ -43,7 +43,7 @@ def checkpoint(tiny_model, tmp_path):
 
 
 @pytest.fixture
-def picture():
+def image():
     return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (53, 71, 3), dtype=np.uint8))
 
 
@@ -62,81 +62,81 @@ def test_auto_classes(checkpoint):
     assert type(AutoImageProcessor.from_pretrained(checkpoint, backend="pil")) is revhrnet_hf.RevHRNetImageProcessorPil
 
 
-def test_pipeline(checkpoint, picture, caplog, capfd):
-    """Right names, the label map of the plain model, at the picture's size, and no word of an unsupported model."""
+def test_pipeline(checkpoint, image, caplog, capfd):
+    """Right names, the label map of the plain model, at the image's size, and no word of an unsupported model."""
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING):
-        segments = pipeline("image-segmentation", model=str(checkpoint))(picture)
+        segments = pipeline("image-segmentation", model=str(checkpoint))(image)
     logging.getLogger("transformers").propagate = False
     heard = caplog.text + "".join(capfd.readouterr())
     assert "not supported" not in heard
     assert "eager" not in heard
     model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
     with torch.no_grad():
-        pixel_values = (torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
+        pixel_values = (torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
         logits = torch.nn.functional.interpolate(model(pixel_values).logits, size=(53, 71), mode="bilinear")
     expected = logits.argmax(1)[0].numpy()
     assert len(np.unique(expected)) > 1
-    assert np.array_equal(label_map_of(segments, picture.size), expected)
+    assert np.array_equal(label_map_of(segments, image.size), expected)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
-    assert np.array_equal(predict_label_maps(model, processor, [picture])[0], expected)
+    assert np.array_equal(predict_label_maps(model, processor, [image])[0], expected)
 
 
-def pipelines_inputs(picture, folder):
-    """One picture in every form that a pipeline takes; the addresses are served on loopback."""
+def pipelines_inputs(image, folder):
+    """One image in every form that a pipeline takes; the addresses are served on loopback."""
     for name in ("one", "two"):
-        picture.save(folder / f"{name}.png")
+        image.save(folder / f"{name}.png")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     yield "file", str(folder / "one.png")
-    yield "picture", picture
+    yield "image", image
     yield "address", f"{address}/one.png"
     yield "list of files", [str(folder / "one.png"), str(folder / "two.png")]
     yield "list of addresses", [f"{address}/one.png", f"{address}/two.png"]
-    yield "generator", (picture for _ in range(2))
+    yield "generator", (image for _ in range(2))
     server.shutdown()
 
 
-def test_pipeline_takes_pictures_in_every_form(checkpoint, picture, tmp_path):
-    """Files, pictures, addresses; one by one, in lists, from a generator, in batches: always the same label map."""
+def test_pipeline_takes_images_in_every_form(checkpoint, image, tmp_path):
+    """Files, images, addresses; one by one, in lists, from a generator, in batches: always the same label map."""
     segmenter = pipeline("image-segmentation", model=str(checkpoint))
-    expected = label_map_of(segmenter(picture), picture.size)
-    for form, given in pipelines_inputs(picture, tmp_path):
+    expected = label_map_of(segmenter(image), image.size)
+    for form, given in pipelines_inputs(image, tmp_path):
         many = not isinstance(given, str | PIL.Image.Image)
         for batch_size in (1, 2) if isinstance(given, list) else (1,):
             results = list(segmenter(given, batch_size=batch_size))
             for segments in results if many else [results]:
-                assert np.array_equal(label_map_of(segments, picture.size), expected), (form, batch_size)
+                assert np.array_equal(label_map_of(segments, image.size), expected), (form, batch_size)
             assert len(results) == 2 or not many
 
 
-def test_pipeline_on_a_device_in_another_dtype(checkpoint, picture):
+def test_pipeline_on_a_device_in_another_dtype(checkpoint, image):
     plain = pipeline("image-segmentation", model=str(checkpoint))
     segmenter = pipeline("image-segmentation", model=str(checkpoint), device="cpu", dtype=torch.bfloat16)
     assert segmenter.model.dtype == torch.bfloat16 and segmenter.device.type == "cpu"
-    same = label_map_of(segmenter(picture), picture.size) == label_map_of(plain(picture), picture.size)
+    same = label_map_of(segmenter(image), image.size) == label_map_of(plain(image), image.size)
     assert 0.9 < same.mean() < 1  # rounded, so not all the same; were dtype ignored, all would be
 
 
-def test_pipeline_sees_pictures_as_a_person_does(checkpoint, picture, tmp_path):
+def test_pipeline_sees_images_as_a_person_does(checkpoint, image, tmp_path):
     """What predict.py makes of each file, pixel by pixel: grey, 16 bits, CMYK, transparent, turned by EXIF, tiny, long."""
-    grey, exif = np.array(picture.convert("L")), PIL.Image.Exif()
+    grey, exif = np.array(image.convert("L")), PIL.Image.Exif()
     exif[0x0112] = 6
-    clear = picture.convert("RGBA")
+    clear = image.convert("RGBA")
     clear.putalpha(PIL.Image.fromarray(np.where(np.arange(71) < 40, 0, 255).astype(np.uint8)[None].repeat(53, 0)))
     kinds = {
         "grey.png": PIL.Image.fromarray(grey),
         "deep.png": PIL.Image.fromarray(grey.astype(np.uint16) * 257),
-        "print.jpg": picture.convert("CMYK"),
+        "print.jpg": image.convert("CMYK"),
         "clear.png": clear,
-        "tiny.png": picture.crop((0, 0, 1, 1)),
-        "long.png": picture.resize((3000, 5)),
+        "tiny.png": image.crop((0, 0, 1, 1)),
+        "long.png": image.resize((3000, 5)),
     }
     for name, image in kinds.items():
         image.save(tmp_path / name)
-    picture.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "turned.jpg", exif=exif)
     segmenter = pipeline("image-segmentation", model=str(checkpoint))
     maps = {}
     for path in [*(tmp_path / name for name in kinds), tmp_path / "turned.jpg"]:
@@ -149,7 +149,7 @@ def test_pipeline_sees_pictures_as_a_person_does(checkpoint, picture, tmp_path):
     assert np.array_equal(maps["deep.png"], maps["grey.png"])
     white = clear.copy()
     white.paste("white", mask=PIL.ImageChops.invert(clear.getchannel("A")))
-    assert np.array_equal(maps["clear.png"], label_map_of(segmenter(white.convert("RGB")), picture.size))
+    assert np.array_equal(maps["clear.png"], label_map_of(segmenter(white.convert("RGB")), image.size))
 
 
 def test_pipeline_of_other_models_is_transformers_own():
@@ -165,28 +165,28 @@ def test_pipeline_of_other_models_is_transformers_own():
 
 
 @pytest.mark.slow
-def test_without_this_package(checkpoint, picture, tmp_path):
+def test_without_this_package(checkpoint, image, tmp_path):
     """A fresh process in which revhrnet_hf cannot be imported loads the folder's own code and computes the same bits."""
-    picture.save(tmp_path / "picture.png")
+    image.save(tmp_path / "image.png")
     program = """
 import sys
 sys.modules["revhrnet_hf"] = None  # as if it were not installed: importing it is an ImportError
 import numpy, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
-folder, picture, out = sys.argv[1:]
+folder, image, out = sys.argv[1:]
 model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True).train()
 assert not any(p.requires_grad for p in model.revhrnet.backbone.parameters())
 assert not model.revhrnet.backbone.training
 processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 with torch.no_grad():
-    logits = model.eval()(**processor(Image.open(picture), return_tensors="pt")).logits
-segments = pipeline("image-segmentation", model=folder, trust_remote_code=True)(picture)
+    logits = model.eval()(**processor(Image.open(image), return_tensors="pt")).logits
+segments = pipeline("image-segmentation", model=folder, trust_remote_code=True)(image)
 maps = {segment["label"]: numpy.array(segment["mask"]) for segment in segments}
 numpy.savez(out, logits=logits.numpy(), **maps)
 assert type(model).__module__.startswith("transformers_modules")
 """
-    command = [sys.executable, "-c", program, checkpoint, tmp_path / "picture.png", tmp_path / "out.npz"]
+    command = [sys.executable, "-c", program, checkpoint, tmp_path / "image.png", tmp_path / "out.npz"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert finished.returncode == 0, finished.stderr
@@ -194,11 +194,11 @@ assert type(model).__module__.startswith("transformers_modules")
     model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     with torch.no_grad():
-        logits = model(**processor(picture, return_tensors="pt")).logits
+        logits = model(**processor(image, return_tensors="pt")).logits
     theirs = np.load(tmp_path / "out.npz")
     assert np.array_equal(theirs["logits"], logits.numpy())
     segments = [{"label": name, "mask": theirs[name]} for name in theirs.files if name != "logits"]
-    assert np.array_equal(label_map_of(segments, picture.size), predict_label_maps(model, processor, [picture])[0])
+    assert np.array_equal(label_map_of(segments, image.size), predict_label_maps(model, processor, [image])[0])
 
 
 def test_checkpoint_folder(checkpoint):

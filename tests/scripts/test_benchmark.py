@@ -58,7 +58,7 @@ def test_growth_and_guide(tmp_path):
         "whole": [0.004096, 0.016384], "windows": [0.004096, 0.016384], "batch": [1, 2], "classes": [5, 9],
     }  # fmt: skip
     one, two = (row["saved GiB"] for row in growth["batch"])
-    # Twice the pictures keep twice the bytes, but for the BatchNorms' statistics.
+    # Twice the images keep twice the bytes, but for the BatchNorms' statistics.
     assert two / one == pytest.approx(2, rel=0.05)
     assert not plot or plot[1].stat().st_size > 10_000
     sizes = ["--gib", 2, 4, "--crop", 256, 512, "--recompute", "norms"]
@@ -68,12 +68,12 @@ def test_growth_and_guide(tmp_path):
     (row,) = result["guide"]
     assert result["measured"] is False
     said, _, heads, line, cells = done.stdout.splitlines()  # Markdown, as docs/memory.md has it
-    assert said.startswith("Computed: most pictures of 256×512")
+    assert said.startswith("Computed: most images of 256×512")
     assert (heads, line) == ("| network, recompute | 2 GiB | 4 GiB |", "| --- | ---: | ---: |")
     assert cells.startswith("| tiny-rev, norms | ") and cells.count("|") == 4
     for fit in row["fits"]:
-        pictures = (fit["GiB"] - row["fixed GiB"]) / row["picture GiB"]
-        assert fit["batch"] <= pictures < fit["batch"] + 1
+        images = (fit["GiB"] - row["fixed GiB"]) / row["image GiB"]
+        assert fit["batch"] <= images < fit["batch"] + 1
 
 
 @pytest.mark.slow
@@ -100,6 +100,6 @@ def test_loop_and_data(tmp_path):
     assert [result[what]["count"] for what in ("training", "evaluation")] == [4, 3]
     assert all(result[what]["median_ratio"] > 0 for what in ("training", "evaluation"))
 
-    done = run("data", "--dataset", "cityscapes", "--pictures", 2, "--rounds", 1, "--output", tmp_path / "data")
+    done = run("data", "--dataset", "cityscapes", "--images", 2, "--rounds", 1, "--output", tmp_path / "data")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "data").read_text())["data"][0]["median_ratio"] > 0

@@ -37,8 +37,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pictures") / "street.png"
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "street.png"
     [scene] = draw_scenes("val", 1, (90, 140), seed=0)
     Image.fromarray(scene.image).save(path)
     return path
@@ -50,12 +50,12 @@ def segmenter(tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_checkpoint, picture):
-    """What `segment` says of the picture: whole, and in windows of 64 × 64."""
+def expected(tiny_checkpoint, image):
+    """What `segment` says of the image: whole, and in windows of 64 × 64."""
     model, image_processor = load_checkpoint(tiny_checkpoint)
     settings = {WHOLE: InferenceSettings(), SLIDING: InferenceSettings(window=(64, 64))}
-    image = read_image(picture)
-    found = {how: segment(model, image_processor, image, each, return_confidence=True) for how, each in settings.items()}
+    rgb = read_image(image)
+    found = {how: segment(model, image_processor, rgb, each, return_confidence=True) for how, each in settings.items()}
     assert len(np.unique(found[WHOLE].label_map)) > 2  # else little would be proved
     assert (found[WHOLE].label_map != found[SLIDING].label_map).mean() > 0.01
     return found
@@ -130,18 +130,18 @@ class Page:
         return self.find("body")[0].text
 
     def upload(self, path):
-        clear = self.find('#picture button[aria-label="Clear"], #picture button[title="Clear"]')
+        clear = self.find('#image button[aria-label="Clear"], #image button[title="Clear"]')
         if clear:
             clear[0].click()
-        self.wait(lambda: self.find("#picture input[type=file]"))
-        self.find("#picture input[type=file]")[0].send_keys(str(path))
+        self.wait(lambda: self.find("#image input[type=file]"))
+        self.find("#image input[type=file]")[0].send_keys(str(path))
 
     def legend(self):
         rows = [row.find_elements("css selector", "th, td:last-child") for row in self.find(".seg-legend tr")]
         return [tuple(cell.text for cell in row) for row in rows]
 
     def point(self, across, down):
-        """Move the pointer to a share of the shown picture's width and height; what the page then says there."""
+        """Move the pointer to a share of the shown image's width and height; what the page then says there."""
         from selenium.webdriver.common.action_chains import ActionChains
 
         [stack] = self.find(".seg-stack")
@@ -165,13 +165,13 @@ class Page:
 
 
 @pytest.mark.slow
-def test_in_a_browser(tiny_checkpoint, picture, expected, browser, serving, tmp_path):
+def test_in_a_browser(tiny_checkpoint, image, expected, browser, serving, tmp_path):
     address = serving([sys.executable, SCRIPT, tiny_checkpoint])
     page = Page(browser, address)
-    page.wait(lambda: page.find("#picture input[type=file]"))
+    page.wait(lambda: page.find("#image input[type=file]"))
 
-    # A picture: legend, values under the pointer, label map.
-    page.upload(picture)
+    # An image: legend, values under the pointer, label map.
+    page.upload(image)
     page.wait(lambda: page.legend())
     whole, map_shape = expected[WHOLE], expected[WHOLE].label_map.shape
     assert page.legend() == shares(whole.label_map)
@@ -200,9 +200,9 @@ def test_in_a_browser(tiny_checkpoint, picture, expected, browser, serving, tmp_
     page.find("#segment")[0].click()
     page.wait(lambda: page.legend() == shares(expected[SLIDING].label_map))
 
-    # Files that are no pictures, or too large.
+    # Files that are no images, or too large.
     broken = tmp_path / "broken.png"
-    broken.write_bytes(picture.read_bytes()[:100])
+    broken.write_bytes(image.read_bytes()[:100])
     page.upload(broken)
     page.wait(lambda: page.find(".seg-error"))
     said = page.find(".seg-error")[0].text
@@ -216,12 +216,12 @@ def test_in_a_browser(tiny_checkpoint, picture, expected, browser, serving, tmp_
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     )
     browser.get(address)
-    page.wait(lambda: page.find("#picture input[type=file]"))
-    page.upload(picture)
+    page.wait(lambda: page.find("#image input[type=file]"))
+    page.upload(image)
     page.wait(lambda: page.legend() == shares(whole.label_map))
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     assert page.find(".seg-stack")[0].rect["width"] > 280
-    assert page.find("#picture")[0].location["y"] < page.find(".seg-stack")[0].location["y"] < page.find("#how")[0].location["y"]
+    assert page.find("#image")[0].location["y"] < page.find(".seg-stack")[0].location["y"] < page.find("#how")[0].location["y"]
     assert page.foreign_requests() == []
 
 
@@ -230,8 +230,8 @@ def answer(segmenter, path, how=WHOLE, edges=(64, 64)):
     return said
 
 
-def test_names_are_text_and_the_label_map_is_there(segmenter, picture, expected):
-    said = answer(segmenter, picture)
+def test_names_are_text_and_the_label_map_is_there(segmenter, image, expected):
+    said = answer(segmenter, image)
     assert html.escape(NAMES[1]) in said and NAMES[1] not in said
     [url] = re.findall(r'download="street_labels.png" href="([^"]+)"', said)
     label_map = downloaded(url)
@@ -239,7 +239,7 @@ def test_names_are_text_and_the_label_map_is_there(segmenter, picture, expected)
     np.testing.assert_array_equal(np.array(label_map.getpalette()[:12]).reshape(4, 3), segmenter.palette)
 
 
-def test_pictures_of_every_kind_are_seen_as_a_person_sees_them(segmenter, tmp_path):
+def test_images_of_every_kind_are_seen_as_a_person_sees_them(segmenter, tmp_path):
     grey = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -262,16 +262,16 @@ def test_pictures_of_every_kind_are_seen_as_a_person_sees_them(segmenter, tmp_pa
     assert maps["wide"].shape == (40, 3000)
 
 
-def test_what_cannot_be_shown_is_said_on_the_page(segmenter, picture, tmp_path, monkeypatch):
-    (tmp_path / "notes.png").write_text("not a picture")
+def test_what_cannot_be_shown_is_said_on_the_page(segmenter, image, tmp_path, monkeypatch):
+    (tmp_path / "notes.png").write_text("not an image")
     said = answer(segmenter, tmp_path / "notes.png")
     assert 'role="alert"' in said and "notes.png" in said and str(tmp_path) not in said
     monkeypatch.setattr(demo_page, "MOST_MEGAPIXELS", 0.01)
-    assert "0 megapixels; this page takes up to 0.01" in answer(segmenter, picture)
-    assert "give the window a height and a width" in answer(segmenter, picture, SLIDING, (None, 64))
+    assert "0 megapixels; this page takes up to 0.01" in answer(segmenter, image)
+    assert "give the window a height and a width" in answer(segmenter, image, SLIDING, (None, 64))
 
 
-def test_a_visitor_gets_a_share_of_the_server_only(segmenter, picture, tmp_path, monkeypatch):
+def test_a_visitor_gets_a_share_of_the_server_only(segmenter, image, tmp_path, monkeypatch):
     """Pixels, edges, windows and time have limits, and a large image is shown to the network at a smaller size."""
     assert demo_page.MOST_MEGAPIXELS <= 64 and demo_page.MOST_MEGABYTES <= 64
     Image.new("1", (demo_page.MOST_EDGE + 1, 1)).save(tmp_path / "long.png")
@@ -293,7 +293,7 @@ def test_a_visitor_gets_a_share_of_the_server_only(segmenter, picture, tmp_path,
     assert downloaded(re.search(r'href="(data:image/png[^"]+)', said)[1]).size == (1000, 700)
 
     monkeypatch.setattr(demo_page, "MOST_SECONDS", -1)
-    assert "took longer than the -1 s" in answer(segmenter, picture)
+    assert "took longer than the -1 s" in answer(segmenter, image)
     assert not segmenter.model._forward_pre_hooks
 
 
@@ -331,7 +331,7 @@ def parse_arguments_of_demo(arguments):
 
 
 def test_a_download_has_an_escaped_name(segmenter, tmp_path):
-    path = tmp_path / "a\"><img src=x onerror=alert(1)>.png"
+    path = tmp_path / 'a"><img src=x onerror=alert(1)>.png'
     Image.new("RGB", (40, 30)).save(path)
     said = answer(segmenter, path)
     assert "<img src=x" not in said and html.escape(path.stem) in said
@@ -441,13 +441,13 @@ def test_errors_of_the_command(tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_space_runs_on_its_own(tiny_checkpoint, picture, serving, tmp_path):
+def test_space_runs_on_its_own(tiny_checkpoint, image, serving, tmp_path):
     space, checkpoint = tmp_path / "space", shutil.copytree(tiny_checkpoint, tmp_path / "my_run" / "last")
-    # What is not for others: what a run needs to go on, and pictures of the data set.
+    # What is not for others: what a run needs to go on, and images of the dataset.
     (checkpoint / "scores_camvid_val_worst").mkdir()
     for name in ("optimizer.safetensors", "training_state.json", "scores_camvid_val_worst/001_a.png"):
-        shutil.copyfile(picture, checkpoint / name)
-    export_space(space, [checkpoint], [picture])
+        shutil.copyfile(image, checkpoint / name)
+    export_space(space, [checkpoint], [image])
     copied = {path.name for path in (space / "checkpoints" / "1" / "my_run" / "last").iterdir() if not path.is_symlink()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= copied
     assert not copied & {"optimizer.safetensors", "training_state.json", "scores_camvid_val_worst"}

@@ -1,4 +1,4 @@
-"""The command as a user gives it, on small data sets; scores against torchmetrics, the pipeline and the owners' programs."""
+"""The command as a user gives it, on small datasets; scores against torchmetrics, the pipeline and the publishers' programs."""
 
 import csv
 import importlib.util
@@ -86,22 +86,22 @@ def test_scores_are_those_of_pipeline_and_torchmetrics(script, checkpoint, camvi
 
     segment = pipeline("image-segmentation", model=str(checkpoint), device="cpu")
     expected = torch.zeros(11, 11, dtype=torch.int64)
-    for picture in sorted((camvid / "val").iterdir()):
+    for image in sorted((camvid / "val").iterdir()):
         prediction = torch.empty(36, 52, dtype=torch.int64)
-        for part in segment(str(picture)):
+        for part in segment(str(image)):
             prediction[torch.from_numpy(np.array(part["mask"])) == 255] = SPACE.label2id[part["label"]]
-        reference = torch.from_numpy(np.array(PIL.Image.open(camvid / "valannot" / picture.name))).long()
+        reference = torch.from_numpy(np.array(PIL.Image.open(camvid / "valannot" / image.name))).long()
         expected += multiclass_confusion_matrix(prediction, reference, 11, ignore_index=11)
     assert record["confusion_matrix"] == expected.tolist()
     assert record["scores"]["overall_accuracy"] == pytest.approx((expected.trace() / expected.sum()).item(), rel=1e-6)
     assert record["class_names"] == list(SPACE.names)
-    assert record["pictures"] == 6
+    assert record["images"] == 6
     assert (record["dataset"], record["split"]) == ("camvid", "val")
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
     printed = capsys.readouterr().out
     assert f"{100 * record['scores']['mean_iou']:.2f}" in printed
-    assert "pictures: 6" in printed
+    assert "images: 6" in printed
     assert all(name in printed for name in SPACE.names)
     assert not list(tmp_path.glob(".*")), "the records of an evaluation that is finished are taken away"
     with output.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
@@ -114,7 +114,7 @@ def test_scores_are_those_of_pipeline_and_torchmetrics(script, checkpoint, camvi
     assert low < record["scores"]["mean_iou"] < high
 
 
-def test_same_pictures_stored_elsewhere_give_the_same(script, checkpoint, camvid, tmp_path):
+def test_same_images_stored_elsewhere_give_the_same(script, checkpoint, camvid, tmp_path):
     """As a folder of one's own, and saved by `datasets` with other columns."""
     (tmp_path / "own" / "val").mkdir(parents=True)
     (tmp_path / "own" / "val" / "images").symlink_to(camvid / "val")
@@ -197,7 +197,7 @@ def test_windows_scales_and_all_that_can_be_written(script, checkpoint, camvid, 
 
 
 def test_another_librarys_model(script, camvid, tmp_path):
-    """An UperNet, whose image processor makes squares of the pictures."""
+    """An UperNet, whose image processor makes squares of the images."""
     torch.manual_seed(0)
     backbone = ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage1", "stage2", "stage3", "stage4"])
     config = UperNetConfig(
@@ -209,9 +209,9 @@ def test_another_librarys_model(script, camvid, tmp_path):
     record = json.loads((tmp_path / "upernet" / "scores_camvid_val.json").read_text(encoding="utf-8"))
     expected = 0
     segment_with = pipeline("image-segmentation", model=str(tmp_path / "upernet"), device="cpu")
-    for picture in (camvid / "val").iterdir():
-        truth = np.array(PIL.Image.open(camvid / "valannot" / picture.name))
-        for part in segment_with(str(picture)):
+    for image in (camvid / "val").iterdir():
+        truth = np.array(PIL.Image.open(camvid / "valannot" / image.name))
+        for part in segment_with(str(image)):
             expected += int(((np.array(part["mask"]) == 255) & (truth == SPACE.label2id[part["label"]])).sum())
     assert np.trace(record["confusion_matrix"]) == expected
 
@@ -224,13 +224,13 @@ def test_what_was_interrupted_goes_on(script, checkpoint, camvid, tmp_path, monk
     whole, output = tmp_path / "whole.json", tmp_path / "scores.json"
     script.main(arguments(checkpoint, camvid, "--output", whole))
     seen = []
-    record_picture = script.Recorder.record
+    record_image = script.Recorder.record
 
-    def record(self, picture):
+    def record(self, image):
         if len(seen) == 4:
             raise Stop
-        seen.append(picture.image_id)
-        return record_picture(self, picture)
+        seen.append(image.image_id)
+        return record_image(self, image)
 
     monkeypatch.setattr(script.Recorder, "record", record)
     with pytest.raises(Stop):
@@ -259,15 +259,15 @@ def test_what_was_interrupted_goes_on(script, checkpoint, camvid, tmp_path, monk
 def test_two_evaluations_in_one_folder_at_once(script, camvid, tmp_path, monkeypatch):
     """In the middle of one, another begins and ends; then the first is interrupted, and resumed while a third is unfinished."""
     checkpoint = save_checkpoint(tmp_path / "model", SPACE.id2label)
-    record_picture, seen = script.Recorder.record, []
+    record_image, seen = script.Recorder.record, []
 
-    def record(self, picture):
-        seen.append(picture.image_id)
+    def record(self, image):
+        seen.append(image.image_id)
         if len(seen) == 3:
             script.main(arguments(checkpoint, camvid, "--flip"))
         if len(seen) == 12:
             raise Stop
-        return record_picture(self, picture)
+        return record_image(self, image)
 
     monkeypatch.setattr(script.Recorder, "record", record)
     with pytest.raises(Stop):
@@ -283,7 +283,7 @@ def test_two_evaluations_in_one_folder_at_once(script, camvid, tmp_path, monkeyp
     assert seen[13:] == ["2", "3", "4", "5"]
     names = ["scores_camvid_val", "scores_camvid_val_flip", "scores_camvid_val_scales1.5"]
     assert sorted(file.stem for file in checkpoint.glob("scores*.json")) == names and not list(checkpoint.glob(".*"))
-    monkeypatch.setattr(script.Recorder, "record", record_picture)
+    monkeypatch.setattr(script.Recorder, "record", record_image)
     alone = tmp_path / "alone.json"
     script.main(arguments(checkpoint, camvid, "--output", alone))
     assert alone.read_bytes() == (checkpoint / "scores_camvid_val.json").read_bytes()
@@ -336,7 +336,7 @@ def test_no_evaluation_overwrites_another(script, camvid, tmp_path, capsys):
     assert sorted(file.stem for file in checkpoint.glob("scores*.json")) == sorted(ways)
     assert "replaced" not in capsys.readouterr().out
     card = (checkpoint / "README.md").read_text(encoding="utf-8")
-    rows = [line for line in card.splitlines() if " val (6 pictures) | " in line]
+    rows = [line for line in card.splitlines() if " val (6 images) | " in line]
     assert len(rows) == len(ways) == len(set(rows))
     names = {json.loads(file.read_text(encoding="utf-8"))["dataset"] for file in checkpoint.glob("scores*.json")}
     assert names == {"camvid", "photos", "evening"}
@@ -427,13 +427,13 @@ def test_label_tables_of_the_same_name_are_not_taken_for_the_same(script, checkp
 
 def test_an_evaluation_of_edited_label_maps_is_not_resumed(script, checkpoint, camvid, tmp_path, monkeypatch):
     data = Path(shutil.copytree(camvid, tmp_path / "data"))
-    record_picture, seen = script.Recorder.record, []
+    record_image, seen = script.Recorder.record, []
 
-    def record(self, picture):
+    def record(self, image):
         if len(seen) == 2:
             raise Stop
-        seen.append(picture.image_id)
-        return record_picture(self, picture)
+        seen.append(image.image_id)
+        return record_image(self, image)
 
     monkeypatch.setattr(script.Recorder, "record", record)
     given = arguments(checkpoint, data, "--output", tmp_path / "scores.json")
@@ -470,7 +470,7 @@ def test_a_dataset_that_was_mixed_in_is_scored_by_its_own_classes(script, tmp_pa
 
 
 def test_cityscapes_own_scores(script, tmp_path, monkeypatch):
-    """The files of a submission go through the owner's program; it must find them by their names."""
+    """The files of a submission go through the publisher's program; it must find them by their names."""
     write_cityscapes(tmp_path / "data", {"val": 4}, size=(64, 128))
     checkpoint = save_checkpoint(tmp_path / "model", get_label_space("cityscapes").id2label)
     given = ["--dataset", "cityscapes", "--data_dir", tmp_path / "data", "--submission", tmp_path / "sub"]
@@ -496,7 +496,7 @@ def test_cityscapes_own_scores(script, tmp_path, monkeypatch):
 
 
 def hide_labels(data, split, name):
-    """The split's pictures as a test split: under another name, without label maps."""
+    """The split's images as a test split: under another name, without label maps."""
     if name == "cityscapes":
         shutil.move(data / "leftImg8bit" / split, data / "leftImg8bit" / "test")
     elif name == "mapillary_vistas":
@@ -523,7 +523,7 @@ def test_submission_of_a_split_without_labels(script, name, write, label_space, 
     space = get_label_space(label_space)
     checkpoint = save_checkpoint(tmp_path / "model", space.id2label)
     given = arguments(checkpoint, tmp_path, "--dataset", name, "--data_dir", tmp_path / "data", "--split", "test")
-    with pytest.raises(DataError, match="'test' has no label maps, its owner keeps them"):
+    with pytest.raises(DataError, match="'test' has no label maps, its publisher keeps them"):
         script.main(given)
     script.main([*given, "--submission", str(tmp_path / "sub"), "--output", str(tmp_path / "scores.json")])
     assert "submission: 2 label maps" in capsys.readouterr().out
@@ -557,7 +557,7 @@ def test_a_submission_that_does_not_fit_is_not_called_done(script, checkpoint, c
     form.check(tmp_path / "sub", sizes)
     good = files[0].read_bytes()
     for damage, message in (
-        (lambda file: PIL.Image.open(file).resize((9, 9), 0).save(file), r"is 9×9, mode P, but its picture"),
+        (lambda file: PIL.Image.open(file).resize((9, 9), 0).save(file), r"is 9×9, mode P, but its image"),
         (lambda file: PIL.Image.open(file).convert("RGB").save(file), "mode RGB"),
         (lambda file: PIL.Image.fromarray(np.full(sizes[file.stem], 99, np.uint8)).convert("P").save(file), "holds the id 99"),
         (lambda file: file.write_bytes(good[:40]), "cannot be read"),
@@ -569,7 +569,7 @@ def test_a_submission_that_does_not_fit_is_not_called_done(script, checkpoint, c
         files[0].write_bytes(good)
     stray = files[0].with_name("stray.png")
     stray.write_bytes(good)
-    with pytest.raises(DataError, match=r"stray.png \(1 such\) belongs to no picture"):
+    with pytest.raises(DataError, match=r"stray.png \(1 such\) belongs to no image"):
         form.check(tmp_path / "sub", sizes)
 
 

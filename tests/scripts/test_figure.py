@@ -72,7 +72,7 @@ def camvid(tmp_path_factory):
 
 
 def panels(drawn):
-    """Pixels of the panels in drawing order: picture, then row by row."""
+    """Pixels of the panels in drawing order: image, then row by row."""
     return [axes.get_images()[0].get_array() for axes in drawn.axes]
 
 
@@ -85,14 +85,14 @@ def test_compare(figure, checkpoints, camvid, tmp_path):
     arguments = ["compare", *checkpoints, *map(str, files), "-o", str(tmp_path / "fig.png")]
     drawn = figure.draw_comparison(figure.parse_arguments(arguments))
     shown = panels(drawn)
-    # A picture; RevHRNet: prediction and strides 4 to 32; HRNetV2: prediction and strides 2 to 32. Twice.
+    # An image; RevHRNet: prediction and strides 4 to 32; HRNetV2: prediction and strides 2 to 32. Twice.
     assert len(shown) == 2 * (1 + 5 + 6)
     for place, file in enumerate(files):
-        picture = Image.open(file).convert("RGB")
+        image = Image.open(file).convert("RGB")
         block = shown[12 * place : 12 * (place + 1)]
-        assert np.array_equal(block[0], np.asarray(picture))
+        assert np.array_equal(block[0], np.asarray(image))
         for start, checkpoint in ((1, checkpoints[0]), (6, checkpoints[1])):
-            [label_map] = predict_label_maps(*load_checkpoint(checkpoint), [picture])
+            [label_map] = predict_label_maps(*load_checkpoint(checkpoint), [image])
             assert np.array_equal(block[start], np.asarray(colourise(label_map, SPACE.colours)))  # one palette for both
         assert [x.shape for x in block[2:6]] == [(24, 32, 3), (12, 16, 3), (6, 8, 3), (3, 4, 3)]
         assert block[7].shape == (48, 64, 3)
@@ -134,17 +134,17 @@ def test_errors_in_the_datasets_own_classes(figure, camvid, tmp_path):
 
 
 def test_compare_refuses_other_classes(figure, checkpoints, camvid, tmp_path):
-    picture = str(next((camvid / "val").iterdir()))
+    image = str(next((camvid / "val").iterdir()))
     fewer = rev(tmp_path / "fewer", id2label={0: "road", 1: "sky"}, palette=None)
     other = rev(tmp_path / "other", id2label={**SPACE.id2label, 3: "Water"})
     for checkpoint, said in ((fewer, "has 2 classes .* has 11 "), (other, "class 3 is 'Water' in the checkpoint, but 'Road'")):
         with pytest.raises(CheckpointError, match=said):
-            figure.main(["compare", checkpoints[0], checkpoint, picture, "-o", str(tmp_path / "fig.png")])
+            figure.main(["compare", checkpoints[0], checkpoint, image, "-o", str(tmp_path / "fig.png")])
     gap = rev(tmp_path / "gap", id2label={0: "road", 1: "sky"}, palette=None)
     config = Path(gap) / "config.json"
     config.write_text(config.read_text().replace('"0": "road"', '"2": "road"'))
     with pytest.raises(CheckpointError, match="id2label must have the ids 0 to 1"):
-        figure.main(["overlay", gap, picture, "-o", str(tmp_path / "fig.png")])
+        figure.main(["overlay", gap, image, "-o", str(tmp_path / "fig.png")])
     assert not (tmp_path / "fig.png").exists()
 
 
@@ -152,9 +152,9 @@ def test_errors(figure, checkpoints, camvid, tmp_path):
     arguments = ["errors", checkpoints[0], "--dataset", "camvid", "--data_dir", str(camvid), "-o", str(tmp_path / "e.png")]
     row = next(row for row in load_segmentation_dataset("camvid", camvid, "val") if 255 in np.array(row["label_map"]))
     drawn = figure.draw_errors(figure.parse_arguments([*arguments, "--image_ids", row["image_id"]]))
-    picture, truth, _, judged = panels(drawn)
+    image, truth, _, judged = panels(drawn)
     label_map = np.array(row["label_map"])
-    assert np.array_equal(picture, np.asarray(row["image"]))
+    assert np.array_equal(image, np.asarray(row["image"]))
     assert np.array_equal(truth, np.asarray(colourise(label_map, SPACE.colours)))
     [predicted] = predict_label_maps(*load_checkpoint(checkpoints[0]), [row["image"]])
     right, ignored = predicted == label_map, label_map == 255
@@ -163,14 +163,14 @@ def test_errors(figure, checkpoints, camvid, tmp_path):
     assert np.array_equal((judged == JUDGEMENTS["wrong"]).all(-1), ~right & ~ignored)
     assert np.array_equal((judged == (0, 0, 0)).all(-1), ignored)
     assert f"{100 * right.sum() / (~ignored).sum():.1f} % of the labelled pixels" in text_of(drawn)
-    with pytest.raises(DataError, match="no picture 'absent'"):
+    with pytest.raises(DataError, match="no image 'absent'"):
         figure.main([*arguments, "--image_ids", "absent"])
     figure.main([*arguments, "--count", "2"])
     assert Image.open(tmp_path / "e.png").width > 1000
 
 
 def test_confusion(figure, tmp_path):
-    record = {"checkpoint": "best", "dataset": "camvid", "split": "val", "pictures": 2, "class_names": ["road", "sky", "car"]}
+    record = {"checkpoint": "best", "dataset": "camvid", "split": "val", "images": 2, "class_names": ["road", "sky", "car"]}
     record["confusion_matrix"] = [[75, 25, 0], [0, 10, 0], [0, 0, 0]]
     (tmp_path / "scores.json").write_text(json.dumps(record))
     drawn = figure.draw_confusion(figure.parse_arguments(["confusion", str(tmp_path / "scores.json"), "-o", "x.png"]))
@@ -191,7 +191,7 @@ def test_legend_and_overlay(figure, checkpoints, camvid, tmp_path):
         colours = [np.round(np.multiply(patch.get_facecolor()[:3], 255)) for patch in drawn.legends[0].get_patches()]
         assert np.array_equal(colours, SPACE.colours)
     figure.main(["overlay", checkpoints[0], str(camvid / "val"), "-o", str(tmp_path / "o.png")])
-    assert Image.open(tmp_path / "o.png").height > 1000  # three pictures
+    assert Image.open(tmp_path / "o.png").height > 1000  # three images
     with pytest.raises(RecipeError, match="there already"):
         figure.main(["overlay", checkpoints[0], str(camvid / "val"), "-o", str(tmp_path / "o.png")])
     with pytest.raises(RecipeError, match=r"written as \.png or \.pdf"):

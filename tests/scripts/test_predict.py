@@ -70,30 +70,30 @@ def revhrnet(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / "street.png"
     values = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     Image.fromarray(values).resize((75, 50), Image.Resampling.NEAREST).save(path)
     return path
 
 
-def pipelines_label_map(checkpoint, picture):
-    """What Transformers' own pipeline says of the picture, as ids."""
-    label_map = np.full((picture.height, picture.width), 255)
-    for part in pipeline("image-segmentation", model=checkpoint, device="cpu")(picture):
+def pipelines_label_map(checkpoint, image):
+    """What Transformers' own pipeline says of the image, as ids."""
+    label_map = np.full((image.height, image.width), 255)
+    for part in pipeline("image-segmentation", model=checkpoint, device="cpu")(image):
         label_map[np.asarray(part["mask"]) > 0] = NAMES.index(part["label"])
     return label_map
 
 
 @pytest.mark.parametrize("model", ["segformer", "revhrnet"])
-def test_label_map_is_the_pipelines(predict, request, model, picture, tmp_path, capsys):
+def test_label_map_is_the_pipelines(predict, request, model, image, tmp_path, capsys):
     checkpoint = request.getfixturevalue(model)
     out = tmp_path / "out"
-    predict.main([checkpoint, str(picture), "--output_dir", str(out)])
+    predict.main([checkpoint, str(image), "--output_dir", str(out)])
     assert sorted(path.name for path in out.iterdir()) == ["street_labels.png", "street_overlay.png"]
     labels = Image.open(out / "street_labels.png")
     assert (labels.mode, labels.size) == ("P", (75, 50))
-    expected = pipelines_label_map(checkpoint, Image.open(picture))
+    expected = pipelines_label_map(checkpoint, Image.open(image))
     assert len(np.unique(expected)) > 1  # a map of one class would prove little
     np.testing.assert_array_equal(np.asarray(labels), expected)
 
@@ -102,7 +102,7 @@ def test_label_map_is_the_pipelines(predict, request, model, picture, tmp_path, 
     palette = np.array(labels.getpalette()).reshape(-1, 3)
     if model == "revhrnet":
         np.testing.assert_array_equal(palette[:4], PALETTE)
-    mixed = (np.asarray(Image.open(picture)).astype(int) + palette[expected]) / 2
+    mixed = (np.asarray(Image.open(image)).astype(int) + palette[expected]) / 2
     np.testing.assert_allclose(np.asarray(overlay)[:50, :75], mixed, atol=1)
 
     printed = capsys.readouterr().out
@@ -112,19 +112,19 @@ def test_label_map_is_the_pipelines(predict, request, model, picture, tmp_path, 
         assert float(line.split()[1]) == pytest.approx(100 * (expected == index).mean(), abs=0.051)
 
 
-def test_inference_options_are_evaluations(predict, revhrnet, picture, tmp_path):
+def test_inference_options_are_evaluations(predict, revhrnet, image, tmp_path):
     given = ["--window", "32", "48", "--stride", "20", "30", "--scales", "0.8", "1.4", "--flip", "--batch_size", "2"]
-    predict.main([revhrnet, str(picture), "--output_dir", str(tmp_path / "out"), *given])
+    predict.main([revhrnet, str(image), "--output_dir", str(tmp_path / "out"), *given])
     settings = InferenceSettings((32, 48), (20, 30), (0.8, 1.4), flip=True, batch_size=2)
-    expected = segment(*load_checkpoint(revhrnet), Image.open(picture), settings).label_map
+    expected = segment(*load_checkpoint(revhrnet), Image.open(image), settings).label_map
     written = np.asarray(Image.open(tmp_path / "out" / "street_labels.png"))
     np.testing.assert_array_equal(written, expected)
     with pytest.raises(RecipeError, match="stride"):
-        predict.main([revhrnet, str(picture), "--output_dir", str(tmp_path / "other"), "--stride", "9", "9"])
+        predict.main([revhrnet, str(image), "--output_dir", str(tmp_path / "other"), "--stride", "9", "9"])
     assert not (tmp_path / "other").exists()
 
 
-def test_pictures_of_every_kind_get_maps_of_the_size_a_person_sees(predict, segformer, tmp_path):
+def test_images_of_every_kind_get_maps_of_the_size_a_person_sees(predict, segformer, tmp_path):
     folder, exif = tmp_path / "in", Image.Exif()
     folder.mkdir()
     exif[0x0112] = 6
@@ -135,18 +135,18 @@ def test_pictures_of_every_kind_get_maps_of_the_size_a_person_sees(predict, segf
     Image.new("RGBA", (30, 20)).save(folder / "clear.png")
     Image.new("CMYK", (30, 20)).save(folder / "print.jpg")
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
-    (folder / "readme.txt").write_text("not a picture")
+    (folder / "readme.txt").write_text("not an image")
     predict.main([segformer, str(folder), "--output_dir", str(tmp_path / "out")])
     sizes = {path.stem: Image.open(path).size for path in (tmp_path / "out").glob("*_labels.png")}
     plain = dict.fromkeys(["grey_labels", "deep_labels", "clear_labels", "print_labels"], (30, 20))
     assert sizes == plain | {"turned_labels": (20, 30), "dot_labels": (1, 1)}
-    # Sixteen bits show the same picture as eight, so they get the same label map.
+    # Sixteen bits show the same image as eight, so they get the same label map.
     one, other = (np.asarray(Image.open(tmp_path / "out" / f"{name}_labels.png")) for name in ("grey", "deep"))
     np.testing.assert_array_equal(one, other)
 
 
-def test_results_are_not_replaced_unless_asked(predict, segformer, picture, tmp_path):
-    arguments = [segformer, str(picture), "--output_dir", str(tmp_path / "out")]
+def test_results_are_not_replaced_unless_asked(predict, segformer, image, tmp_path):
+    arguments = [segformer, str(image), "--output_dir", str(tmp_path / "out")]
     predict.main(arguments)
     result = tmp_path / "out" / "street_labels.png"
     result.write_text("precious")
@@ -157,24 +157,24 @@ def test_results_are_not_replaced_unless_asked(predict, segformer, picture, tmp_
     assert Image.open(result).size == (75, 50)
 
 
-def test_two_pictures_of_one_name_are_an_error(predict, segformer, picture, tmp_path):
+def test_two_images_of_one_name_are_an_error(predict, segformer, image, tmp_path):
     namesake = tmp_path / "other" / "street.jpg"
     namesake.parent.mkdir()
     Image.new("RGB", (5, 5)).save(namesake)
     with pytest.raises(DataError, match=r"street\.png and .*street\.jpg would both"):
-        predict.main([segformer, str(picture), str(namesake), "--output_dir", str(tmp_path / "out")])
+        predict.main([segformer, str(image), str(namesake), "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_is_done(predict, segformer, picture, tmp_path, capsys):
+def test_what_cannot_be_read_is_named_and_the_rest_is_done(predict, segformer, image, tmp_path, capsys):
     folder, exif = tmp_path / "in", Image.Exif()
     folder.mkdir()
     exif[0x0112], exif[0x8769] = 6, {0x9003: "2024"}
-    lying = Image.open(picture).convert("RGB")
+    lying = Image.open(image).convert("RGB")
     malformed = exif.tobytes().replace(b"2024", b"\xff\xff\xff\xff").replace(b"\x03\x90\x02\x00", b"\x03\x90\x63\x00")
     lying.save(folder / "tagged.jpg", exif=malformed)
     lying.save(folder / "good.png")
-    (folder / "cut.png").write_bytes(picture.read_bytes()[:60])
+    (folder / "cut.png").write_bytes(image.read_bytes()[:60])
     (folder / "page.jpg").write_text("<html>not found</html>")
     (folder / "drawing.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (folder / "._tagged.jpg").write_bytes(b"\0\x05\x16\x07" + bytes(90))
@@ -196,10 +196,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(predict, segformer, p
     assert [line.split(" cannot be read")[0].rpartition("/")[2] for line in said] == unreadable
 
 
-def test_the_limit_on_pixels_is_an_option(predict, segformer, picture, tmp_path, monkeypatch, capsys):
+def test_the_limit_on_pixels_is_an_option(predict, segformer, image, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     monkeypatch.setenv("REVHRNET_MAX_MEGAPIXELS", "0.002")
-    arguments = [segformer, str(picture), "--output_dir", str(tmp_path / "out")]
+    arguments = [segformer, str(image), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(DataError, match="1 of 1 images could not be read"):
         predict.main(arguments)
     assert "--max_megapixels" in capsys.readouterr().err
@@ -208,19 +208,19 @@ def test_the_limit_on_pixels_is_an_option(predict, segformer, picture, tmp_path,
         predict.main([*arguments, "--max_megapixels", "0"])
 
 
-def test_bad_input_writes_nothing(predict, segformer, picture, tmp_path):
+def test_bad_input_writes_nothing(predict, segformer, image, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(picture.read_bytes()[:60])
+    broken.write_bytes(image.read_bytes()[:60])
     out = ["--output_dir", str(tmp_path / "out")]
     with pytest.raises(DataError, match=r"broken\.png"):
         predict.main([segformer, str(broken), *out])
     with pytest.raises(DataError, match="absent"):
         predict.main([segformer, str(tmp_path / "absent.png"), *out])
     with pytest.raises(CheckpointError, match="no_model"):
-        predict.main([str(tmp_path / "no_model"), str(picture), *out])
+        predict.main([str(tmp_path / "no_model"), str(image), *out])
     assert not (tmp_path / "out").exists()
     with pytest.raises(RecipeError, match="is a file"):
-        predict.main([segformer, str(picture), "--output_dir", str(picture)])
+        predict.main([segformer, str(image), "--output_dir", str(image)])
 
 
 def test_palette_must_fit_the_classes(predict):

@@ -21,9 +21,9 @@ def test_quickstart(tmp_path):
     assert result.returncode == 0, result.stderr
     before, after = (float(re.search(rf"epoch {epoch}: mIoU ([\d.]+)", result.stdout)[1]) for epoch in (0, 1))
     assert before < after
-    picture = PIL.Image.open(tmp_path / "out" / "predictions.png")
-    assert picture.width > 3 * 320  # picture, truth, prediction side by side
-    assert picture.height > 3 * 240
+    image = PIL.Image.open(tmp_path / "out" / "predictions.png")
+    assert image.width > 3 * 320  # image, truth, prediction side by side
+    assert image.height > 3 * 240
     for said in (tmp_path / "out" / "run" / "best", tmp_path / "out" / "predictions.png"):
         assert str(said) in result.stdout
         assert said.exists()

@@ -25,7 +25,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def streets(tmp_path_factory):
-    """Folders of two tiny data sets by name."""
+    """Folders of two tiny datasets by name."""
     folder = tmp_path_factory.mktemp("streets")
     write_cityscapes(folder / "cityscapes", {"train": 10, "val": 3}, size=(48, 64))
     write_camvid(folder / "camvid", {"train": 10, "val": 3}, size=(48, 64))
@@ -60,7 +60,7 @@ class Runs:
         )
 
     def start(self, output_dir, *names, **how):
-        """The exit status of a run of a chain over data sets in one process, and what it printed."""
+        """The exit status of a run of a chain over datasets in one process, and what it printed."""
         ((status, said),) = self.start_several(1, output_dir, *names, **how)
         return status, said
 
@@ -79,7 +79,7 @@ class Runs:
     ):
         """The same for each of several processes.
 
-        `fault` is (data set, steps done, where, signal), as `forked_runs.place_fault` takes it; it comes to the last process,
+        `fault` is (dataset, steps done, where, signal), as `forked_runs.place_fault` takes it; it comes to the last process,
         or to the one whose number is a fifth entry. `dry`: a dry run. `machines`: each process is on a machine of its own.
         """
         recipe = output_dir.with_name(f"{output_dir.name}.yaml")
@@ -104,7 +104,7 @@ def runs(weights, streets):
     started.process.wait()
 
 
-CLOCK = {"time", "pictures_per_second", "data_seconds", "epoch_seconds", "evaluation_seconds", "peak_memory_gib"}
+CLOCK = {"time", "images_per_second", "data_seconds", "epoch_seconds", "evaluation_seconds", "peak_memory_gib"}
 
 
 @pytest.fixture(scope="session")

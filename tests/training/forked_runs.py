@@ -54,15 +54,15 @@ def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
                 time.sleep(0.3)
             os.kill(os.getpid(), signal.Signals[name])
 
-    def before(owner, name: str, here: str, condition=lambda *arguments: True) -> None:
-        original = getattr(owner, name)
+    def before(publisher, name: str, here: str, condition=lambda *arguments: True) -> None:
+        original = getattr(publisher, name)
 
         def wrapper(*arguments, **settings):
             if condition(*arguments):
                 fault(here)
             return original(*arguments, **settings)
 
-        setattr(owner, name, wrapper)
+        setattr(publisher, name, wrapper)
 
     prepare = Stage._prepare
 

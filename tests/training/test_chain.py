@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def recipes(weights):
-    """Makes the recipes of a chain over the data sets of these names."""
+    """Makes the recipes of a chain over the datasets of these names."""
 
     def make(*names, **settings):
         common = {
@@ -77,7 +77,7 @@ def test_three_stages(data, recipes, tmp_path, capsys):
         assert log_of(folder)[-1]["mean_iou"] == scores["mean_iou"]
     history = model.config.training_history
     assert [entry["dataset"] for entry in history] == names
-    assert [entry["pictures"] for entry in history] == [8, 8, 8]
+    assert [entry["images"] for entry in history] == [8, 8, 8]
     assert history[2]["scores"]["mean_iou"] == json.loads((tmp_path / "best" / "scores.json").read_text())["mean_iou"]
     assert str(tmp_path) not in json.dumps(history)
 
@@ -121,9 +121,9 @@ def test_interrupted_chain_ends_as_one_that_was_not(data, recipes, tmp_path, mon
 def test_without_hand_over_the_rows_are_random(data, recipes, tmp_path):
     run_chain(recipes("cityscapes", epochs=1), folders_of(data, ["cityscapes"]), tmp_path / "first")
     rows = []
-    for hand_over in (True, False):
-        (recipe,) = recipes("camvid", init_from=str(tmp_path / "first" / "best"), hand_over_classifier=hand_over)
-        rows.append(Stage(recipe, data / "camvid", tmp_path / str(hand_over)).model.head[3].weight.detach())
+    for transfer in (True, False):
+        (recipe,) = recipes("camvid", init_from=str(tmp_path / "first" / "best"), transfer_classifier=transfer)
+        rows.append(Stage(recipe, data / "camvid", tmp_path / str(transfer)).model.head[3].weight.detach())
     before = load_file(tmp_path / "first" / "best" / "model.safetensors")["head.3.weight"]
     road = get_label_space("camvid11").label2id["Road"]
     assert torch.equal(rows[0][road], before[0])

@@ -81,7 +81,7 @@ def test_faults_of_later_stages_are_found(runs, streets, tmp_path):
 
 
 def test_estimate_adds_up(tmp_path):
-    one = Estimate("coco", 10.0, 0.5, 0.25, 2.0, steps=1000, evaluations=3, pictures=40, saves=5, memory_gib=3.0, disk_gib=1e9)
+    one = Estimate("coco", 10.0, 0.5, 0.25, 2.0, steps=1000, evaluations=3, images=40, saves=5, memory_gib=3.0, disk_gib=1e9)
     assert one.seconds == 10 + 500 + 3 * 40 * 0.25 + 10
     said = format_estimates([one, one], tmp_path / "not" / "there")
     assert "together 18 min 20 s; peak memory 3.00 GiB" in said

@@ -26,7 +26,7 @@ def blocks(path):
 
 
 def test_full_at_each_file(runs, streets, small_disk):
-    """The disk fills before and within each file of a checkpoint: weights, optimizer, card, picture, checksums and all others."""
+    """The disk fills before and within each file of a checkpoint: weights, optimizer, card, image, checksums and all others."""
     run = small_disk.folder / "run"
     stage = Stage(Recipe(dataset="camvid", **{**runs.settings, "ema_decay": 0.9}), streets["camvid"], run)
     stage.log.start({})
@@ -79,7 +79,7 @@ def test_log(small_disk):
 @pytest.mark.slow
 def test_whole_run(runs, small_disk, log_of, tmp_path):
     """A run that fills the disk by its best checkpoint, after the first epoch, goes on when there is room."""
-    settings = {"save_every": 2, "num_workers": 2, "trackers": ["tensorboard"], "log_pictures": 1, "ema_decay": 0.9}
+    settings = {"save_every": 2, "num_workers": 2, "trackers": ["tensorboard"], "log_images": 1, "ema_decay": 0.9}
     whole, folder = tmp_path / "whole", small_disk.folder / "run"
     status, said = runs.start(whole, "camvid", **settings)
     assert status == 0, said

@@ -15,7 +15,7 @@ from revhrnet_hf.errors import CheckpointError, RecipeError
 from revhrnet_hf.training import log as log_module
 from revhrnet_hf.training.log import RunLog, check_trackers
 
-PICTURE = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
+IMAGE = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
 
 
 def events_of(folder):
@@ -27,7 +27,7 @@ def write_run(log):
     log.start({"epochs": 3})
     log.write(0, 1, {"loss": 2.0})
     log.write(1, 2, {"mean_iou": 0.5}, iou={"Road": 0.75, "Pole": float("nan")})
-    log.pictures(2, lambda: PICTURE)
+    log.images(2, lambda: IMAGE)
 
 
 def test_tensorboard_and_json(tmp_path):
@@ -40,10 +40,10 @@ def test_tensorboard_and_json(tmp_path):
         "mean_iou": [(2, 0.5)],
         "iou/Road": [(2, 0.75)],
     }
-    (picture,) = events.Images("predictions")
-    assert (picture.step, picture.width, picture.height) == (2, 6, 4)
-    shown = np.asarray(Image.open(BytesIO(picture.encoded_image_string)), int)
-    assert np.abs(shown - np.asarray(PICTURE)).max() < 8
+    (image,) = events.Images("predictions")
+    assert (image.step, image.width, image.height) == (2, 6, 4)
+    shown = np.asarray(Image.open(BytesIO(image.encoded_image_string)), int)
+    assert np.abs(shown - np.asarray(IMAGE)).max() < 8
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[1]["iou"] == {"Road": 0.75, "Pole": None}
     assert (lines[0]["epoch"], lines[0]["step"], lines[0]["loss"]) == (0, 1, 2.0)

@@ -26,7 +26,7 @@ def write_folder(folder, ids, table, label_name="{}.png", count=5, seed=0):
 
 def small(weights, **settings):
     tiny = {"variant": "w18", "num_modules": [1, 1, 1], "num_blocks": 1, "crop_size": [32, 32], "base_size": 64}
-    run = {"epochs": 1, "batch_size": 2, "num_workers": 0, "trackers": [], "initializer": "he", "log_pictures": 0}
+    run = {"epochs": 1, "batch_size": 2, "num_workers": 0, "trackers": [], "initializer": "he", "log_images": 0}
     return Recipe.from_dict({"backbone": "test_resnet", "backbone_weights": str(weights), **tiny, **run, **settings})
 
 
@@ -43,16 +43,16 @@ PHOTOS, SCANS = {"name": "photos", "loader": "folder"}, {"name": "scans", "loade
 
 def test_two_folders_are_mixed(weights, folders, tmp_path, capsys):
     stage = Stage(small(weights, dataset=PHOTOS, more_datasets=[SCANS]), folders, tmp_path / "out")
-    assert [(entry.name, len(entry.pictures)) for entry in stage.train_sets] == [("photos", 3), ("scans", 3)]
+    assert [(entry.name, len(entry.images)) for entry in stage.train_sets] == [("photos", 3), ("scans", 3)]
     assert len(stage.eval_set) == 2 and stage.label_space.names == ("road", "car", "tree")
     # The second folder's ids in the first one's classes: car is 1 there, road 0.
-    assert {value for row in stage.train_sets[1].pictures for value in row["label_map"].tobytes()} == {0, 1}
+    assert {value for row in stage.train_sets[1].images for value in row["label_map"].tobytes()} == {0, 1}
     stage.run()
     (history,) = AutoConfig.from_pretrained(tmp_path / "out" / "best").training_history
     assert history["dataset"] == "photos + scans"
     assert history["recipe"]["loader"] == "folder" and history["recipe"]["more_datasets"] == ["scans,loader=folder"]
     said = capsys.readouterr()
-    assert "scans:train: 3 pictures" in said.out and "no pixel" not in said.err
+    assert "scans:train: 3 images" in said.out and "no pixel" not in said.err
 
 
 def test_two_folders_in_a_chain(weights, folders, tmp_path):

@@ -20,7 +20,7 @@ from revhrnet_hf.training.checkpoint import claim_output_dir
 from revhrnet_hf.training.processes import SharedErrors, _told, peak_resident_bytes
 from revhrnet_hf.training.recipe import Recipe
 
-# Three pictures to score on; classes that weigh differently and padded crops, so that passes have different pixels that count.
+# Three images to score on; classes that weigh differently and padded crops, so that passes have different pixels that count.
 UNEVEN = {"batch_size": 4, "epochs": 2, "log_every": 1, "class_weights": [1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2], "max_grad_norm": 5.0}
 
 
@@ -39,7 +39,7 @@ def two(runs, tmp_path_factory):
 
 @pytest.mark.slow
 def test_same_scores_to_the_last_digit(two, streets):
-    """Those of the run on two processes are those of its checkpoint in one, each picture counted once."""
+    """Those of the run on two processes are those of its checkpoint in one, each image counted once."""
     logged = json.loads((two / "last" / "scores.json").read_text())
     model, image_processor = load_checkpoint(two / "last")
     model.load_state_dict(averages(two / "last"))

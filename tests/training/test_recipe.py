@@ -39,7 +39,7 @@ def write(tmp_path, text):
 
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_whole(path):
-    """All their data sets are known, and their networks can be built (on the meta device, without weights)."""
+    """All their datasets are known, and their networks can be built (on the meta device, without weights)."""
     for recipe in read_chain(path):
         assert recipe.dataset in DATASETS
         label_space = get_label_space(DATASETS[recipe.dataset].LABEL_SPACES[0])
@@ -211,7 +211,7 @@ def test_help_of_what_turns_off(run_seg):
     parser = run_seg.build_parser()
     by_option = {option: action for action in parser._actions for option in action.option_strings}
     off = [option for option in by_option if option.startswith("--no_")]
-    assert {"--no_freeze_backbone", "--no_sync_batch_norm", "--no_decay_norm_and_bias", "--no_hand_over_classifier"} <= set(off)
+    assert {"--no_freeze_backbone", "--no_sync_batch_norm", "--no_decay_norm_and_bias", "--no_transfer_classifier"} <= set(off)
     for option in off:
         field = option.removeprefix("--no_")
         assert by_option[option].help == f"The same as --{field} false"

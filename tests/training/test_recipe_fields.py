@@ -51,7 +51,7 @@ BASE = {
     "learning_rate": 0.05,
     "num_workers": 0,
     "log_every": STEPS,
-    "log_pictures": 1,
+    "log_images": 1,
     "trackers": [],
 }
 
@@ -264,7 +264,7 @@ def losses_logged(built):
 def images_drawn(built):
     drawn = []
     built.patch.setattr(module, "triptych", lambda rows, *_: drawn.append(len(rows)))
-    built.stage.log.pictures = lambda step, draw: draw()
+    built.stage.log.images = lambda step, draw: draw()
     built.stage.evaluate(1)
     return drawn
 
@@ -381,9 +381,9 @@ REACHES = {
     ),
     "head": Entry("concat", lambda built: built.model.head[0].in_channels, {"single": 18, "concat": 18 + 36 + 72 + 144}.get),
     "init_from": Entry(
-        lambda folders: folders["checkpoint"], lambda built: built.stage.handed_over and built.stage.handed_over.checkpoint
+        lambda folders: folders["checkpoint"], lambda built: built.stage.transfer and built.stage.transfer.checkpoint
     ),
-    "hand_over_classifier": Entry(
+    "transfer_classifier": Entry(
         False,
         lambda built: torch.equal(
             built.stage.model.head[3].weight, load_file(Path(built.recipe.init_from) / "model.safetensors")["head.3.weight"]
@@ -444,7 +444,7 @@ REACHES = {
     "save_every": Entry(2, lambda built: rehearse(built).saved, {None: [5], 2: [2, 4, 5]}.get),
     "keep_checkpoints": Entry(5, checkpoints_kept),
     "log_every": Entry(2, losses_logged, {STEPS: 1, 2: 3}.get),
-    "log_pictures": Entry(2, images_drawn, lambda count: [count]),
+    "log_images": Entry(2, images_drawn, lambda count: [count]),
     "trackers": Entry(["tensorboard"], has_tensorboard, bool),
     "push_to_hub": Entry(True, lambda built: len(pushes(built)), int, {"hub_model_id": "someone/net"}),
     "hub_model_id": Entry("someone/other", pushes, lambda name: [(name, False)], PUSH),

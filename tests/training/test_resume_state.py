@@ -69,19 +69,19 @@ def test_state(stage, saved):
     assert {setting.name for setting in fields(TrainingState)} == vars(state).keys()
     assert vars(state) == vars(saved.state)
     assert (state.epoch, state.step, state.best_mean_iou, state.evaluations_since_best) == (1, 8, 0.5, 2)
-    assert (state.log_lines, state.bad_pictures, len(state.losses)) == (1, [2, 7], 3)
+    assert (state.log_lines, state.bad_images, len(state.losses)) == (1, [2, 7], 3)
     assert state.seconds > 1000
 
 
 def test_bad_images_are_remembered_and_said_once(stage, capsys):
     assert stage.samples.bad.nonzero().flatten().tolist() == [2, 7]
     capsys.readouterr()
-    stage._note_bad_pictures()
+    stage._note_bad_images()
     assert capsys.readouterr().out == ""  # they are no news
-    assert stage.state.bad_pictures == [2, 7]
+    assert stage.state.bad_images == [2, 7]
     stage.samples.bad[4] = 1
-    stage._note_bad_pictures()
-    assert stage.state.bad_pictures == [2, 4, 7]
+    stage._note_bad_images()
+    assert stage.state.bad_images == [2, 4, 7]
     assert "3 of 10 training" in capsys.readouterr().out
 
 
@@ -128,5 +128,5 @@ def test_the_better_score_stays_the_best(stage):
 
 def test_state_is_plain_text(saved, folder):
     written = json.loads((folder / "last" / "training_state.json").read_text())
-    assert written["bad_pictures"] == [2, 7]
+    assert written["bad_images"] == [2, 7]
     assert written.keys() == vars(saved.state).keys()

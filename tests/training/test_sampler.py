@@ -1,4 +1,4 @@
-"""Several data sets in one training: their shares of an epoch, their classes, their folders."""
+"""Several datasets in one training: their shares of an epoch, their classes, their folders."""
 
 import json
 from collections import Counter
@@ -35,9 +35,9 @@ def test_shares_of_an_epoch():
     mixture = Mixture((10, 30), (1, 1))
     order = drawn(mixture)
     assert len(order) == 40
-    per_picture = Counter(index % 40 for index in order)
-    assert [per_picture[i] for i in range(10)] == [2] * 10  # the small set twice through
-    assert sum(per_picture[i] for i in range(10, 40)) == 20 and max(per_picture[i] for i in range(10, 40)) == 1
+    per_image = Counter(index % 40 for index in order)
+    assert [per_image[i] for i in range(10)] == [2] * 10  # the small set twice through
+    assert sum(per_image[i] for i in range(10, 40)) == 20 and max(per_image[i] for i in range(10, 40)) == 1
     assert len(set(order)) == 40  # the second time is another index, so that it is augmented anew
     seen = {index % 40 for seed in range(12) for index in drawn(mixture, seed)}
     assert seen == set(range(40))  # what one epoch leaves out, others have
@@ -71,9 +71,9 @@ def test_sets_come_in_the_classes_of_the_first(folders):
     listed, evaluation = load_sets(recipe, folders)
     assert listed[0].ignored == ()
     assert str(listed[2]) == (
-        "camvid:val: 2 pictures; ignored, for no class of the first data set is meant: Building, Tree, SignSymbol, Car, Bicyclist"
+        "camvid:val: 2 images; ignored, for no class of the first dataset is meant: Building, Tree, SignSymbol, Car, Bicyclist"
     )
-    sets = [entry.pictures for entry in listed]
+    sets = [entry.images for entry in listed]
     assert [len(dataset) for dataset in sets] == [4, 6, 2] and len(evaluation) == 2
     space = get_label_space("cityscapes")
     for dataset, own, split in ((sets[1], "mapillary_vistas", "train"), (sets[2], "camvid", "val")):
@@ -114,10 +114,10 @@ def test_stage_on_three_sets(folders, weights, tmp_path):
     model = revhrnet_hf.RevHRNetForSemanticSegmentation.from_pretrained(tmp_path / "best")
     assert model.config.num_labels == 19 == len(scores["per_category_iou"])
     assert model.config.training_history[0]["dataset"] == "cityscapes + mapillary_vistas + camvid"
-    assert model.config.training_history[0]["pictures"] == 12
+    assert model.config.training_history[0]["images"] == 12
 
 
-def test_skipped_pictures_are_said_and_logged(weights, tmp_path, capsys):
+def test_skipped_images_are_said_and_logged(weights, tmp_path, capsys):
     write_cityscapes(tmp_path / "data", {"train": 4, "val": 1}, size=(96, 128))
     victim = sorted((tmp_path / "data").glob("leftImg8bit/train/*/*"))[2]
     victim.write_bytes(victim.read_bytes()[:500])
@@ -126,9 +126,9 @@ def test_skipped_pictures_are_said_and_logged(weights, tmp_path, capsys):
     Stage(small_recipe(weights, on_bad_sample="skip"), tmp_path / "data", tmp_path / "skip").run()
     image_id = victim.name.removesuffix("_leftImg8bit.png")
     said = capsys.readouterr().out
-    assert f"1 of 4 training pictures cannot be used and are skipped:\n  {image_id}" in said
+    assert f"1 of 4 training images cannot be used and are skipped:\n  {image_id}" in said
     log = [json.loads(line) for line in (tmp_path / "skip" / "log.jsonl").read_text().splitlines()]
-    assert [entry["skipped_pictures"] for entry in log if "skipped_pictures" in entry] == [[image_id]]
+    assert [entry["skipped_images"] for entry in log if "skipped_images" in entry] == [[image_id]]
 
 
 def test_bad_mixtures(folders):

@@ -171,8 +171,8 @@ def test_killed_and_resumed(recipe, mini_camvid, log_of, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_count_each_picture_once(recipe, mini_camvid, tmp_path):
-    """Three validation pictures on two processes: as many labelled pixels as on one, and the run ends well."""
+def test_two_processes_count_each_image_once(recipe, mini_camvid, tmp_path):
+    """Three validation images on two processes: as many labelled pixels as on one, and the run ends well."""
     recipe.epochs = 1
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     arguments = [SCRIPTS / "run_seg.py", "--recipe", tmp_path / "recipe.yaml", "--data_dir", mini_camvid, "--output_dir"]
@@ -206,8 +206,8 @@ def test_average_of_the_weights(recipe, mini_camvid, tmp_path):
     assert not any(torch.equal(best, weights) for weights in seen)
 
 
-def test_the_card_shows_predictions_and_no_picture(recipe, mini_camvid, tmp_path):
-    """Not one pixel of a data set's pictures or annotations is in what is made to be passed on; it is drawn once a save."""
+def test_the_card_shows_predictions_and_no_image(recipe, mini_camvid, tmp_path):
+    """Not one pixel of a dataset's images or annotations is in what is made to be passed on; it is drawn once a save."""
     recipe.epochs, recipe.ema_decay = 1, 0.5
     stage = Stage(recipe, mini_camvid, tmp_path)
     draw, drawn = stage._draw_for_card, []
@@ -218,8 +218,8 @@ def test_the_card_shows_predictions_and_no_picture(recipe, mini_camvid, tmp_path
     assert np.array_equal(shown, Image.open(tmp_path / "last" / "example.png").convert("RGB"))
 
     dataset = load_segmentation_dataset("camvid", mini_camvid, "val")
-    space, pictures = label_space_of(dataset), list(dataset["image"])
-    predicted = predict_label_maps(*load_checkpoint(tmp_path / "best"), pictures)
+    space, images = label_space_of(dataset), list(dataset["image"])
+    predicted = predict_label_maps(*load_checkpoint(tmp_path / "best"), images)
     panels = [colourise(x, space.colours).resize((320, 240), Image.Resampling.NEAREST) for x in predicted]
     gap = np.full((240, 4, 3), 255)
     expected = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
@@ -228,11 +228,11 @@ def test_the_card_shows_predictions_and_no_picture(recipe, mini_camvid, tmp_path
     legend_below = legend(space.names, space.colours, present, width=shown.width, font_size=16)
     assert np.array_equal(np.asarray(shown)[240:], legend_below)
     for name in ("best", "last"):
-        assert "(example.png)\n\n*Predictions on pictures of the split" in (tmp_path / name / "README.md").read_text()
+        assert "(example.png)\n\n*Predictions on images of the split" in (tmp_path / name / "README.md").read_text()
 
 
 def test_what_is_drawn_is_not_predicted_again(recipe, mini_camvid, tmp_path):
-    recipe.epochs, recipe.trackers, recipe.log_pictures = 1, ["tensorboard"], 2
+    recipe.epochs, recipe.trackers, recipe.log_images = 1, ["tensorboard"], 2
     stage, runs = Stage(recipe, mini_camvid, tmp_path), []
     stage.scored_model.register_forward_pre_hook(lambda model, _: None if model.training else runs.append(model))
     stage.run()
@@ -240,9 +240,9 @@ def test_what_is_drawn_is_not_predicted_again(recipe, mini_camvid, tmp_path):
     assert sorted(stage.shown) == [0, 1, 2]
 
 
-def test_pictures_resized_for_the_network(recipe, mini_camvid, tmp_path):
+def test_images_resized_for_the_network(recipe, mini_camvid, tmp_path):
     """With `eval_size` the checkpoint's own processor resizes, and scores are still those of native label maps."""
-    recipe.epochs, recipe.eval_size = 1, 64  # of 96×128 pictures
+    recipe.epochs, recipe.eval_size = 1, 64  # of 96×128 images
     logged = Stage(recipe, mini_camvid, tmp_path).run()
     model = revhrnet_hf.RevHRNetForSemanticSegmentation.from_pretrained(tmp_path / "best")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "best")
@@ -275,9 +275,9 @@ class TestOrder:
         order.epoch = epoch
         return list(order)
 
-    def test_each_picture_at_most_once(self):
+    def test_each_image_at_most_once(self):
         epoch = [i for batch in self.batches() for i in batch]
-        assert len(epoch) == 18  # 3 steps of 6; 5 pictures are left over
+        assert len(epoch) == 18  # 3 steps of 6; 5 images are left over
         assert len(set(epoch)) == 18
         assert set(epoch) <= set(range(23))
         assert epoch != [i for batch in self.batches(epoch=1) for i in batch]
@@ -294,11 +294,11 @@ class TestOrder:
     def test_refused(self):
         with pytest.raises(RecipeError, match="batch_size 6 cannot be split evenly over 4 processes"):
             EpochBatches(23, 6, 1, 4, 0, seed=0)
-        with pytest.raises(RecipeError, match="batch_size 6 is more than the 5 pictures"):
+        with pytest.raises(RecipeError, match="batch_size 6 is more than the 5 images"):
             EpochBatches(5, 6, 1, 1, 0, seed=0)
 
 
-def test_resuming_loads_no_picture_that_was_seen():
+def test_resuming_loads_no_image_that_was_seen():
     for passes, num_processes in ((1, 1), (3, 2)):
         order = EpochBatches(23, 6, passes, num_processes, num_processes - 1, seed=1)
         order.start_at(4, 0)
@@ -306,7 +306,7 @@ def test_resuming_loads_no_picture_that_was_seen():
         order.start_at(4, 2)
         assert list(order) == all_of_it[2 * passes :]
         assert len(order) == passes
-        assert order.pictures(2, 0)[-6 // (passes * num_processes) :] == all_of_it[2 * passes]
+        assert order.images(2, 0)[-6 // (passes * num_processes) :] == all_of_it[2 * passes]
 
 
 def test_ends_early(recipe, mini_camvid, tmp_path, monkeypatch, capsys):
@@ -327,7 +327,7 @@ def test_ends_early(recipe, mini_camvid, tmp_path, monkeypatch, capsys):
 
 
 def test_loss_is_that_of_the_whole_step(recipe, mini_camvid, tmp_path):
-    """Passes with unlike pixels (padding, class weights) learn what one pass over all their pictures would, BatchNorm aside."""
+    """Passes with unlike pixels (padding, class weights) learn what one pass over all their images would, BatchNorm aside."""
     recipe.gradient_accumulation_steps, recipe.weight_decay = 2, 0.0
     recipe.class_weights = [1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0]
     stage = Stage(recipe, mini_camvid, tmp_path)
@@ -412,7 +412,7 @@ def test_worker_that_dies(recipe, mini_camvid, tmp_path):
         os.kill(os.getpid(), signal.SIGKILL)
 
     stage.samples._read = killed
-    with pytest.raises(TrainingError, match=r"A process that loads pictures died .*DataLoader worker .*num_workers is 1"):
+    with pytest.raises(TrainingError, match=r"A process that loads images died .*DataLoader worker .*num_workers is 1"):
         stage.run()
 
 
@@ -440,7 +440,7 @@ def test_unwritable_folder(recipe):
 class TestBadInput:
     def test_loss_that_is_no_number(self, recipe, mini_camvid, tmp_path):
         recipe.learning_rate = 1e30
-        said = r"The loss is (nan|inf) in step 2 of 6 \(epoch 1, learning rate 8\.49e\+29\), on the pictures (\w+, ){3}\w+\."
+        said = r"The loss is (nan|inf) in step 2 of 6 \(epoch 1, learning rate 8\.49e\+29\), on the images (\w+, ){3}\w+\."
         with pytest.raises(TrainingError, match=said):
             Stage(recipe, mini_camvid, tmp_path).run()
         assert not (tmp_path / "last").exists()
@@ -456,7 +456,7 @@ class TestBadInput:
             ("variant", "w64", "known are w18, w32, w48"),
             ("num_modules", [1, 1], "num_modules must have one entry fewer"),
             ("class_weights", [1.0], "class_weights must have one value a class: it has 1, and 'camvid11' has 11 classes"),
-            ("batch_size", 64, "more than the 10 pictures"),
+            ("batch_size", 64, "more than the 10 images"),
         ):
             broken = Recipe(**{**vars(recipe), field: value})
             with pytest.raises((DataError, RecipeError), match=said):
@@ -464,7 +464,7 @@ class TestBadInput:
             assert not output_dir.exists(), field
 
     @pytest.mark.parametrize("num_workers", [0, 1])
-    @pytest.mark.parametrize("fault", ["truncated picture", "truncated label map", "unknown id"])
+    @pytest.mark.parametrize("fault", ["truncated image", "truncated label map", "unknown id"])
     def test_bad_file_in_the_middle(self, recipe, mini_camvid, tmp_path, capsys, num_workers, fault):
         """One line that names the file, also out of a loader's worker; no checkpoint, so that the folder is free again."""
         import numpy as np
@@ -472,7 +472,7 @@ class TestBadInput:
 
         data_dir, output_dir = tmp_path / "data", tmp_path / "out"
         shutil.copytree(mini_camvid, data_dir)
-        folder = "train" if fault == "truncated picture" else "trainannot"
+        folder = "train" if fault == "truncated image" else "trainannot"
         path = data_dir / folder / "mini_train_00004.png"
         if fault == "unknown id":
             ids = np.array(PIL.Image.open(path))

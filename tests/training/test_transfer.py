@@ -7,7 +7,7 @@ import revhrnet_hf
 from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.label_space import label_space_of_names
 from revhrnet_hf.errors import CheckpointError, RecipeError
-from revhrnet_hf.training.transfer import CLASSIFIER, hand_over
+from revhrnet_hf.training.transfer import CLASSIFIER, transfer
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_rows_start_from_their_partners(make, cityscapes):
     before, folder = cityscapes
     space = get_label_space("camvid11")
     model = make(space.names, seed=1)
-    handed = hand_over(model, space, str(folder))
+    handed = transfer(model, space, str(folder))
     for name in CLASSIFIER:
         old, new = before.state_dict()[name], model.state_dict()[name]
         assert torch.equal(new[space.label2id["Road"]], old[0])
@@ -49,7 +49,7 @@ def test_rows_without_a_partner_stay_random(make, cityscapes):
     space = label_space_of_names(["sky", "giraffe"])
     fresh = make(space.names, seed=1)
     weight = fresh.head[3].weight.detach().clone()
-    handed = hand_over(fresh, space, str(folder))
+    handed = transfer(fresh, space, str(folder))
     assert torch.equal(fresh.head[3].weight[0], before.head[3].weight[10])
     assert torch.equal(fresh.head[3].weight[1], weight[1])
     assert handed.rows == {"sky": ["sky"], "giraffe": []}
@@ -60,14 +60,14 @@ def test_off(make, cityscapes):
     space = get_label_space("camvid11")
     model = make(space.names, seed=1)
     weight = model.head[3].weight.detach().clone()
-    hand_over(model, space, str(folder), with_classifier=False)
+    transfer(model, space, str(folder), with_classifier=False)
     assert torch.equal(model.head[3].weight, weight)
     assert torch.equal(model.head[0].weight, cityscapes[0].head[0].weight)
 
 
 def test_frozen_backbone_stays_frozen(make, cityscapes):
     model = make(get_label_space("camvid11").names)
-    hand_over(model, get_label_space("camvid11"), str(cityscapes[1]))
+    transfer(model, get_label_space("camvid11"), str(cityscapes[1]))
     assert not any(parameter.requires_grad for parameter in model.revhrnet.backbone.parameters())
 
 
@@ -75,13 +75,13 @@ def test_other_networks_are_refused(make, cityscapes, tmp_path):
     _, folder = cityscapes
     space = get_label_space("camvid11")
     with pytest.raises(RecipeError, match=r"another network .*stages\.0\.0\.fuse_layers.* is in the checkpoint only"):
-        hand_over(make(space.names, num_modules=[1, 1, 1]), space, str(folder))
+        transfer(make(space.names, num_modules=[1, 1, 1]), space, str(folder))
     with pytest.raises(RecipeError, match=r"another network .* there and \(.*\) here"):
-        hand_over(make(space.names, stream_channels=[8, 12, 16, 24]), space, str(folder))
+        transfer(make(space.names, stream_channels=[8, 12, 16, 24]), space, str(folder))
     with pytest.raises(
         RecipeError, match=r"cityscapes cannot be transferred: no class of the checkpoint \(road, .*\(a, b\)"
     ) as said:
-        hand_over(make(["a", "b"]), label_space_of_names(["a", "b"]), str(folder))
-    assert "hand_over_classifier" in str(said.value) and "unnamed' has" not in str(said.value)
+        transfer(make(["a", "b"]), label_space_of_names(["a", "b"]), str(folder))
+    assert "transfer_classifier" in str(said.value) and "unnamed' has" not in str(said.value)
     with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
-        hand_over(make(space.names), space, str(tmp_path / "nowhere"))
+        transfer(make(space.names), space, str(tmp_path / "nowhere"))

@@ -1,4 +1,4 @@
-"""Curves of runs: what is read from logs, and a picture of them."""
+"""Curves of runs: what is read from logs, and an image of them."""
 
 import json
 import subprocess

@@ -63,15 +63,15 @@ def test_palette_png_refuses_what_eight_bits_cannot_hold():
 
 
 def test_overlay_mixes_by_opacity_and_leaves_ignored_pixels():
-    picture = Image.new("RGB", (3, 2), (200, 100, 0))
-    values = np.asarray(overlay(picture, LABEL_MAP, COLOURS, opacity=0.25), dtype=int)
+    image = Image.new("RGB", (3, 2), (200, 100, 0))
+    values = np.asarray(overlay(image, LABEL_MAP, COLOURS, opacity=0.25), dtype=int)
     np.testing.assert_allclose(values[0, 0], 0.75 * np.array([200, 100, 0]) + 0.25 * np.array(COLOURS[0]), atol=1)
     assert values[1, 1].tolist() == [200, 100, 0]
-    np.testing.assert_array_equal(np.asarray(overlay(picture, LABEL_MAP, COLOURS, opacity=0)), np.asarray(picture))
+    np.testing.assert_array_equal(np.asarray(overlay(image, LABEL_MAP, COLOURS, opacity=0)), np.asarray(image))
 
 
 def test_overlay_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="2×3, its picture 3×2"):
+    with pytest.raises(ValueError, match="2×3, its image 3×2"):
         overlay(Image.new("RGB", (2, 3)), LABEL_MAP, COLOURS)
     with pytest.raises(ValueError, match="opacity"):
         overlay(Image.new("RGB", (3, 2)), LABEL_MAP, COLOURS, opacity=50)
@@ -99,18 +99,18 @@ def test_legend_has_a_whole_swatch_for_every_class(width, num_labels):
     assert all(counts[colour] > 300 for colour in colours)
 
 
-def test_triptych_shows_picture_truth_and_prediction_side_by_side():
-    picture = Image.new("RGB", (240, 120), (10, 200, 30))
+def test_triptych_shows_image_truth_and_prediction_side_by_side():
+    image = Image.new("RGB", (240, 120), (10, 200, 30))
     truth, prediction = np.zeros((120, 240), int), np.full((120, 240), 2)
     truth[:10] = 255
     small = (Image.new("RGB", (60, 30), (1, 2, 3)), np.zeros((30, 60), int), np.zeros((30, 60), int))
-    image = triptych([(picture, truth, prediction), small], NAMES, COLOURS)
-    assert image.width > 3 * 240
+    shown = triptych([(image, truth, prediction), small], NAMES, COLOURS)
+    assert shown.width > 3 * 240
     titles = 20  # 12-pixel text
     for column, colour in enumerate([(10, 200, 30), COLOURS[0], COLOURS[2]]):
-        assert image.getpixel((column * 242 + 120, titles + 60)) == colour
-    assert image.getpixel((120, titles + 122 + 60)) == (1, 2, 3)  # the smaller row, scaled to the same width
-    below = image.crop((0, titles + 2 * 122, *image.size))
+        assert shown.getpixel((column * 242 + 120, titles + 60)) == colour
+    assert shown.getpixel((120, titles + 122 + 60)) == (1, 2, 3)  # the smaller row, scaled to the same width
+    below = shown.crop((0, titles + 2 * 122, *shown.size))
     assert {COLOURS[0], COLOURS[2], (0, 0, 0)} <= colours_in(below)  # black: ignored
     assert COLOURS[1] not in colours_in(below)
     with pytest.raises(ValueError, match="at least one row"):
@@ -139,14 +139,14 @@ def test_default_palette_repeats_no_colour_and_always_begins_alike():
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the real CamVid is not here")
-def test_real_camvid_picture():
+def test_real_camvid_image():
     label_file = sorted((CAMVID / "valannot").iterdir())[0]
-    with Image.open(CAMVID / "val" / label_file.name) as picture, Image.open(label_file) as annotation:
+    with Image.open(CAMVID / "val" / label_file.name) as image, Image.open(label_file) as annotation:
         label_map = np.asarray(annotation)
         colours = default_palette(11)
-        image = overlay(picture, label_map, colours, opacity=1, ignore_index=11)
+        laid_over = overlay(image, label_map, colours, opacity=1, ignore_index=11)
         road = label_map == 3
         assert road.mean() > 0.1
-        assert (np.asarray(image)[road] == colours[3]).all()
-        np.testing.assert_array_equal(np.asarray(image)[label_map == 11], np.asarray(picture)[label_map == 11])
-        assert with_legend(image, [str(i) for i in range(11)], colours, list(range(11))).height > picture.height
+        assert (np.asarray(laid_over)[road] == colours[3]).all()
+        np.testing.assert_array_equal(np.asarray(laid_over)[label_map == 11], np.asarray(image)[label_map == 11])
+        assert with_legend(laid_over, [str(i) for i in range(11)], colours, list(range(11))).height > image.height

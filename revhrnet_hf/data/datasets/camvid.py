@@ -147,7 +147,7 @@ def _list_segnet(tree: DataTree, part: str) -> list[Listed]:
         return [_segnet_item(line, tree.expected(list_file)) for line in _lines(tree, list_file)]
     names = sorted({*tree.files(images, [".png"]), *tree.files(label_maps, [".png"])})
     if not names:
-        raise DataError(f"CamVid's folder {tree.root / images} holds no PNG: put the pictures there.")
+        raise DataError(f"CamVid's folder {tree.root / images} holds no PNG: put the images there.")
     return [Listed(f"{images}/{name}", f"{label_maps}/{name}", PurePosixPath(name).stem) for name in names]
 
 
@@ -155,7 +155,7 @@ def _segnet_item(line: str, list_file: str) -> Listed:
     """`/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`: only the last two parts hold on this machine."""
     paths = ["/".join(PurePosixPath(entry).parts[-2:]) for entry in line.split()]
     if len(paths) != 2:
-        raise DataError(f"{list_file}: the line {line!r} must name a picture and a label map, with a blank between.")
+        raise DataError(f"{list_file}: the line {line!r} must name an image and a label map, with a blank between.")
     if any(map(leads_outside, paths)):
         raise DataError(f"{list_file}: the line {line!r} leads outside the data folder: correct it.")
     return Listed(*paths, image_id=PurePosixPath(paths[0]).stem)
@@ -176,5 +176,5 @@ def _list_original(tree: DataTree, part: str) -> list[Listed]:
 def _lines(tree: DataTree, list_file: str) -> list[str]:
     lines = [line for line in tree.read_text(list_file).splitlines() if line.strip()]
     if not lines:
-        raise DataError(f"{tree.expected(list_file)} is empty: it must name the split's pictures, one a line.")
+        raise DataError(f"{tree.expected(list_file)} is empty: it must name the split's images, one a line.")
     return lines

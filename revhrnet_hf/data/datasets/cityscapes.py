@@ -1,12 +1,12 @@
 """Cityscapes: 5,000 finely and 20,000 coarsely labelled frames of driving in 50 cities (Cordts et al., 2016).
 
-Laid out as its owner ships it, unpacked or still in the owner's zip files:
+Laid out as its publisher ships it, unpacked or still in the publisher's zip files:
 
-- pictures `leftImg8bit/{train,val,train_extra}/CITY/CITY_SEQ_FRAME_leftImg8bit.png`,
+- images `leftImg8bit/{train,val,train_extra}/CITY/CITY_SEQ_FRAME_leftImg8bit.png`,
 - fine label maps `gtFine/{train,val}/CITY/CITY_SEQ_FRAME_gtFine_labelIds.png`,
 - coarse ones `gtCoarse/{train,val,train_extra}/CITY/CITY_SEQ_FRAME_gtCoarse_labelIds.png`.
 
-Label maps hold the owner's ids; they become train ids when they are read. Files of train ids that other tools have made
+Label maps hold the publisher's ids; they become train ids when they are read. Files of train ids that other tools have made
 (`labelTrainIds`) are not used.
 """
 
@@ -18,20 +18,20 @@ from ..builder import SegmentationBuilder
 from ..label_space import LABEL_SPACES, Colour, LabelSpace
 from ..listing import Listed
 
-PICTURES, PICTURE_SUFFIX = "leftImg8bit", "_leftImg8bit.png"
+IMAGES, IMAGE_SUFFIX = "leftImg8bit", "_leftImg8bit.png"
 IDS_SUFFIX, INSTANCES_SUFFIX = "_labelIds.png", "_instanceIds.png"
 IGNORED = 255
 LICENCE_PLATE_AS_WRITTEN = 255
 
 
 class CityscapesLabel(NamedTuple):
-    """One of the owner's labels.
+    """One of the publisher's labels.
 
     Attributes:
-        name: the owner's name.
+        name: the publisher's name.
         raw_id: the id in label maps.
         train_id: the class that is scored, or 255.
-        category: the owner's group of labels; categories are scored as well.
+        category: the publisher's group of labels; categories are scored as well.
         has_instances: whether `instanceIds` tells objects of this label apart.
         colour: RGB, 0–255.
     """
@@ -81,7 +81,7 @@ LABELS = tuple(
         ("train", 31, 16, "vehicle", True, (0, 80, 100)),
         ("motorcycle", 32, 17, "vehicle", True, (0, 0, 230)),
         ("bicycle", 33, 18, "vehicle", True, (119, 11, 32)),
-        # The owner gives −1 as train id as well; as a class it does not exist.
+        # The publisher gives −1 as train id as well; as a class it does not exist.
         ("license plate", -1, 255, "vehicle", False, (0, 0, 142)),
     )
 )
@@ -103,7 +103,7 @@ LABEL_SPACES[CITYSCAPES.name] = CITYSCAPES
 
 
 class Part(NamedTuple):
-    """Where a part of the data set lies: `leftImg8bit/FOLDER` and `gtFine/FOLDER` or `gtCoarse/FOLDER`."""
+    """Where a part of the dataset lies: `leftImg8bit/FOLDER` and `gtFine/FOLDER` or `gtCoarse/FOLDER`."""
 
     folder: str
     labels: str
@@ -129,8 +129,8 @@ class Cityscapes(SegmentationBuilder):
     TITLE = "Cityscapes"
     LABEL_SPACES = (CITYSCAPES.name,)
     SPLITS = tuple(SPLIT_PARTS)
-    UNLABELLED_SPLITS = ("test",)  # the owner ships label maps for it that are void everywhere
-    HINT = "leftImg8bit/ and gtFine/ (or gtCoarse/), or the owner's zip files of these"
+    UNLABELLED_SPLITS = ("test",)  # the publisher ships label maps for it that are void everywhere
+    HINT = "leftImg8bit/ and gtFine/ (or gtCoarse/), or the publisher's zip files of these"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {
         "train": 2975,
         "val": 500,
@@ -141,21 +141,21 @@ class Cityscapes(SegmentationBuilder):
 
     @staticmethod
     def recognises(tree: DataTree) -> bool:
-        return tree.has_folder(PICTURES) and any(tree.has_folder(labels) for labels in ("gtFine", "gtCoarse"))
+        return tree.has_folder(IMAGES) and any(tree.has_folder(labels) for labels in ("gtFine", "gtCoarse"))
 
     @staticmethod
     def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
         return [item for part in SPLIT_PARTS[split] for item in _list_part(tree, split, part)]
 
     @staticmethod
-    def list_pictures(tree: DataTree, split: str) -> list[Listed]:
-        folder = f"{PICTURES}/{split}"
+    def list_images(tree: DataTree, split: str) -> list[Listed]:
+        folder = f"{IMAGES}/{split}"
         if not tree.has_folder(folder):
             raise AbsentSplitError(f"Cityscapes in {tree.root} has no split {split!r} (it needs {folder}/).")
-        frames = _frames(tree, folder, PICTURE_SUFFIX)
+        frames = _frames(tree, folder, IMAGE_SUFFIX)
         if not frames:
-            raise _no_pictures(tree, folder)
-        return [Listed(f"{folder}/{city}/{stem}{PICTURE_SUFFIX}", None, stem) for city, stem in frames]
+            raise _no_images(tree, folder)
+        return [Listed(f"{folder}/{city}/{stem}{IMAGE_SUFFIX}", None, stem) for city, stem in frames]
 
 
 def instances_location(label_map: str) -> str | None:
@@ -168,36 +168,35 @@ def instances_location(label_map: str) -> str | None:
     return location
 
 
-def _no_pictures(tree: DataTree, folder: str) -> DataError:
-    return DataError(f"Cityscapes' folder {tree.root / folder} holds no CITY/*{PICTURE_SUFFIX}: put the pictures there.")
+def _no_images(tree: DataTree, folder: str) -> DataError:
+    return DataError(f"Cityscapes' folder {tree.root / folder} holds no CITY/*{IMAGE_SUFFIX}: put the images there.")
 
 
 def _list_part(tree: DataTree, split: str, part: Part) -> list[Listed]:
-    pictures, label_maps = f"{PICTURES}/{part.folder}", f"{part.labels}/{part.folder}"
+    images, label_maps = f"{IMAGES}/{part.folder}", f"{part.labels}/{part.folder}"
     if not _has_part(tree, part):
         present = [name for name, parts in SPLIT_PARTS.items() if all(_has_part(tree, p) for p in parts)]
         raise AbsentSplitError(
-            f"Cityscapes in {tree.root} has no split {split!r} (it needs {pictures}/ and {label_maps}/); "
+            f"Cityscapes in {tree.root} has no split {split!r} (it needs {images}/ and {label_maps}/); "
             f"splits there: {', '.join(present) or 'none'}."
         )
     frames = _frames(tree, label_maps, part.suffix)
     if not frames and (other := _frames(tree, label_maps, "_labelTrainIds.png")):
         city, stem = other[0]
         raise DataError(
-            f"{tree.root / label_maps} holds train ids ({city}/{stem}_labelTrainIds.png) but no *{part.suffix}: put the owner's "
-            f"label maps of ids there (they are in {part.labels}'s zip file); they are translated on reading."
+            f"{tree.root / label_maps} holds train ids ({city}/{stem}_labelTrainIds.png) but no *{part.suffix}: put the "
+            f"publisher's label maps of ids there (they are in {part.labels}'s zip file); they are translated on reading."
         )
-    frames = sorted({*_frames(tree, pictures, PICTURE_SUFFIX), *frames})
+    frames = sorted({*_frames(tree, images, IMAGE_SUFFIX), *frames})
     if not frames:
-        raise _no_pictures(tree, pictures)
+        raise _no_images(tree, images)
     return [
-        Listed(f"{pictures}/{city}/{stem}{PICTURE_SUFFIX}", f"{label_maps}/{city}/{stem}{part.suffix}", stem)
-        for city, stem in frames
+        Listed(f"{images}/{city}/{stem}{IMAGE_SUFFIX}", f"{label_maps}/{city}/{stem}{part.suffix}", stem) for city, stem in frames
     ]
 
 
 def _has_part(tree: DataTree, part: Part) -> bool:
-    return tree.has_folder(f"{PICTURES}/{part.folder}") and tree.has_folder(f"{part.labels}/{part.folder}")
+    return tree.has_folder(f"{IMAGES}/{part.folder}") and tree.has_folder(f"{part.labels}/{part.folder}")
 
 
 def _frames(tree: DataTree, folder: str, suffix: str) -> list[tuple[str, str]]:

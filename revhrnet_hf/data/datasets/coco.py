@@ -1,4 +1,4 @@
-"""COCO 2017 (Lin et al., 2014) and its panoptic annotations (Kirillov et al., 2019), as its owners ship them.
+"""COCO 2017 (Lin et al., 2014) and its panoptic annotations (Kirillov et al., 2019), as its publishers ship them.
 
 - `train2017/X.jpg`, `val2017/X.jpg`, or `train2017.zip`, `val2017.zip`;
 - `annotations/instances_{train,val}2017.json`, or `annotations_trainval2017.zip`: polygons, and run lengths for crowds;
@@ -27,7 +27,7 @@ from ..builder import SegmentationBuilder
 from ..coco_categories import BACKGROUND, category_names, is_background, is_coco_file, json_object, listed_categories
 from ..label_space import LABEL_SPACES, Colour, LabelSpace, find_label_space
 from ..label_table import SPLIT
-from ..listing import LONG_CHECK, MAX_NAMED, Listed, files_digest, picture_size
+from ..listing import LONG_CHECK, MAX_NAMED, Listed, files_digest, image_size
 from .pascal_voc import VOC21
 
 ANNOTATIONS = "annotations"
@@ -489,7 +489,7 @@ def _with_sizes(images: "dict[int | str, _Image]", tree: DataTree, folder: str) 
     for key, image in images.items():
         location = tree.location(posixpath.join(folder, image.file_name)) if None in (image.height, image.width) else None
         if location is not None:
-            width, height = picture_size(location)
+            width, height = image_size(location)
             image = image._replace(height=image.height or height, width=image.width or width)
         sized[key] = image
     return sized
@@ -515,17 +515,17 @@ def _object(source: _AnnotationFile, record: dict[str, Any], space: LabelSpace, 
 
 
 def _drop_nearly_empty(listed: list[Listed], space: LabelSpace) -> list[Listed]:
-    """Without the pictures in which VOC's classes cover 1,000 pixels or fewer: they teach little but background.
+    """Without the images in which VOC's classes cover 1,000 pixels or fewer: they teach little but background.
 
     torchvision's reference recipe for segmentation drops them, by the sum of the areas that the annotations state. Here the
     pixels are drawn and counted, each once.
     """
-    shown = tqdm(listed, desc="counting labelled pixels", unit="picture", leave=False, disable=len(listed) < LONG_CHECK)
+    shown = tqdm(listed, desc="counting labelled pixels", unit="image", leave=False, disable=len(listed) < LONG_CHECK)
     kept = [item for item in shown if labelled_pixels(item.annotation, space, item.label_map) > FEWEST_LABELLED]
     if not kept:
         raise DataError(
-            f"In none of the {len(listed)} pictures of COCO's train split do VOC's classes cover more than {FEWEST_LABELLED} "
-            f"pixels, which label space {space.name!r} asks for: take larger pictures, or label space {COCO81.name!r}."
+            f"In none of the {len(listed)} images of COCO's train split do VOC's classes cover more than {FEWEST_LABELLED} "
+            f"pixels, which label space {space.name!r} asks for: take larger images, or label space {COCO81.name!r}."
         )
     return kept
 
@@ -535,7 +535,7 @@ def _panoptic_folder(tree: DataTree, split: str) -> tuple[DataTree, str]:
     name = f"panoptic_{split}2017"
     places = [(tree, name), (tree, f"{ANNOTATIONS}/{name}")]
     if (tree.root / ANNOTATIONS).is_dir():
-        # The owner packs the PNGs into a zip file beside the JSON.
+        # The publisher packs the PNGs into a zip file beside the JSON.
         places.append((DataTree(tree.root / ANNOTATIONS), name))
     for place, folder in places:
         if place.has_folder(folder):

@@ -1,6 +1,6 @@
-"""Data sets that `datasets` has stored: on the Hub, in a copy of a Hub repository, or in a folder written by `save_to_disk`.
+"""Datasets that `datasets` has stored: on the Hub, in a copy of a Hub repository, or in a folder written by `save_to_disk`.
 
-Ours come back as they were, for their features say everything. Any other data set with a column of pictures and a column of label
+Ours come back as they were, for their features say everything. Any other dataset with a column of images and a column of label
 maps will do too, given a label table for the ids in its label maps.
 """
 
@@ -16,16 +16,16 @@ from datasets.exceptions import DatasetsError
 
 from ...errors import AbsentSplitError, DataError
 from ...images import ImageFile, unreadable_is_data_error
-from ..features import LabelMap, Picture
+from ..features import LabelMap, RGBImage
 from ..label_space import find_label_space
 from ..listing import MAX_NAMED, mismatch
 from .own_files import OwnFiles
 
 IMAGE, LABEL_MAP, IMAGE_ID = "image", "label_map", "image_id"
-UNNAMED = "train"  # what `datasets` calls the only split of a data set that names none
+UNNAMED = "train"  # what `datasets` calls the only split of a dataset that names none
 SAVED_SET, SAVED_SPLITS = "state.json", "dataset_dict.json"
-FILE = Picture(decode=False)  # an image as stored
-STREAMS = 64  # shards of a saved data set that is streamed, for as many processes at most
+FILE = RGBImage(decode=False)  # an image as stored
+STREAMS = 64  # shards of a saved dataset that is streamed, for as many processes at most
 
 AnyDataset = datasets.Dataset | datasets.IterableDataset
 
@@ -33,13 +33,13 @@ AnyDataset = datasets.Dataset | datasets.IterableDataset
 def load_stored(
     source: str | Path, split: str, label_space: str | Path | None, streaming: bool, image_column: str, label_column: str
 ) -> AnyDataset:
-    """One split of a stored data set, in our three columns.
+    """One split of a stored dataset, in our three columns.
 
     Args:
         source: a name on the Hub or a folder.
-        label_space: what the ids in the label maps mean; None for a data set of ours, which knows it.
+        label_space: what the ids in the label maps mean; None for a dataset of ours, which knows it.
         image_column, label_column: what these columns are called there. A column `image_id` is taken over; without one, ids are
-            made of the rows' numbers, or of the pictures' content where rows of the Hub are streamed and have no number.
+            made of the rows' numbers, or of the images' content where rows of the Hub are streamed and have no number.
 
     Raises:
         DataError: there is no such dataset, split or column, its label space is unknown or another, or a row lacks its image or
@@ -64,7 +64,7 @@ def load_stored(
     foreign = not isinstance(features[label_column], LabelMap)
     columns = list(dict.fromkeys([image_column, label_column, *([IMAGE_ID] if IMAGE_ID in features else [])]))
     own = OwnFiles(source, None if saved else dataset.info.builder_name)
-    dataset = dataset.select_columns(columns).cast_column(image_column, Picture())
+    dataset = dataset.select_columns(columns).cast_column(image_column, RGBImage())
     if (image_column, label_column) != (IMAGE, LABEL_MAP):
         between = dataset.rename_columns({image_column: "given_image", label_column: "given_label_map"})  # they may be swapped
         dataset = between.rename_columns({"given_image": IMAGE, "given_label_map": LABEL_MAP})
@@ -188,7 +188,7 @@ def _complete_streamed(
 ) -> datasets.IterableDataset:
     for column in (IMAGE, LABEL_MAP):
         dataset = dataset.cast_column(column, FILE)
-    features = datasets.Features({IMAGE: Picture(), LABEL_MAP: feature, IMAGE_ID: datasets.Value("string")})
+    features = datasets.Features({IMAGE: RGBImage(), LABEL_MAP: feature, IMAGE_ID: datasets.Value("string")})
     # cast: what `map` gives with features counts as decoded.
     return dataset.map(_completed, fn_kwargs={"foreign": foreign, "own": own}).cast(features)
 

@@ -1,4 +1,4 @@
-"""The label lists of Mapillary Vistas (Neuhold et al., 2017), as its owner's `config.json` gives them; data only.
+"""The label lists of Mapillary Vistas (Neuhold et al., 2017), as its publisher's `config.json` gives them; data only.
 
 A label's place in its list is its id in label maps.
 """
@@ -9,14 +9,14 @@ from ..label_space import Colour
 
 
 class VistasLabel(NamedTuple):
-    """One of the owner's labels.
+    """One of the publisher's labels.
 
     Attributes:
-        name: the owner's name, with the groups that it is in.
+        name: the publisher's name, with the groups that it is in.
         readable: the name in English.
         colour: RGB, 0–255.
         instances: whether the instance maps tell objects of this label apart.
-        evaluate: whether the owner's benchmark scores it.
+        evaluate: whether the publisher's benchmark scores it.
     """
 
     name: str

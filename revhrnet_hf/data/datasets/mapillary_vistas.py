@@ -1,11 +1,11 @@
-"""Mapillary Vistas: 25,000 street pictures from all over the world (Neuhold et al., 2017), 20,000 of them with public labels.
+"""Mapillary Vistas: 25,000 street images from all over the world (Neuhold et al., 2017), 20,000 of them with public labels.
 
-Laid out as its owner ships it, unpacked or still in the owner's zip file, for FOLDER training and validation:
+Laid out as its publisher ships it, unpacked or still in the publisher's zip file, for FOLDER training and validation:
 
 - v1.2: `FOLDER/images/X.jpg`, `FOLDER/labels/X.png`, `config.json`,
 - v2.0: `FOLDER/images/X.jpg`, `FOLDER/{v1.2,v2.0}/labels/X.png`, `config_v1.2.json`, `config_v2.0.json`.
 
-Label maps are palette pictures whose index is the label's place in the list of `config.json`. The label space that is asked for
+Label maps are palette images whose index is the label's place in the list of `config.json`. The label space that is asked for
 decides which labels are read.
 """
 
@@ -39,7 +39,7 @@ def _label_space(name: str, labels: tuple[VistasLabel, ...]) -> LabelSpace:
 
 
 VISTAS_V12 = _label_space("mapillary_vistas_v1.2", LABELS_V12)
-# The owner's benchmark leaves out seven more (the ambiguous ones and the groups): `VistasLabel.evaluate`.
+# The publisher's benchmark leaves out seven more (the ambiguous ones and the groups): `VistasLabel.evaluate`.
 VISTAS_V20 = _label_space("mapillary_vistas_v2.0", LABELS_V20)
 SPACE_OF_VERSION = {V12: VISTAS_V12.name, V20: VISTAS_V20.name}
 VERSION_OF_SPACE = {name: version for version, name in SPACE_OF_VERSION.items()}
@@ -53,7 +53,7 @@ class MapillaryVistas(SegmentationBuilder):
     LABEL_SPACES = (VISTAS_V12.name, VISTAS_V20.name)
     SPLITS = tuple(FOLDERS)
     UNLABELLED_SPLITS = ("test",)
-    HINT = "training/ and validation/ with images/ in each, or the owner's zip file of these"
+    HINT = "training/ and validation/ with images/ in each, or the publisher's zip file of these"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 18000, "val": 2000}
 
     @staticmethod
@@ -69,22 +69,22 @@ class MapillaryVistas(SegmentationBuilder):
         stems = {name.removesuffix(".jpg") for name in tree.files(images, [".jpg"])}
         stems.update(name.removesuffix(".png") for name in tree.files(label_maps, [".png"]))
         if not stems:
-            raise _no_pictures(tree, images)
+            raise _no_images(tree, images)
         return [Listed(f"{images}/{stem}.jpg", f"{label_maps}/{stem}.png", stem) for stem in sorted(stems)]
 
     @staticmethod
-    def list_pictures(tree: DataTree, split: str) -> list[Listed]:
+    def list_images(tree: DataTree, split: str) -> list[Listed]:
         images = f"{UNLABELLED_FOLDERS[split]}/images"
         if not tree.has_folder(images):
             raise AbsentSplitError(f"Mapillary Vistas in {tree.root} has no split {split!r} (it needs {images}/).")
         names = tree.files(images, [".jpg"])
         if not names:
-            raise _no_pictures(tree, images)
+            raise _no_images(tree, images)
         return [Listed(f"{images}/{name}", None, name.removesuffix(".jpg")) for name in names]
 
 
-def _no_pictures(tree: DataTree, folder: str) -> DataError:
-    return DataError(f"Mapillary Vistas' folder {tree.root / folder} holds no .jpg: put the pictures there.")
+def _no_images(tree: DataTree, folder: str) -> DataError:
+    return DataError(f"Mapillary Vistas' folder {tree.root / folder} holds no .jpg: put the images there.")
 
 
 def _label_maps_folder(tree: DataTree, split: str, label_space: str) -> str:
@@ -121,7 +121,7 @@ def _label_maps_folders(tree: DataTree, split: str) -> dict[str, str]:
 def _check_config(tree: DataTree, config: str, version: str) -> None:
     found = _version_of_config(tree, config) or version
     if found != version:
-        raise DataError(f"{tree.expected(config)} lists the labels of {found}, not of {version}: put the owner's file there.")
+        raise DataError(f"{tree.expected(config)} lists the labels of {found}, not of {version}: put the publisher's file there.")
 
 
 def _version_of_config(tree: DataTree, config: str) -> str | None:
@@ -140,7 +140,7 @@ def _version_of_config(tree: DataTree, config: str) -> str | None:
             return version
     raise DataError(
         f"{tree.expected(config)} lists {len(listed)} labels that are neither those of v1.2 ({len(LABELS_V12)}) nor of v2.0 "
-        f"({len(LABELS_V20)}), so the ids in the label maps are unknown: {_difference(listed)}. Put the owner's file there."
+        f"({len(LABELS_V20)}), so the ids in the label maps are unknown: {_difference(listed)}. Put the publisher's file there."
     )
 
 

@@ -2,7 +2,7 @@
 
 - `VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}`, or `VOCtrainval_11-May-2012.tar`: palette PNGs whose
   index is the class, 255 the border.
-- SBD, `benchmark_RELEASE/dataset/{cls,train.txt,val.txt}`: `cls/X.mat` for pictures of VOC's `JPEGImages`. Or, instead of the
+- SBD, `benchmark_RELEASE/dataset/{cls,train.txt,val.txt}`: `cls/X.mat` for images of VOC's `JPEGImages`. Or, instead of the
   `.mat` files, the PNGs that many people made of them: `SegmentationClassAug/X.png` beside `SegmentationClass`.
 """
 
@@ -42,7 +42,7 @@ NAMES = (
 BORDER = 255
 
 BASES = ("", "VOC2012/", "VOCdevkit/VOC2012/")
-LISTS, PICTURES = "ImageSets/Segmentation", "JPEGImages"
+LISTS, IMAGES = "ImageSets/Segmentation", "JPEGImages"
 LABELS, LABELS_AUG = "SegmentationClass", "SegmentationClassAug"
 AUG_LISTS = ("trainaug.txt", "train_aug.txt")
 SBD_FOLDERS = ("benchmark_RELEASE", "SBD/benchmark_RELEASE", "SBD")
@@ -65,7 +65,7 @@ LABEL_SPACES[VOC21.name] = VOC21
 
 
 class PascalVoc(SegmentationBuilder):
-    """PASCAL VOC 2012; `train_aug` is VOC's and SBD's pictures without VOC's val.
+    """PASCAL VOC 2012; `train_aug` is VOC's and SBD's images without VOC's val.
 
     The data folder is `VOC2012/`, `VOCdevkit/`, or the one above. `train_aug` has the members of `trainaug.txt` (`train_aug.txt`)
     if that is among VOC's lists; else (SBD train ∪ SBD val ∪ VOC train) − VOC val, if SBD lies in VOC2012 or in one of the two
@@ -77,7 +77,7 @@ class PascalVoc(SegmentationBuilder):
     LABEL_SPACES = (VOC21.name,)
     SPLITS = ("train", "val", "trainval", "train_aug")
     UNLABELLED_SPLITS = ("test",)
-    HINT = f"VOCdevkit/VOC2012/ with {PICTURES}/, {LABELS}/ and {LISTS}/"
+    HINT = f"VOCdevkit/VOC2012/ with {IMAGES}/, {LABELS}/ and {LISTS}/"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 1_464, "val": 1_449, "trainval": 2_913, "train_aug": 10_582}
 
     @staticmethod
@@ -93,25 +93,25 @@ class PascalVoc(SegmentationBuilder):
         return [_item(base, image_id, f"{base}{LABELS}/{image_id}.png") for image_id in ids]
 
     @staticmethod
-    def list_pictures(tree: DataTree, split: str) -> list[Listed]:
+    def list_images(tree: DataTree, split: str) -> list[Listed]:
         base = _base(tree)
         listed = [_item(base, image_id, None) for image_id in _read_list(tree, f"{base}{LISTS}/{split}.txt")]
         absent = [item.image_id for item in listed if not tree.has_file(item.image)]
         if absent:
             raise DataError(
-                f"{len(absent)} of {len(listed)} pictures of PASCAL VOC's {split!r} are not in "
-                f"{tree.expected(f'{base}{PICTURES}')}, {absent[0]}.jpg first: put those of VOC2012test.tar there as well."
+                f"{len(absent)} of {len(listed)} images of PASCAL VOC's {split!r} are not in "
+                f"{tree.expected(f'{base}{IMAGES}')}, {absent[0]}.jpg first: put those of VOC2012test.tar there as well."
             )
         return listed
 
 
 def _base(tree: DataTree) -> str | None:
     """Where VOC2012 lies in the tree."""
-    return next((base for base in BASES if all(tree.has_folder(f"{base}{folder}") for folder in (LISTS, PICTURES))), None)
+    return next((base for base in BASES if all(tree.has_folder(f"{base}{folder}") for folder in (LISTS, IMAGES))), None)
 
 
 def _item(base: str, image_id: str, label_map: str | None) -> Listed:
-    return Listed(f"{base}{PICTURES}/{image_id}.jpg", label_map, image_id)
+    return Listed(f"{base}{IMAGES}/{image_id}.jpg", label_map, image_id)
 
 
 def _list_train_aug(tree: DataTree, base: str) -> list[Listed]:
@@ -161,10 +161,10 @@ def _read_list(tree: DataTree, path: str) -> list[str]:
         folder = posixpath.dirname(path)
         present = ", ".join(tree.files(folder, [".txt"])) or "none"
         raise AbsentSplitError(
-            f"{tree.expected(path)} is missing: it must name the split's pictures, one a line (lists there: {present})."
+            f"{tree.expected(path)} is missing: it must name the split's images, one a line (lists there: {present})."
         )
     ids = [PurePosixPath(line.split()[0]).stem for line in tree.read_text(path).splitlines() if line.strip()]
     if not ids:
-        raise DataError(f"{tree.expected(path)} is empty: it must name the split's pictures, one a line.")
+        raise DataError(f"{tree.expected(path)} is empty: it must name the split's images, one a line.")
     check_no_repeats(ids, tree.expected(path))
     return ids

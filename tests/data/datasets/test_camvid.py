@@ -106,7 +106,7 @@ def test_missing_label_maps_folder_is_an_absent_split(mini_camvid):
 
 
 @pytest.mark.parametrize("listed", [True, False])
-@pytest.mark.parametrize(("folder", "kind"), [("trainannot", "Picture"), ("train", "Label map")])
+@pytest.mark.parametrize(("folder", "kind"), [("trainannot", "Image"), ("train", "Label map")])
 def test_file_without_partner_is_named(mini_camvid, listed, folder, kind):
     if not listed:
         (mini_camvid / "train.txt").unlink()
@@ -132,8 +132,8 @@ def test_differing_sizes_name_both_files_and_sizes(mini_camvid, streaming):
 
 
 @pytest.mark.parametrize("folder", ["train", "trainannot"])
-def test_file_that_is_no_picture_is_named_while_listing(mini_camvid, folder):
-    (mini_camvid / folder / "mini_train_00001.png").write_bytes(b"not a picture")
+def test_file_that_is_no_image_is_named_while_listing(mini_camvid, folder):
+    (mini_camvid / folder / "mini_train_00001.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=rf"{folder}/mini_train_00001\.png cannot be read"):
         load(mini_camvid)
 
@@ -173,6 +173,8 @@ def test_original_list_that_leads_outside_finds_nothing_there(mini_original, lin
     (mini_original / "val.txt").write_text(f"{line}\n")
     with pytest.raises(DataError, match="without its"):
         load(mini_original, "val")
+
+
 @pytest.mark.parametrize("form", ["mini_camvid", "mini_original"])
 def test_frame_that_is_named_twice(request, form):
     data_dir = request.getfixturevalue(form)

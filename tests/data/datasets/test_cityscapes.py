@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 from revhrnet_hf.data import Cityscapes, LabelSpace, get_label_space, load_segmentation_dataset
-from revhrnet_hf.data.datasets.cityscapes import CATEGORIES, LABELS, PICTURES
+from revhrnet_hf.data.datasets.cityscapes import CATEGORIES, IMAGES, LABELS
 from revhrnet_hf.errors import DataError
 
 SPLITS = ("train", "val", "train_extra", "train_coarse", "val_coarse")
@@ -21,7 +21,7 @@ def pixels(row):
 
 
 def file_of(data_dir, pattern):
-    """The first file, in the data set's order."""
+    """The first file, in the dataset's order."""
     return min(data_dir.glob(pattern))
 
 
@@ -43,7 +43,7 @@ def test_label_space_is_the_published_table(published_table):
     scored = {row["trainId"]: row for row in table if not row["ignoreInEval"]}
     assert space.id2label == {train_id: scored[train_id]["name"] for train_id in range(19)}
     assert [list(colour) for colour in space.colours] == [scored[train_id]["color"] for train_id in range(19)]
-    # −1, the licence plate, is 255 in a picture of 8 bits.
+    # −1, the licence plate, is 255 in an image of 8 bits.
     assert space.raw_ids == {row["id"] % 256: 255 if row["ignoreInEval"] else row["trainId"] for row in table}
     assert {category: len(names) for category, names in CATEGORIES.items()} == {
         category: sum(row["category"] == category for row in scored.values())
@@ -64,7 +64,7 @@ def test_label_space_is_the_published_table(published_table):
 )
 def test_every_pixel_is_translated(mini_cityscapes, published_table, split, parts):
     train_id_of = {row["id"]: row["trainId"] for row in published_table("cityscapes_labels.json")}
-    files = [file for folder, kind in parts for file in sorted((mini_cityscapes / PICTURES / folder).rglob("*.png"))]
+    files = [file for folder, kind in parts for file in sorted((mini_cityscapes / IMAGES / folder).rglob("*.png"))]
     kinds = {folder: kind for folder, kind in parts}
     rows = list(load(mini_cityscapes, split))
     assert len(rows) == len(files) > 0
@@ -122,8 +122,8 @@ def test_owners_zip_files_hold_the_same(mini_cityscapes, tmp_path):
         unpacked = [pixels(row) for row in load(mini_cityscapes, split)]
         assert [pixels(row) for row in load(zipped, split)] == unpacked
         assert [pixels(row) for row in load(zipped, split, streaming=True)] == unpacked
-    # Pictures unpacked, label maps not.
-    shutil.copytree(mini_cityscapes / PICTURES, zipped / PICTURES)
+    # Images unpacked, label maps not.
+    shutil.copytree(mini_cityscapes / IMAGES, zipped / IMAGES)
     for archive in zipped.glob("leftImg8bit*.zip"):
         archive.unlink()
     assert [pixels(row) for row in load(zipped, "val")] == [pixels(row) for row in load(mini_cityscapes, "val")]
@@ -142,7 +142,7 @@ def test_damaged_archive_far_above_is_not_the_error(mini_cityscapes):
 
 
 @pytest.mark.parametrize("lost", [("gtFine", "gtCoarse"), ("leftImg8bit",)])
-def test_pictures_or_label_maps_alone_are_not_the_data_set(mini_cityscapes, lost):
+def test_images_or_label_maps_alone_are_not_the_data_set(mini_cityscapes, lost):
     for folder in lost:
         shutil.rmtree(mini_cityscapes / folder)
     with pytest.raises(DataError, match=r"is not Cityscapes: leftImg8bit/ and gtFine/ .* should lie there"):
@@ -157,7 +157,7 @@ def test_absent_split_lists_those_there(mini_cityscapes):
 
 
 @pytest.mark.parametrize(
-    ("lost", "kind"), [("gtFine/train/*/*_labelIds.png", "Picture"), ("leftImg8bit/train/*/*.png", "Label map")]
+    ("lost", "kind"), [("gtFine/train/*/*_labelIds.png", "RGBImage"), ("leftImg8bit/train/*/*.png", "Label map")]
 )
 def test_file_without_partner_is_named(mini_cityscapes, lost, kind):
     file = file_of(mini_cityscapes, lost)
@@ -182,14 +182,14 @@ def test_label_maps_of_train_ids_beside_the_owners_do_not_matter(mini_cityscapes
 
 def test_stray_files_are_passed_over(mini_cityscapes):
     ids = load(mini_cityscapes)["image_id"][:]
-    city = mini_cityscapes / PICTURES / "train" / "aachen"
+    city = mini_cityscapes / IMAGES / "train" / "aachen"
     for name in ("Thumbs.db", "._aachen_000000_000019_leftImg8bit.png", "preview.png"):
         (city / name).write_bytes(b"stray")
     (city.parent / "trainImages.txt").write_text("stray")
     assert load(mini_cityscapes)["image_id"][:] == ids
 
 
-def test_folder_without_pictures(mini_cityscapes):
+def test_folder_without_images(mini_cityscapes):
     for folder in (mini_cityscapes / "leftImg8bit/val", mini_cityscapes / "gtFine/val"):
         shutil.rmtree(folder)
         folder.mkdir()

@@ -69,8 +69,8 @@ def published_categories(fixture_rows):
 
 
 @pytest.fixture
-def one_picture(tmp_path):
-    """Writes a COCO of one picture, 20 wide and 10 high, with these annotations; gives its folder."""
+def one_image(tmp_path):
+    """Writes a COCO of one image, 20 wide and 10 high, with these annotations; gives its folder."""
 
     def write(*annotations, categories=(), **image):
         folder = tmp_path / "one"
@@ -145,7 +145,7 @@ def test_real_label_maps_are_pycocotools_masks(real_coco, label_space):
         assert row["image"].size == row["label_map"].size
 
 
-def test_real_train_pictures_with_few_labelled_pixels_are_dropped_for_voc_only(real_coco):
+def test_real_train_images_with_few_labelled_pixels_are_dropped_for_voc_only(real_coco):
     api, space = published_api(real_coco, "train"), get_label_space("voc21")
     assert len(load(real_coco, "train")) == len(api.imgs) == 129
     areas = {image_id: brute_force(api, image_id, space)[1] for image_id in api.imgs}
@@ -154,15 +154,15 @@ def test_real_train_pictures_with_few_labelled_pixels_are_dropped_for_voc_only(r
     assert 0 < len(kept) < 129
 
 
-def test_real_picture_without_annotations_is_all_background(real_coco):
+def test_real_image_without_annotations_is_all_background(real_coco):
     api = published_api(real_coco, "train")
     (bare,) = set(api.imgs) - set(api.imgToAnns)
     rows = {int(row["image_id"]): row for row in load(real_coco, "train").select_columns(["image_id", "label_map"])}
     assert not ids_of(rows[bare]).any()
 
 
-def test_only_different_classes_of_the_space_make_a_pixel_ignored(one_picture):
-    folder = one_picture(
+def test_only_different_classes_of_the_space_make_a_pixel_ignored(one_image):
+    folder = one_image(
         box(PERSON, 0, 0, 8, 8),
         box(PERSON, 4, 4, 12, 10),
         box(DOG, 10, 6, 20, 10),
@@ -186,7 +186,7 @@ def test_only_different_classes_of_the_space_make_a_pixel_ignored(one_picture):
         assert np.array_equal(ids_of(load(folder, label_space=name)[0]), expected)
 
 
-def test_crowd_counts_as_its_class(one_picture):
+def test_crowd_counts_as_its_class(one_image):
     mask = np.random.default_rng(0).random((10, 20)) < 0.4
     mask[0, 0] = True
     # Column by column: how many pixels in a row are 0, then 1, and so on; the first run may be empty.
@@ -196,7 +196,7 @@ def test_crowd_counts_as_its_class(one_picture):
             counts.append(0)
             value = not value
         counts[-1] += 1
-    folder = one_picture({"category_id": DOG, "iscrowd": 1, "segmentation": {"size": [10, 20], "counts": counts}})
+    folder = one_image({"category_id": DOG, "iscrowd": 1, "segmentation": {"size": [10, 20], "counts": counts}})
     dog = get_label_space("coco81").names.index("dog")
     assert np.array_equal(ids_of(load(folder)[0]), np.where(mask, dog, 0))
 
@@ -292,7 +292,7 @@ def test_panoptic_label_maps_in_the_data_folder(drawn_coco, mini_coco, place):
     assert pixels(load(mini_coco, label_space="coco_panoptic133")) == pixels(load(drawn_coco, label_space="coco_panoptic133"))
 
 
-def test_streaming_workers_share_the_pictures_out(mini_coco):
+def test_streaming_workers_share_the_images_out(mini_coco):
     streamed = load(mini_coco, streaming=True).select_columns("image_id")
     loader = torch.utils.data.DataLoader(streamed, batch_size=None, num_workers=2)
     assert sorted(row["image_id"] for row in loader) == load(mini_coco)["image_id"][:]
@@ -322,7 +322,7 @@ def test_json_is_not_read_again_until_something_changes(mini_coco, monkeypatch):
     with pytest.raises(DataError, match=r"1 of 4 images .* no panoptic PNG: 500002 \(expected .*/000000500002\.png\)"):
         load(mini_coco, label_space="coco_panoptic133")
     (mini_coco / "val2017" / "000000500003.jpg").unlink()
-    with pytest.raises(DataError, match=r"Label map without its picture, 1 of 4: .*#500003 \(expected .*/000000500003\.jpg\)"):
+    with pytest.raises(DataError, match=r"Label map without its image, 1 of 4: .*#500003 \(expected .*/000000500003\.jpg\)"):
         load(mini_coco)
 
 
@@ -392,8 +392,8 @@ def first(key, **changes):
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_bad_json_names_file_and_record(one_picture, change, message, streaming):
-    folder = one_picture(box(PERSON, 0, 0, 4, 4))
+def test_bad_json_names_file_and_record(one_image, change, message, streaming):
+    folder = one_image(box(PERSON, 0, 0, 4, 4))
     assert ids_of(load(folder)[0]).sum() == 16
     change_json(folder / "annotations" / "instances_val2017.json", change)
     with pytest.raises(DataError, match=message) as caught:
@@ -402,8 +402,8 @@ def test_bad_json_names_file_and_record(one_picture, change, message, streaming)
 
 
 @pytest.mark.parametrize("text", ['{"images": [', "", "[1, 2]", '"text"'])
-def test_broken_json_is_named(one_picture, text):
-    folder = one_picture()
+def test_broken_json_is_named(one_image, text):
+    folder = one_image()
     (folder / "annotations" / "instances_val2017.json").write_text(text)
     with pytest.raises(DataError, match=r"instances_val2017\.json (is no JSON|holds a (list|str))"):
         load(folder)
@@ -437,14 +437,14 @@ def test_broken_json_is_named(one_picture, text):
         ([[[1, 2], [3, 4]]], r"annotation 90: a polygon has 2 numbers"),
     ],
 )
-def test_segmentation_that_cannot_be_drawn_is_named_when_it_is_read(one_picture, segmentation, message):
-    dataset = load(one_picture({"category_id": PERSON, "segmentation": segmentation}))
+def test_segmentation_that_cannot_be_drawn_is_named_when_it_is_read(one_image, segmentation, message):
+    dataset = load(one_image({"category_id": PERSON, "segmentation": segmentation}))
     with pytest.raises(DataError, match=rf"^\S*instances_val2017\.json#7: {message}"):
         dataset[0]
 
 
-def test_polygon_a_little_outside_is_cut_off_at_the_rim(one_picture):
-    folder = one_picture(box(PERSON, 15, -3, 24, 4))
+def test_polygon_a_little_outside_is_cut_off_at_the_rim(one_image):
+    folder = one_image(box(PERSON, 15, -3, 24, 4))
     expected = np.zeros((10, 20), int)
     expected[:4, 15:] = 1
     assert np.array_equal(ids_of(load(folder)[0]), expected)
@@ -486,6 +486,6 @@ def test_bad_panoptic_json(mini_coco, change, message):
         load(mini_coco, label_space="coco_panoptic133")
 
 
-def test_no_picture_with_enough_labelled_pixels(mini_coco):
-    with pytest.raises(DataError, match=r"In none of the 3 pictures .* more than 1000 pixels"):
+def test_no_image_with_enough_labelled_pixels(mini_coco):
+    with pytest.raises(DataError, match=r"In none of the 3 images .* more than 1000 pixels"):
         load(mini_coco, "train", "voc21")

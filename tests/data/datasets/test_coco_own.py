@@ -40,17 +40,17 @@ def annotation(number, image, category, box, **changes):
 
 def write_split(folder, layout, split, categories=CATS_AND_DOGS, annotations=None, encoding="utf-8", **image):
     """One image, `SPLIT-x.png`, with a cat and a dog."""
-    file, picture, name = LAYOUTS[layout]
+    file, image_file, name = LAYOUTS[layout]
     stem = f"{split}-x"
     record = {"id": 0, "file_name": name.format(stem), "width": SIZE[0], "height": SIZE[1], **image}
     record = {key: value for key, value in record.items() if value is not None}
     if annotations is None:
         annotations = [annotation(5, 0, 1, CAT_BOX), annotation(6, 0, 3, DOG_BOX)]
     content = {"images": [record], "annotations": annotations, "categories": categories}
-    for path in (folder / file.format(split), folder / picture.format(split, stem)):
+    for path in (folder / file.format(split), folder / image_file.format(split, stem)):
         path.parent.mkdir(parents=True, exist_ok=True)
     (folder / file.format(split)).write_text(json.dumps(content), encoding=encoding)
-    PIL.Image.new("RGB", SIZE, (9, 9, 9)).save(folder / picture.format(split, stem))
+    PIL.Image.new("RGB", SIZE, (9, 9, 9)).save(folder / image_file.format(split, stem))
     return folder
 
 

@@ -49,8 +49,8 @@ def check_pixels(data_dir, dataset, images, labels):
     assert dataset.column_names == ["image", "label_map", "image_id"]
     assert dataset["image_id"][:] == ["a", "b", "north/a"]
     for row in dataset:
-        picture = PIL.Image.open(data_dir / images / f"{row['image_id']}.jpg")
-        assert row["image"].tobytes() == picture.convert("RGB").tobytes()
+        image = PIL.Image.open(data_dir / images / f"{row['image_id']}.jpg")
+        assert row["image"].tobytes() == image.convert("RGB").tobytes()
         raw = np.asarray(PIL.Image.open(data_dir / labels / f"{row['image_id']}.png"))
         assert np.asarray(row["label_map"]).tolist() == [[TRAIN_ID[raw_id] for raw_id in line] for line in raw.tolist()]
 
@@ -146,7 +146,7 @@ def test_wrong_level_suggests_the_right_one(own):
 
 
 @pytest.mark.parametrize(
-    ("folder", "kind"), [("labels", r"Picture .*b\.jpg \(exp.*b\.png"), ("images", r"Label .*b\.png \(exp.*b\.\*")]
+    ("folder", "kind"), [("labels", r"Image .*b\.jpg \(exp.*b\.png"), ("images", r"Label .*b\.png \(exp.*b\.\*")]
 )
 def test_file_without_partner_is_named(own, folder, kind):
     next((own / "train" / folder).glob("b.*")).unlink()
@@ -154,7 +154,7 @@ def test_file_without_partner_is_named(own, folder, kind):
         load(own)
 
 
-def test_pictures_that_differ_in_the_suffix_only(own):
+def test_images_that_differ_in_the_suffix_only(own):
     shutil.copy(own / "train" / "images" / "a.jpg", own / "train" / "images" / "a.PNG")
     with pytest.raises(DataError, match=r"a\.PNG and .*a\.jpg are both called .a., for they differ in ending"):
         load(own)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fsspec.implementations.dirfs import DirFileSystem
 
-from revhrnet_hf.data import LabelMap, LabelSpace, Picture, get_label_space, label_space_of, load_segmentation_dataset
+from revhrnet_hf.data import LabelMap, LabelSpace, RGBImage, get_label_space, label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.datasets import hub as stored_module
 from revhrnet_hf.data.datasets.own_files import OwnFiles
 from revhrnet_hf.errors import DataError
@@ -40,7 +40,7 @@ def table(tmp_path):
 
 @pytest.fixture
 def own(tmp_path, table):
-    """Three pictures with a label table that nobody has registered."""
+    """Three images with a label table that nobody has registered."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 3), ("val", 1)):
         for k in range(count):
@@ -85,17 +85,17 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def foreign():
-    """A data set as others push them: bytes without file names, other columns."""
+    """A dataset as others push them: bytes without file names, other columns."""
     rng = np.random.default_rng(1)
-    pictures = [rng.integers(0, 256, (5, 7, 3), dtype=np.uint8) for _ in range(4)]
+    images = [rng.integers(0, 256, (5, 7, 3), dtype=np.uint8) for _ in range(4)]
     label_maps = [rng.integers(0, 3, (5, 7), dtype=np.uint8) for _ in range(4)]
     columns = {
         "caption": list("abcd"),
-        "photo": [PIL.Image.fromarray(picture) for picture in pictures],
+        "photo": [PIL.Image.fromarray(image) for image in images],
         "mask": [PIL.Image.fromarray(label_map) for label_map in label_maps],
     }
     features = datasets.Features({"caption": datasets.Value("string"), "photo": datasets.Image(), "mask": datasets.Image()})
-    expected = [(p.tobytes(), TRAIN_ID[m].tobytes()) for p, m in zip(pictures, label_maps, strict=True)]
+    expected = [(p.tobytes(), TRAIN_ID[m].tobytes()) for p, m in zip(images, label_maps, strict=True)]
     return datasets.Dataset.from_dict(columns, features=features, split="train"), expected
 
 
@@ -215,7 +215,7 @@ def test_foreign_set_in_spawned_workers(foreign, foreign_columns, tmp_path):
     assert [row[1:] for row in rows(loader)] == expected
 
 
-def test_streaming_workers_give_each_picture_its_own_id(foreign, foreign_columns, hub):
+def test_streaming_workers_give_each_image_its_own_id(foreign, foreign_columns, hub):
     stored, expected = foreign
     stored.push_to_hub("they/cars", num_shards=2)
     dataset = load(hub, streaming=True, **foreign_columns)
@@ -246,12 +246,12 @@ def test_files_of_a_streamed_set_may_lie_elsewhere(table):
         with fsspec.open(f"memory://stored/{name}", "wb") as file:
             PIL.Image.fromarray(array).save(file, format="png")
     stored = {"bytes": None, "path": "memory://stored/a.png"}
-    assert Picture().decode_example(stored).size == (2, 2)
+    assert RGBImage().decode_example(stored).size == (2, 2)
     stored["path"] = "memory://stored/b.png"
     assert list(LabelMap.of(LabelSpace.from_yaml(table)).decode_example(stored).tobytes()) == [2, 0, 1, 1]
     stored["path"] = "memory://stored/c.png"
     with pytest.raises(DataError, match=r"memory://stored/c\.png cannot be read"):
-        Picture().decode_example(stored)
+        RGBImage().decode_example(stored)
 
 
 def test_what_is_not_said_or_not_there(foreign, foreign_columns, own, tmp_path):

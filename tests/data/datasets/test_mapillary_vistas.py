@@ -44,7 +44,7 @@ def test_labels_are_the_published_tables(published_table):
 
 
 def test_labels_are_counted_as_their_owner_counts_them():
-    # In the owner's words 66 and 124 labels, of which 37 and 70 are scored by instances.
+    # In the publisher's words 66 and 124 labels, of which 37 and 70 are scored by instances.
     assert [len(labels) for labels in LABELS.values()] == [66, 124]
     assert [sum(label.instances and label.evaluate for label in labels) for labels in LABELS.values()] == [37, 70]
     for labels in LABELS.values():
@@ -82,8 +82,8 @@ def test_label_space_decides_which_labels_are_read(mini_vistas, release, label_s
     for row, file in zip(rows, files, strict=True):
         raw = indices(file)
         assert np.array_equal(np.asarray(row["label_map"]), np.where(raw == void, 255, raw))
-        picture = PIL.Image.open(data_dir / folder / "images" / f"{file.stem}.jpg")
-        assert np.array_equal(np.asarray(row["image"]), np.asarray(picture))
+        image = PIL.Image.open(data_dir / folder / "images" / f"{file.stem}.jpg")
+        assert np.array_equal(np.asarray(row["image"]), np.asarray(image))
 
 
 def test_both_versions_show_the_same_scenes(mini_vistas):
@@ -202,7 +202,7 @@ def test_absent_split_lists_those_there(mini_vistas):
         load(data_dir)
 
 
-@pytest.mark.parametrize(("folder", "kind"), [("v1.2/labels", "Picture"), ("images", "Label map")])
+@pytest.mark.parametrize(("folder", "kind"), [("v1.2/labels", "RGBImage"), ("images", "Label map")])
 def test_file_without_partner_is_named(mini_vistas, folder, kind):
     file = min((mini_vistas("v2.0") / "training" / folder).iterdir())
     file.unlink()
@@ -218,7 +218,7 @@ def test_stray_files_are_passed_over(mini_vistas):
     assert load(data_dir)["image_id"][:] == ids
 
 
-def test_folders_without_pictures(mini_vistas):
+def test_folders_without_images(mini_vistas):
     data_dir = mini_vistas("v1.2")
     for folder in ("images", "labels"):
         shutil.rmtree(data_dir / "validation" / folder)

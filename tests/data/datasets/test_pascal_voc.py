@@ -91,7 +91,7 @@ def test_splits_and_their_label_maps(mini_voc, split, ids):
         assert np.array_equal(np.asarray(row["label_map"]), with_border(drawn[row["image_id"]]))
 
 
-def test_miniature_is_a_palette_picture_with_vocs_colours(voc2012):
+def test_miniature_is_a_palette_image_with_vocs_colours(voc2012):
     with PIL.Image.open(voc2012 / "SegmentationClass" / f"{TRAIN[0]}.png") as label_map:
         assert label_map.mode == "P"
         assert tuple(label_map.getpalette()[:63]) == tuple(channel for colour in VOC21.colours for channel in colour)
@@ -125,7 +125,7 @@ def test_train_aug_has_the_published_size(tmp_path):
     lists, sbd = tmp_path / "ImageSets" / "Segmentation", tmp_path / "SBD" / "dataset"
     for folder in (lists, tmp_path / "JPEGImages", sbd / "cls"):
         folder.mkdir(parents=True)
-    # SBD's own split is another than VOC's: both its lists have pictures of VOC's train and of VOC's val.
+    # SBD's own split is another than VOC's: both its lists have images of VOC's train and of VOC's val.
     beyond_voc = sorted(set(published["train_aug"]) - set(published["train"]))
     of_sbd = {
         "train": beyond_voc[:5000] + published["val"][::3],
@@ -221,7 +221,7 @@ def rewrite(file, **fields):
         (lambda file: rewrite(file, LabelMap=np.zeros(SIZE)), r"cannot be read \(no field GTcls\.Segmentation"),
         (lambda file: rewrite(file, GTcls={"Boundaries": 1}), r"cannot be read \(no field"),
         (lambda file: rewrite(file, GTcls={"Segmentation": np.zeros((5, 7), np.uint8)}), r"80×60 .* is 7×5"),
-        (lambda file: file.unlink(), r"Picture without its label map, 1 of 8: .*2008_000001\.jpg .*2008_000001\.mat"),
+        (lambda file: file.unlink(), r"Image without its label map, 1 of 8: .*2008_000001\.jpg .*2008_000001\.mat"),
     ],
 )
 def test_bad_matlab_file_is_named(mini_voc, sbd, spoil, message):
@@ -244,7 +244,7 @@ def test_train_aug_without_its_label_maps(mini_voc, voc2012):
     (voc2012 / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("\n".join(SBD_ONLY))
     with pytest.raises(DataError, match="no label maps for PASCAL VOC's train_aug"):
         load(mini_voc, "train_aug")
-    # A list of VOC's own pictures needs no more than VOC.
+    # A list of VOC's own images needs no more than VOC.
     (voc2012 / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("\n".join(TRAIN))
     assert load(mini_voc, "train_aug")["image_id"][:] == TRAIN
 

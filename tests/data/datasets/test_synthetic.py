@@ -33,15 +33,15 @@ def test_same_seed_same_bytes(tmp_path, write):
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
-def test_a_picture_does_not_depend_on_how_many_others_there_are(tmp_path, write):
+def test_a_image_does_not_depend_on_how_many_others_there_are(tmp_path, write):
     write(tmp_path / "few", {"val": 2}, SIZE)
     write(tmp_path / "many", {"train": 1, "val": 3}, SIZE)
     few, many = contents(tmp_path / "few"), contents(tmp_path / "many")
-    pictures = [name for name in few if name.endswith((".png", ".jpg"))]
-    assert len(pictures) >= 4
-    assert all(few[name] == many[name] for name in pictures)
-    pictures = [many[name] for name in many if name.endswith((".png", ".jpg"))]
-    assert len(set(pictures)) == len(pictures)
+    images = [name for name in few if name.endswith((".png", ".jpg"))]
+    assert len(images) >= 4
+    assert all(few[name] == many[name] for name in images)
+    images = [many[name] for name in many if name.endswith((".png", ".jpg"))]
+    assert len(set(images)) == len(images)
 
 
 def test_segnet_form_is_laid_out_like_the_real_one(mini_camvid, real_camvid):
@@ -55,7 +55,7 @@ def test_segnet_form_is_laid_out_like_the_real_one(mini_camvid, real_camvid):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_class_occurs_in_eight_pictures(tmp_path, seed):
+def test_every_class_occurs_in_eight_images(tmp_path, seed):
     write_camvid(tmp_path / "mini", {"train": 8, "val": 8}, (120, 160), seed)
     for split in ("train", "val"):
         rows = load_segmentation_dataset("camvid", tmp_path / "mini", split)
@@ -64,7 +64,7 @@ def test_every_class_occurs_in_eight_pictures(tmp_path, seed):
 
 
 @pytest.mark.parametrize("scarce", SCARCE)
-def test_the_scarce_thing_is_in_the_picture(scarce):
+def test_the_scarce_thing_is_in_the_image(scarce):
     scenes = [draw_street_scene(np.random.default_rng(seed), (60, 80), scarce) for seed in range(10)]
     seen = [(scene.classes == SCENE_CLASSES.index(scarce)).any() for scene in scenes]
     # Now and then something else stands before it.
@@ -113,7 +113,7 @@ def test_cityscapes_is_laid_out_like_the_real_one(mini_cityscapes):
 
 @pytest.mark.parametrize("kind", ["gtFine", "gtCoarse"])
 def test_polygons_drawn_in_turn_give_cityscapes_label_maps(mini_cityscapes, kind):
-    """As the owner's tools make label maps: a polygon covers those before it, each polygon of a thing is an instance."""
+    """As the publisher's tools make label maps: a polygon covers those before it, each polygon of a thing is an instance."""
     label_of = {label.name: label for label in LABELS}
     files = sorted((mini_cityscapes / kind).rglob("*_polygons.json"))
     for file in files:
@@ -126,11 +126,11 @@ def test_polygons_drawn_in_turn_give_cityscapes_label_maps(mini_cityscapes, kind
             assert len(polygon) >= 3
             instance = label.raw_id * 1000 + seen[label.name] if label.has_instances else label.raw_id
             seen[label.name] += 1
-            for picture, value in zip(maps, (label.raw_id, instance, label.colour), strict=True):
-                PIL.ImageDraw.Draw(picture).polygon(polygon, fill=value)
-        for picture, name in zip(maps, ("labelIds", "instanceIds", "color"), strict=True):
+            for image, value in zip(maps, (label.raw_id, instance, label.colour), strict=True):
+                PIL.ImageDraw.Draw(image).polygon(polygon, fill=value)
+        for image, name in zip(maps, ("labelIds", "instanceIds", "color"), strict=True):
             written = PIL.Image.open(file.with_name(file.name.replace("polygons.json", f"{name}.png")))
-            assert np.array_equal(np.asarray(picture), np.asarray(written))
+            assert np.array_equal(np.asarray(image), np.asarray(written))
     assert len(files) >= 7
 
 
@@ -246,7 +246,7 @@ def test_scenes_are_labelled_with_the_owners_classes(tmp_path, name, label_space
         load_segmentation_dataset(name, tmp_path / "mini", "train", label_space=label_space),
         key=lambda row: row["image_id"].split("_")[1:],
     )
-    # Cityscapes deals its pictures out to three cities in turn.
+    # Cityscapes deals its images out to three cities in turn.
     scenes = list(draw_scenes("train", 8, (96, 128), seed=0))
     train_ids = {None: 255} | get_label_space(label_space).label2id
     table = np.array([train_ids[STREET_NAMES[scene_class][column]] for scene_class in SCENE_CLASSES])

@@ -1,4 +1,4 @@
-"""Test splits whose label maps the owners keep: pictures alone, and only where they were asked for."""
+"""Test splits whose label maps the publishers keep: images alone, and only where they were asked for."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from revhrnet_hf.errors import AbsentSplitError, DataError
 from revhrnet_hf.synthetic import write_pascal_voc
 
 
-def test_pictures_without_label_maps(mini_cityscapes):
+def test_images_without_label_maps(mini_cityscapes):
     shutil.copytree(mini_cityscapes / "leftImg8bit" / "val", mini_cityscapes / "leftImg8bit" / "test")
     rows = load_segmentation_dataset("cityscapes", mini_cityscapes, "test", unlabelled=True)
     labelled = load_segmentation_dataset("cityscapes", mini_cityscapes, "val", unlabelled=True)
@@ -17,7 +17,9 @@ def test_pictures_without_label_maps(mini_cityscapes):
     assert all(row["label_map"] is not None for row in labelled)
     assert [row["image"].tobytes() for row in rows] == [row["image"].tobytes() for row in labelled]
     assert rows["image_id"] == labelled["image_id"]
-    with pytest.raises(AbsentSplitError, match="'test' has no label maps, its owner keeps them; splits with labels: train, val"):
+    with pytest.raises(
+        AbsentSplitError, match="'test' has no label maps, its publisher keeps them; splits with labels: train, val"
+    ):
         load_segmentation_dataset("cityscapes", mini_cityscapes, "test")
 
 
@@ -35,5 +37,5 @@ def test_what_is_not_there_is_named(mini_cityscapes, mini_vistas, tmp_path):
         load_segmentation_dataset("pascal_voc", tmp_path / "voc", "test", unlabelled=True)
     lists = next((tmp_path / "voc").rglob("Segmentation"))
     (lists / "test.txt").write_text("2008_000001\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"1 of 1 pictures of PASCAL VOC's 'test' are not in .*2008_000001\.jpg first"):
+    with pytest.raises(DataError, match=r"1 of 1 images of PASCAL VOC's 'test' are not in .*2008_000001\.jpg first"):
         load_segmentation_dataset("pascal_voc", tmp_path / "voc", "test", unlabelled=True)

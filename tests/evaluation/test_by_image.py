@@ -1,4 +1,4 @@
-"""Scores of single pictures, intervals of the whole, and boundary IoU, against loops and closed formulas."""
+"""Scores of single images, intervals of the whole, and boundary IoU, against loops and closed formulas."""
 
 import csv
 import math
@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index, mul
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.evaluation import ConfusionMatrix, SegmentationMetric
 from revhrnet_hf.evaluation.boundary import boundary_counts, boundary_scores
-from revhrnet_hf.evaluation.by_picture import NUM_DRAWS, bootstrap_intervals, worst_pictures, write_picture_scores
+from revhrnet_hf.evaluation.by_image import NUM_DRAWS, bootstrap_intervals, worst_images, write_image_scores
 
 RNG = np.random.default_rng(0)
 
@@ -64,16 +64,16 @@ def test_counting_of_bytes_is_counting_of_other_types(num_classes):
     assert torch.equal(bytewise.matrix, plain.matrix) and bytewise.matrix.sum() > 0
     if num_classes < 256:
         predictions[100, 100] = num_classes
-        with pytest.raises(DataError, match=f"picture a: the predictions hold id {num_classes}"):
+        with pytest.raises(DataError, match=f"image a: the predictions hold id {num_classes}"):
             bytewise.update(predictions.astype(np.uint8), references.astype(np.uint8), ["a"])
         assert torch.equal(bytewise.matrix, plain.matrix)
 
 
-def test_table_and_worst_pictures(tmp_path):
+def test_table_and_worst_images(tmp_path):
     good, bad, void = np.diag([8, 2]), np.array([[1, 4], [5, 0]]), np.zeros((2, 2), int)
     only_one = np.array([[9, 1], [0, 0]])
     matrices = np.stack([good, bad, void, only_one])
-    write_picture_scores(tmp_path / "scores.csv", ["Sky", "Car"], ["a", "b,b", "c", "d"], matrices)
+    write_image_scores(tmp_path / "scores.csv", ["Sky", "Car"], ["a", "b,b", "c", "d"], matrices)
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["image_id"] for row in rows] == ["a", "b,b", "c", "d"]
@@ -81,7 +81,7 @@ def test_table_and_worst_pictures(tmp_path):
     assert float(rows[1]["iou Sky"]) == 0.1 and float(rows[1]["mean_iou"]) == 0.05
     assert rows[2]["mean_iou"] == rows[2]["iou Car"] == ""
     assert float(rows[3]["mean_iou"]) == 0.45
-    assert worst_pictures(matrices, 2) == [1, 3] and worst_pictures(matrices, 9) == [1, 3, 0]
+    assert worst_images(matrices, 2) == [1, 3] and worst_images(matrices, 9) == [1, 3, 0]
 
 
 def test_intervals_are_those_of_a_loop_over_draws():
@@ -119,11 +119,11 @@ def test_a_thousand_draws_unless_told_otherwise():
 
 
 def test_interval_of_an_accuracy_is_the_normal_approximation():
-    """Pictures that are wholly right or wrong: the share of right ones is a binomial."""
-    num_pictures, right = 400, 280
-    matrices = np.array([[[10, 0], [0, 0]]] * right + [[[0, 10], [0, 0]]] * (num_pictures - right))
+    """Images that are wholly right or wrong: the share of right ones is a binomial."""
+    num_images, right = 400, 280
+    matrices = np.array([[[10, 0], [0, 0]]] * right + [[[0, 10], [0, 0]]] * (num_images - right))
     low, high = bootstrap_intervals(matrices, num_draws=4000)["overall_accuracy"]
-    half = 1.96 * math.sqrt(0.7 * 0.3 / num_pictures)
+    half = 1.96 * math.sqrt(0.7 * 0.3 / num_images)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.005)
 
 

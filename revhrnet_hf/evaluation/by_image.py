@@ -1,4 +1,4 @@
-"""Scores read off one confusion matrix a picture: a table of the pictures, the worst of them, and how sure the means are."""
+"""Scores read off one confusion matrix an image: a table of the images, the worst of them, and how sure the means are."""
 
 import csv
 import io
@@ -16,15 +16,15 @@ NUM_DRAWS = 1000
 DRAWS_AT_ONCE = 100
 
 
-def write_picture_scores(path: str | Path, names: Sequence[str], image_ids: Sequence[str], matrices: np.ndarray) -> None:
-    """Writes a CSV with a row a picture: id, labelled pixels, scores, IoU of each class (empty where the picture has none).
+def write_image_scores(path: str | Path, names: Sequence[str], image_ids: Sequence[str], matrices: np.ndarray) -> None:
+    """Writes a CSV with a row an image: id, labelled pixels, scores, IoU of each class (empty where the image has none).
 
-    `mean_iou` is over the classes that the picture shows or was said to show.
+    `mean_iou` is over the classes that the image shows or was said to show.
 
     Args:
         names: the class names.
-        image_ids: the pictures' names.
-        matrices: (pictures, classes, classes) counts, rows truth.
+        image_ids: the images' names.
+        matrices: (images, classes, classes) counts, rows truth.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -36,21 +36,21 @@ def write_picture_scores(path: str | Path, names: Sequence[str], image_ids: Sequ
     write_text(path, text.getvalue())
 
 
-def worst_pictures(matrices: np.ndarray, count: int) -> list[int]:
-    """The places of the `count` pictures with the lowest mean IoU, lowest first; pictures without labelled pixels are none."""
+def worst_images(matrices: np.ndarray, count: int) -> list[int]:
+    """The places of the `count` images with the lowest mean IoU, lowest first; images without labelled pixels are none."""
     scores = [scores_of(matrix)["mean_iou"] for matrix in matrices]
     known = [place for place, score in enumerate(scores) if not math.isnan(score)]
     return sorted(known, key=scores.__getitem__)[:count]
 
 
 def bootstrap_intervals(matrices: np.ndarray, confidence: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict:
-    """Intervals in which the scores lie if the pictures were drawn again (percentile bootstrap over pictures).
+    """Intervals in which the scores lie if the images were drawn again (percentile bootstrap over images).
 
-    Each draw takes as many pictures as there are, with repetition, and reads the scores off the sum of their matrices. Classes
+    Each draw takes as many images as there are, with repetition, and reads the scores off the sum of their matrices. Classes
     that a draw lacks are left out of its mean.
 
     Args:
-        matrices: (pictures, classes, classes) counts, rows truth.
+        matrices: (images, classes, classes) counts, rows truth.
         confidence: the share of draws inside the interval.
         seed: of the draws; the same seed gives the same intervals.
 
@@ -59,11 +59,11 @@ def bootstrap_intervals(matrices: np.ndarray, confidence: float = 0.95, num_draw
     """
     counts = np.stack([np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(2), matrices.sum(1)], axis=1).astype(np.float64)
     generator = np.random.default_rng(seed)
-    num_pictures = len(counts)
+    num_images = len(counts)
     draws = []
     for first in range(0, num_draws, DRAWS_AT_ONCE):
         many = min(DRAWS_AT_ONCE, num_draws - first)
-        times = generator.multinomial(num_pictures, np.full(num_pictures, 1 / num_pictures), size=many)
+        times = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=many)
         # Whole numbers, so that float64 sums them exactly.
         draws.append(np.tensordot(times.astype(np.float64), counts, axes=1))
     right, truth, predicted = np.moveaxis(np.concatenate(draws), 1, 0)
