@@ -15,7 +15,7 @@ import pytest
 from PIL.Image import Resampling
 
 from revhrnet_hf import images
-from revhrnet_hf.data import RGBImage
+from revhrnet_hf.data import RgbImage
 from revhrnet_hf.data.features import as_stored
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.images import ImageFile, decode_image, fitted, read_image, to_rgb
@@ -25,18 +25,18 @@ from .image_files import COMBINATIONS, ORIENTATION, UPRIGHT, encoded, image_of
 
 
 def whole_crop(value):
-    """The training path: `RGBImageFile`, decoded row by row, scaled by 1."""
-    file = RGBImage().open(value)
+    """The training path: `RgbImageFile`, decoded row by row, scaled by 1."""
+    file = RgbImage().open(value)
     return file.resize(file.size, Resampling.BILINEAR, (0, 0, *file.size))
 
 
 def from_dataset(data):
     rows = datasets.Dataset.from_dict({"image": [data]}, features=datasets.Features({"image": datasets.Image()}))
-    return rows.cast_column("image", RGBImage())[0]["image"]
+    return rows.cast_column("image", RgbImage())[0]["image"]
 
 
 ROOMS = {
-    "evaluation": lambda path, data: RGBImage().decode_example({"path": str(path), "bytes": None}),
+    "evaluation": lambda path, data: RgbImage().decode_example({"path": str(path), "bytes": None}),
     "training": lambda path, data: whole_crop({"path": str(path), "bytes": None}),
     "hub": lambda path, data: from_dataset(data),
     "prediction": lambda path, data: read_image(path),
@@ -80,7 +80,7 @@ def test_a_training_crop_is_cut_out_of_the_evaluated_image(combination, turn, he
     kind, mode = combination
     image, options, _ = image_of(mode, height, width, seed)
     value = {"path": "x", "bytes": encoded(image, kind, turn, **options)}
-    whole, file = RGBImage().decode_example(value), RGBImage().open(value)
+    whole, file = RgbImage().decode_example(value), RgbImage().open(value)
     assert file.size == whole.size == ((height, width) if turn > 4 else (width, height))
     right, bottom = draw.draw(st.integers(1, whole.width)), draw.draw(st.integers(1, whole.height))
     box = draw.draw(st.integers(0, right - 1)), draw.draw(st.integers(0, bottom - 1)), right, bottom
@@ -97,14 +97,14 @@ def test_the_stored_image_is_there_where_only_it_fits(kind, turn, tmp_path):
     (tmp_path / "a.png").write_bytes(data)
     path = str(tmp_path / "a.png")
     assert ImageFile(data).orientation == turn
-    for room in (lambda value: RGBImage().decode_example(value), whole_crop):
+    for room in (lambda value: RgbImage().decode_example(value), whole_crop):
         assert np.array_equal(room({"path": as_stored(path), "bytes": None}), plain)
     upright = read_image(path)
     assert upright.getexif().get(ORIENTATION, 1) == 1  # nobody turns it a second time
     assert np.array_equal(to_rgb(upright), UPRIGHT[turn](plain))
     if turn > 4:
         assert np.array_equal(fitted(upright, image.size), plain)
-        file = RGBImage().open({"path": path, "bytes": None})
+        file = RgbImage().open({"path": path, "bytes": None})
         file.fit(image.size)
         assert file.size == image.size and np.array_equal(file.resize(file.size, Resampling.BILINEAR, (0, 0, *file.size)), plain)
     for size in (upright.size, (5, 5)):
@@ -119,7 +119,7 @@ def test_an_upright_image_is_decoded_by_rows_and_a_turned_one_whole(monkeypatch)
     for turn, most in ((1, 20), (3, 90)):
         decoded.clear()
         for kind in ("PNG", "JPEG"):
-            RGBImage().open({"path": "x", "bytes": encoded(image, kind, turn)}).resize((5, 5), Resampling.BILINEAR, (0, 0, 5, 5))
+            RgbImage().open({"path": "x", "bytes": encoded(image, kind, turn)}).resize((5, 5), Resampling.BILINEAR, (0, 0, 5, 5))
         assert min(decoded) <= max(decoded) <= most and (turn == 1 or max(decoded) == 90)
 
 
@@ -208,9 +208,9 @@ def test_what_cannot_be_read_is_named(content, tmp_path):
             read(tmp_path / "broken.jpg")
     for value in ({"path": str(tmp_path / "broken.jpg"), "bytes": None}, {"path": "broken.jpg", "bytes": content}):
         with pytest.raises(DataError, match=r"broken\.jpg cannot be read"):
-            RGBImage().decode_example(value)
+            RgbImage().decode_example(value)
         with pytest.raises(DataError, match=r"broken\.jpg cannot be read"):
-            RGBImage().open(value).resize((1, 1), Resampling.BILINEAR, (0, 0, 1, 1))
+            RgbImage().open(value).resize((1, 1), Resampling.BILINEAR, (0, 0, 1, 1))
 
 
 @hypothesis.settings(deadline=None, max_examples=150)
@@ -226,7 +226,7 @@ def test_a_damaged_file_is_an_image_or_a_data_error(combination, changes, kept):
         data[int(place * min(len(data) - 1, 200))] = value
     value = {"path": "damaged", "bytes": bytes(data[: max(1, int(kept * len(data)))])}
     hypothesis.assume(_claimed_pixels(value["bytes"]) < 10**6)
-    for read in (RGBImage().decode_example, whole_crop):
+    for read in (RgbImage().decode_example, whole_crop):
         try:
             assert read(value).mode == "RGB"
         except DataError as error:
@@ -246,7 +246,7 @@ def test_the_limit_on_pixels_is_said_and_can_be_raised(tmp_path, monkeypatch):
     monkeypatch.setenv(images.MEGAPIXELS_VARIABLE, "0.001")
     path = tmp_path / "large.png"
     PIL.Image.new("L", (50, 60)).save(path)
-    for read in (read_image, lambda path: RGBImage().decode_example({"path": str(path), "bytes": None})):
+    for read in (read_image, lambda path: RgbImage().decode_example({"path": str(path), "bytes": None})):
         with pytest.raises(DataError, match=r"large\.png cannot be read: it has 0 megapixels.*--max_megapixels") as caught:
             read(path)
         assert "truncated" not in str(caught.value)

@@ -5,7 +5,7 @@ from .datasets.cityscapes import Cityscapes
 from .datasets.coco import Coco
 from .datasets.mapillary_vistas import MapillaryVistas
 from .datasets.pascal_voc import PascalVoc
-from .features import LabelMap, RGBImage
+from .features import LabelMap, RgbImage
 from .label_space import LabelSpace, get_label_space
 from .loading import label_space_of, load_segmentation_dataset
 from .transforms import TrainingSamples, TrainingTransform
@@ -19,7 +19,7 @@ __all__ = [
     "LabelSpace",
     "MapillaryVistas",
     "PascalVoc",
-    "RGBImage",
+    "RgbImage",
     "TrainingSamples",
     "TrainingTransform",
     "get_label_space",

@@ -23,7 +23,7 @@ from .archive import DataTree
 from .builder import SegmentationBuilder
 from .class_counts import MOST_IGNORED, ClassCounts, Counting, ignored_text, is_published, unseen_text
 from .datasets.hub import IMAGE, IMAGE_ID, LABEL_MAP, load_stored, stored_splits
-from .features import RGBImage, RGBImageFile
+from .features import RgbImage, RgbImageFile
 from .label_space import LabelSpace, find_label_space, id_ranges
 from .listing import Sample, by, locate_all, mismatch
 from .loader import build_loader
@@ -361,7 +361,7 @@ def _check_pair(
     problems, notes, image, label_map = [], [], None, None
     (image_file, label_file), opened = files, None
     try:
-        image, opened = RGBImage().decode_example(image_value), RGBImage().open(image_value)
+        image, opened = RgbImage().decode_example(image_value), RgbImage().open(image_value)
     except DataError as error:
         problems.append(Problem("image", image_file, _naming(image_file, error)))
     try:
@@ -388,7 +388,7 @@ def _naming(file: str, error: DataError) -> str:
     return str(error) if file in str(error) else f"Image {file}: {error}"
 
 
-def is_ambiguous(image: RGBImageFile, label_map_size: tuple[int, int]) -> bool:
+def is_ambiguous(image: RgbImageFile, label_map_size: tuple[int, int]) -> bool:
     """Whether a label map of this (width, height) fits a turned image both as stored and as turned."""
     stored_size = image.size[::-1] if image.orientation > 4 else image.size
     return image.orientation != 1 and image.size == stored_size == label_map_size

@@ -11,7 +11,7 @@ import datasets
 from ..errors import DataError
 from .archive import DataTree
 from .class_counts import is_published
-from .features import LabelMap, RGBImage
+from .features import LabelMap, RgbImage
 from .label_space import LabelSpace, find_label_space
 from .listing import Listed, Sample, check_same_sizes, listing_digest, locate
 
@@ -168,7 +168,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         columns = {
-            "image": RGBImage(),
+            "image": RgbImage(),
             "label_map": LabelMap.of(find_label_space(self.config.label_space)),
             "image_id": datasets.Value("string"),
         }

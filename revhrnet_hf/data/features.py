@@ -1,4 +1,4 @@
-"""The two image columns of every dataset, as `datasets` features: `RGBImage` (RGB) and `LabelMap` (train ids).
+"""The two image columns of every dataset, as `datasets` features: `RgbImage` (RGB) and `LabelMap` (train ids).
 
 Both store what `datasets.Image` stores, a path or bytes, and decode when an example is read. The path may lead into a zip or tar
 file (see archive.py). Both are what a viewer shows: upright, as EXIF says. Where a label map fits only the image as it is stored,
@@ -30,7 +30,7 @@ AS_STORED = ".//"  # before the name: to the file system the path is the same, a
 
 
 class StoredFile(datasets.Image):
-    """What `RGBImage` and `LabelMap` share: the stored file's bytes, and their copy into a dataset that is to travel."""
+    """What `RgbImage` and `LabelMap` share: the stored file's bytes, and their copy into a dataset that is to travel."""
 
     def encode_example(self, value: Any) -> dict:
         """As of `datasets.Image`, which however drops bytes where some file has the name that comes with them, and takes that."""
@@ -45,7 +45,7 @@ class StoredFile(datasets.Image):
 
 
 @dataclass
-class RGBImage(StoredFile):
+class RgbImage(StoredFile):
     """An image; decodes to a PIL image of mode RGB, whatever the file's mode (see images.py).
 
     Raises:
@@ -53,7 +53,7 @@ class RGBImage(StoredFile):
     """
 
     mode: str | None = "RGB"
-    _type: str = field(default="RGBImage", init=False, repr=False)
+    _type: str = field(default="RgbImage", init=False, repr=False)
 
     def decode_example(self, value: dict | PIL.Image.Image, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
         if isinstance(value, PIL.Image.Image):
@@ -61,9 +61,9 @@ class RGBImage(StoredFile):
         with unreadable_is_data_error("Image", _source(value)):
             return ImageFile(_stored_bytes(value)).rgb(_is_as_stored(value))
 
-    def open(self, value: dict) -> "RGBImageFile":
+    def open(self, value: dict) -> "RgbImageFile":
         """The stored image, not yet decoded."""
-        return RGBImageFile(value, _stored_bytes_of("Image", value))
+        return RgbImageFile(value, _stored_bytes_of("Image", value))
 
 
 @dataclass
@@ -156,7 +156,7 @@ class OpenedFile:
         return unreadable_is_data_error(self.kind, self._source)
 
 
-class RGBImageFile(OpenedFile):
+class RgbImageFile(OpenedFile):
     kind = "Image"
 
     def fit(self, size: Size) -> None:
@@ -273,6 +273,6 @@ def _train_ids(data: bytes, label_space: LabelSpace, source: str) -> PIL.Image.I
 with warnings.catch_warnings():
     # `datasets` calls its register_feature experimental, on every import, to users who never called it.
     warnings.simplefilter("ignore", UserWarning)
-    register_feature(RGBImage, "RGBImage")
-    register_feature(RGBImage, "Picture")  # as datasets call it that 0.1.0 has saved
+    register_feature(RgbImage, "RgbImage")  # not RGBImage: the Hub's metadata spell it rgb_image, and back
+    register_feature(RgbImage, "Picture")  # as datasets call it that 0.1.0 has saved
     register_feature(LabelMap, "LabelMap")

@@ -123,7 +123,7 @@ class TrainingSamples(torch.utils.data.Dataset):
 
     Args:
         dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them; or several, laid end to end.
-        transform: its `crop` is given files that are opened and not decoded (`RGBImageFile`), so that only what the crop needs is
+        transform: its `crop` is given files that are opened and not decoded (`RgbImageFile`), so that only what the crop needs is
             read. Damage elsewhere in a file, and ids that its label space lacks, are for `scripts/audit_data.py`.
         seed: of the run.
         skip_bad: whether the next image takes the place of one that cannot be used; such are marked in `bad`. Else it is an

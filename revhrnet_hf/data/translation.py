@@ -1,8 +1,9 @@
-"""Which class of one label space is which class of another: to hand over classifiers, and to score across datasets.
+"""Which class of one label space is which class of another: to transfer classifiers, and to score across datasets.
 
-Each table reads: class of the target space ← classes of the source space. Classes under `None` have no partner there. Judgements follow
-the publishers' definitions: Cityscapes' sidewalk takes curbs, cycle paths and traffic islands, its traffic signs are fronts
-only, its bridges, guard rails, caravans and trailers are not scored; CamVid's eleven classes are SegNet's merging of the 32.
+Each table reads: class of the target space ← classes of the source space. Classes under `None` have no partner there. The
+tables follow the publishers' definitions: Cityscapes' sidewalk takes curbs, cycle paths and traffic islands, its traffic signs
+are fronts only, its bridges, guard rails, caravans and trailers are not scored; CamVid's eleven classes are SegNet's merging
+of the 32.
 
 Two tables make a third where one ends in the space that the other starts from: Mapillary Vistas v2.0 → v1.2 → Cityscapes.
 """

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.data import TrainingSamples, TrainingTransform, load_segmentation_dataset
-from revhrnet_hf.data.features import RGBImage
+from revhrnet_hf.data.features import RgbImage
 from revhrnet_hf.data.loading import find_builder
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas
 
@@ -81,7 +81,7 @@ class Decoded(Dataset):
 
     def __getitem__(self, index):
         sample = self.samples[index]
-        RGBImage().decode_example({"path": sample.image, "bytes": None})
+        RgbImage().decode_example({"path": sample.image, "bytes": None})
         with PIL.Image.open(sample.label_map) as label_map:
             label_map.load()
 

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from revhrnet_hf.data import CamVid, RGBImage
+from revhrnet_hf.data import CamVid, RgbImage
 from revhrnet_hf.data.audit import audit_dataset, is_ambiguous
 from revhrnet_hf.errors import DataError
 
@@ -307,7 +307,7 @@ def test_orientation_that_fits_both_ways(tmp_path, orientation, size, label_size
     if orientation is not None:
         exif[0x0112] = orientation
     PIL.Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
-    opened = RGBImage().open({"path": str(tmp_path / "a.jpg"), "bytes": None})
+    opened = RgbImage().open({"path": str(tmp_path / "a.jpg"), "bytes": None})
     assert is_ambiguous(opened, label_size) == ambiguous
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency, chisquare
 
-from revhrnet_hf.data import LabelMap, RGBImage, TrainingSamples, TrainingTransform
+from revhrnet_hf.data import LabelMap, RgbImage, TrainingSamples, TrainingTransform
 from revhrnet_hf.models import RevHRNetImageProcessor
 from revhrnet_hf.training.sampler import EpochBatches
 
@@ -115,7 +115,7 @@ def rows(marked, tmp_path_factory):
     paths = [str(folder / name) for name in ("image.png", "labels.png")]
     for image, path in zip(marked, paths, strict=True):
         image.save(path)
-    columns = {"image": RGBImage(), "label_map": LabelMap(label_space="cityscapes"), "image_id": datasets.Value("string")}
+    columns = {"image": RgbImage(), "label_map": LabelMap(label_space="cityscapes"), "image_id": datasets.Value("string")}
     table = {"image": [paths[0]] * 3, "label_map": [paths[1]] * 3, "image_id": list("abc")}
     return datasets.Dataset.from_dict(table, features=datasets.Features(columns))
 

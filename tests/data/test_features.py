@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets.table import embed_table_storage
 
-from revhrnet_hf.data import LabelMap, LabelSpace, RGBImage
+from revhrnet_hf.data import LabelMap, LabelSpace, RgbImage
 from revhrnet_hf.data.label_space import LABEL_SPACES
 from revhrnet_hf.errors import DataError
 
@@ -155,7 +155,7 @@ def test_truncated_file_is_named_wherever_it_ends(column, tmp_path):
     noise = np.random.default_rng(0).integers(0, 3, size=(40, 40), dtype=np.uint8)
     PIL.Image.fromarray(noise).save(file)
     whole = file.read_bytes()
-    feature = {"image": RGBImage(), "label_map": LabelMap(label_space="shifted")}[column]
+    feature = {"image": RgbImage(), "label_map": LabelMap(label_space="shifted")}[column]
     row = datasets.Dataset.from_dict({column: [str(file)]}, features=datasets.Features({column: feature}))
     # The last 12 bytes only say that the file ends, and 12 more may be the check sum of complete pixels.
     for length in (*range(0, 90), *range(90, len(whole) - 24, 37)):
@@ -174,7 +174,7 @@ def test_damaged_second_block_is_named(tmp_path):
     damaged = file.read_bytes()
     file.write_bytes(damaged[::-1].replace(b"TADI", b"\x00ADI", 1)[::-1])
     assert damaged.count(b"IDAT") == 2
-    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": RGBImage()}))
+    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": RgbImage()}))
     with pytest.raises(DataError, match=r"damaged\.png cannot be read \(broken PNG file"):
         row[0]
 
@@ -184,7 +184,7 @@ def test_every_image_comes_out_rgb(mode, tmp_path):
     file = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     colours = np.random.default_rng(0).integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
     PIL.Image.fromarray(colours).convert(mode).save(file)
-    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": RGBImage()}))
+    row = datasets.Dataset.from_dict({"image": [str(file)]}, features=datasets.Features({"image": RgbImage()}))
     image = row[0]["image"]
     assert image.mode == "RGB"
     assert np.array_equal(np.asarray(image), np.asarray(PIL.Image.open(file).convert("RGB")))

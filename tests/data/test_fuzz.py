@@ -17,7 +17,7 @@ import PIL.Image
 import pytest
 import scipy.io
 
-from revhrnet_hf.data import LabelMap, RGBImage
+from revhrnet_hf.data import LabelMap, RgbImage
 from revhrnet_hf.data.label_space import find_label_space
 from revhrnet_hf.data.listing import check_same_sizes
 from revhrnet_hf.data.loading import find_builder
@@ -118,7 +118,7 @@ def read_all(name, folder, split, label_space):
     check_same_sizes(samples)
     feature = LabelMap.of(find_label_space(label_space))
     for sample in samples:
-        RGBImage().decode_example({"path": sample.image, "bytes": None})
+        RgbImage().decode_example({"path": sample.image, "bytes": None})
         feature.decode_example({"path": sample.label_map, "bytes": sample.annotation})
 
 

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
-from revhrnet_hf.data import LabelMap, RGBImage, TrainingSamples, TrainingTransform
+from revhrnet_hf.data import LabelMap, RgbImage, TrainingSamples, TrainingTransform
 from revhrnet_hf.data.transforms import _draw_seed
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.models.image_processing_revhrnet import RevHRNetImageProcessor
@@ -154,7 +154,7 @@ def test_what_is_read_for_a_crop_changes_no_pixel(format, options, tmp_path):
     PIL.Image.fromarray(noise[..., :3]).save(tmp_path / f"image.{format}", **options)
     PIL.Image.fromarray(noise[..., 3] % 12).save(tmp_path / "labels.png")
     image, label_map = ({"path": str(tmp_path / name), "bytes": None} for name in (f"image.{format}", "labels.png"))
-    features = RGBImage(), LabelMap(label_space="camvid11")
+    features = RgbImage(), LabelMap(label_space="camvid11")
     transform = TrainingTransform(processor(), (30, 40), base_size=130, scale_range=(0.25, 2.0), scale_step=None)
     for seed in range(60):
         torch.manual_seed(seed)
@@ -169,7 +169,7 @@ def rows(tmp_path):
     image, labels = pair()
     image.save(tmp_path / "image.png")
     labels.save(tmp_path / "labels.png")
-    columns = {"image": RGBImage(), "label_map": LabelMap(label_space="camvid11"), "image_id": datasets.Value("string")}
+    columns = {"image": RgbImage(), "label_map": LabelMap(label_space="camvid11"), "image_id": datasets.Value("string")}
     table = {
         "image": [str(tmp_path / "image.png")] * 4,
         "label_map": [str(tmp_path / "labels.png")] * 4,
@@ -255,7 +255,7 @@ def rows_with_bad_ones(rows, tmp_path, bad):
     """The four rows, of which some have an image that is cut off."""
     (tmp_path / "cut.png").write_bytes((tmp_path / "image.png").read_bytes()[:100])
     paths = [str(tmp_path / ("cut.png" if i in bad else "image.png")) for i in range(4)]
-    return rows.remove_columns("image").add_column("image", paths).cast_column("image", RGBImage())
+    return rows.remove_columns("image").add_column("image", paths).cast_column("image", RgbImage())
 
 
 def test_bad_images_stop_by_default_and_are_skipped_on_request(rows, tmp_path):

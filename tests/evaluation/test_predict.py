@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
 
-from revhrnet_hf.data import RGBImage
+from revhrnet_hf.data import RgbImage
 from revhrnet_hf.errors import CheckpointError, DataError
 from revhrnet_hf.evaluation import InferenceSettings, evaluate_dataset, predict_dataset, predict_label_maps
 
@@ -253,7 +253,7 @@ def test_bad_samples_are_named(model, image_processor, dataset, tmp_path, num_wo
     images()[1].save(truncated)
     truncated.write_bytes(truncated.read_bytes()[:500])
     rows = dataset.select([0]).remove_columns("image").add_column("image", [str(truncated)])
-    rows = rows.cast_column("image", RGBImage())
+    rows = rows.cast_column("image", RgbImage())
     with pytest.raises(DataError, match=r"^Image .*truncated.png cannot be read") as raised:
         evaluate_dataset(model, image_processor, rows, NUM_LABELS, num_workers=num_workers)
     assert "\n" not in str(raised.value)

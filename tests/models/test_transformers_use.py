@@ -134,8 +134,8 @@ def test_pipeline_sees_images_as_a_person_does(checkpoint, image, tmp_path):
         "tiny.png": image.crop((0, 0, 1, 1)),
         "long.png": image.resize((3000, 5)),
     }
-    for name, image in kinds.items():
-        image.save(tmp_path / name)
+    for name, kind in kinds.items():
+        kind.save(tmp_path / name)
     image.save(tmp_path / "turned.jpg", exif=exif)
     segmenter = pipeline("image-segmentation", model=str(checkpoint))
     maps = {}

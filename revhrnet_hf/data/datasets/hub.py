@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetsError
 
 from ...errors import AbsentSplitError, DataError
 from ...images import ImageFile, unreadable_is_data_error
-from ..features import LabelMap, RGBImage
+from ..features import LabelMap, RgbImage
 from ..label_space import find_label_space
 from ..listing import MAX_NAMED, mismatch
 from .own_files import OwnFiles
@@ -24,7 +24,7 @@ from .own_files import OwnFiles
 IMAGE, LABEL_MAP, IMAGE_ID = "image", "label_map", "image_id"
 UNNAMED = "train"  # what `datasets` calls the only split of a dataset that names none
 SAVED_SET, SAVED_SPLITS = "state.json", "dataset_dict.json"
-FILE = RGBImage(decode=False)  # an image as stored
+FILE = RgbImage(decode=False)  # an image as stored
 STREAMS = 64  # shards of a saved dataset that is streamed, for as many processes at most
 
 AnyDataset = datasets.Dataset | datasets.IterableDataset
@@ -64,7 +64,7 @@ def load_stored(
     foreign = not isinstance(features[label_column], LabelMap)
     columns = list(dict.fromkeys([image_column, label_column, *([IMAGE_ID] if IMAGE_ID in features else [])]))
     own = OwnFiles(source, None if saved else dataset.info.builder_name)
-    dataset = dataset.select_columns(columns).cast_column(image_column, RGBImage())
+    dataset = dataset.select_columns(columns).cast_column(image_column, RgbImage())
     if (image_column, label_column) != (IMAGE, LABEL_MAP):
         between = dataset.rename_columns({image_column: "given_image", label_column: "given_label_map"})  # they may be swapped
         dataset = between.rename_columns({"given_image": IMAGE, "given_label_map": LABEL_MAP})
@@ -188,7 +188,7 @@ def _complete_streamed(
 ) -> datasets.IterableDataset:
     for column in (IMAGE, LABEL_MAP):
         dataset = dataset.cast_column(column, FILE)
-    features = datasets.Features({IMAGE: RGBImage(), LABEL_MAP: feature, IMAGE_ID: datasets.Value("string")})
+    features = datasets.Features({IMAGE: RgbImage(), LABEL_MAP: feature, IMAGE_ID: datasets.Value("string")})
     # cast: what `map` gives with features counts as decoded.
     return dataset.map(_completed, fn_kwargs={"foreign": foreign, "own": own}).cast(features)
 

@@ -157,7 +157,7 @@ def test_absent_split_lists_those_there(mini_cityscapes):
 
 
 @pytest.mark.parametrize(
-    ("lost", "kind"), [("gtFine/train/*/*_labelIds.png", "RGBImage"), ("leftImg8bit/train/*/*.png", "Label map")]
+    ("lost", "kind"), [("gtFine/train/*/*_labelIds.png", "Image"), ("leftImg8bit/train/*/*.png", "Label map")]
 )
 def test_file_without_partner_is_named(mini_cityscapes, lost, kind):
     file = file_of(mini_cityscapes, lost)

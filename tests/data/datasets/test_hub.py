@@ -15,7 +15,7 @@ import pytest
 import torch
 from fsspec.implementations.dirfs import DirFileSystem
 
-from revhrnet_hf.data import LabelMap, LabelSpace, RGBImage, get_label_space, label_space_of, load_segmentation_dataset
+from revhrnet_hf.data import LabelMap, LabelSpace, RgbImage, get_label_space, label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.datasets import hub as stored_module
 from revhrnet_hf.data.datasets.own_files import OwnFiles
 from revhrnet_hf.errors import DataError
@@ -246,12 +246,12 @@ def test_files_of_a_streamed_set_may_lie_elsewhere(table):
         with fsspec.open(f"memory://stored/{name}", "wb") as file:
             PIL.Image.fromarray(array).save(file, format="png")
     stored = {"bytes": None, "path": "memory://stored/a.png"}
-    assert RGBImage().decode_example(stored).size == (2, 2)
+    assert RgbImage().decode_example(stored).size == (2, 2)
     stored["path"] = "memory://stored/b.png"
     assert list(LabelMap.of(LabelSpace.from_yaml(table)).decode_example(stored).tobytes()) == [2, 0, 1, 1]
     stored["path"] = "memory://stored/c.png"
     with pytest.raises(DataError, match=r"memory://stored/c\.png cannot be read"):
-        RGBImage().decode_example(stored)
+        RgbImage().decode_example(stored)
 
 
 def test_what_is_not_said_or_not_there(foreign, foreign_columns, own, tmp_path):

@@ -202,7 +202,7 @@ def test_absent_split_lists_those_there(mini_vistas):
         load(data_dir)
 
 
-@pytest.mark.parametrize(("folder", "kind"), [("v1.2/labels", "RGBImage"), ("images", "Label map")])
+@pytest.mark.parametrize(("folder", "kind"), [("v1.2/labels", "Image"), ("images", "Label map")])
 def test_file_without_partner_is_named(mini_vistas, folder, kind):
     file = min((mini_vistas("v2.0") / "training" / folder).iterdir())
     file.unlink()

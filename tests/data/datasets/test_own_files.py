@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from revhrnet_hf.data import LabelMap, RGBImage, load_segmentation_dataset
+from revhrnet_hf.data import LabelMap, RgbImage, load_segmentation_dataset
 from revhrnet_hf.data.datasets.own_files import OwnFiles
 from revhrnet_hf.errors import DataError
 
@@ -155,7 +155,7 @@ def test_an_annotation_that_points_elsewhere_is_refused(table, secret, tmp_path)
 @pytest.mark.parametrize("ours", [False, True])
 def test_a_name_beside_bytes_is_a_name_only(table, secret, tmp_path, ours):
     """`datasets` itself drops the bytes where the name is that of a file, and takes the file's content when the set is saved."""
-    features = {"image": {"_type": "RGBImage"}, "label_map": {"_type": "LabelMap", "label_space": "camvid11"}} if ours else None
+    features = {"image": {"_type": "RgbImage"}, "label_map": {"_type": "LabelMap", "label_space": "camvid11"}} if ours else None
     named = {"bytes": IMAGE, "path": secret}
     folder = plant(tmp_path / "planted", image=named, label_map={"bytes": LABELS, "path": secret}, features=features)
     for streaming in (False, True):
@@ -170,6 +170,6 @@ def test_a_name_beside_bytes_is_a_name_only(table, secret, tmp_path, ours):
 
 def test_bytes_win_over_a_file_of_that_name(tmp_path):
     (tmp_path / "a.png").write_bytes(SECRET)
-    for feature in (RGBImage(), LabelMap(label_space="camvid11")):
+    for feature in (RgbImage(), LabelMap(label_space="camvid11")):
         value = {"bytes": IMAGE, "path": str(tmp_path / "a.png")}
         assert feature.encode_example(value) == value
