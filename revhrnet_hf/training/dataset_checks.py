@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from ..data import label_space_of
 from ..errors import CheckpointError, DataError
-from .sampler import TrainingSet
+from .data import TrainingSet
 
 
 def fingerprint(train_sets: list[TrainingSet], eval_set: Dataset, eval_split: str) -> dict[str, Any]:

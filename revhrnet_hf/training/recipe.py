@@ -5,8 +5,8 @@ recipe means the same training on one device and on eight. Defaults are HRNet's 
 nothing else is said.
 """
 
+import logging
 import math
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,6 +20,8 @@ from ..errors import RecipeError, did_you_mean
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
 from ..models.recompute import current_name
 from .dataset_names import NamedDataset, as_fields, check_one_loader
+
+logger = logging.getLogger(__name__)
 
 RANDOM = "random"  # as backbone_weights
 
@@ -321,7 +323,7 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     settings = read_settings(path)
     stages = settings.pop("stages", [{}])
     for name in RENAMED.keys() & _fields_in(settings, stages):
-        print(f"note: {path}: {name} is called {RENAMED[name]} now", file=sys.stderr)
+        logger.info(f"{path}: {name} is called {RENAMED[name]} now")
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise RecipeError(f"{path}: stages must be a list of mappings of recipe fields, one a stage")
     given = f" with {' '.join(f'--{name}' for name in overrides)}" if overrides else ""

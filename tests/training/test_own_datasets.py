@@ -43,10 +43,10 @@ PHOTOS, SCANS = {"name": "photos", "loader": "folder"}, {"name": "scans", "loade
 
 def test_two_folders_are_mixed(weights, folders, tmp_path, capsys):
     stage = Stage(small(weights, dataset=PHOTOS, more_datasets=[SCANS]), folders, tmp_path / "out")
-    assert [(entry.name, len(entry.images)) for entry in stage.train_sets] == [("photos", 3), ("scans", 3)]
-    assert len(stage.eval_set) == 2 and stage.label_space.names == ("road", "car", "tree")
+    assert [(entry.name, len(entry.images)) for entry in stage.data.sets] == [("photos", 3), ("scans", 3)]
+    assert len(stage.evaluation.dataset) == 2 and stage.evaluation.label_space.names == ("road", "car", "tree")
     # The second folder's ids in the first one's classes: car is 1 there, road 0.
-    assert {value for row in stage.train_sets[1].images for value in row["label_map"].tobytes()} == {0, 1}
+    assert {value for row in stage.data.sets[1].images for value in row["label_map"].tobytes()} == {0, 1}
     stage.run()
     (history,) = AutoConfig.from_pretrained(tmp_path / "out" / "best").training_history
     assert history["dataset"] == "photos + scans"
