@@ -1,12 +1,14 @@
 """What a run knows when it is saved, it knows again when it is resumed; each part of its state by itself."""
 
 import json
+import shutil
 from dataclasses import fields
 
 import pytest
 import torch
 
 from revhrnet_hf.training.checkpoint import TrainingState
+from revhrnet_hf.training.checkpoint_files import write_checksums
 from revhrnet_hf.training.evaluation_hook import note_scores
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.trainer import Stage
@@ -130,3 +132,25 @@ def test_state_is_plain_text(saved, folder):
     written = json.loads((folder / "last" / "training_state.json").read_text())
     assert written["bad_images"] == [2, 7]
     assert written.keys() == vars(saved.state).keys()
+
+
+FORMER = {
+    "training_state.json": {'"bad_images"': '"bad_pictures"'},
+    "recipe.yaml": {"log_images:": "log_pictures:", "transfer_classifier:": "hand_over_classifier:"},
+}
+
+
+def test_a_run_of_0_1_0_resumes(saved, recipe, streets, folder, tmp_path):
+    """Its state and its recipe have the names that fields had then."""
+    old = shutil.copytree(folder, tmp_path / "run")
+    for name, renamed in FORMER.items():
+        text = (old / "last" / name).read_text()
+        for now, before in renamed.items():
+            assert text.count(now) == 1
+            text = text.replace(now, before)
+        (old / "last" / name).write_text(text)
+    (old / "last" / "SHA256SUMS").unlink()
+    write_checksums(old / "last")
+    resumed = Stage(recipe, streets, old, resume=True)
+    assert vars(resumed.state) == vars(saved.state)
+    assert resumed.data.samples.bad.nonzero().flatten().tolist() == [2, 7]

@@ -72,7 +72,8 @@ def test_sets_come_in_the_classes_of_the_first(folders):
     listed, evaluation = load_sets(recipe, folders)
     assert listed[0].ignored == ()
     assert str(listed[2]) == (
-        "camvid:val: 2 images; ignored, for no class of the first dataset is meant: Building, Tree, SignSymbol, Car, Bicyclist"
+        "camvid:val: 2 images; ignored, for they correspond to no class of the first dataset: "
+        "Building, Tree, SignSymbol, Car, Bicyclist"
     )
     sets = [entry.images for entry in listed]
     assert [len(dataset) for dataset in sets] == [4, 6, 2] and len(evaluation) == 2
