@@ -61,7 +61,6 @@ class Stage:
         self.accelerator = start_processes(recipe, timeout)
         self.errors = SharedErrors(self.accelerator, timeout)
         self.stop = SharedStop(StopSignals(self.accelerator.num_processes), self.errors)
-        is_main = self.accelerator.is_main_process
         with self.errors.together():
             network, image_processor, eval_set = self._load(data_dir, resume)
         is_main = self.accelerator.is_main_process
