@@ -153,9 +153,11 @@ class _BandedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, direction, *_):
         logits, *labels_and_weight = ctx.saved_tensors
-        return torch.func.jvp(lambda of: _whole_cross_entropy(of, *labels_and_weight, ctx.ignore_index), (logits,), (direction,))[
-            1
-        ]
+
+        def total(logits: Tensor) -> Tensor:
+            return _whole_cross_entropy(logits, *labels_and_weight, ctx.ignore_index)
+
+        return torch.func.jvp(total, (logits,), (direction,))[1]
 
 
 def _gradient_by_bands(logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:

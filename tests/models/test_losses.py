@@ -1,5 +1,7 @@
 """The loss, computed in bands of rows, against torch's own functions on all logits at the labels' resolution at once."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,10 +66,9 @@ def test_ohem_in_bands(small_bands, min_kept):
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 4, 9, 7, dtype=torch.float64) * 3, torch.randint(0, 4, (2, 33, 27))
     labels[1, 5:11] = 255
+    reference = whole if min_kept == 10**6 else partial(whole_ohem, threshold=0.3, min_kept=min_kept)
     found = value_and_gradient(lambda of: segmentation_loss(of, labels, ohem_threshold=0.3, ohem_min_kept=min_kept), logits)
-    expected = value_and_gradient(
-        lambda of: whole_ohem(of, labels, 0.3, min_kept) if min_kept < 10**6 else whole(of, labels), logits
-    )
+    expected = value_and_gradient(lambda of: reference(of, labels), logits)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -124,7 +125,7 @@ class TestTransforms:
 
 
 def test_nothing_at_label_resolution_is_kept():
-    """A quarter of a map of one class at label resolution, for 66 classes: the logits and the labels, which are there anyway."""
+    """Between forward and backward pass: nothing but the logits and the labels, which are there anyway."""
     kept = []
     logits, labels = torch.randn(1, 66, 16, 16, requires_grad=True), torch.randint(0, 66, (1, 64, 64))
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
