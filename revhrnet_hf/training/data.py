@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 from ..data import LabelSpace, TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset, translate
 from ..data.loader import build_loader
 from ..data.loading import in_classes
-from ..errors import DataError, RecipeError, TrainingError, listed
+from ..errors import DataError, RecipeError, TrainingError, first_few
 from .agreement import SharedErrors
 from .recipe import Recipe
 from .sampler import EpochBatches, Mixture
@@ -218,7 +218,7 @@ class TrainingData:
             return known
         bad = self.accelerator.reduce(self.samples.bad.to(self.accelerator.device), "sum").nonzero().flatten().tolist()
         if len(bad) > len(known) and self.accelerator.is_main_process:
-            ids = listed(self.image_ids(bad))
+            ids = first_few(self.image_ids(bad))
             logger.warning(f"{len(bad)} of {len(self.samples)} training images cannot be used and are skipped: {ids}")
         return bad
 

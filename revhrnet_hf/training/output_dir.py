@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from ..errors import CheckpointError, listed
+from ..errors import CheckpointError, first_few
 from ..io import LOG_FILE, lock_file, recover_folder
 from .checkpoint_files import (
     carry_over,
@@ -140,7 +140,7 @@ def _check_entries(output_dir: Path, mark: bytes, resume: bool, overwrite: bool)
             f"{output_dir} holds {names}, where a run would write, and no run of this program has written that: move it away, or "
             "choose another --output_dir"
         )
-    others = listed(path.relative_to(output_dir) for path in entries_no_run_wrote(output_dir))
+    others = first_few(path.relative_to(output_dir) for path in entries_no_run_wrote(output_dir))
     if checkpoints and not (resume or overwrite):
         raise CheckpointError(
             f"{output_dir} already holds a run: resume it by --resume, start anew by --overwrite"
@@ -266,4 +266,4 @@ def remove_run(output_dir: Path) -> None:
             for file in files:
                 file.unlink()
     if gone:
-        logger.info(f"the scores that evaluate_seg.py has written of the old run are deleted with it: {listed(gone)}")
+        logger.info(f"the scores that evaluate_seg.py has written of the old run are deleted with it: {first_few(gone)}")
