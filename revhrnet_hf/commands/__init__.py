@@ -1,0 +1,1 @@
+"""The console commands, one module each: read the command line, call the package, print."""
