@@ -151,7 +151,7 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `dataset` is then the loader's name, and `dataset_name` the dataset's own."""
+    """Reads the command line. In the result, `dataset` is the loader's name, and `dataset_name` is the dataset's own."""
     args = build_parser().parse_args(arguments)
     name, args.data_dir = named_data_dir(args.data_dir)
     if args.loader is not None:
@@ -294,7 +294,7 @@ class Job:
             self.check_submission(records)
         if self.dataset.data.column("label_map").null_count == 0:
             if not any(len(record.cells) for record in records):
-                work.remove()  # `report` raises an error, and records of label maps that must be mended are of no use
+                work.remove()  # `report` raises an error; once the label maps are corrected, these records are of no use
             totals = self.report(records)
             if self.args.worst:
                 self.draw_worst_images(totals)
@@ -324,7 +324,7 @@ class Job:
         return totals
 
     def write(self, result: dict, matrix: np.ndarray, totals: np.ndarray) -> None:
-        """Writes the JSON, what lies beside it, and the model card of the checkpoint's folder, if they go there."""
+        """Writes the JSON and the files beside it; if they lie in the checkpoint's folder, updates its model card too."""
         names, images = self.evaluation.label_space.names, self.output.with_suffix(".csv")
         write_image_scores(images, names, self.evaluation.image_ids, totals)
         written = [self.output, images]
@@ -366,7 +366,7 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
         loader=args.dataset,
         split=args.split,
         label_space=space,
-        image_ids=dataset["image_id"],
+        image_ids=list(dataset["image_id"]),
         data=on_main_process(state, lambda: digest_of_data(dataset, instances or ())),
         settings=settings,
         dtype=args.dtype,
