@@ -1,4 +1,4 @@
-"""Score a semantic segmentation checkpoint on a dataset; see `--help`, or revhrnet_hf/commands/evaluate.py."""
+"""The same as `revhrnet evaluate`: see revhrnet_hf/commands/evaluate.py."""
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.commands.evaluate import main

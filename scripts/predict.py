@@ -1,4 +1,4 @@
-"""Segment images with a trained checkpoint; see `--help`, or revhrnet_hf/commands/predict.py."""
+"""The same as `revhrnet predict`: see revhrnet_hf/commands/predict.py."""
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.commands.predict import main

@@ -1,10 +1,10 @@
 """Score a semantic segmentation checkpoint on a dataset, at the label maps' own size.
 
-    python scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --split val
-    python scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --window 360 480 --scales 0.75 1 1.25 --flip
-    python scripts/evaluate_seg.py CHECKPOINT --dataset cityscapes --data_dir DIR --split test --submission DIR
-    accelerate launch --num_processes 2 scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --split val
-    torchrun --nproc_per_node 2 scripts/evaluate_seg.py CHECKPOINT --dataset camvid --data_dir DIR --device cpu
+    revhrnet evaluate CHECKPOINT --dataset camvid --data_dir DIR --split val
+    revhrnet evaluate CHECKPOINT --dataset camvid --data_dir DIR --window 360 480 --scales 0.75 1 1.25 --flip
+    revhrnet evaluate CHECKPOINT --dataset cityscapes --data_dir DIR --split test --submission DIR
+    accelerate launch --num_processes 2 -m revhrnet_hf.commands.evaluate CHECKPOINT --dataset camvid --data_dir DIR --split val
+    torchrun --nproc_per_node 2 -m revhrnet_hf.commands.evaluate CHECKPOINT --dataset camvid --data_dir DIR --device cpu
 
 CHECKPOINT is a folder or a Hub name of any model that Transformers loads as AutoModelForSemanticSegmentation. Its classes are the
 dataset's, or are joined to them by a table (Mapillary Vistas → Cityscapes, COCO → VOC, …) or by equal names. Then the
@@ -33,7 +33,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from ..cli import ArgumentParser
+from ..cli import ArgumentParser, run
 from ..data import label_space_of, load_segmentation_dataset
 from ..data.loader import MOST_WORKERS
 from ..data.loading import loader_of
@@ -380,3 +380,7 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
     sources = class_sources(model.config, space, args.dataset_name)
     model.to(state.device)
     return Job(args, state, evaluation, dataset, output, recorder, model, image_processor, sources)
+
+
+if __name__ == "__main__":
+    run(main)

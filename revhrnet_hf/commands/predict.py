@@ -1,6 +1,6 @@
 """Segment images with a trained checkpoint.
 
-    python scripts/predict.py CHECKPOINT IMAGES… --output_dir predictions
+    revhrnet predict CHECKPOINT IMAGES… --output_dir predictions
 
 For each image NAME.jpg two files are written: NAME_labels.png, a palette PNG of the image's size whose pixel
 values are the class ids, and NAME_overlay.png, the image with the classes' colours laid over it and a legend.
@@ -13,7 +13,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..cli import ArgumentParser, choose_device
+from ..cli import ArgumentParser, choose_device, run
 from ..errors import DataError, RecipeError
 from ..evaluation import add_inference_arguments, add_trust_argument, inference_settings, load_checkpoint, segment
 from ..images import allow_megapixels, find_images, read_image, save_image
@@ -125,3 +125,7 @@ def print_shares(image: Path, outputs: tuple[Path, ...], shares: dict[int, float
     width = max(len(names[index]) for index in shares)
     for index, pixels in shares.items():
         print(f"  {names[index]:<{width}}  {100 * pixels:5.1f} %")
+
+
+if __name__ == "__main__":
+    run(main)
