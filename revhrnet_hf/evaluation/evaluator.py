@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.features import load_rgb
+from ..data.features import read_upright
 from ..data.label_space import LabelSpace
 from ..errors import DataError
 from .boundary import boundary_counts, boundary_scores
@@ -155,7 +155,7 @@ class Recorder:
         if self.boundary and image.references is not None:
             record.boundary = boundary_counts(label_map, image.references.numpy(), space.num_classes, space.ignore_index)
         if self.instances is not None:
-            instances = np.asarray(load_rgb(self.instances[image.index]))
+            instances = np.asarray(read_upright(self.instances[image.index]))
             record.objects = count_objects(RAW_IDS[label_map], instances, image.image_id)
         if self.submission is not None:
             self.submission.write(self.submission_dir, image.image_id, label_map)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from ..data.listing import mismatch
 from ..data.loader import build_loader
 from ..errors import CheckpointError, DataError
-from ..images import fitted
+from ..images import orient_to_fit
 from .settings import InferenceSettings, Size
 
 CUTTING = ("do_center_crop", "do_split_image")  # options with which an image processor cuts the image
@@ -217,7 +217,7 @@ class Samples(Dataset):
         row = self.dataset[self.indices[position]]
         image, references = row["image"], row["label_map"]
         if references is not None:
-            image, references = fitted(image, references.size), torch.from_numpy(np.array(references))
+            image, references = orient_to_fit(image, references.size), torch.from_numpy(np.array(references))
             _check_same_size(row["image_id"], (image.height, image.width), tuple(references.shape))
         inputs = network_inputs(self.image_processor, image, self.settings)
         return Sample(self.indices[position], row["image_id"], inputs, (image.height, image.width), references)
