@@ -33,6 +33,7 @@ from revhrnet_hf.evaluation import (
     segment,
 )
 from revhrnet_hf.evaluation.network_input import network_inputs
+from revhrnet_hf.evaluation.results import confusion_caption
 from revhrnet_hf.images import find_images, read_image
 from revhrnet_hf.viz import figures
 from revhrnet_hf.viz.feature_maps import component_images, feature_maps, mean_images
@@ -210,12 +211,11 @@ def draw_confusion(args):
     try:
         record = json.loads(args.scores.read_text(encoding="utf-8"))
         matrix, names = np.array(record["confusion_matrix"]), record["class_names"]
-        what = f"{record['checkpoint']} on {record['dataset']} {record['split']}, {record['images']} images"
+        caption = confusion_caption(record)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{args.scores} is no record of evaluate_seg.py with a confusion matrix ({error!r}): give the JSON that it writes"
         ) from error
-    caption = f"{what}. A row adds up to all pixels of a true class; grey: a class that occurs nowhere."
     return plots.confusion_figure(matrix, names, caption)
 
 
