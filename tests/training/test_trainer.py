@@ -379,14 +379,13 @@ def test_compiled(recipe, mini_camvid, log_of, monkeypatch, tmp_path):
     """The same losses, but for rounding; the checkpoint has the same names. Without the minutes of the compiler of C++."""
     torch._dynamo.reset()
     compile_module = torch.nn.Module.compile
-    compiled = []
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self: (compiled.append(self), compile_module(self, backend="aot_eager"))
-    )
+    calls = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: (calls.append(self), compile_module(self, backend="aot_eager")))
     recipe.epochs = 1
     for name, recipe.torch_compile in (("plain", False), ("compiled", True)):
         recipe.ema_decay = 0.9
         Stage(recipe, mini_camvid, tmp_path / name).run()
+    assert len(calls) == 1
     plain, compiled = ([line["loss"] for line in log_of(tmp_path / name) if "loss" in line] for name in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, rel=1e-3)
     plain, compiled = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("plain", "compiled"))
