@@ -19,6 +19,8 @@ from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
 from revhrnet_hf.synthetic import write_camvid
 
+from .. import forked
+
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 
@@ -42,7 +44,7 @@ assert not {"torch", "transformers", "revhrnet_hf"} & set(sys.modules)
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+    return forked.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
 
 
 def exported(*arguments):
@@ -122,10 +124,10 @@ def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, image, camvi
 
 
 @pytest.mark.slow
-def test_label_maps_of_one_size_and_opset(tiny_checkpoint, image, tmp_path):
+def test_label_maps_of_one_size_and_opset(two_streams_checkpoint, image, tmp_path):
     arguments = "--format", "onnx", "--size", 61, 90, "--with_argmax", "--opset", 18, "--output_dir", tmp_path / "fixed"
-    exported(tiny_checkpoint, *arguments)
-    model, image_processor = load_checkpoint(tiny_checkpoint)
+    exported(two_streams_checkpoint, *arguments)
+    model, image_processor = load_checkpoint(two_streams_checkpoint)
     found = foreign(tmp_path / "fixed", image, "model.onnx")
     [expected] = predict_label_maps(model, image_processor, [Image.open(image)])
     assert (found.dtype, found.shape) == (np.int64, (1, *expected.shape))
@@ -134,9 +136,9 @@ def test_label_maps_of_one_size_and_opset(tiny_checkpoint, image, tmp_path):
 
 
 @pytest.mark.slow
-def test_torch_program(tiny_checkpoint, image, tmp_path):
-    exported(tiny_checkpoint, "--format", "torch_export", "--dynamic", "--output_dir", tmp_path / "program")
-    model, image_processor = load_checkpoint(tiny_checkpoint)
+def test_torch_program(two_streams_checkpoint, image, tmp_path):
+    exported(two_streams_checkpoint, "--format", "torch_export", "--dynamic", "--output_dir", tmp_path / "program")
+    model, image_processor = load_checkpoint(two_streams_checkpoint)
     pixel_values = image_processor(images=Image.open(image), return_tensors="pt")["pixel_values"].repeat(3, 1, 1, 1)
     torch.save(pixel_values, tmp_path / "in.pt")
     # In a process of its own, without this package.
@@ -145,7 +147,7 @@ def test_torch_program(tiny_checkpoint, image, tmp_path):
         "torch.save(program(x), sys.argv[3]); assert 'revhrnet_hf' not in sys.modules"
     )
     files = [tmp_path / "program" / "model.pt2", tmp_path / "in.pt", tmp_path / "out.pt"]
-    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    forked.run([sys.executable, "-c", code, *files], preloaded=forked.BARE, check=True)
     with torch.no_grad():
         torch.testing.assert_close(torch.load(files[2]), model(pixel_values).logits, rtol=0, atol=1e-4)
 

@@ -1,9 +1,7 @@
 """Cards read back by huggingface_hub, held against what was recorded; their code is run."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -20,6 +18,8 @@ from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation import ConfusionMatrix, InferenceSettings
 from revhrnet_hf.hub.model_card import CARD_FILE, MARK, duration, missing_from_card, refresh_model_card, write_model_card
 from revhrnet_hf.io import write_json
+
+from .. import forked
 
 NAMES = ["sky", "road", "car", "tree", "person"]
 # Sky and road are told apart, car is half right, tree is missed, person occurs nowhere.
@@ -194,7 +194,7 @@ def test_duration():
 
 
 @pytest.mark.slow
-def test_its_code_runs(checkpoint, tmp_path):
+def test_its_code_runs(checkpoint):
     """In a process without this package, in the checkpoint's folder, with an image of that name."""
     text = write_model_card(checkpoint).read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -202,9 +202,8 @@ def test_its_code_runs(checkpoint, tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (53, 71, 3), dtype=np.uint8)
     Image.fromarray(values).save(checkpoint / "street.jpg")
     program = "import sys; sys.modules['revhrnet_hf'] = None\n" + code
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-c", program]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=checkpoint, env=environment)
+    finished = forked.run(command, preloaded=forked.BARE, capture_output=True, text=True, cwd=checkpoint)
     assert finished.returncode == 0, finished.stderr
     shares = dict(line.rsplit(" ", 1) for line in finished.stdout.splitlines())
     assert set(shares) <= set(NAMES)

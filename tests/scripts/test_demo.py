@@ -31,6 +31,8 @@ from revhrnet_hf.demo.page import SLIDING, WHOLE, answers_to, load_segmenter
 from revhrnet_hf.demo.space import export_space
 from revhrnet_hf.errors import CheckpointError, HubError
 
+from .. import forked
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.py"
 NAMES = ["road", "sky & <b>clouds</b>", "car", "tree"]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -78,7 +80,8 @@ def serving():
     processes = []
 
     def start(command, **options):
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(forked.Popen(command, preloaded=forked.DEMO, **pipes, **options))
         printed = []
         for line in processes[-1].stdout:
             printed.append(line)
@@ -411,7 +414,8 @@ def test_a_space_does_not_say_whose_home_a_checkpoint_lay_in(tiny_checkpoint, tm
 
 
 def run_script(*arguments):
-    finished = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    finished = forked.run(command, preloaded=forked.DEMO, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 1
     return finished.stderr.splitlines()[-1]
 
@@ -420,7 +424,8 @@ def run_script(*arguments):
 def test_an_ended_page_leaves_no_files(tiny_checkpoint, tmp_path):
     (tmp_path / "temporary").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([sys.executable, SCRIPT, tiny_checkpoint], env=environment, stdout=subprocess.PIPE, text=True)
+    command, pipe = [sys.executable, SCRIPT, tiny_checkpoint], subprocess.PIPE
+    process = forked.Popen(command, preloaded=forked.DEMO, env=environment, stdout=pipe, text=True)
     assert "The page is at" in process.stdout.readline()
     assert list((tmp_path / "temporary").glob("revhrnet_*"))
     process.terminate()

@@ -36,6 +36,8 @@ from revhrnet_hf.evaluation.submission import submission_format
 from revhrnet_hf.hub.model_card import write_model_card
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas, write_pascal_voc
 
+from .. import forked
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_seg.py"
 SPACE = get_label_space("camvid11")
 
@@ -156,7 +158,7 @@ def test_bad_input_is_named(checkpoint, camvid, tmp_path):
 def test_an_error_is_one_line_and_status_1(checkpoint, camvid, tmp_path):
     output = tmp_path / "scores.json"
     command = [sys.executable, SCRIPT, *arguments(checkpoint, tmp_path / "absent", "--output", output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = forked.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: ")
     assert "\n" not in done.stderr.strip()
@@ -575,7 +577,7 @@ def test_a_killed_evaluation_goes_on_with_another_number_of_processes(checkpoint
     evaluate.main(arguments(checkpoint, camvid, "--output", whole, "--scales", "6"))
     slow = arguments(checkpoint, camvid, "--output", output, "--scales", "6")
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, SCRIPT, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=one_thread)
+    process = forked.Popen([sys.executable, SCRIPT, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=one_thread)
     part = tmp_path / ".scores.work" / "part_0.jsonl"
     deadline = time.monotonic() + 120
     while not (part.exists() and part.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
@@ -584,7 +586,7 @@ def test_a_killed_evaluation_goes_on_with_another_number_of_processes(checkpoint
     process.communicate()
     assert not output.exists() and part.read_bytes().count(b"\n") in range(2, 6)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, *slow]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=one_thread)
+    done = forked.run(command, check=True, capture_output=True, text=True, timeout=300, env=one_thread)
     assert "resumed" in done.stderr
     one, two = (json.loads(path.read_text(encoding="utf-8")) for path in (whole, output))
     assert (one["settings"].pop("num_processes"), two["settings"].pop("num_processes")) == (1, 2)
@@ -597,7 +599,7 @@ def test_two_processes_give_the_same_digits(checkpoint, camvid, tmp_path):
     evaluate.main(arguments(checkpoint, camvid, "--output", alone))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
     command += arguments(checkpoint, camvid, "--output", together)
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    forked.run(command, check=True, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     one, two = (json.loads(path.read_text(encoding="utf-8")) for path in (alone, together))
     assert two["settings"].pop("num_processes") == 2
     assert one["settings"].pop("num_processes") == 1

@@ -1,6 +1,5 @@
 """scripts/predict.py with another library's model (a tiny SegFormer) and with ours."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNe
 from revhrnet_hf.commands import predict
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
+
+from .. import forked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 NAMES = ["road", "sky", "car", "tree"]
@@ -225,7 +226,7 @@ def test_palette_must_fit_the_classes():
 @pytest.mark.slow
 def test_as_a_command_an_error_is_one_line_and_status_1(tmp_path):
     command = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "absent.png")]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    finished = forked.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 1
     assert finished.stderr == f"error: there is no image or folder {tmp_path / 'absent.png'}\n"
     assert list(tmp_path.iterdir()) == []
