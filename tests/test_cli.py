@@ -8,7 +8,8 @@ import pytest
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, did_you_mean
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS, COMMANDS = ROOT / "scripts", ROOT / "revhrnet_hf" / "commands"
 
 
 def raising(error):
@@ -92,11 +93,13 @@ def test_what_is_no_mistake(parser):
     assert (parsed.checkpoint, parsed.opacity, parsed.images) == ("A", 0.5, ["--odd.png"])
 
 
-@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
-def test_every_script_reads_its_command_line_so(path):
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+@pytest.mark.parametrize("path", sorted([*SCRIPTS.glob("*.py"), *COMMANDS.glob("[a-z]*.py")]), ids=lambda path: path.stem)
+def test_every_command_line_is_read_so(path):
+    tree = ast.parse(path.read_text())
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     made = [ast.unparse(function) for function in calls if ast.unparse(function).endswith("Parser")]
-    assert made
+    is_alias = any(isinstance(node, ast.ImportFrom) and node.module.startswith("revhrnet_hf.commands.") for node in tree.body)
+    assert bool(made) != is_alias
     assert set(made) <= {"ArgumentParser", "RunParser", "_OnlyRecipe"}
 
 
