@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ..cli import ArgumentParser, run
 from ..errors import CheckpointError
 from ..hub.family_cards import merge_results, needed_costs, results_of, write_family_cards
-from ..hub.model_card import read_record
 from ..hub.model_table import all_models, measure
+from ..hub.record import read_record
 from ..io import write_json
 
 
