@@ -32,6 +32,7 @@ from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.loader import MOST_WORKERS
 from revhrnet_hf.data.loading import loader_of
+from revhrnet_hf.data.palette import default_palette
 from revhrnet_hf.errors import RecipeError, RevHRNetError
 from revhrnet_hf.evaluation import (
     ConfusionMatrix,
@@ -66,7 +67,7 @@ from revhrnet_hf.images import save_image
 from revhrnet_hf.io import write_json
 from revhrnet_hf.training.processes import drop_empty_settings
 from revhrnet_hf.versions import versions
-from revhrnet_hf.viz.figures import default_palette, overlay, stack_vertically, with_legend
+from revhrnet_hf.viz.figures import overlay, stack_vertically, with_legend
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:

@@ -41,8 +41,7 @@ import yaml.constructor
 
 from ..errors import DataError
 from .archive import DataTree, location_name, read_text, split_location
-
-Colour = tuple[int, int, int]
+from .palette import Colour, default_palette
 
 FIELDS = ("name", "names", "ignore", "images", "labels", "image_suffix", "label_suffix", "val_fraction", "val_seed")
 CLASS_FIELDS = ("ids", "colours")
@@ -62,29 +61,6 @@ IGNORED = 255
 MAX_CLASSES = 255
 FEWEST_CLASSES = 2
 LARGEST_ID = 65535  # of 16-bit PNGs
-
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), without black, which stands for "no class".
-OKABE_ITO = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
-# Shares of white (positive) and of black (negative) that are mixed into every further seven colours.
-TINTS = (0.0, 0.5, -0.5, 0.75, -0.7)
-
-
-def default_colours(count: int) -> tuple[Colour, ...]:
-    """Okabe and Ito's seven colours, then the same lighter and darker; after 35 they begin again."""
-    return tuple(_tinted(OKABE_ITO[k % 7], TINTS[k // 7 % len(TINTS)]) for k in range(count))
-
-
-def _tinted(colour: Colour, tint: float) -> Colour:
-    towards = 255 if tint > 0 else 0
-    return tuple(round(channel + abs(tint) * (towards - channel)) for channel in colour)
 
 
 @dataclass
@@ -205,7 +181,7 @@ def _read_cvat(text: str, source: str) -> LabelTable:
                 raise wrong(f"the colour {colour} belongs to the class {table.names[table.raw_colours[colour]]!r} already.")
             table.raw_colours[colour] = train_id
             coloured.append(name)
-        table.colours.append(colour if match["colour"] else default_colours(train_id + 1)[train_id])
+        table.colours.append(colour if match["colour"] else default_palette(train_id + 1)[train_id])
     if coloured and coloured != table.names:
         without = next(name for name in table.names if name not in coloured)
         raise DataError(f"Label table {source}: {coloured[0]!r} has a colour and {without!r} has none: give all classes one.")
@@ -311,7 +287,7 @@ class _Reader:
             if train_id == MAX_CLASSES:
                 raise self._wrong(key, f"{name!r} is one class too many: there can be {MAX_CLASSES}.")
             self.result.names.append(name)
-            self.result.colours.append(default_colours(train_id + 1)[train_id])
+            self.result.colours.append(default_palette(train_id + 1)[train_id])
             if value is None:
                 self._claim_id(key, train_id, train_id)
             else:

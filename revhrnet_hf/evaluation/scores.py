@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from ..errors import DataError
+from ..text import aligned
 
 TITLES = {
     "mIoU": "mean_iou",
@@ -25,9 +26,8 @@ def format_scores(scores: dict, names, intervals: dict | None = None, never_pred
         intervals: of `bootstrap_intervals`, to be shown beside the scores.
         never_predicted: the classes for which the model has none, which is said below the table.
     """
-    width = max(map(len, [*names, "frequency-weighted IoU"]))
-    lines = [f"{'class':<{width}}  {'IoU %':>7}  {'accuracy %':>10}  {'precision %':>11}  {'pixels %':>8}"]
-    labelled = scores["labelled_pixels"]
+    titles, labelled = ["class", ">IoU %", ">accuracy %", ">precision %", ">pixels %"], scores["labelled_pixels"]
+    by_class = []
     for name, iou, accuracy, precision, pixels in zip(
         names,
         scores["per_category_iou"],
@@ -37,14 +37,14 @@ def format_scores(scores: dict, names, intervals: dict | None = None, never_pred
         strict=True,
     ):
         share = pixels / labelled if labelled else math.nan
-        cells = f"{_percent(iou):>7}  {_percent(accuracy):>10}  {_percent(precision):>11}  {_percent(share):>8}"
-        lines.append(f"{name:<{width}}  {cells}")
-    lines.append("-" * len(lines[0]))
-    for title, key in TITLES.items():
-        if key in scores:
-            low, high = (intervals or {}).get(key, (math.nan, math.nan))
-            interval = "" if math.isnan(low) else f"  {_percent(low)}–{_percent(high)}"
-            lines.append(f"{title:<{width}}  {_percent(scores[key]):>7}{interval}")
+        by_class.append([str(name), *map(_percent, (iou, accuracy, precision, share))])
+    means = {title: key for title, key in TITLES.items() if key in scores}
+    lines = aligned([titles, *by_class, *([title, _percent(scores[key])] for title, key in means.items())])
+    below = 1 + len(by_class)
+    for place, key in enumerate(means.values(), start=below):
+        low, high = (intervals or {}).get(key, (math.nan, math.nan))
+        lines[place] += "" if math.isnan(low) else f"  {_percent(low)}–{_percent(high)}"
+    lines.insert(below, "-" * len(lines[0]))
     if intervals is not None:
         lines.append("(after the scores: 95 % intervals, bootstrap over images)")
     absent = ", ".join(map(str, scores["absent_classes"]))

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ..errors import ExportError
 from ..images import read_image
+from ..models.image_processing_pil_revhrnet import Size
 from ..synthetic import draw_scenes
 
 INPUT = "pixel_values"
@@ -30,8 +31,6 @@ CHECKED_SIZES = ((96, 128), (150, 107), (240, 320))  # (height, width); odd ones
 EXAMPLE_SIZE = (128, 192)  # of the image that is traced where any size will do
 ONNX_FILE, INT8_FILE, PROGRAM_FILE, DESCRIPTION_FILE = "model.onnx", "model_int8.onnx", "model.pt2", "model.json"
 CALIBRATION_IMAGES = 32
-
-Size = tuple[int, int]
 
 
 class Exportable(nn.Module):

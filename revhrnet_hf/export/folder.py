@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data import label_space_of
 from ..evaluation import class_sources, evaluate_dataset
 from ..io import write_folder, write_json
+from ..models.image_processing_pil_revhrnet import Size
 from ..versions import versions
 from . import (
     CALIBRATION_IMAGES,
@@ -59,7 +60,7 @@ class Export:
     model: torch.nn.Module
     image_processor: Any
     format: Literal["onnx", "torch_export"]
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     opset: int | None = None
     with_argmax: bool = False
     calibration: Sequence[Path] = ()

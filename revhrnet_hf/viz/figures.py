@@ -7,9 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import PreTrainedConfig
 
 from ..data.label_space import label_space_of_names
+from ..data.palette import Colour, default_palette
 from ..errors import CheckpointError
-
-Colour = Sequence[int]  # red, green, blue, 0 to 255
 
 MOST_CLASSES = 256  # of a palette PNG
 
@@ -17,42 +16,8 @@ BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
 SWATCH_EDGE = (90, 90, 90)
 
-# Paul Tol's "bright" and "muted" schemes without their greys: told apart with any common colour vision.
-# https://personal.sron.nl/~pault/
-DISTINCT_COLOURS = (
-    (68, 119, 170),
-    (238, 102, 119),
-    (34, 136, 51),
-    (204, 187, 68),
-    (102, 204, 238),
-    (170, 51, 119),
-    (51, 34, 136),
-    (221, 204, 119),
-    (136, 34, 85),
-    (68, 170, 153),
-    (153, 153, 51),
-    (204, 102, 119),
-)
-
 # A light blue and a dark red, which are told apart with any colour vision, and in grey.
 JUDGEMENTS = {"right": (158, 202, 225), "wrong": (178, 24, 43)}
-
-
-def default_palette(num_labels: int) -> list[tuple[int, int, int]]:
-    """A colour for each of `num_labels` classes: always the same, the first dozen safe for colour-blind eyes.
-
-    Each later one is the colour of a grid of 4,096 that lies farthest from those before it, and from black and white.
-    """
-    colours = list(DISTINCT_COLOURS[:num_labels])
-    levels = np.arange(0, 256, 17)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    taken = np.array([(0, 0, 0), (255, 255, 255), *colours])
-    distances = np.square(grid[:, None] - taken).sum(axis=-1).min(axis=1)
-    while len(colours) < num_labels:
-        farthest = grid[distances.argmax()]
-        colours.append(tuple(int(channel) for channel in farthest))
-        distances = np.minimum(distances, np.square(grid - farthest).sum(axis=-1))
-    return colours
 
 
 def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]]:
@@ -76,7 +41,7 @@ def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]
     palette = getattr(config, "palette", None) or _known_palette(names) or default_palette(num_labels)
     if len(palette) != num_labels:
         raise CheckpointError(f"the checkpoint's `palette` has {len(palette)} colours for {num_labels} classes")
-    return names, palette
+    return names, [tuple(colour) for colour in palette]
 
 
 def _known_palette(names: list[str]) -> list[Colour] | None:

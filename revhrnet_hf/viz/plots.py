@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from ..data.palette import Colour
 from ..errors import RecipeError
 from ..io import whole_file
-from .figures import Colour
 
 FORMATS = (".png", ".pdf")
 DPI = 200

@@ -5,7 +5,7 @@ A label's place in its list is its id in label maps.
 
 from typing import NamedTuple
 
-from ..label_space import Colour
+from ..palette import Colour
 
 
 class VistasLabel(NamedTuple):
