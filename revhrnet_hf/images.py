@@ -46,7 +46,8 @@ PNG_METADATA = (b"eXIf", b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 
 MEGAPIXELS_VARIABLE = "REVHRNET_MAX_MEGAPIXELS"
 
-PillowSize = tuple[int, int]  # (width, height) in pixels, as Pillow has it
+Size = tuple[int, int]  # (width, height) in pixels, as Pillow has it
+Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 
 
 class ImageFile:
@@ -151,7 +152,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return as_rgb(_in_position(image, exif_orientation(image), as_stored=False))
 
 
-def fitted(image: PIL.Image.Image, size: PillowSize) -> PIL.Image.Image:
+def fitted(image: PIL.Image.Image, size: Size) -> PIL.Image.Image:
     """An image of `ImageFile.rgb` as it fits a label map of this (width, height).
 
     That is the upright image, or the stored one where the label map fits only that. An image that fits neither way is returned as
@@ -169,7 +170,7 @@ def open_header(file: io.IOBase) -> PIL.Image.Image:
     return PIL.Image.open(file, formats=FORMATS)
 
 
-def header_size(file: io.IOBase) -> PillowSize:
+def header_size(file: io.IOBase) -> Size:
     """Width and height of the upright image, as far as its header tells; raises what Pillow raises."""
     header = open_header(file)
     return _upright_size(header, exif_orientation(header))
@@ -262,7 +263,7 @@ def _turns_itself(image: PIL.Image.Image) -> bool:
     return image.format == "TIFF"
 
 
-def _upright_size(header: PIL.Image.Image, orientation: int) -> PillowSize:
+def _upright_size(header: PIL.Image.Image, orientation: int) -> Size:
     return header.size if _turns_itself(header) else _turned_size(header.size, orientation)
 
 
@@ -278,7 +279,7 @@ def _load(image: PIL.Image.Image) -> None:
         image.filename = name
 
 
-def _turned_size(size: PillowSize, orientation: int) -> PillowSize:
+def _turned_size(size: Size, orientation: int) -> Size:
     return size[::-1] if orientation in EXCHANGES_SIDES else size
 
 

@@ -18,7 +18,7 @@ import torch
 from datasets.features.features import register_feature
 
 from ..errors import DataError
-from ..images import ImageFile, PillowSize, unreadable_is_data_error
+from ..images import ImageFile, Size, unreadable_is_data_error
 from ..models.rgb import as_rgb
 from .annotation import JSON_START, MATLAB_START, draw_annotation, read_matlab, self_contained
 from .archive import location_name, read_location
@@ -159,7 +159,7 @@ class OpenedFile:
 class RgbImageFile(OpenedFile):
     kind = "Image"
 
-    def fit(self, size: PillowSize) -> None:
+    def fit(self, size: Size) -> None:
         """Takes the image as it is stored if only that has the (width, height) of its label map."""
         if size not in (self.size, self._file.size) and size == self._file.stored_size:
             self._set_position(as_stored=True)

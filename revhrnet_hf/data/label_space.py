@@ -14,9 +14,10 @@ import numpy as np
 import PIL.Image
 
 from ..errors import DataError
+from ..images import Colour
 from .coco_categories import BACKGROUND, is_coco_file, read_own_categories
 from .label_table import is_label_table, read_label_table
-from .palette import Colour, default_palette
+from .palette import default_palette
 
 MAX_NAMED = 8
 UNKNOWN = -1

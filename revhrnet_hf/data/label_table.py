@@ -40,8 +40,9 @@ import yaml
 import yaml.constructor
 
 from ..errors import DataError
+from ..images import Colour
 from .archive import DataTree, location_name, read_text, split_location
-from .palette import Colour, default_palette
+from .palette import default_palette
 
 FIELDS = ("name", "names", "ignore", "images", "labels", "image_suffix", "label_suffix", "val_fraction", "val_seed")
 CLASS_FIELDS = ("ids", "colours")

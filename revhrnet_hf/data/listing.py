@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..images import ImageFile, PillowSize, header_size, unreadable_is_data_error
+from ..images import ImageFile, Size, header_size, unreadable_is_data_error
 from .annotation import annotation_size, matlab_size
 from .archive import DataTree, location_name, location_stamp, read_location, split_location
 from .features import as_stored
@@ -112,7 +112,7 @@ def _fitting(sample: Sample) -> Sample:
     )
 
 
-def mismatch(image: str, size: PillowSize, orientation: int, label_map: str, labelled_size: PillowSize) -> str:
+def mismatch(image: str, size: Size, orientation: int, label_map: str, labelled_size: Size) -> str:
     """The message for an image and a label map of different (width, height).
 
     Args:
@@ -166,7 +166,7 @@ def label_map_size(sample: Sample) -> tuple[int, int]:
     return image_size(sample.label_map)
 
 
-def image_size(location: str) -> PillowSize:
+def image_size(location: str) -> Size:
     """Width and height of the upright image, from its header."""
     file, member = split_location(location)
     with unreadable_is_data_error("Image", location):
@@ -179,5 +179,5 @@ def image_size(location: str) -> PillowSize:
             return header_size(io.BytesIO(read_location(location)))
 
 
-def by(size: PillowSize) -> str:
+def by(size: Size) -> str:
     return "×".join(map(str, size))

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 
-Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
+from ..images import Colour
 
 # Paul Tol's "bright" and "muted" schemes without their greys: told apart with any common colour vision.
 # https://personal.sron.nl/~pault/

@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 import gradio as gr
 from PIL import Image
 
-from ..data.palette import Colour
 from ..errors import DataError, RecipeError, RevHRNetError
 from ..evaluation import InferenceSettings, load_checkpoint, segment
 from ..evaluation.predict import window_starts
-from ..images import header_size, read_image, save_image, unreadable_is_data_error
+from ..images import Colour, header_size, read_image, save_image, unreadable_is_data_error
 from ..synthetic import draw_scenes
 from ..viz.figures import names_and_palette
 from .result import error_html, result_html

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.palette import Colour
+from ..images import Colour
 from ..viz.figures import class_shares, palette_png
 
 MOST_EDGE = 1280  # pixels of the longer side as shown; the label map to download has the image's own size

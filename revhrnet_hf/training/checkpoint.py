@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError, listed
-from ..hub.model_card import write_model_card
-from ..hub.record import EXAMPLE_FILE
+from ..hub.model_card import EXAMPLE_FILE, write_model_card
 from ..images import save_image
 from ..io import LOG_FILE, lock_file, recover_folder, write_json
 from ..versions import versions

@@ -77,7 +77,7 @@ SUMMARY = ("mean_iou", "mean_accuracy", "overall_accuracy")
 # Seconds without any answer, of a loader's worker or of another process, after which a run ends with an error.
 TIMEOUT = 1800
 
-# x86 processors on which a step of `camvid` took 7.2 times as long in bfloat16 as in float32.
+# x86 processors on which a step of `recipes/camvid.yaml` took 7.2 times as long in bfloat16 as in float32.
 NO_FAST_BF16 = ("DEFAULT", "NO AVX", "AVX2") if platform.machine() in ("x86_64", "AMD64") else ()
 
 

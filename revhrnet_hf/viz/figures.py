@@ -7,8 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import PreTrainedConfig
 
 from ..data.label_space import label_space_of_names
-from ..data.palette import Colour, default_palette
+from ..data.palette import default_palette
 from ..errors import CheckpointError
+from ..images import Colour
 
 MOST_CLASSES = 256  # of a palette PNG
 

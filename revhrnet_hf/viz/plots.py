@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from ..data.palette import Colour
 from ..errors import RecipeError
+from ..images import Colour
 from ..io import whole_file
 
 FORMATS = (".png", ".pdf")

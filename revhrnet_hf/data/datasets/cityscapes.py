@@ -15,9 +15,8 @@ from typing import ClassVar, NamedTuple
 from ...errors import AbsentSplitError, DataError
 from ..archive import DataTree, read_location
 from ..builder import SegmentationBuilder
-from ..label_space import LABEL_SPACES, LabelSpace
+from ..label_space import LABEL_SPACES, Colour, LabelSpace
 from ..listing import Listed
-from ..palette import Colour
 
 IMAGES, IMAGE_SUFFIX = "leftImg8bit", "_leftImg8bit.png"
 IDS_SUFFIX, INSTANCES_SUFFIX = "_labelIds.png", "_instanceIds.png"

@@ -25,10 +25,9 @@ from ..annotation import category_train_id, labelled_pixels, pack_annotation, sh
 from ..archive import DataTree, leads_outside
 from ..builder import SegmentationBuilder
 from ..coco_categories import BACKGROUND, category_names, is_background, is_coco_file, json_object, listed_categories
-from ..label_space import LABEL_SPACES, LabelSpace, find_label_space
+from ..label_space import LABEL_SPACES, Colour, LabelSpace, find_label_space
 from ..label_table import SPLIT
 from ..listing import LONG_CHECK, MAX_NAMED, Listed, files_digest, image_size
-from ..palette import Colour
 from .pascal_voc import VOC21
 
 ANNOTATIONS = "annotations"

@@ -5,7 +5,7 @@ A label's place in its list is its id in label maps.
 
 from typing import NamedTuple
 
-from ..palette import Colour
+from ..label_space import Colour
 
 
 class VistasLabel(NamedTuple):

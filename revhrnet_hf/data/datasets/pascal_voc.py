@@ -13,9 +13,8 @@ from typing import ClassVar
 from ...errors import AbsentSplitError, DataError
 from ..archive import DataTree
 from ..builder import SegmentationBuilder
-from ..label_space import LABEL_SPACES, LabelSpace
+from ..label_space import LABEL_SPACES, Colour, LabelSpace
 from ..listing import Listed, check_no_repeats
-from ..palette import Colour
 
 NAMES = (
     "background",
