@@ -1,13 +1,13 @@
-"""Check a dataset on disk before a long training: every file is decoded, and everything that is wrong is listed.
+"""Check a dataset on disk before a long training: every file is decoded, and every problem is listed.
 
     revhrnet audit camvid DIR
     revhrnet audit folder DIR --split train --label_space labels.yaml --json audit.json
     revhrnet audit hub DIR --label_column mask --label_space labels.yaml
 
-Prints the images of each split (and how many its publisher says there are), their sizes, each class's share of the pixels, and a
-table of findings: files without partner, unreadable ones, sizes that differ, ids outside the table, classes of your own that have
-no pixel in the training split, ids that your label table ignores on much of it. Exit status 1 if there is any; notes, of what may
-be right, do not count.
+Prints the number of images in each split (and the publisher's number), their sizes, each class's share of the pixels, and a table
+of findings: files without a partner, unreadable files, sizes that differ, ids outside the table, classes of your own without a
+pixel in the training split, ids that your label table ignores and that cover much of a split. The exit status is 1 if there are
+findings; notes, which may be harmless, do not count.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from ..io import write_json
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="dataset by name, such as camvid; folder, for images of your own; hub")
-    parser.add_argument("data_dir", metavar="DIR", help="its folder, as its publisher ships it; of hub, also its name on the Hub")
+    parser.add_argument("data_dir", metavar="DIR", help="folder as its publisher ships it; for hub, also its name on the Hub")
     parser.add_argument(
         "--loader", help="how to read it, where NAME is a name of your own: folder, or a published dataset's name"
     )
     parser.add_argument("--split", nargs="+", default=(), help="parts of the dataset (default: all that are there)")
-    parser.add_argument("--image_column", help="of hub: the column of images (default: image)")
-    parser.add_argument("--label_column", help="of hub: the column of label maps (default: label_map)")
+    parser.add_argument("--image_column", help="for hub, the column of images (default: image)")
+    parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
     parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
     parser.add_argument(
         "--max_ignored",
         type=float,
         default=MOST_IGNORED,
         metavar="PERCENT",
-        help="of a split's pixels that an id may cover which your label table ignores (default: %(default)s)",
+        help="share of a split's pixels that an id which your label table ignores may cover (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all of it as JSON, too")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write everything as JSON")
     parser.add_argument(
         "--num_workers", type=int, help=f"processes that decode; 0: none (default: half the cores, at most {MOST_WORKERS})"
     )

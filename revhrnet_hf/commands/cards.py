@@ -1,10 +1,10 @@
 """Write the cards of the families of networks, model_cards/*.md.
 
-    revhrnet cards                           # costs are measured (half a minute), results are those known
-    revhrnet cards runs/camvid/best …        # the results of these checkpoints are added
+    revhrnet cards                           # measures the costs (half a minute), keeps the known results
+    revhrnet cards runs/camvid/best …        # adds the results of these checkpoints
 
-What is known is kept in model_cards/results.json, which is filled from what training and `revhrnet evaluate` have recorded in the
-checkpoints' folders. (A checkpoint's own card, README.md in its folder, is written when it is saved.)
+The known results are in model_cards/results.json. They come from the records that training and `revhrnet evaluate` leave in the
+checkpoints' folders. (A checkpoint's own card, README.md in its folder, is written when the checkpoint is saved.)
 """
 
 import argparse

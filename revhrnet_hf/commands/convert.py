@@ -3,9 +3,9 @@
     revhrnet convert hrnet_w48_cityscapes_cls19_1024x2048.pth hrnet_w48_cityscapes
     revhrnet convert hrnet_w48_ocr_branch.pth OUT --align_corners
 
-Takes checkpoints of HRNet/HRNet-Semantic-Segmentation, model seg_hrnet, of branch pytorch-v1.1, and with --align_corners of
-branch HRNet-OCR. Width, depth and number of classes are read off the tensors. Every tensor must fit, or nothing is written.
-Prints the names of the tensors that differ, official → ours.
+Converts checkpoints of the model seg_hrnet of HRNet/HRNet-Semantic-Segmentation: of branch pytorch-v1.1, and with --align_corners
+of branch HRNet-OCR. Width, depth and number of classes are read off the tensors. Nothing is written unless every tensor fits.
+Prints the names of tensors that differ, official → ours.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from ..hub.model_card import write_model_card
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("official", metavar="OFFICIAL", type=Path, help="file of the official training or model zoo, .pth")
+    parser.add_argument("official", metavar="OFFICIAL", type=Path, help=".pth file of the official training or model zoo")
     parser.add_argument("output_dir", metavar="OUT", type=Path, help="folder to write; it must not exist, or be empty")
     parser.add_argument(
         "--align_corners",
         action="store_true",
-        help="the checkpoint is of branch HRNet-OCR, which upsamples with aligned corners (the file does not tell)",
+        help="the checkpoint is of branch HRNet-OCR, which upsamples with aligned corners (the file does not record it)",
     )
     return parser
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def name_parts(names: tuple[str, str]) -> tuple[str, str]:
-    """First part of an official name with what stands there in ours."""
+    """The first part of an official name, and the part of our name in its place."""
     official, ours = names
     first = official.split(".")[0]
     rest = official.removeprefix(first)

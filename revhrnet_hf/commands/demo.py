@@ -1,4 +1,4 @@
-"""Serve a page to try a checkpoint on, or two side by side: drop an image, see its classes.
+"""Serve a page to try one checkpoint, or two side by side: drop an image, see its classes.
 
     revhrnet demo CHECKPOINT
     revhrnet demo CHECKPOINT CHECKPOINT_B --examples street.jpg more_images/

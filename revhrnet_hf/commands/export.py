@@ -2,12 +2,12 @@
 
     revhrnet export CHECKPOINT --format onnx --dynamic --output_dir exported
     revhrnet export CHECKPOINT --format torch_export --size 540 720 --output_dir exported
-    revhrnet export CHECKPOINT --format onnx --dynamic --quantize int8 --calibration CamVid/train \
+    revhrnet export CHECKPOINT --format onnx --dynamic --quantize int8 --calibration CamVid/train \\
         --dataset camvid --data_dir CamVid --output_dir exported
 
-In the folder: model.onnx or model.pt2, with --quantize int8 model_int8.onnx, and model.json, which tells a program how images
-go in and classes come out. Nothing is written unless the exported network agrees with the checkpoint on drawn images. Needs the
-extra `export` for ONNX: pip install "revhrnet_hf[export]"
+The folder holds model.onnx or model.pt2, with --quantize int8 also model_int8.onnx, and model.json, which describes inputs and
+outputs to other programs. Nothing is written unless the exported network agrees with the checkpoint on drawn images. ONNX needs
+the extra `export`: pip install "revhrnet_hf[export]"
 """
 
 import argparse
@@ -31,16 +31,16 @@ def build_parser() -> ArgumentParser:
     sizes = parser.add_mutually_exclusive_group(required=True)
     sizes.add_argument("--dynamic", action="store_true", help="take any number of images of any size")
     sizes.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="take one image of this size, in pixels")
-    parser.add_argument("--opset", type=int, help="of ONNX (default: what PyTorch writes)")
+    parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: the one that PyTorch chooses)")
     parser.add_argument("--with_argmax", action="store_true", help="give label maps at the input's size instead of logits")
     parser.add_argument("--quantize", choices=("int8",), help="write a network of eight bits as well")
     parser.add_argument(
         "--calibration",
         nargs="+",
         metavar="IMAGES",
-        help=f"for int8: images like those it will see, or folders; {CALIBRATION_IMAGES} are used",
+        help=f"for int8: images like those that the network will see, or folders of them; {CALIBRATION_IMAGES} are used",
     )
-    parser.add_argument("--dataset", help="for int8: measure on this dataset what mIoU it costs")
+    parser.add_argument("--dataset", help="for int8: compare the mIoU of both networks on this dataset")
     parser.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
     parser.add_argument("--data_dir", type=Path, help="the dataset's folder")
     parser.add_argument("--split", default="val", help="part of the dataset (default: %(default)s)")
@@ -72,15 +72,15 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
         raise CheckpointError(f"{args.output_dir} exists and is not an empty folder: give another one")
     if args.format == "torch_export" and (args.opset or args.quantize):
-        raise RecipeError("--opset and --quantize are of --format onnx")
+        raise RecipeError("--opset and --quantize need --format onnx")
     if args.quantize and not args.calibration:
         raise RecipeError("--quantize int8 needs --calibration IMAGES, such as the training images")
     if not args.quantize and (args.calibration or args.dataset):
-        raise RecipeError("--calibration and --dataset are of --quantize int8")
+        raise RecipeError("--calibration and --dataset need --quantize int8")
     if args.dataset and (args.with_argmax or not args.data_dir):
         raise RecipeError("--dataset needs --data_dir, and logits: leave --with_argmax out")
     if args.size and min(args.size) < 1:
-        raise RecipeError(f"--size {args.size}: give pixels")
+        raise RecipeError(f"--size {args.size}: give at least 1 pixel each")
     if args.format == "onnx":
         check_installed("--format onnx needs", "export", "onnx", "onnxruntime", "onnxscript")
 

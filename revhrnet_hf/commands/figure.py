@@ -6,8 +6,8 @@
     revhrnet figure confusion runs/camvid/best/scores_camvid_val.json -o confusion.pdf
     revhrnet figure legend CHECKPOINT -o legend.pdf    # or a label space, such as cityscapes, or a label table
 
-CHECKPOINT is a folder or a Hub name. `compare` draws the paper's figure 2: a row a model; its prediction and its feature maps
-at strides 4, 8, 16 and 32. `confusion` takes what `revhrnet evaluate` has written.
+CHECKPOINT is a folder or a Hub name. `compare` draws the paper's figure 2: one row for each model, with its prediction and its
+feature maps at strides 4, 8, 16 and 32. `confusion` takes the JSON file of `revhrnet evaluate`.
 """
 
 import argparse
@@ -67,12 +67,12 @@ def build_parser() -> ArgumentParser:
         default="pca",
         help="how a feature map becomes an image: principal components as colours, or mean activation (default: %(default)s)",
     )
-    compare.add_argument("--names", nargs=2, metavar="NAME", help="of the two models (default: their folders')")
+    compare.add_argument("--names", nargs=2, metavar="NAME", help="names of the two models (default: their folders')")
 
-    overlay = command("overlay", draw_overlay, "images beside what a model sees in them")
+    overlay = command("overlay", draw_overlay, "images beside a model's predictions, laid over them")
     overlay.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name")
     overlay.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
-    overlay.add_argument("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default: %(default)s)")
+    overlay.add_argument("--opacity", type=float, default=0.5, help="opacity of the colours, 0 to 1 (default: %(default)s)")
 
     errors = command("errors", draw_errors, "where a model is right and wrong: image, truth, prediction, right/wrong/ignored")
     errors.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name")
@@ -81,11 +81,11 @@ def build_parser() -> ArgumentParser:
     errors.add_argument("--data_dir", required=True, type=Path, help="the dataset's folder; for hub, its name or folder")
     errors.add_argument("--split", default="val", help="part of the dataset (default: %(default)s)")
     errors.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
-    errors.add_argument("--image_ids", nargs="+", metavar="ID", help="which images (default: --count of them)")
+    errors.add_argument("--image_ids", nargs="+", metavar="ID", help="images to draw (default: --count of them)")
     errors.add_argument("--count", type=int, default=3, help="images, evenly spread over the split (default: %(default)s)")
 
     confusion = command("confusion", draw_confusion, "which classes are taken for which")
-    confusion.add_argument("scores", metavar="SCORES", type=Path, help="JSON file that `revhrnet evaluate` has written")
+    confusion.add_argument("scores", metavar="SCORES", type=Path, help="JSON file of `revhrnet evaluate`")
 
     legend = command("legend", draw_legend, "the classes' names and colours")
     legend.add_argument("classes", metavar="CLASSES", help="checkpoint, label space by name, or label table (.yaml)")
@@ -128,7 +128,7 @@ def draw_comparison(args):
 
 
 def shared_classes(configs, checkpoints) -> tuple[list[str], list]:
-    """Names and colours of both models' classes; of two sets of names, one may be placeholders."""
+    """Names and colours of both models' classes; the names of one may be placeholders."""
     classes = [figures.names_and_palette(config) for config in configs]
     named, other = (1, 0) if classes[0][0][0] == "LABEL_0" else (0, 1)
     names, palette = classes[named]
@@ -137,7 +137,7 @@ def shared_classes(configs, checkpoints) -> tuple[list[str], list]:
 
 
 def drawn_maps(model, image_processor, images, how: str) -> tuple[dict[int, list[np.ndarray]], str]:
-    """A model's maps as images, by stride and then in the order of `images`; the share of variance they show, as text."""
+    """A model's maps as images, by stride and in the order of `images`, and the share of variance that they show, as text."""
     of_images = []
     for image in images:
         [whole] = network_inputs(image_processor, image, InferenceSettings())
@@ -238,7 +238,7 @@ def legend_of(label_maps, names, palette, ignore_index: int | None = None) -> li
 
 
 def short_names(checkpoints: Sequence[str]) -> list[str]:
-    """What to call checkpoints: their folders, or their runs where these are `best` or `last`; more where that is the same."""
+    """Short names of checkpoints: their folders, or their runs for `best` and `last`; with the parent if these are the same."""
     parts = [Path(name).resolve().parts if Path(name).is_dir() else Path(name).parts for name in checkpoints]
     short = [of[-2] if of[-1] in ("best", "last") and len(of) > 1 else of[-1] for of in parts]
     return short if len(set(short)) > 1 else ["/".join(of[-2:]) for of in parts]

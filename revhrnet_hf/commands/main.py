@@ -34,8 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     parser = build_parser()
     if name.startswith("-"):
-        parser.parse_args([name])
-        parser.error("a command is missing")
+        parser.parse_args([name])  # which ends here: with help or version, or with an error
     parser.error(f"unknown command {name}{did_you_mean(name, COMMANDS)}")
 
 

@@ -4,8 +4,8 @@
     revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --dry_run
     revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --private
 
-Before anything is sent it is loaded in a fresh process without this package; no file may hold a token or a place on this
-machine; the card must be complete. Anybody then loads it with
+Before anything is sent, the checkpoint is loaded in a fresh process without this package. No file may hold a token or a path of
+this machine, and the card must be complete. Anybody can then load it with
 AutoModelForSemanticSegmentation.from_pretrained("someone/revhrnet-w18-camvid", trust_remote_code=True).
 """
 
@@ -21,9 +21,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder, such as runs/camvid/best")
     parser.add_argument("name", metavar="NAME", help="on the Hub: NAMESPACE/NAME, or NAME in your own namespace")
     parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--revision", help="branch to send to, made if need be (default: main)")
+    parser.add_argument("--revision", help="branch to send to, created if it does not exist (default: main)")
     parser.add_argument(
-        "--dry_run", action="store_true", help="look through everything and list it, but send nothing; needs no network or token"
+        "--dry_run", action="store_true", help="check and list everything, but send nothing; needs no network or token"
     )
     parser.add_argument(
         "--trust_remote_code",

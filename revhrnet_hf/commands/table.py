@@ -3,9 +3,9 @@
     revhrnet table
     revhrnet table --output model_table.json
 
-Measured on networks without values (the meta device), so that it takes half a minute and no memory on any machine. Multiply-adds
-are for one image of 1024×2048 pixels, saved bytes for one of 512×1024 (float32, between the forward and the backward pass,
-with the logits but without the loss; weights and optimizer not counted).
+The networks have no values (the meta device), so that it takes half a minute and no memory on any machine. Multiply-adds are for
+one image of 1024×2048 pixels, saved bytes for one of 512×1024 (float32, between the forward and the backward pass, with the
+logits but without the loss, weights and optimizer).
 """
 
 import argparse

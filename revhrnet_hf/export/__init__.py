@@ -1,7 +1,7 @@
-"""Taking a checkpoint elsewhere: as ONNX, as a `torch.export` program, in eight bits.
+"""Exporting a checkpoint: to ONNX, to a `torch.export` program, to eight bits.
 
-What is written is first held against the checkpoint itself, on images of several sizes; a JSON beside it says all that a
-program without this package needs to know (classes, mean, size …). Needs the extra `export`.
+An exported network is first compared with the checkpoint, on images of several sizes. A JSON file beside it describes inputs and
+outputs to programs that do not have this package (classes, mean, size …). ONNX needs the extra `export`.
 """
 
 import copy
@@ -28,13 +28,13 @@ INPUT = "pixel_values"
 ALLOWED_DIFFERENCE = 1e-3  # of logits
 REQUIRED_EQUAL = 0.999  # share of the pixels that get the same class
 CHECKED_SIZES = ((96, 128), (150, 107), (240, 320))  # (height, width); odd ones too
-EXAMPLE_SIZE = (128, 192)  # of the image that is traced where any size will do
+EXAMPLE_SIZE = (128, 192)  # of the traced image, if any size is allowed
 ONNX_FILE, INT8_FILE, PROGRAM_FILE, DESCRIPTION_FILE = "model.onnx", "model_int8.onnx", "model.pt2", "model.json"
 CALIBRATION_IMAGES = 32
 
 
 class Exportable(nn.Module):
-    """A segmentation model with tensors for input and output.
+    """A segmentation model whose input and output are tensors.
 
     Args:
         model: any Transformers model for semantic segmentation; a copy is put into a form that can be exported.
@@ -57,7 +57,7 @@ def logits_or_label_map(logits: Tensor, pixel_values: Tensor, with_argmax: bool)
 
 
 class Mirrored(nn.Module):
-    """A backbone whose convolutions are all mirrored, on the mirrored image; its maps are mirrored back."""
+    """A backbone with mirrored convolutions: it sees the mirrored image, and its maps are mirrored back."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -70,12 +70,12 @@ class Mirrored(nn.Module):
 
 
 def with_symmetric_padding(model: nn.Module) -> nn.Module:
-    """Changes timm backbones with TensorFlow's padding ("SAME") so that no padding depends on the image's size.
+    """Change timm backbones with TensorFlow's padding ("SAME") so that no padding depends on the image's size.
 
     TensorFlow pads a strided convolution more at the bottom and at the right, by an amount that depends on whether the size is
-    even; the last window is always centred on the last pixel. In the mirrored image that is a window centred on the first
-    pixel, what symmetric padding gives at every size. So mirroring image, kernels and maps computes the same, and the sizes
-    stay formulas that an exporter can reason about.
+    even; the last window is always centred on the last pixel. In the mirrored image that window is centred on the first pixel, as
+    symmetric padding centres it at every size. So a network with mirrored image, kernels and maps computes the same, and an
+    exporter can express the sizes as formulas.
 
     Raises:
         ExportError: a backbone mixes such layers with others that have a stride.
@@ -94,7 +94,7 @@ def _mirror_convolutions(backbone):
             backbone.set_submodule(name, layer)
         elif max(np.atleast_1d(getattr(layer, "stride", 1))) > 1:
             raise ExportError(
-                f"the backbone's {name} ({type(layer).__name__}) has a stride, but not TensorFlow's padding as others"
+                f"the backbone's {name} ({type(layer).__name__}) has a stride, but not TensorFlow's padding as others have"
             )
         if isinstance(layer, nn.Conv2d):
             layer.weight = nn.Parameter(layer.weight.flip(-1, -2), requires_grad=False)
@@ -117,11 +117,11 @@ def _symmetric(layer: Conv2dSame) -> nn.Conv2d:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an exported form is from the checkpoint.
+    """How much an exported network differs from the checkpoint.
 
     Attributes:
-        images: how many were compared.
-        largest_difference: of logits; None where label maps come out.
+        images: number of images that were compared.
+        largest_difference: of logits; None if the network gives label maps.
         equal_pixels: share of the pixels with the same class, at the input's size.
     """
 
@@ -135,7 +135,7 @@ def export_program(model: nn.Module, size: Size | None, with_argmax: bool = Fals
 
     Args:
         model: a Transformers model for semantic segmentation, on the CPU.
-        size: (height, width) of the only images it takes, one at a time; None takes any batch of any size.
+        size: (height, width) in pixels of the one image that it takes; None: any number of images of any size.
         with_argmax: as in [`Exportable`].
     """
     exportable = Exportable(model, with_argmax)
@@ -147,10 +147,10 @@ def export_program(model: nn.Module, size: Size | None, with_argmax: bool = Fals
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | None = None) -> int:
-    """Writes a program as ONNX, checked by ONNX's own checker; returns its opset.
+    """Write a program as ONNX and run ONNX's own checker; returns the opset.
 
     Raises:
-        ExportError: the opset cannot be had.
+        ExportError: PyTorch cannot write this opset.
     """
     import onnx
 
@@ -173,24 +173,24 @@ def is_dynamic(program: torch.export.ExportedProgram) -> bool:
 
 
 def gives_logits(program: torch.export.ExportedProgram) -> bool:
-    """Whether logits come out; else label maps."""
+    """Whether the program gives logits; else it gives label maps."""
     [output] = program.graph_signature.user_outputs
     [node] = [node for node in program.graph.nodes if node.name == output]
     return node.meta["val"].is_floating_point()
 
 
 class OnnxModel(nn.Module):
-    """An exported network that gives logits, in the place of a Transformers model: for scores and label maps on the CPU.
+    """An exported network that gives logits, used like a Transformers model to compute scores and label maps on the CPU.
 
     Args:
         path: the ONNX file.
-        threads: for the network; by default as many as PyTorch's.
+        threads: that the network uses; by default as many as PyTorch.
     """
 
     def __init__(self, path: Path, threads: int | None = None):
         super().__init__()
         self.session = onnx_session(path, threads)
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # says device and dtype, as a model's weights do
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells device and dtype
 
     def forward(self, pixel_values: Tensor) -> SemanticSegmenterOutput:
         return SemanticSegmenterOutput(logits=run_onnx(self.session, pixel_values))
@@ -210,7 +210,7 @@ def run_onnx(session, pixel_values: Tensor) -> Tensor:
 
 
 def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Agreement:
-    """Holds an exported form against the checkpoint.
+    """Compare an exported network with the checkpoint.
 
     Args:
         model: the checkpoint, not changed for the export.
@@ -218,8 +218,8 @@ def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batc
         batches: `pixel_values` (batch, 3, height, width).
 
     Raises:
-        ExportError: logits differ by more than `ALLOWED_DIFFERENCE`, or fewer than `REQUIRED_EQUAL` of the pixels are equal;
-            shape or type are others; either's logits hold NaN or infinity; there is no image to compare.
+        ExportError: logits differ by more than `ALLOWED_DIFFERENCE`, or a share below `REQUIRED_EQUAL` of the pixels is equal;
+            shapes or types differ; logits of either hold NaN or infinity; there is no image to compare.
     """
     images, differences, equal, pixels = 0, [], 0, 0
     with torch.inference_mode():
@@ -237,7 +237,7 @@ def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batc
         raise ExportError("there is no image to compare what was exported with the checkpoint on. Nothing was written")
     largest = max(differences, default=None)
     agreement = Agreement(images, largest, equal / pixels)
-    # Asked this way round, a number that is not one does not pass.
+    # Written so that NaN does not pass.
     same_logits = largest is None or largest <= ALLOWED_DIFFERENCE
     if not (same_logits and agreement.equal_pixels >= REQUIRED_EQUAL):
         raise ExportError(
@@ -248,7 +248,7 @@ def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batc
 
 
 def _check_form(found: Tensor, logits: Tensor, label_maps: Tensor) -> None:
-    """Shape, type and finiteness of what an exported form gives, before its values are looked at."""
+    """Check shape, type and finiteness of an exported network's output, before its values are compared."""
     expected = logits if found.is_floating_point() else label_maps
     if (found.shape, found.dtype) != (expected.shape, expected.dtype):
         raise ExportError(
@@ -261,7 +261,7 @@ def _check_form(found: Tensor, logits: Tensor, label_maps: Tensor) -> None:
 
 
 def drawn_batches(image_processor, size: Size | None) -> list[Tensor]:
-    """Drawn street scenes as `pixel_values`: one of the fixed size, or one and two of several sizes."""
+    """Drawn street scenes as `pixel_values`: one of the fixed size, or batches of 1, 2, … of several sizes."""
     batches = []
     for number, (height, width) in enumerate([size] if size else CHECKED_SIZES, start=1):
         scenes = draw_scenes("val", 1 if size else number, (height, width), seed=0)
@@ -271,7 +271,7 @@ def drawn_batches(image_processor, size: Size | None) -> list[Tensor]:
 
 
 def write_int8(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
-    """Static quantisation of an ONNX network's convolutions to eight bits: weights by channel, activations by calibration.
+    """Quantise an ONNX network's convolutions to eight bits, statically: weights by channel, activations by calibration.
 
     Args:
         source, target: ONNX files.
@@ -292,8 +292,8 @@ def write_int8(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
         target,
         Reader(),
         quant_format=QuantFormat.QDQ,
-        # With the activation after it, a convolution's range is that of the values that go on: half as wide after a ReLU. Of
-        # CamVid's mIoU of 0.757, convolutions quantised alone left 0.657, these 0.759 (docs/exporting.md).
+        # Together with its activation, a convolution is quantised over the range of the activation's output: half as wide after a
+        # ReLU. CamVid's mIoU is 0.757 in 32 bits, 0.657 with convolutions alone, 0.759 with these (docs/exporting.md).
         op_types_to_quantize=["Conv", "Relu", "Clip"],
         per_channel=True,
         activation_type=QuantType.QUInt8,
@@ -310,7 +310,7 @@ def calibration_batches(image_processor, images: Sequence[Path]) -> Iterable[Ten
 
 
 def for_size(image_processor, size: Size | None):
-    """An image processor that makes every image `size`; itself where any size will do."""
+    """An image processor that resizes every image to `size`; the same one if any size is allowed."""
     if size is None:
         return image_processor
     settings = image_processor.to_dict() | {"do_resize": True, "size": {"height": size[0], "width": size[1]}}
@@ -318,7 +318,7 @@ def for_size(image_processor, size: Size | None):
 
 
 def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
-    """What a program without this package must know to use an exported network."""
+    """The description of an exported network, for programs that do not have this package."""
     config, options = model.config, image_processor
     resize = None
     channels = "BGR" if getattr(options, "do_flip_channel_order", None) else "RGB"

@@ -1,6 +1,6 @@
-"""Cards of the families of networks: what each costs, what has been measured with it so far, and the commands that measure it.
+"""Cards of the families of networks: their costs, the results so far, and the commands that measure them.
 
-The results are those of `results.json`, which is filled from checkpoints' own records and by nothing else.
+The results come from `results.json`, which is filled from checkpoints' own records only; the text is family.md.jinja.
 """
 
 from collections.abc import Iterable
@@ -30,8 +30,8 @@ class Family:
         title: what people call it.
         members: (model type, variant) of each network.
         costs: names of the rows of the table of costs (model_table.py).
-        text: what it is, in a sentence or two.
-        make: Python that makes one.
+        text: a description in a sentence or two.
+        make: Python code of a configuration.
         recipes: for `revhrnet train`, with the datasets that they need; extra arguments may follow a recipe's name.
     """
 
@@ -45,7 +45,7 @@ class Family:
 
     @property
     def base(self) -> str:
-        """timm's name of the pretrained weights that its networks start from unless told otherwise."""
+        """timm's name of the pretrained weights that its networks start from by default."""
         model_type, variant = self.members[0]
         return DEFAULT_BACKBONE if model_type == "revhrnet" else TIMM_HRNETS[variant]
 

@@ -1,6 +1,7 @@
-"""What every variant costs: parameters, multiply-adds, and the bytes that one training image keeps for the backward pass.
+"""The costs of every variant: parameters, multiply-adds, and the bytes that one training image keeps for the backward pass.
 
-All is measured on the meta device, where tensors have shapes but no values: no weights, no time, the same figures everywhere.
+They are measured on the meta device, where tensors have shapes but no values: it takes no weights and little time, and gives the
+same figures on every machine.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class ModelCosts:
 
 
 def all_models() -> dict[str, Callable[[], nn.Module]]:
-    """Every variant under the name that the table prints, each made when it is called."""
+    """Functions that make each variant, by the name that the table prints."""
 
     def hrnet(variant):
         return lambda: HRNetV2ForSemanticSegmentation(HRNetV2Config.from_variant(variant, num_labels=NUM_CLASSES))
@@ -132,7 +133,7 @@ def format_table(rows: list[ModelCosts]) -> str:
 
 
 def as_json(rows: list[ModelCosts]) -> dict:
-    """The rows with what they were measured at, for `json.dump`."""
+    """The rows and the sizes that they were measured at, for `json.dump`."""
     return {
         "num_classes": NUM_CLASSES,
         "multiply_adds_size": list(WHOLE_IMAGE),

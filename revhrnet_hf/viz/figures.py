@@ -17,14 +17,14 @@ BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
 SWATCH_EDGE = (90, 90, 90)
 
-# A light blue and a dark red, which are told apart with any colour vision, and in grey.
+# A light blue and a dark red: told apart with any colour vision, and in grey.
 JUDGEMENTS = {"right": (158, 202, 225), "wrong": (178, 24, 43)}
 
 
 def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]]:
     """Name and colour of each class of a model.
 
-    The colours are the config's `palette`; without one, those of the dataset whose classes these are; else our own.
+    The colours are the config's `palette`; without one, those of the known dataset with these classes; else `default_palette`.
 
     Raises:
         CheckpointError: a class has no name, there are more than the 256 that a palette PNG holds, or the palette does not fit.
@@ -57,7 +57,7 @@ def class_shares(label_map: np.ndarray) -> dict[int, float]:
 
 
 def ignored_colour(colours: Sequence[Colour]) -> tuple[int, int, int]:
-    """The colour of pixels without a class: black, or white where a class is black already (VOC's background)."""
+    """The colour of ignored pixels: black, or white if a class is black (VOC's background)."""
     return (255, 255, 255) if (0, 0, 0) in {tuple(colour) for colour in colours} else (0, 0, 0)
 
 
@@ -139,7 +139,7 @@ def overlay(
 def right_and_wrong(
     truth: np.ndarray, prediction: np.ndarray, ignored: Colour = (0, 0, 0), ignore_index: int = 255
 ) -> Image.Image:
-    """Where a prediction is right and wrong, in the colours of `JUDGEMENTS`, and where it is not judged.
+    """The right, wrong and ignored pixels of a prediction, the first two in the colours of `JUDGEMENTS`.
 
     Args:
         truth: (height, width) of class ids, or `ignore_index`.
@@ -242,7 +242,7 @@ def triptych(
 def label_map_strip(
     label_maps: Sequence[np.ndarray], names: Sequence[str], colours: Sequence[Colour], height: int
 ) -> Image.Image:
-    """Label maps in colours side by side, above a legend of the classes that occur; nothing of the images themselves.
+    """Label maps in colours side by side, above a legend of the classes that occur; the images are not shown.
 
     Args:
         label_maps: (height, width) of class ids; each is scaled to one height.
@@ -273,7 +273,7 @@ def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def text_size(width: int) -> int:
-    """Height in pixels of text that is readable when an image of this width in pixels is seen as a whole."""
+    """Height in pixels of text that is readable when an image of this width in pixels is viewed as a whole."""
     return max(12, round(width / 28))
 
 

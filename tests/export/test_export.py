@@ -237,9 +237,9 @@ def test_what_is_allowed_passes():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--format", "torch_export", "--dynamic", "--opset", "18"], "--opset and --quantize are of --format onnx"),
+        (["--format", "torch_export", "--dynamic", "--opset", "18"], "--opset and --quantize need --format onnx"),
         (["--format", "onnx", "--dynamic", "--quantize", "int8"], "needs --calibration"),
-        (["--format", "onnx", "--dynamic", "--calibration", "."], "are of --quantize int8"),
+        (["--format", "onnx", "--dynamic", "--calibration", "."], "need --quantize int8"),
     ],
 )
 def test_what_does_not_fit_together(tmp_path, arguments, said):
