@@ -12,7 +12,7 @@ feature maps at strides 4, 8, 16 and 32. `confusion` takes the JSON file of `rev
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +50,11 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, draw, help: str) -> ArgumentParser:
+    def command(name: str, draw: Callable, help: str) -> ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
         added.set_defaults(draw=draw)
         added.add_argument("-o", "--output", type=Path, required=True, help="file to write, .png or .pdf")
-        added.add_argument("--overwrite", action="store_true", help="replace it if it is there")
+        added.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
         add_trust_argument(added)
         return added
 
@@ -74,7 +74,19 @@ def build_parser() -> ArgumentParser:
     overlay.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     overlay.add_argument("--opacity", type=float, default=0.5, help="opacity of the colours, 0 to 1 (default: %(default)s)")
 
-    errors = command("errors", draw_errors, "where a model is right and wrong: image, truth, prediction, right/wrong/ignored")
+    _add_errors_arguments(
+        command("errors", draw_errors, "where a model is right and wrong: image, truth, prediction, right/wrong/ignored")
+    )
+
+    confusion = command("confusion", draw_confusion, "which classes are taken for which")
+    confusion.add_argument("scores", metavar="SCORES", type=Path, help="JSON file of `revhrnet evaluate`")
+
+    legend = command("legend", draw_legend, "the classes' names and colours")
+    legend.add_argument("classes", metavar="CLASSES", help="checkpoint, label space by name, or label table (.yaml)")
+    return parser
+
+
+def _add_errors_arguments(errors: ArgumentParser) -> None:
     errors.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name")
     errors.add_argument("--dataset", required=True, help="dataset by name: camvid, folder, hub …; with --loader any name")
     errors.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
@@ -83,13 +95,6 @@ def build_parser() -> ArgumentParser:
     errors.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
     errors.add_argument("--image_ids", nargs="+", metavar="ID", help="images to draw (default: --count of them)")
     errors.add_argument("--count", type=int, default=3, help="images, evenly spread over the split (default: %(default)s)")
-
-    confusion = command("confusion", draw_confusion, "which classes are taken for which")
-    confusion.add_argument("scores", metavar="SCORES", type=Path, help="JSON file of `revhrnet evaluate`")
-
-    legend = command("legend", draw_legend, "the classes' names and colours")
-    legend.add_argument("classes", metavar="CLASSES", help="checkpoint, label space by name, or label table (.yaml)")
-    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
