@@ -17,8 +17,7 @@ from ..cli import ArgumentParser, run
 from ..data import label_space_of, load_segmentation_dataset
 from ..errors import CheckpointError, RecipeError
 from ..evaluation import class_sources, load_checkpoint
-from ..export import CALIBRATION_IMAGES
-from ..export.folder import Export, ScoredDataset
+from ..export import CALIBRATION_IMAGES, Export, ScoredDataset
 from ..images import find_images, read_image
 from . import check_installed
 

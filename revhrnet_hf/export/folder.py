@@ -7,30 +7,28 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers.image_utils import PILImageResampling
 
 from ..data import label_space_of
 from ..evaluation import class_sources, evaluate_dataset
 from ..io import write_folder, write_json
 from ..models.image_processing_pil_revhrnet import Size
 from ..versions import versions
-from . import (
+from .agreement import check_agreement, drawn_batches
+from .onnx_network import (
     CALIBRATION_IMAGES,
-    DESCRIPTION_FILE,
     INT8_FILE,
     ONNX_FILE,
-    PROGRAM_FILE,
     OnnxModel,
     calibration_batches,
-    check_agreement,
-    describe,
-    drawn_batches,
-    export_program,
-    for_size,
     onnx_session,
     run_onnx,
     write_int8,
     write_onnx,
 )
+from .program import INPUT, PROGRAM_FILE, export_program
+
+DESCRIPTION_FILE = "model.json"
 
 
 @dataclass
@@ -127,3 +125,39 @@ class Export:
             scores[name] = confusion.scores(label_space.names)["mean_iou"]
             print(f"mIoU on {scored.name} {scored.split}, {name}: {scores[name]:.4f}", flush=True)
         return scores
+
+
+def for_size(image_processor, size: Size | None):
+    """An image processor that resizes every image to `size`; the same one if any size is allowed."""
+    if size is None:
+        return image_processor
+    settings = image_processor.to_dict() | {"do_resize": True, "size": {"height": size[0], "width": size[1]}}
+    return type(image_processor).from_dict(settings | {"do_pad": False, "do_center_crop": False})
+
+
+def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
+    """The description of an exported network, for programs that do not have this package."""
+    config, options = model.config, image_processor
+    resize = None
+    channels = "BGR" if getattr(options, "do_flip_channel_order", None) else "RGB"
+    if options.do_resize:
+        resize = {"size": dict(options.size), "resample": PILImageResampling(options.resample).name.lower()}
+    label_map = "class ids, int64 (batch, height, width)"
+    logits = (
+        "logits, float32 (batch, classes, rows, columns): resize them bilinearly (half-pixel centres) to the size wanted, "
+        "then take the largest"
+    )
+    return {
+        "input": {
+            "name": INPUT,
+            "shape": f"(batch, 3, height, width), float32, {channels}",
+            "resize": resize,
+            "values": "(value * rescale_factor - mean) / std, of values from 0 to 255",
+            "rescale_factor": options.rescale_factor if options.do_rescale else 1,
+            "mean": list(options.image_mean) if options.do_normalize else [0.0] * 3,
+            "std": list(options.image_std) if options.do_normalize else [1.0] * 3,
+        },
+        "output": {"name": "label_map", "is": label_map} if with_argmax else {"name": "logits", "is": logits},
+        "labels": [config.id2label[index] for index in range(config.num_labels)],
+        "palette": getattr(config, "palette", None),
+    }
