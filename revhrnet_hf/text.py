@@ -1,10 +1,10 @@
 """Tables as plain text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a table, in which the cells of a column stand below each other, two spaces apart.
 
     Args:
@@ -17,7 +17,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(_padded, row, widths, to_right)).rstrip() for row in rows]
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Iterable[Sequence[str]]) -> str:
     """The lines of [`aligned`] as one text."""
     return "\n".join(aligned(rows))
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..errors import CheckpointError, listed
+from ..errors import CheckpointError, first_few
 from ..hub.model_card import EXAMPLE_FILE, write_model_card
 from ..images import save_image
 from ..io import LOG_FILE, lock_file, recover_folder, write_json
@@ -272,7 +272,7 @@ def _check_entries(output_dir: Path, mark: bytes, resume: bool, overwrite: bool)
             f"{output_dir} holds {names}, where a run would write, and no run of this program has written that: move it away, or "
             "choose another --output_dir"
         )
-    others = listed(path.relative_to(output_dir) for path in entries_no_run_wrote(output_dir))
+    others = first_few(path.relative_to(output_dir) for path in entries_no_run_wrote(output_dir))
     if checkpoints and not (resume or overwrite):
         raise CheckpointError(
             f"{output_dir} already holds a run: resume it by --resume, start anew by --overwrite"
@@ -331,7 +331,7 @@ def remove_run(output_dir: Path) -> None:
             for file in files:
                 file.unlink()
     if gone:
-        print(f"note: with the run go the scores that evaluate_seg.py has written of it: {listed(gone)}", file=sys.stderr)
+        print(f"note: with the run go the scores that evaluate_seg.py has written of it: {first_few(gone)}", file=sys.stderr)
 
 
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from ..data.label_space import LabelSpace, label_space_of_names
 from ..data.translation import sources_of
-from ..errors import DataError, RecipeError, listed
+from ..errors import DataError, RecipeError, first_few
 from ..evaluation import load_checkpoint
 
 CLASSIFIER = ("head.3.weight", "head.3.bias")  # the last convolution, one row a class
@@ -69,7 +69,7 @@ def _sources(before: LabelSpace, after: LabelSpace, checkpoint: str) -> list[lis
     except DataError as error:
         raise RecipeError(
             f"The classifier of init_from {checkpoint} cannot be transferred: no class of the checkpoint "
-            f"({listed(before.names)}) has a partner among the dataset's, {after.name!r} ({listed(after.names)}): no table "
+            f"({first_few(before.names)}) has a partner among the dataset's, {after.name!r} ({first_few(after.names)}): no table "
             "joins the two, and no names are equal. Set transfer_classifier to false for a classifier with random weights"
         ) from error
 
