@@ -32,6 +32,7 @@ from ..evaluation import (
     segment,
 )
 from ..evaluation.network_input import network_inputs
+from ..evaluation.results import confusion_caption
 from ..images import find_images, read_image
 from ..viz import figures
 from ..viz.feature_maps import component_images, feature_maps, mean_images
@@ -214,12 +215,11 @@ def draw_confusion(args):
     try:
         record = json.loads(args.scores.read_text(encoding="utf-8"))
         matrix, names = np.array(record["confusion_matrix"]), record["class_names"]
-        what = f"{record['checkpoint']} on {record['dataset']} {record['split']}, {record['images']} images"
+        caption = confusion_caption(record)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{args.scores} is no record of `revhrnet evaluate` with a confusion matrix ({error!r}): give the JSON that it writes"
         ) from error
-    caption = f"{what}. A row adds up to all pixels of a true class; grey: a class that occurs nowhere."
     return plots.confusion_figure(matrix, names, caption)
 
 

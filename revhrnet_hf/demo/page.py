@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import DataError, RecipeError, RevHRNetError
 from ..evaluation import InferenceSettings, load_checkpoint, segment
-from ..evaluation.predict import window_starts
+from ..evaluation.sliding import window_starts
 from ..images import Colour, header_size, read_image, save_image, unreadable_is_data_error
 from ..synthetic import draw_scenes
 from ..viz.figures import names_and_palette

@@ -11,7 +11,7 @@ from revhrnet_hf.data.label_space import label_space_of_names
 from revhrnet_hf.data.translation import sources_of
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset
-from revhrnet_hf.evaluation.predict import merge_classes
+from revhrnet_hf.evaluation.sliding import merge_classes
 
 TINY = dict(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8)
 
