@@ -1,6 +1,9 @@
 """What a script's user sees in the end: status and one line, or a traceback for our defects."""
 
 import ast
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,36 @@ def test_interruption_has_the_shells_status(capsys):
         run(raising(KeyboardInterrupt()))
     assert exit_.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def speak():
+    logger = logging.getLogger("revhrnet_hf.training.data")
+    logger.warning("2 images are skipped")
+    logger.info("log_pictures is called log_images now")
+    logger.debug("not for users")
+    logging.getLogger("another.package").info("not ours")
+
+
+def test_warnings_and_notes_are_lines_on_stderr(capsys):
+    logger = logging.getLogger("revhrnet_hf")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    run(speak)
+    assert capsys.readouterr() == ("", "warning: 2 images are skipped\nnote: log_pictures is called log_images now\n")
+    assert (logger.level, logger.propagate, logger.handlers) == before
+
+
+@pytest.mark.parametrize(("name", "rank", "heard"), [("RANK", "0", True), ("RANK", "1", False), ("PMI_RANK", "3", False)])
+def test_only_the_main_process_speaks(monkeypatch, capsys, name, rank, heard):
+    monkeypatch.setenv(name, rank)
+    run(speak)
+    assert bool(capsys.readouterr().err) == heard
+
+
+def test_a_library_says_warnings_only():
+    """By Python's own means, and without the command's words."""
+    program = "import sys; sys.path.insert(0, 'tests'); from revhrnet_hf import cli; import test_cli; test_cli.speak()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "2 images are skipped\n")
 
 
 def test_a_good_end_is_no_exit():
