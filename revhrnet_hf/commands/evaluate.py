@@ -8,7 +8,7 @@
 
 CHECKPOINT is a folder or a Hub name of any model that Transformers loads as AutoModelForSemanticSegmentation. Its classes are the
 dataset's, or are joined to them by a table (Mapillary Vistas → Cityscapes, COCO → VOC, …) or by equal names. Then the
-probabilities of partners are summed; a class without a partner is never predicted, which is said.
+probabilities of partners are summed. A class without a partner is never predicted, and the command says so.
 
 The command prints a table. It writes scores, confusion matrix and settings as JSON, and beside it a CSV with the scores of each
 image. The files are named for dataset, split and settings; the scores of other data, classes or settings are not overwritten

@@ -46,14 +46,14 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
             checkpoint, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        said = " ".join(str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].split())
+        reason = " ".join(str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].split())
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"the checkpoint {checkpoint} brings Python code of its own, which loading it would run: read its *.py files, "
                 "then give --trust_remote_code if you trust them"
             ) from error
         advice = "" if Path(checkpoint).is_dir() else "; there is no folder of that name, so it was looked for on the Hub"
-        raise CheckpointError(f"cannot load the checkpoint {checkpoint}: {said}{advice}") from error
+        raise CheckpointError(f"cannot load the checkpoint {checkpoint}: {reason}{advice}") from error
     # Transformers has filled these with random numbers.
     missing = sorted(loaded["missing_keys"])
     if missing:
@@ -111,8 +111,10 @@ def check_same_classes(config, names, dataset_name: str) -> None:
         dataset_name: the dataset's name in the message.
     """
     own_names = [config.id2label[class_id] for class_id in range(config.num_labels)]
-    if said := _difference(own_names, names, dataset_name):
-        raise CheckpointError(f"{said}: choose a checkpoint that was trained on these classes, or the dataset it was trained on")
+    if difference := _difference(own_names, names, dataset_name):
+        raise CheckpointError(
+            f"{difference}: choose a checkpoint that was trained on these classes, or the dataset it was trained on"
+        )
 
 
 def _difference(own_names, names, dataset_name: str = "the dataset") -> str | None:

@@ -107,7 +107,7 @@ def count_objects(prediction: np.ndarray, instances: np.ndarray, image_id=None) 
     prefix = "" if image_id is None else f"image {image_id}: "
     if prediction.shape != instances.shape:
         raise DataError(f"{prefix}predictions of shape {prediction.shape} and instances of shape {instances.shape} differ")
-    # 1000 × label + 0 is an object too, but 1000 itself (label 1, "ego vehicle") is none.
+    # 1000 × label + 0 is an object too, but not 1000 itself.
     inside = instances > INSTANCE_FACTOR
     found, predicted = instances[inside].astype(np.int64), prediction[inside]
     ids, places, sizes = _unique(found)

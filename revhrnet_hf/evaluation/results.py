@@ -105,7 +105,7 @@ class Evaluation:
         device: str,
         num_processes: int,
     ) -> dict[str, Any]:
-        """What is written to the JSON file.
+        """The contents of the JSON file.
 
         Args:
             scores, matrix: of `score_records`.

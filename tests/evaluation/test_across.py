@@ -36,7 +36,7 @@ def test_identity_is_exact():
 
 
 def test_a_sum_can_beat_the_best_single_class():
-    """Of 0.4, 0.3 and 0.3 the first is the best; where the others mean the same, they win."""
+    """The first of 0.4, 0.3 and 0.3 is the best; but if the others are one class, their sum wins."""
     logits = torch.tensor([0.4, 0.3, 0.3]).log().view(1, 3, 1, 1)
     assert merge_classes(logits, [[0], [1, 2]]).argmax(1).item() == 1
 

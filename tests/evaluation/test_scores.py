@@ -105,14 +105,14 @@ def test_intervals_are_those_of_a_loop_over_draws():
 
 
 def test_a_thousand_draws_unless_told_otherwise():
-    """The quantiles of a thousand draws, made here: of fewer or more they are others."""
+    """The quantiles of a thousand draws, made here; with fewer or more draws they would differ."""
     num_images, right = 40, 28
     totals = totals_of(np.array([[[10, 0], [0, 0]]] * right + [[[0, 10], [0, 0]]] * (num_images - right)))
     generator = np.random.default_rng(0)
     times = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=1000)
     accuracies = times[:, :right].sum(1) / num_images
     assert bootstrap_intervals(totals)["overall_accuracy"] == pytest.approx(np.quantile(accuracies, [0.025, 0.975]).tolist())
-    # Of ten, as many as a careless default would draw, the interval is narrower.
+    # With ten draws the interval is narrower.
     narrow = bootstrap_intervals(totals, num_draws=10)["overall_accuracy"]
     assert np.ptp(bootstrap_intervals(totals)["overall_accuracy"]) > np.ptp(narrow)
     assert NUM_DRAWS == 1000
