@@ -22,7 +22,6 @@ import argparse
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,7 @@ from ..evaluation.worst_images import draw_worst_images
 from ..hub.model_card import refresh_model_card
 from ..io import write_json
 from ..training.processes import drop_empty_settings
+from . import check_installed
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +186,8 @@ def check_arguments(args: argparse.Namespace, state: accelerate.PartialState) ->
     for name in ("num_workers", "worst"):
         if (getattr(args, name) or 0) < 0:
             raise RecipeError(f"--{name} {getattr(args, name)}: give 0 or more")
-    if args.plot and find_spec("matplotlib") is None:
-        raise RecipeError("--plot needs matplotlib: pip install matplotlib, or leave it out")
+    if args.plot:
+        check_installed("--plot needs", "plots", "matplotlib")
     if args.submission and args.submission.exists() and not args.submission.is_dir():
         raise RecipeError(f"--submission {args.submission} is a file: name a folder")
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..io import write_text
+from ..text import aligned
 from .confusion import ratios, scores_of_totals
 
 TITLES = {
@@ -54,9 +55,14 @@ def format_scores(scores: dict, names, intervals: dict | None = None, never_pred
         intervals: of `bootstrap_intervals`, to be shown beside the means.
         never_predicted: the classes that the model lacks; they are named below the table.
     """
-    width = max(map(len, [*names, "frequency-weighted IoU"]))
-    lines = _class_rows(scores, names, width)
-    lines += ["-" * len(lines[0]), *_mean_rows(scores, intervals or {}, width)]
+    means = {title: key for title, key in TITLES.items() if key in scores}
+    titles = ["class", ">IoU %", ">accuracy %", ">precision %", ">pixels %"]
+    by_class = [titles, *_class_rows(scores, names)]
+    lines = aligned([*by_class, *([title, _percent(scores[key])] for title, key in means.items())])
+    for place, key in enumerate(means.values(), start=len(by_class)):
+        low, high = (intervals or {}).get(key, (math.nan, math.nan))
+        lines[place] += "" if math.isnan(low) else f"  {_percent(low)}–{_percent(high)}"
+    lines.insert(len(by_class), "-" * len(lines[0]))
     if intervals is not None:
         lines.append("(after the scores: 95 % intervals, bootstrap over images)")
     absent = ", ".join(map(str, scores["absent_classes"]))
@@ -68,25 +74,13 @@ def format_scores(scores: dict, names, intervals: dict | None = None, never_pred
     return "\n".join(lines)
 
 
-def _class_rows(scores: dict, names, width: int) -> list[str]:
-    lines = [f"{'class':<{width}}  {'IoU %':>7}  {'accuracy %':>10}  {'precision %':>11}  {'pixels %':>8}"]
+def _class_rows(scores: dict, names) -> list[list[str]]:
     labelled = scores["labelled_pixels"]
     columns = (scores[f"per_category_{column}"] for column in ("iou", "accuracy", "precision", "pixels"))
-    for name, iou, accuracy, precision, pixels in zip(names, *columns, strict=True):
-        share = pixels / labelled if labelled else math.nan
-        cells = f"{_percent(iou):>7}  {_percent(accuracy):>10}  {_percent(precision):>11}  {_percent(share):>8}"
-        lines.append(f"{name:<{width}}  {cells}")
-    return lines
-
-
-def _mean_rows(scores: dict, intervals: dict, width: int) -> list[str]:
-    lines = []
-    for title, key in TITLES.items():
-        if key in scores:
-            low, high = intervals.get(key, (math.nan, math.nan))
-            interval = "" if math.isnan(low) else f"  {_percent(low)}–{_percent(high)}"
-            lines.append(f"{title:<{width}}  {_percent(scores[key]):>7}{interval}")
-    return lines
+    return [
+        [str(name), *map(_percent, (iou, accuracy, precision, pixels / labelled if labelled else math.nan))]
+        for name, iou, accuracy, precision, pixels in zip(names, *columns, strict=True)
+    ]
 
 
 def _percent(share: float) -> str:

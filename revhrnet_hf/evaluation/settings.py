@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..errors import RecipeError
-
-Size = tuple[int, int]  # (height, width) in pixels
+from ..models.image_processing_pil_revhrnet import Size
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Exported networks against the checkpoint, run by onnxruntime in a process without this package."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from transformers import TimmBackboneConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from revhrnet_hf import RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
+from revhrnet_hf.commands import export as export_command
 from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
 from revhrnet_hf.synthetic import write_camvid
@@ -239,15 +239,12 @@ def test_what_is_allowed_passes():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--format", "torch_export", "--dynamic", "--opset", "18"], "--opset and --quantize are of --format onnx"),
+        (["--format", "torch_export", "--dynamic", "--opset", "18"], "--opset and --quantize need --format onnx"),
         (["--format", "onnx", "--dynamic", "--quantize", "int8"], "needs --calibration"),
-        (["--format", "onnx", "--dynamic", "--calibration", "."], "are of --quantize int8"),
+        (["--format", "onnx", "--dynamic", "--calibration", "."], "need --quantize int8"),
     ],
 )
 def test_what_does_not_fit_together(tmp_path, arguments, said):
-    spec = importlib.util.spec_from_file_location("export_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     with pytest.raises(RecipeError, match=said):
-        script.main(["CHECKPOINT", *arguments, "--output_dir", str(tmp_path / "out")])
+        export_command.main(["CHECKPOINT", *arguments, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,8 @@ from transformers import TimmBackboneConfig
 from revhrnet_hf import HRNetV2Config, RevHRNetConfig, RevHRNetImageProcessor
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation import ConfusionMatrix, InferenceSettings
-from revhrnet_hf.hub.model_card import CARD_FILE, MARK, duration, missing_from_card, refresh_model_card, write_model_card
+from revhrnet_hf.hub.card import duration
+from revhrnet_hf.hub.model_card import CARD_FILE, MARK, missing_from_card, refresh_model_card, write_model_card
 from revhrnet_hf.io import write_json
 
 from .. import forked
@@ -142,7 +143,7 @@ def test_scores_of_evaluate_seg_take_the_place_of_the_trainings(checkpoint):
     assert values["cityscapes", "mean_iou"] == pytest.approx(0.5139, abs=1e-4)
     assert "float32, whole image" in card.text and "during training" not in card.text
     (checkpoint / "scores_camvid_val.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"scores_camvid_val\.json is no record of evaluate_seg"):
+    with pytest.raises(CheckpointError, match=r"scores_camvid_val\.json is no record of `revhrnet evaluate`"):
         refresh_model_card(checkpoint)
 
 

@@ -1,8 +1,6 @@
 """The table of costs against closed formulas, real tensors, and figures computed independently for the same networks."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ from torch import nn
 from transformers import TimmBackboneConfig
 
 import revhrnet_hf
+from revhrnet_hf.commands import table
 from revhrnet_hf.hub.model_table import all_models, count_multiply_adds, count_saved_bytes
 
 # 19 classes: parameters and trainable ones (millions, to the digit), 10⁹ multiply-adds at 1024×2048 (None: not known), GiB kept
@@ -100,12 +99,8 @@ def test_parameters_equal_independent_figures(name):
 
 @pytest.mark.slow
 def test_equals_independent_figures(tmp_path, capsys, monkeypatch):
-    path = Path(__file__).parents[2] / "scripts" / "model_table.py"
-    spec = importlib.util.spec_from_file_location("model_table_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(script, "all_models", lambda: {name: all_models()[name] for name in COUNTED})
-    script.main(["--output", str(tmp_path / "table.json")])
+    monkeypatch.setattr(table, "all_models", lambda: {name: all_models()[name] for name in COUNTED})
+    table.main(["--output", str(tmp_path / "table.json")])
     rows = {row["name"]: row for row in json.loads((tmp_path / "table.json").read_text())["models"]}
     printed = capsys.readouterr().out
     assert all(name in printed for name in rows)

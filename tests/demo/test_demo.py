@@ -2,7 +2,6 @@
 
 import base64
 import html
-import importlib.util
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from revhrnet_hf.synthetic import draw_scenes
 
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 
+from revhrnet_hf.commands import demo
 from revhrnet_hf.demo import page as demo_page
 from revhrnet_hf.demo.page import SLIDING, WHOLE, answers_to, load_segmenter
 from revhrnet_hf.demo.space import export_space
@@ -307,7 +307,7 @@ def test_what_the_page_is_served_with(monkeypatch):
     demo_page.serve(page)
     assert launched["server_name"] == "127.0.0.1" and launched["share"] is False
     assert launched["max_file_size"] == f"{demo_page.MOST_MEGABYTES}mb"
-    assert parse_arguments_of_demo(["checkpoint"]).host == "127.0.0.1"
+    assert demo.build_parser().parse_args(["checkpoint"]).host == "127.0.0.1"
 
 
 def build_page_with_stub(monkeypatch, launched):
@@ -324,13 +324,6 @@ def build_page_with_stub(monkeypatch, launched):
 
     monkeypatch.setattr(demo_page.signal, "signal", lambda *_: None)
     return Served()
-
-
-def parse_arguments_of_demo(arguments):
-    spec = importlib.util.spec_from_file_location("demo_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.parse_arguments(arguments)
 
 
 def test_a_download_has_an_escaped_name(segmenter, tmp_path):
