@@ -4,9 +4,7 @@ Backbones are built without weights and filled afterwards: Transformers' `TimmBa
 running statistics of every BatchNorm after timm has loaded them.
 """
 
-import copy
 import importlib.util
-from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -19,9 +17,6 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_hrnetv2 import HRNetV2Config
-from .keywords import did_you_mean
-
-COARSEST_STRIDE = 32
 
 # Packages of the Python package index that carry complete ImageNet weights, and the timm model that they fit.
 WEIGHT_PACKAGES = {
@@ -38,45 +33,6 @@ TIMM_HRNETS = {
     "w18-small-v1": "hrnet_w18_small.ms_in1k",
     "w18-small-v2": "hrnet_w18_small_v2.ms_in1k",
 }
-
-
-def timm_backbone_config(config: TimmBackboneConfig, num_streams: int) -> TimmBackboneConfig:
-    """The same backbone, giving `num_streams` maps, each half as large as the one before, the last at stride 32.
-
-    Raises:
-        ValueError: timm does not know the model, or it has no map at one of the strides.
-    """
-    config = copy.deepcopy(config)
-    config.backbone = config.backbone.removeprefix("timm/")  # as the Hub has it
-    strides = timm_strides(config.backbone)
-    wanted = [COARSEST_STRIDE >> halvings for halvings in reversed(range(num_streams))]
-    if not set(wanted) <= set(strides):
-        raise ValueError(
-            f"The timm model {config.backbone!r} has maps at strides {list(strides)}, and {num_streams} streams need {wanted}: "
-            "take another backbone, or set out_indices in backbone_config"
-        )
-    # Where several maps have a stride, the last has seen most.
-    config.out_indices = [len(strides) - 1 - strides[::-1].index(stride) for stride in wanted]
-    return config
-
-
-@lru_cache
-def timm_strides(name: str) -> tuple[int, ...]:
-    """Strides of all the maps that a timm model can give, finest first, without making its tensors.
-
-    Raises:
-        ValueError: timm has no such model, or cannot take its maps.
-    """
-    try:
-        with torch.device("meta"):
-            network = timm.create_model(name, features_only=True)
-    # Of unknown names and tags, of models without maps, of names that the Hub must be asked about.
-    except (RuntimeError, ValueError, OSError, AttributeError, AssertionError) as error:
-        raise ValueError(
-            f"timm has no model {name!r} that gives maps ({type(error).__name__}: {error})"
-            f"{did_you_mean(name.split('.')[0], timm.list_models())}"
-        ) from error
-    return tuple(level["reduction"] for level in network.feature_info.info)
 
 
 def backbone_normalization(config: PreTrainedConfig) -> tuple[list[float], list[float]]:

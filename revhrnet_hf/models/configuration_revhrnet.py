@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, TimmBackboneConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .backbone import timm_backbone_config
+from .backbone_maps import with_chosen_maps
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_segmentation import SegmentationConfig, check_streams
 from .keywords import check_keywords, did_you_mean
@@ -33,9 +33,9 @@ class RevHRNetConfig(SegmentationConfig):
 
     Args:
         backbone (`str`, *optional*):
-            Name of a timm model, such as `"resnet18"` or `"tf_efficientnet_lite0"`; short for a `backbone_config` that takes its
-            maps at strides 4, 8, 16 and 32 (from 2 on for five streams). `RevHRNetImageProcessor.for_backbone(config)` makes the
-            image processor that fits.
+            Name of a timm model, such as `"resnet18"` or `"vit_small_patch14_dinov2"`; short for a `backbone_config` that takes
+            its maps at strides 4, 8, 16 and 32 (from 2 on for five streams), or of a plain vision transformer the last layer of
+            each quarter. `RevHRNetImageProcessor.for_backbone(config)` makes the image processor that fits.
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Of any timm or Transformers backbone whose maps halve in size one after another, as many as there are streams; an
             [`HRNetV2Config`] makes the full encoder-decoder. A dictionary needs `model_type`, or `backbone` for a timm model.
@@ -46,6 +46,9 @@ class RevHRNetConfig(SegmentationConfig):
         frozen_backbone_dtype (`"bfloat16"` or `"float16"`, *optional*):
             A frozen backbone computes in this precision, under `torch.autocast`; its weights stay as they are. By default in that
             of the rest.
+        pyramid (`"resize"` or `"learned"`, defaults to `"resize"`):
+            How the maps of a plain vision transformer, which all have the stride of its patches, come to the streams' strides:
+            resized, without parameters, or by trained (transposed) convolutions. Each stream starts from a layer of its own.
         stream_channels (`list[int]`, defaults to `[48, 96, 192, 384]`):
             Channels of the streams, finest first.
         num_modules (`list[int]`, defaults to `[3, 4, 1]`):
@@ -78,6 +81,7 @@ class RevHRNetConfig(SegmentationConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     freeze_backbone: bool = True
     frozen_backbone_dtype: Literal["bfloat16", "float16"] | None = None
+    pyramid: Literal["resize", "learned"] = "resize"
     stream_channels: list[int] | tuple[int, ...] = (48, 96, 192, 384)
     num_modules: list[int] | tuple[int, ...] = (3, 4, 1)
     num_blocks: int = 4
@@ -99,8 +103,8 @@ class RevHRNetConfig(SegmentationConfig):
             config = backbone_config_of(config)
         if config.model_type == HRNetV2Config.model_type:
             return with_all_streams(config)
-        if config.model_type == TimmBackboneConfig.model_type and list(config.out_indices) == UNSET_OUT_INDICES:
-            return timm_backbone_config(config, num_streams=len(self.stream_channels))
+        if has_default_maps(config):
+            return with_chosen_maps(config, num_streams=len(self.stream_channels))
         return config
 
     @classmethod
@@ -151,6 +155,14 @@ def backbone_config_of(settings: dict) -> PreTrainedConfig:
     if model_type == TimmBackboneConfig.model_type and not settings.get("backbone"):
         raise ValueError(f"backbone_config of a timm model needs its name as 'backbone', got {settings}")
     return CONFIG_MAPPING[model_type](**settings)
+
+
+def has_default_maps(config: PreTrainedConfig) -> bool:
+    """Whether nothing but the default, the last map alone, was asked for, which serves no network here."""
+    if config.model_type == TimmBackboneConfig.model_type:
+        return list(config.out_indices) == UNSET_OUT_INDICES
+    stage_names = getattr(config, "stage_names", None)
+    return stage_names is None or config.out_features == stage_names[-1:]
 
 
 def with_all_streams(config: HRNetV2Config) -> HRNetV2Config:

@@ -244,6 +244,8 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()) if he else 0.001)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.ConvTranspose2d):  # whose windows do not overlap: one input position for each output
+            init.normal_(module.weight, std=math.sqrt(2 / module.in_channels))
         elif isinstance(module, nn.BatchNorm2d):
             # A mark on the norm, not a rule for its block: Transformers asks modules without tensors of their own only where the
             # code is not a checkpoint's.
