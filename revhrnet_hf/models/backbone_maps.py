@@ -114,8 +114,10 @@ def timm_strides(name: str) -> tuple[int, ...]:
         ValueError: timm has no such model, or cannot take its maps.
     """
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            network = timm.create_model(name, features_only=True, out_indices=(0,))
+        try:
+            network = _timm_features(name)
+        except IndexError:  # of models with fewer maps than timm takes by default
+            network = _timm_features(name, out_indices=(0,))
     # Of unknown names and tags, of models without maps, of names that the Hub must be asked about.
     except (*FAILURES, OSError, AttributeError) as error:
         raise ValueError(
@@ -123,6 +125,11 @@ def timm_strides(name: str) -> tuple[int, ...]:
             f"{did_you_mean(name.split('.')[0], timm.list_models())}"
         ) from error
     return tuple(level["reduction"] for level in network.feature_info.info)
+
+
+def _timm_features(name: str, **options) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return timm.create_model(name, features_only=True, **options)
 
 
 def _measured_strides(config: PreTrainedConfig) -> tuple[int, ...]:
@@ -134,21 +141,21 @@ def _measured_strides(config: PreTrainedConfig) -> tuple[int, ...]:
     try:
         config = copy.deepcopy(config)
         config.out_indices = list(range(len(config.stage_names)))
-        backbone = _without_values(config)
-        maps = _maps_of(backbone, _native_size(config))
+        backbone = without_values(config)
+        maps = _maps_of(backbone, image_size_for(config))
     except (*FAILURES, AttributeError) as error:
         raise ValueError(
             f"Transformers gives no maps of a model of type {config.model_type!r} ({type(error).__name__}: {error}): take one "
             "of its backbones, such as DINOv3's, or a timm model"
         ) from error
-    return _strides_of(maps, _native_size(config))
+    return _strides_of(maps, image_size_for(config))
 
 
 def _check_that_it_works(config: PreTrainedConfig, name: str) -> None:
     """Raises a ValueError unless the maps have the strides that they are said to have."""
-    size = _native_size(config)
+    size = image_size_for(config)
     try:
-        backbone = _without_values(config)
+        backbone = without_values(config)
         maps = _maps_of(backbone, size)
         channels_last = _channels_last(backbone)
     except FAILURES as error:
@@ -190,20 +197,24 @@ _layouts: dict[str, BackboneLayout] = {}
 
 
 def _read_layout(config: PreTrainedConfig) -> BackboneLayout:
-    backbone = _without_values(config)
-    size, strides = _native_size(config), _said_strides(backbone)
-    if not _takes(backbone, size):
-        return BackboneLayout(strides, channels_last=_channels_last(backbone))
-    strides = strides or _strides_of(_maps_of(backbone, size), size)
+    backbone = without_values(config)
+    size, strides, channels_last = image_size_for(config), _said_strides(backbone), _channels_last(backbone)
+    if strides is None:
+        try:
+            strides = _strides_of(_maps_of(backbone, size), size)
+        except FAILURES:  # it cannot be tried; only the maps of a real image will tell
+            return BackboneLayout(None)
     is_plain = _are_plain(strides)
     multiples = {strides[0]: (9, 13)} if is_plain else {**SIZE_MULTIPLES, size[0]: (1, 2)}
     for multiple, times in multiples.items():
         if _takes(backbone, (multiple * times[0], multiple * times[1])):
-            return BackboneLayout(strides, is_plain, _channels_last(backbone), multiple)
-    return BackboneLayout(strides, is_plain, _channels_last(backbone), fixed_size=size)
+            return BackboneLayout(strides, is_plain, channels_last, multiple)
+    # Where it does not even take its own size, it cannot be tried, and sizes are left to it.
+    return BackboneLayout(strides, is_plain, channels_last, fixed_size=size if _takes(backbone, size) else None)
 
 
-def _without_values(config: PreTrainedConfig) -> BackboneMixin:
+def without_values(config: PreTrainedConfig) -> BackboneMixin:
+    """The backbone on the meta device, in eval mode; no random number is drawn."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return create_backbone(copy.deepcopy(config)).eval()
 
@@ -221,7 +232,7 @@ def _takes(backbone: nn.Module, size: tuple[int, int]) -> bool:
     return True
 
 
-def _native_size(config: PreTrainedConfig) -> tuple[int, int]:
+def image_size_for(config: PreTrainedConfig) -> tuple[int, int]:
     """(height, width) of the images that the backbone was made for."""
     if isinstance(config, TimmBackboneConfig):
         cfg = timm.get_pretrained_cfg(config.backbone)

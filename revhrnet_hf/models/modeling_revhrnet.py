@@ -33,6 +33,7 @@ from .high_resolution import (
 from .losses import configured_loss
 from .modeling_hrnetv2 import HRNetV2Backbone
 from .pyramid import LEARNED, Pyramid
+from .trainable import ALL, set_training_mode, trained_names
 
 logger = logging.get_logger(__name__)
 
@@ -173,14 +174,19 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         self.freeze()
 
     def freeze(self):
-        """Make the backbone what `config.freeze_backbone` says; nothing to do where it is to be trained."""
-        if self.config.freeze_backbone:
-            self.backbone.requires_grad_(False).eval()
+        """Make the backbone what `config.trainable_backbone` says; nothing to do where all of it is to be trained."""
+        choice = self.config.trainable_backbone
+        if choice == ALL:
+            return
+        trained = trained_names(self.backbone, self.config.backbone_config, choice)
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(name in trained)
+        self.backbone.eval()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.config.freeze_backbone:
-            self.backbone.eval()
+        if mode and self.config.trainable_backbone != ALL:
+            set_training_mode(self.backbone, self.config.trainable_backbone)
         return self
 
     @can_return_tuple
