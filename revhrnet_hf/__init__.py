@@ -1,14 +1,14 @@
 """Reverse HRNet on a frozen backbone for semantic segmentation, as Hugging Face Transformers models.
 
-Importing this package registers its models with the Auto classes; the training code stays in `revhrnet_hf.training`.
+Importing this package registers its models with the Auto classes. It does not import the training code (`revhrnet_hf.training`).
 """
 
 try:
     import torchvision  # noqa: F401
 except RuntimeError as error:
     raise ImportError(
-        f"torch and torchvision do not fit together ({error}). This is what a CPU-only build of torch beside the package index's "
-        "torchvision does. Install both from the same place: pip install --force-reinstall torch torchvision -c constraints.txt"
+        f"torch and torchvision do not fit together ({error}). The usual cause is a CPU-only torch with the package index's "
+        "torchvision. Install both from the same place: pip install --force-reinstall torch torchvision -c constraints.txt"
     ) from error
 
 from .models import (

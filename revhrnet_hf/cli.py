@@ -1,10 +1,12 @@
-"""What the scripts share: how they read a command line, the device they run on, and how each ends: well, or with one line that
-says what was wrong, or with the traceback of our own defect."""
+"""What the commands share: how they read a command line, where their warnings and notes go, the device they run on, and how each
+ends: well, or with one line that says what was wrong, or with the traceback of our own defect."""
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 
@@ -12,6 +14,9 @@ from .errors import RecipeError, RevHRNetError, RunStopped, did_you_mean
 from .escape import PROGRESS_BAR, PrintableStream
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+# The number of this process among all that a launcher started, under the names that Accelerate reads.
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -51,7 +56,7 @@ def _long_options(arguments: list[str]) -> Iterator[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's `main`; print the user's errors as `error: …` on stderr and exit with status 1.
+    """Call a command's `main`; print the user's errors as `error: …` on stderr and exit with status 1.
 
     The user's are our own errors, and those of the operating system about a named file (no permission, disk full, not
     a folder). Anything else keeps its traceback, for it is ours: where a library's `ValueError` can be the user's, the
@@ -61,8 +66,36 @@ def run(main: Callable[[], None]) -> None:
         SystemExit: status 1 after an error, 130 after Ctrl-C, 143 after a SIGTERM that was heeded.
     """
     # Names of classes, files and images come from elsewhere.
-    with redirect_stdout(PrintableStream(sys.stdout)), redirect_stderr(PrintableStream(sys.stderr, PROGRESS_BAR)):
+    with redirect_stdout(PrintableStream(sys.stdout)), redirect_stderr(PrintableStream(sys.stderr, PROGRESS_BAR)), _messages():
         _run(main)
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """The package's log goes to stderr: one line each, `warning: …` or `note: …` (level INFO), from the main process only.
+
+    Without it, as in a program that uses the package as a library, Python prints warnings as they are and no notes.
+    """
+    logger = logging.getLogger(__package__)
+    level, propagate = logger.level, logger.propagate
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_MessageLine())
+    handler.addFilter(lambda record: all(int(os.environ.get(name) or 0) == 0 for name in RANKS))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # to handlers of the root logger, which would print them again
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _MessageLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        kind = "note" if record.levelno < logging.WARNING else record.levelname.lower()
+        return f"{kind}: {record.getMessage()}"
 
 
 def _run(main: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
-"""The errors that are the user's to mend: each says what is wrong, where, and what to do.
+"""Errors that the user can correct: each message says what is wrong, where, and what to do.
 
-The scripts print them as one line and exit with status 1; everything else is a defect of ours and keeps its traceback.
+The commands print them as one line and exit with status 1. Any other exception is a defect of this package and keeps its
+traceback.
 """
 
 from collections.abc import Iterable
@@ -8,20 +9,20 @@ from difflib import get_close_matches
 
 
 class RevHRNetError(ValueError):
-    """Something given to us is wrong: data, recipe or checkpoint."""
+    """The data, recipe or checkpoint that the user gave is wrong."""
 
     def __init__(self, message: str):
-        # A DataLoader worker's error arrives as text with the worker's traceback in it: keep what the worker said.
-        _, _, worker_said = message.rpartition(f"{type(self).__name__}: ")
-        super().__init__(worker_said.strip() if message.startswith("Caught ") else message)
+        # The error of a DataLoader worker arrives as text that includes the worker's traceback: keep the message only.
+        _, _, worker_message = message.rpartition(f"{type(self).__name__}: ")
+        super().__init__(worker_message.strip() if message.startswith("Caught ") else message)
 
 
 class DataError(RevHRNetError):
-    """A dataset on disk is not what it should be; the message names the file, field or id."""
+    """A dataset cannot be used as it is; the message names the file, field or id."""
 
 
 class AbsentSplitError(DataError):
-    """The dataset is there, but not this split of it."""
+    """The dataset exists, but lacks the requested split."""
 
 
 class RecipeError(RevHRNetError):
@@ -33,22 +34,22 @@ class CheckpointError(RevHRNetError):
 
 
 class TrainingError(RevHRNetError):
-    """Training cannot go on: the loss is no longer a number, or a process that it needs has died."""
+    """Training cannot continue: the loss is not a number, or a process has died."""
 
 
 class HubError(RevHRNetError):
-    """A checkpoint cannot be sent to the Hub as it is, or the Hub does not take it."""
+    """A checkpoint cannot be uploaded to the Hub as it is, or the Hub refuses it."""
 
 
 class ExportError(RevHRNetError):
-    """A checkpoint cannot be exported as asked, or what came out is not the checkpoint."""
+    """A checkpoint cannot be exported as asked, or the exported model differs from the checkpoint."""
 
 
 class RunStopped(KeyboardInterrupt):
-    """A signal stopped a run where it can go on later; the message says how.
+    """A signal stopped a run that can be resumed; the message says how.
 
     Attributes:
-        status: what the program is to exit with, 128 + the signal's number, as shells report it.
+        status: the program's exit status, 128 + the signal's number, as shells report it.
     """
 
     def __init__(self, message: str, status: int):
@@ -56,21 +57,23 @@ class RunStopped(KeyboardInterrupt):
         self.status = status
 
 
-def listed(entries: Iterable[object], most: int = 20) -> str:
-    """The first entries with commas between them, and how many more there are."""
+def first_few(entries: Iterable[object], most: int = 20) -> str:
+    """The first entries, separated by commas, and the number of the others: `a, b and 3 more`."""
     texts = [str(entry) for entry in entries]
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """` (did you mean NAME?)` with the nearest of the known names, or nothing if none is near; of spellings that differ by
-    hyphens or capitals only, the first."""
-    spelt: dict[str, str] = {}
+    """` (did you mean NAME?)` with the known name that is most similar, or "" if none is.
+
+    Hyphens and capitals do not matter. Among names that differ only in these, the first counts.
+    """
+    original: dict[str, str] = {}
     for name in known:
-        spelt.setdefault(_letters(name), name)
-    near = get_close_matches(_letters(given), spelt, n=1)
-    return f" (did you mean {spelt[near[0]]}?)" if near else ""
+        original.setdefault(_normalised(name), name)
+    similar = get_close_matches(_normalised(given), original, n=1)
+    return f" (did you mean {original[similar[0]]}?)" if similar else ""
 
 
-def _letters(name: str) -> str:
+def _normalised(name: str) -> str:
     return name.lower().lstrip("-").replace("-", "_")

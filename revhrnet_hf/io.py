@@ -1,6 +1,7 @@
-"""Writing so that what is there is whole, whenever a program is killed or a disk is full, and nothing of others is deleted."""
+"""Writes files and folders whole or not at all, even if the program is killed or the disk is full; deletes no file of others."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -17,17 +18,19 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# Suffixes of files that loading might unpickle, which runs whatever code is in them.
-PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
-LOG_FILE = "log.jsonl"  # in a run's folder: its numbers, a line of JSON an entry
+logger = logging.getLogger(__name__)
 
-# Of a folder that is being written or replaced, `.NAME.revhrnet-new-…`: nobody else's files have such names.
+# Suffixes of files that loading might unpickle; unpickling runs any code in the file.
+PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
+LOG_FILE = "log.jsonl"  # the numbers of a run, in its folder; one JSON object a line
+
+# A folder that is being written or replaced is called `.NAME.revhrnet-new-…`: no other program uses such names.
 FRESH, OLD = "revhrnet-new", "revhrnet-old"
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A name to write to beside `path`, moved there at the end: no half-written file is ever seen at `path`."""
+    """Gives a temporary path beside `path`; the file is moved to `path` at the end, so that it is never there half-written."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -38,18 +41,18 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Writes a text file in UTF-8, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write valid JSON (NaN becomes null), whole or not at all."""
+    """Writes valid JSON (NaN becomes null), whole or not at all."""
     write_text(path, json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None stands for them, at any depth."""
+    """Replaces NaN and infinity by None at any depth, because JSON does not have them."""
     if isinstance(value, dict):
         return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -57,23 +60,23 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# Called with an old folder, the one that replaces it, and whether the old one stays under another name.
+# Called with the old folder, the new folder, and whether the old folder is kept under another name.
 CarryOver = Callable[[Path, Path, bool], None]
 
 
 def write_folder(
     target: Path, fill: Callable[[Path], None], keep_old_as: Path | None = None, carry_over: CarryOver | None = None
 ) -> None:
-    """Replace `target` by what `fill` writes: at any moment the old folder or the new one is there, whole.
+    """Replaces the folder `target` by a new one that `fill` writes. At any moment the old or the new folder is there, whole.
 
-    The move of a folder over another is two renames; a process killed between them leaves the old one as `.NAME.revhrnet-old-…`,
-    and one killed before them `.NAME.revhrnet-new-…`. `recover_folder` puts that right.
+    Replacing a folder takes two renames. A process that is killed between them leaves the old folder as
+    `.NAME.revhrnet-old-…`; one that is killed before them leaves `.NAME.revhrnet-new-…`. `recover_folder` repairs both.
 
     Args:
         target: the folder.
-        fill: called with an empty folder beside it; whatever it raises leaves `target` as it was.
-        keep_old_as: where the folder goes that was there before (it replaces what is there); None deletes it.
-        carry_over: moves what is to survive from an old folder into the one that has taken its place.
+        fill: called with an empty folder beside `target`; if it raises, `target` stays as it was.
+        keep_old_as: the new path of the old folder (whatever lies there is replaced); None deletes the old folder.
+        carry_over: moves files that must survive from the old folder to the new one.
     """
     fresh, old = _beside(target, FRESH), keep_old_as or _beside(target, OLD)
     fresh.mkdir(parents=True)
@@ -103,9 +106,9 @@ def _beside(target: Path, kind: str) -> Path:
 
 
 def recover_folder(target: Path, carry_over: CarryOver | None = None) -> None:
-    """Undo what a killed `write_folder` left beside `target`: the old folder comes back if no new one took its place.
+    """Cleans up after a killed `write_folder`: brings the old folder back if no new one has replaced it.
 
-    No other process may be writing the folder meanwhile. `carry_over` is that of `write_folder`.
+    No other process may be writing the folder meanwhile. `carry_over` is as for `write_folder`.
     """
     pattern = re.compile(rf"\.{re.escape(target.name)}\.({FRESH}|{OLD})-[0-9a-f]{{8}}")
     beside = sorted(target.parent.iterdir()) if target.parent.is_dir() else []
@@ -119,7 +122,7 @@ def recover_folder(target: Path, carry_over: CarryOver | None = None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (not what it leads to) or a folder; nothing to do where there is none.
+    """Deletes a file, a link (not its target) or a folder, if it exists.
 
     Raises:
         OSError: it cannot be deleted.
@@ -131,9 +134,9 @@ def remove(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk."""
+    """Flushes a file, or the entries of a folder, to the disk."""
     if sys.platform == "win32" and path.is_dir():
-        return  # Windows opens no folders
+        return  # Windows cannot open a folder
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -142,32 +145,32 @@ def flush(path: Path) -> None:
 
 
 def lock_file(path: Path) -> IO | None:
-    """Makes a file that no other process can lock until it is closed or this process ends, in whatever way.
+    """Creates and locks a file. The lock ends when the file is closed or the process ends.
 
     Returns:
-        The open file, to be read and written in bytes; None if another process holds it. Where the system or the file system
-        knows no locks, nobody is kept out; the latter is said.
+        The open file, unbuffered, for bytes; None if another process holds the lock. Without support for locks in the operating
+        system or the file system (which is logged), other processes are not kept out.
     """
     while True:
-        # Neither truncated nor followed: what lies there may be a link to somebody's file.
+        # Do not truncate the file and do not follow a link: it may belong to somebody else.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         if fcntl is None:
             return file
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which loader workers would hold as well
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: the loader's workers would hold it as well
         except (BlockingIOError, PermissionError):
             file.close()
             return None
         except OSError as error:  # ENOLCK, ENOTSUP: some network file systems
-            print(f"warning: {path} cannot be locked ({error.strerror}): start nothing else in its folder", file=sys.stderr)
+            logger.warning("%s cannot be locked (%s): start nothing else in its folder", path, error.strerror)
             return file
-        if _is_still(path, file):
+        if _is_same_file(path, file):
             return file
-        file.close()  # whoever held it has removed it meanwhile
+        file.close()  # the previous holder has deleted the file meanwhile
 
 
-def _is_still(path: Path, file: IO) -> bool:
+def _is_same_file(path: Path, file: IO) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a result was made with, for the records beside checkpoints and scores."""
+"""The versions and the hardware behind a result, for the records beside checkpoints and scores."""
 
 import importlib.metadata
 import os
@@ -13,15 +13,15 @@ PACKAGES = ("revhrnet_hf", "torch", "torchvision", "transformers", "timm", "data
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result depends on; in a git checkout of this package, its `revision` as well."""
-    made_with = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    """Versions of Python and of the packages that a result depends on, and this package's git `revision` if it is a checkout."""
+    found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
     revision = git_revision()
-    return made_with if revision is None else {**made_with, "revision": revision}
+    return found if revision is None else {**found, "revision": revision}
 
 
 def git_revision() -> str | None:
-    """The commit of this package's checkout, with `-dirty` where files differ from it; None where it is no checkout."""
-    # Installed into another project's folder, it lies in that project's checkout but is no part of it.
+    """The commit of this package's checkout, with `-dirty` if files differ from it; None if the package is not a checkout."""
+    # `ls-files`: a package that is installed inside another project's checkout is not part of that checkout.
     if shutil.which("git") is None or _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
@@ -33,7 +33,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def hardware(device: torch.device, num_processes: int) -> str:
-    """What a run runs on: `4 × NVIDIA H100`, or the number of cores and the processor's kind."""
+    """The hardware of a run: `4 × NVIDIA H100`, or the number of CPU cores and their architecture."""
     if device.type == "cuda":
         return f"{num_processes} × {torch.cuda.get_device_name(device)}"
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"

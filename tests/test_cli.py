@@ -1,6 +1,9 @@
 """What a script's user sees in the end: status and one line, or a traceback for our defects."""
 
 import ast
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,8 @@ import pytest
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, did_you_mean
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS, COMMANDS = ROOT / "scripts", ROOT / "revhrnet_hf" / "commands"
 
 
 def raising(error):
@@ -45,6 +49,36 @@ def test_interruption_has_the_shells_status(capsys):
         run(raising(KeyboardInterrupt()))
     assert exit_.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def speak():
+    logger = logging.getLogger("revhrnet_hf.training.data")
+    logger.warning("2 images are skipped")
+    logger.info("log_pictures is called log_images now")
+    logger.debug("not for users")
+    logging.getLogger("another.package").info("not ours")
+
+
+def test_warnings_and_notes_are_lines_on_stderr(capsys):
+    logger = logging.getLogger("revhrnet_hf")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    run(speak)
+    assert capsys.readouterr() == ("", "warning: 2 images are skipped\nnote: log_pictures is called log_images now\n")
+    assert (logger.level, logger.propagate, logger.handlers) == before
+
+
+@pytest.mark.parametrize(("name", "rank", "heard"), [("RANK", "0", True), ("RANK", "1", False), ("PMI_RANK", "3", False)])
+def test_only_the_main_process_speaks(monkeypatch, capsys, name, rank, heard):
+    monkeypatch.setenv(name, rank)
+    run(speak)
+    assert bool(capsys.readouterr().err) == heard
+
+
+def test_a_library_says_warnings_only():
+    """By Python's own means, and without the command's words."""
+    program = "import sys; sys.path.insert(0, 'tests'); from revhrnet_hf import cli; import test_cli; test_cli.speak()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "2 images are skipped\n")
 
 
 def test_a_good_end_is_no_exit():
@@ -92,11 +126,13 @@ def test_what_is_no_mistake(parser):
     assert (parsed.checkpoint, parsed.opacity, parsed.images) == ("A", 0.5, ["--odd.png"])
 
 
-@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
-def test_every_script_reads_its_command_line_so(path):
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+@pytest.mark.parametrize("path", sorted([*SCRIPTS.glob("*.py"), *COMMANDS.glob("[a-z]*.py")]), ids=lambda path: path.stem)
+def test_every_command_line_is_read_so(path):
+    tree = ast.parse(path.read_text())
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     made = [ast.unparse(function) for function in calls if ast.unparse(function).endswith("Parser")]
-    assert made
+    is_alias = any(isinstance(node, ast.ImportFrom) and node.module.startswith("revhrnet_hf.commands.") for node in tree.body)
+    assert bool(made) != is_alias
     assert set(made) <= {"ArgumentParser", "RunParser", "_OnlyRecipe"}
 
 

@@ -18,7 +18,7 @@ from revhrnet_hf import images
 from revhrnet_hf.data import RgbImage
 from revhrnet_hf.data.features import as_stored
 from revhrnet_hf.errors import DataError
-from revhrnet_hf.images import ImageFile, decode_image, fitted, read_image, to_rgb
+from revhrnet_hf.images import ImageFile, decode_image, orient_to_fit, read_image, to_rgb
 from revhrnet_hf.pipelines import load_rgb
 
 from .image_files import COMBINATIONS, ORIENTATION, UPRIGHT, encoded, image_of
@@ -46,7 +46,7 @@ ROOMS = {
 }
 
 
-ROUNDED = ("LA", "RGBA", "P with transparency", "CMYK")  # to whole numbers, of which Pillow may take the next
+ROUNDED = ("LA", "RGBA", "P with transparency", "CMYK")  # converted with rounding; Pillow may differ by 1
 
 
 @pytest.mark.parametrize(("kind", "mode"), COMBINATIONS, ids=str)
@@ -58,7 +58,7 @@ def test_every_room_sees_what_a_viewer_shows(kind, mode, tmp_path):
         stored = np.asarray(plain.convert("RGB"))
     for turn, upright in UPRIGHT.items():
         data = encoded(image, kind, turn, **options)
-        path = tmp_path / f"{turn}.bin"  # the name says nothing
+        path = tmp_path / f"{turn}.bin"  # the name does not tell the format
         path.write_bytes(data)
         seen = {room: np.asarray(read(path, data)) for room, read in ROOMS.items()}
         assert seen["prediction"].dtype == np.uint8
@@ -100,15 +100,15 @@ def test_the_stored_image_is_there_where_only_it_fits(kind, turn, tmp_path):
     for room in (lambda value: RgbImage().decode_example(value), whole_crop):
         assert np.array_equal(room({"path": as_stored(path), "bytes": None}), plain)
     upright = read_image(path)
-    assert upright.getexif().get(ORIENTATION, 1) == 1  # nobody turns it a second time
+    assert upright.getexif().get(ORIENTATION, 1) == 1  # so that it is not turned again
     assert np.array_equal(to_rgb(upright), UPRIGHT[turn](plain))
     if turn > 4:
-        assert np.array_equal(fitted(upright, image.size), plain)
+        assert np.array_equal(orient_to_fit(upright, image.size), plain)
         file = RgbImage().open({"path": path, "bytes": None})
-        file.fit(image.size)
+        file.orient_to_fit(image.size)
         assert file.size == image.size and np.array_equal(file.resize(file.size, Resampling.BILINEAR, (0, 0, *file.size)), plain)
     for size in (upright.size, (5, 5)):
-        assert fitted(upright, size) is upright
+        assert orient_to_fit(upright, size) is upright
 
 
 def test_an_upright_image_is_decoded_by_rows_and_a_turned_one_whole(monkeypatch):

@@ -1,4 +1,4 @@
-"""Images and label maps: from disk to tensors."""
+"""Datasets: images and label maps, from files to tensors."""
 
 from .datasets.camvid import CamVid
 from .datasets.cityscapes import Cityscapes

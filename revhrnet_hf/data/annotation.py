@@ -1,14 +1,14 @@
-"""Label maps that are no image: COCO's annotations of one image, as JSON, and SBD's MATLAB files.
+"""Label maps that are not images: COCO's annotations of one image, as JSON, and SBD's MATLAB files.
 
 A stored annotation is a JSON object with the image's `height` and `width` in pixels and
 
 - `objects`: a list of {`id`, `category_id`, `segmentation`, `iscrowd`}. A segmentation is a list of polygons [x0, y0, x1, y1, …]
-  in pixels, or a run-length encoding {`size`, `counts`} (https://cocodataset.org/#format-data). `shapes` says in which other
-  forms people have them. An object without one has a `bbox` [left, top, width, height], if anything; or
-- `segments`: a list of [segment id, category id], and where the segment ids are drawn (R + 256 G + 65536 B): `png` is the
-  location of a PNG, `png_base64` the PNG itself, in datasets that travel without their files.
+  in pixels, or a run-length encoding {`size`, `counts`} (https://cocodataset.org/#format-data). `shapes` lists the other forms
+  that are read. An object without a segmentation may have a `bbox` [left, top, width, height]; or
+- `segments`: a list of [segment id, category id], with a PNG in which the segment ids are drawn (R + 256 G + 65536 B): `png` is
+  its location, or `png_base64` is the PNG itself, in datasets that are copied without their files.
 
-Annotations come out of other people's files and datasets: nothing in them is taken for granted.
+Annotations come from files of others, so every value is checked.
 """
 
 import base64
@@ -24,17 +24,18 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from ..errors import DataError
+from ..errors import DataError, first_few
+from ..images import Size
 from .archive import parse_json, read_location, split_location
 from .label_space import LabelSpace
 from .limits import check_pixels
 from .matlab import read_structure_field
 
-BACKGROUND = 0  # train id of pixels that no object claims
-VOID_SEGMENT = 0  # panoptic pixels that nobody labelled
+BACKGROUND = 0  # train id of pixels that no object covers
+VOID_SEGMENT = 0  # segment id of unlabelled pixels
 LARGEST_SEGMENT = (1 << 24) - 1  # three bytes of colour
 MAX_NAMED = 8
-MAX_NESTED = 4  # lists around a polygon, where COCO has one
+MAX_NESTED = 4  # lists around a polygon; COCO has one
 MAX_BITS = 64  # of one number in COCO's text form
 JSON_START, MATLAB_START = b"{", b"MATLAB"
 DAMAGED_PNG = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
@@ -43,21 +44,21 @@ Box = tuple[slice, slice]  # rows, columns
 
 
 def pack_annotation(annotation: dict[str, Any]) -> bytes:
-    """The JSON that is stored."""
+    """The stored form of an annotation: JSON."""
     return json.dumps(annotation, separators=(",", ":")).encode()
 
 
-def annotation_size(annotation: bytes, source: str) -> tuple[int, int]:
-    """Width and height of the image, in pixels; a DataError if the annotation is damaged."""
+def annotation_size(annotation: bytes, source: str) -> Size:
+    """(width, height) of the image, in pixels; a DataError if the annotation is damaged."""
     record = _read(annotation, source)
     return record["width"], record["height"]
 
 
 def self_contained(annotation: bytes, source: str) -> bytes:
-    """The same annotation with the PNG that it may point to inside.
+    """The annotation with its PNG, if it refers to one, stored inside.
 
     Raises:
-        DataError: the annotation is damaged, or points to something other than a PNG, which is never copied into a dataset.
+        DataError: the annotation is damaged, or refers to a file that is not a PNG; such a file is never copied into a dataset.
     """
     record = _read(annotation, source)
     if "png" not in record:
@@ -71,21 +72,21 @@ def self_contained(annotation: bytes, source: str) -> bytes:
 def draw_annotation(annotation: bytes, label_space: LabelSpace, source: str) -> np.ndarray:
     """Draws a stored annotation as a label map.
 
-    Of objects, a pixel that only one class claims gets that class, one that several claim is ignored, and the rest is background.
-    What is background in the label space claims nothing; a crowd counts as its class. Of an object with a box only nobody knows
-    which pixels are its own: what no other object claims of the box is ignored.
+    A pixel that objects of one class cover gets that class. A pixel that objects of several classes cover is ignored. All other
+    pixels are background. Objects that the label space maps to background cover nothing; a crowd counts as its class. An object
+    that has only a box does not say which pixels it covers: the pixels of the box that no other object covers are ignored.
 
     Args:
         annotation: the stored JSON.
         label_space: translates category ids.
-        source: what the annotation is called in an error.
+        source: the annotation's name in error messages.
 
     Returns:
         (height, width) uint8 train ids.
 
     Raises:
-        DataError: the annotation is damaged or larger than Pillow's limit, a category id that the label space lacks, a
-            segmentation that cannot be drawn, or a segment id that is not listed.
+        DataError: the annotation is damaged or larger than Pillow's limit, the label space lacks a category id, a segmentation
+            cannot be drawn, or a segment id is not listed.
     """
     record = _read(annotation, source)
     draw = _draw_segments if "segments" in record else _draw_objects
@@ -93,23 +94,23 @@ def draw_annotation(annotation: bytes, label_space: LabelSpace, source: str) -> 
 
 
 def labelled_pixels(annotation: bytes, label_space: LabelSpace, source: str) -> int:
-    """How many pixels the objects of the label space's classes cover, background not counted."""
+    """The number of pixels that objects of the label space's classes other than background cover."""
     from pycocotools import mask
 
-    claims, _ = _claims(_read(annotation, source), label_space, source)
-    return int(mask.area(mask.merge([rle for rles in claims.values() for rle in rles]))) if claims else 0
+    objects, _ = _objects_by_class(_read(annotation, source), label_space, source)
+    return int(mask.area(mask.merge([rle for rles in objects.values() for rle in rles]))) if objects else 0
 
 
 def _read(annotation: bytes, source: str) -> dict[str, Any]:
-    """The annotation; its size is one that can be drawn, and it has a list of objects or of segments."""
+    """Parses an annotation; checks that its size can be drawn and that it has a list of objects or segments."""
     record = parse_json(annotation, f"The annotation {source}")
     if not isinstance(record, dict):
         raise DataError(f"The annotation {source} is a {type(record).__name__}, not a JSON object: load the dataset again.")
     for side in ("height", "width"):
         if not is_whole(record.get(side)) or record[side] < 1:
             raise DataError(
-                f"The annotation {source} has the {side} {shown(record.get(side))}; it must be a whole number, 1 or more, as of "
-                "the image: correct it."
+                f"The annotation {source} has the {side} {shown(record.get(side))}; it must be the image's {side}, a whole "
+                "number of 1 or more: correct it."
             )
     check_pixels(record["width"], record["height"], f"The annotation {source}")
     kind = "segments" if "segments" in record else "objects"
@@ -119,12 +120,12 @@ def _read(annotation: bytes, source: str) -> dict[str, Any]:
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value out of JSON is a whole number; True and False are none."""
+    """Whether a value from JSON is a whole number; True and False are not."""
     return type(value) is int
 
 
 def shown(value: object) -> str:
-    """A value out of JSON for a message."""
+    """A value from JSON as it is shown in a message, shortened."""
     text = repr(value)
     return text if len(text) <= 50 else f"{text[:50]}…"
 
@@ -133,22 +134,22 @@ def _draw_objects(record: dict[str, Any], label_space: LabelSpace, source: str) 
     from pycocotools import mask
 
     size = record["height"], record["width"]
-    claims, boxes = _claims(record, label_space, source)
-    train_ids, claimants = np.full(size, BACKGROUND, np.uint8), np.zeros(size, np.uint8)
-    for train_id, rles in claims.items():
-        claimed = mask.decode(mask.merge(rles)).astype(bool)
-        train_ids[claimed] = train_id
-        claimants += claimed
-    train_ids[claimants > 1] = label_space.ignore_index
+    objects, boxes = _objects_by_class(record, label_space, source)
+    train_ids, num_classes = np.full(size, BACKGROUND, np.uint8), np.zeros(size, np.uint8)
+    for train_id, rles in objects.items():
+        covered = mask.decode(mask.merge(rles)).astype(bool)
+        train_ids[covered] = train_id
+        num_classes += covered
+    train_ids[num_classes > 1] = label_space.ignore_index
     for rows, columns in boxes:
-        train_ids[rows, columns][claimants[rows, columns] == 0] = label_space.ignore_index
+        train_ids[rows, columns][num_classes[rows, columns] == 0] = label_space.ignore_index
     return train_ids
 
 
-def _claims(record: dict[str, Any], label_space: LabelSpace, source: str) -> tuple[dict[int, list[dict]], list[Box]]:
-    """Train id → run-length encodings of its objects, and the boxes of objects that have nothing else."""
+def _objects_by_class(record: dict[str, Any], label_space: LabelSpace, source: str) -> tuple[dict[int, list[dict]], list[Box]]:
+    """Train id → run-length encodings of its objects; and the boxes of the objects that have only a box."""
     height, width = record["height"], record["width"]
-    claims, boxes = defaultdict(list), []
+    objects, boxes = defaultdict(list), []
     for thing in record["objects"]:
         if not isinstance(thing, dict):
             raise DataError(f"{source}: {shown(thing)} is among the annotations, which are JSON objects: take it out.")
@@ -157,10 +158,10 @@ def _claims(record: dict[str, Any], label_space: LabelSpace, source: str) -> tup
         if train_id == BACKGROUND:
             continue
         if drawable := shapes(thing.get("segmentation"), where):
-            claims[train_id] += [rle for shape in drawable for rle in _run_lengths(shape, height, width, where)]
+            objects[train_id] += [rle for shape in drawable for rle in _run_lengths(shape, height, width, where)]
         elif thing.get("bbox"):
             boxes.append(_box(thing["bbox"], height, width, where))
-    return dict(claims), boxes
+    return dict(objects), boxes
 
 
 def _box(bbox: object, height: int, width: int, where: str) -> Box:
@@ -176,17 +177,17 @@ def _box(bbox: object, height: int, width: int, where: str) -> Box:
 def category_train_id(category_id: object, label_space: LabelSpace, where: str) -> int:
     if not is_whole(category_id) or category_id not in label_space.raw_ids:
         raise DataError(
-            f"{where} has the category id {shown(category_id)}, which label space {label_space.name!r} does not know: "
+            f"{where} has the category id {shown(category_id)}, which label space {label_space.name!r} does not have: "
             "correct the id, or take the annotation out."
         )
     return label_space.raw_ids[category_id]
 
 
 def shapes(segmentation: object, where: str) -> list[list | dict]:
-    """The polygons and run-length encodings that an object consists of; none where the tool that wrote it left them out.
+    """The polygons and run-length encodings of an object; an empty list if the file has none.
 
-    Besides COCO's two forms, tools write: null, `[]` and counts of null for objects with a box only; one polygon without the
-    list around it; one list too many; polygons as lists of points [x, y]; and run lengths in a list.
+    Besides COCO's two forms, annotation tools write null, `[]` or counts of null for an object that has only a box; one polygon
+    without the list around it; one list too many; polygons as lists of points [x, y]; and run lengths in a list.
     """
     if segmentation is None or (isinstance(segmentation, dict) and segmentation.get("counts", "") is None):
         return []
@@ -221,10 +222,10 @@ def _not_drawable(segmentation: object, where: str) -> DataError:
 
 
 def _run_lengths(shape: list | dict, height: int, width: int, where: str) -> list[dict]:
-    """pycocotools' encoding of what a polygon or a run-length encoding covers.
+    """pycocotools' encoding of the pixels that a polygon or a run-length encoding covers.
 
-    Checked is what pycocotools takes as it comes: of run lengths for too few pixels it shows whatever lies in memory, or it never
-    comes back; and it walks along each edge of a polygon, however far that leads.
+    The checks are needed because pycocotools has none: for run lengths of too few pixels it reads uninitialised memory or never
+    returns, and it walks along each edge of a polygon, however long.
     """
     from pycocotools import mask
 
@@ -237,7 +238,7 @@ def _run_lengths(shape: list | dict, height: int, width: int, where: str) -> lis
     if corners is None:
         raise _not_drawable(shape, where)
     corners = corners.reshape(-1, 2)
-    # Hand-drawn corners do lie a little outside.
+    # Corners that are drawn by hand may lie a little outside the image.
     near = (corners >= (-width, -height)) & (corners <= (2 * width, 2 * height))
     if not near.all():
         raise DataError(f"{where}: a polygon lies far outside of the image of {width}×{height} pixels: correct it.")
@@ -245,14 +246,14 @@ def _run_lengths(shape: list | dict, height: int, width: int, where: str) -> lis
 
 
 def _numbers(values: object) -> np.ndarray | None:
-    """A list of numbers out of JSON as float64, or None if it is none. Numbers beyond all measure become infinite."""
+    """A list of numbers from JSON as float64; None if it is not one. Numbers that float64 cannot hold become infinite."""
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         return None
     return np.array([float(value) if abs(value) < LARGEST_NUMBER else np.inf for value in values])
 
 
 def _counts(shape: dict, height: int, width: int, where: str) -> list[int]:
-    """The run lengths, which cover the image exactly. Added up as Python's integers, which do not wrap."""
+    """The run lengths; a DataError if they do not cover the image exactly. Python integers are summed: they do not overflow."""
     counts = shape.get("counts")
     if isinstance(counts, str):
         counts = _uncompressed(counts, where)
@@ -267,17 +268,18 @@ def _counts(shape: dict, height: int, width: int, where: str) -> list[int]:
 
 
 def _uncompressed(text: str, where: str) -> list[int]:
-    """Run lengths out of COCO's text form.
+    """Reads run lengths in COCO's text form.
 
-    Numbers are written in groups of 5 bits, the lowest first, as characters from "0" on; a character's bit 5 says that more
-    follow, and bit 4 of the last is the sign. From the third run length on, it is the difference to the last but one.
+    A number is written in groups of 5 bits, the lowest first, as characters from "0" on. Bit 5 of a character says that another
+    group follows, and bit 4 of the last character is the sign. From the third run length on, the number is the difference from
+    the run length two before.
     """
     counts: list[int] = []
     value = shift = 0
     for character in text:
         code = ord(character) - ord("0")
         if not 0 <= code < 64:
-            raise DataError(f"{where}: its run lengths hold {character!r}, which COCO's text form does not know: correct them.")
+            raise DataError(f"{where}: its run lengths hold {character!r}, which COCO's text form does not have: correct them.")
         value |= (code & 31) << shift
         shift += 5
         if shift > MAX_BITS:
@@ -296,7 +298,7 @@ def _draw_segments(record: dict[str, Any], label_space: LabelSpace, source: str)
         if png.size != (record["width"], record["height"]):
             raise DataError(
                 f"Label map {source} is of {png.width}×{png.height} pixels, but the panoptic JSON says "
-                f"{record['width']}×{record['height']}: PNG and JSON must be of one release."
+                f"{record['width']}×{record['height']}: PNG and JSON must be from the same release."
             )
         colours = np.asarray(png.convert("RGB"), np.uint32)
     ids = colours @ np.array([1, 256, 65536], np.uint32)
@@ -304,11 +306,9 @@ def _draw_segments(record: dict[str, Any], label_space: LabelSpace, source: str)
     known = np.array(sorted(train_id_of), np.uint32)
     nearest = np.searchsorted(known, ids).clip(max=len(known) - 1)
     if (stray := known[nearest] != ids).any():
-        strays = np.unique(ids[stray]).tolist()
-        more = f" and {len(strays) - MAX_NAMED} more" if len(strays) > MAX_NAMED else ""
         raise DataError(
-            f"Label map {source} holds the segment ids {', '.join(map(str, strays[:MAX_NAMED]))}{more}, which the panoptic JSON "
-            "does not list for this image: PNG and JSON must be of one release."
+            f"Label map {source} holds the segment ids {first_few(np.unique(ids[stray]), MAX_NAMED)}, which the panoptic JSON "
+            "does not list for this image: PNG and JSON must be from the same release."
         )
     return np.array([train_id_of[segment] for segment in known.tolist()], np.uint8)[nearest]
 
@@ -326,13 +326,13 @@ def _segment_train_ids(segments: list, label_space: LabelSpace, source: str) -> 
 
 
 def _png_file(record: dict[str, Any], source: str) -> bytes:
-    """The PNG of the segment ids, or what else the file holds."""
-    location, inside = record.get("png"), record.get("png_base64")
+    """The bytes of the file of segment ids; they are not yet checked to be a PNG."""
+    location, encoded = record.get("png"), record.get("png_base64")
     try:
         if isinstance(location, str) and "://" not in split_location(location)[0]:  # never from the network
             return read_location(location)
-        if isinstance(inside, str):
-            return base64.b64decode(inside, validate=True)
+        if isinstance(encoded, str):
+            return base64.b64decode(encoded, validate=True)
     except (OSError, binascii.Error) as error:
         raise DataError(f"Label map {source} cannot be read ({error}): fetch it again.") from error
     raise DataError(f"The annotation {source} has no PNG of its segments: load the dataset again.")
@@ -343,26 +343,26 @@ def _open_png(data: bytes, source: str) -> PIL.Image.Image:
         png = PIL.Image.open(io.BytesIO(data), formats=["PNG"])
         png.load()
     except (*DAMAGED_PNG, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"Label map {source} cannot be read ({error}): it is damaged or no PNG. Fetch it again.") from error
+        raise DataError(f"Label map {source} cannot be read ({error}): it is damaged or not a PNG. Fetch it again.") from error
     return png
 
 
 def read_matlab(data: bytes) -> np.ndarray:
-    """SBD's label map, `GTcls.Segmentation`: (height, width) raw ids.
+    """Reads SBD's label map, `GTcls.Segmentation`: (height, width) raw ids.
 
     Raises:
         ValueError: the file is damaged, unpacks to more than the limit, or has no such field.
     """
     label_map = read_structure_field(data, "GTcls", "Segmentation")
     if label_map.ndim != 2:
-        raise ValueError(f"GTcls.Segmentation has the shape {label_map.shape}, which is no label map's")
+        raise ValueError(f"GTcls.Segmentation has the shape {label_map.shape}; a label map has two dimensions")
     return label_map
 
 
-def matlab_size(location: str) -> tuple[int, int]:
-    """Width and height of SBD's label map in a file; a DataError if it cannot be read."""
+def matlab_size(location: str) -> Size:
+    """(width, height) of SBD's label map in a file; a DataError if it cannot be read."""
     try:
         height, width = read_matlab(read_location(location)).shape
     except (OSError, ValueError) as error:
-        raise DataError(f"{location} cannot be read ({error}): it is damaged or none of SBD's. Fetch the file again.") from error
+        raise DataError(f"{location} cannot be read ({error}): it is damaged or not SBD's. Fetch the file again.") from error
     return width, height

@@ -1,9 +1,9 @@
-"""The audit of a dataset on disk: every file decoded, every finding listed, not only the first.
+"""Audits a dataset on disk: decodes every file and lists all problems, not only the first.
 
-Findings are what is wrong and fails the audit; notes are what may be right. A class without a pixel in the training split is a
-finding in people's own classes, and so is an id that their label table ignores on much of it: both mostly mean that the table is
-wrong. In a published label space a class that never occurs is a note (a copy that is not whole has its count as a finding), and
-what the publisher ignores is right.
+A finding is an error and makes the audit fail; a note may be correct. In a user's own classes, a class without a pixel in the
+training split is a finding, and so is an id that the label table ignores on many pixels: usually the table is wrong. In a
+published label space, a class that never occurs is only a note (an incomplete copy is found by its number of images), and
+ignored ids are not reported.
 """
 
 from collections import Counter
@@ -18,25 +18,25 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..errors import AbsentSplitError, DataError
-from ..images import fitted
-from .archive import DataTree
+from ..images import Size, orient_to_fit
+from .archive import DataFolder
 from .builder import SegmentationBuilder
-from .class_counts import MOST_IGNORED, ClassCounts, Counting, ignored_text, is_published, unseen_text
+from .class_counts import MOST_IGNORED, ClassCounter, ClassCounts, RawValue, ignored_text, is_published, unseen_text
 from .datasets.hub import IMAGE, IMAGE_ID, LABEL_MAP, load_stored, stored_splits
 from .features import RgbImage, RgbImageFile
 from .label_space import LabelSpace, find_label_space, id_ranges
-from .listing import Sample, by, locate_all, mismatch
+from .listing import Sample, locate_all, mismatch, size_text
 from .loader import build_loader
-from .loading import STORED, check_known, find_builder, label_space_of, loader_of
+from .loading import STORED, check_known, check_no_columns, find_builder, label_space_of, loader_of
 
-MAX_SIZES = 4  # that the table names; the JSON has all
-TRAINING_SPLITS = ("train", "training", "trainval", "default")  # the first that is there is taken for the one trained on
+MAX_SIZES = 4  # image sizes in the printed table; the JSON has all
+TRAINING_SPLITS = ("train", "training", "trainval", "default")  # the first that exists counts as the training split
 
 
 class Problem(NamedTuple):
-    """What is wrong: kind, the file or folder, and a sentence.
+    """A finding or a note: its kind, the file or folder, and a message.
 
-    Kinds are listing, count, missing, image, label map, size, class, ignored and, of notes, orientation.
+    Kinds: listing, count, missing, image, label map, size, class, ignored; and orientation, only in notes.
     """
 
     kind: str
@@ -44,30 +44,33 @@ class Problem(NamedTuple):
     text: str
 
 
-class Checked(NamedTuple):
-    """What one image and its label map hold.
+class CheckedSample(NamedTuple):
+    """The result of decoding an image and its label map.
 
-    `pixels` counts the pixels of each train id and, last, of the ignored ones, `ignored` those of each ignored id and colour;
-    sizes are (width, height). None: unreadable.
+    Attributes:
+        image_size: (width, height); None if the image is unreadable.
+        pixels: the pixels of each train id and, last, the ignored pixels; None if the label map is unreadable.
+        ignored: ignored id or colour → pixels.
+        problems, notes: what was found.
     """
 
-    image_size: tuple[int, int] | None
+    image_size: Size | None
     pixels: np.ndarray | None
-    ignored: dict[int | tuple[int, int, int], int]
+    ignored: dict[RawValue, int]
     problems: list[Problem]
     notes: list[Problem]
 
 
 @dataclass
 class SplitReport:
-    """What one split holds.
+    """The contents of one split.
 
     Attributes:
-        images: entries of its list, whether their files are there or not.
-        published: how many its publisher says there are; None if the publisher says nothing.
-        counts: pixels of each class, and of what is ignored.
-        occurrences: label maps in which each train id and, last, ignored pixels occur; (num_classes + 1,) int64.
-        sizes: (width, height) of the readable images → how many.
+        images: the number of entries in its list, whether the files exist or not.
+        published: the publisher's number of images; None if unknown.
+        counts: the pixels of each class and the ignored pixels.
+        occurrences: the label maps in which each train id and, last, ignored pixels occur; (num_classes + 1,) int64.
+        sizes: (width, height) of the readable images → number of images.
     """
 
     images: int
@@ -78,10 +81,10 @@ class SplitReport:
 
     @property
     def pixels(self) -> np.ndarray:
-        """Of each train id and, last, ignored ones; (num_classes + 1,) int64."""
+        """The pixels of each train id and, last, the ignored pixels; (num_classes + 1,) int64."""
         return self.counts.pixels
 
-    def add(self, checked: Checked) -> None:
+    def add(self, checked: CheckedSample) -> None:
         if checked.image_size is not None:
             self.sizes[checked.image_size] += 1
         if checked.pixels is not None:
@@ -91,14 +94,14 @@ class SplitReport:
 
 @dataclass
 class Audit:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
-        dataset, label_space: what was audited.
-        splits: by name.
-        absent: splits that are not there, with the reason; no findings, for people have parts of datasets.
-        findings: everything that is wrong → the splits in which it is.
-        notes: the same of what is worth a look and may be right.
+        dataset, label_space: the dataset's name and its label space.
+        splits: split → its report.
+        absent: missing split → the reason. Not a finding, because users may have only a part of a dataset.
+        findings: error → the splits with it.
+        notes: possible error → the splits with it.
     """
 
     dataset: str
@@ -115,7 +118,7 @@ class Audit:
         self.notes.setdefault(problem, []).append(split)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The audit in a form that JSON can hold."""
         names = [*self.label_space.names, "(ignored)"]
         return {
             "dataset": self.dataset,
@@ -124,7 +127,7 @@ class Audit:
                 split: {
                     "images": report.images,
                     "published": report.published,
-                    "sizes": {by(size): count for size, count in report.sizes.most_common()},
+                    "sizes": {size_text(size): count for size, count in report.sizes.most_common()},
                     "pixels": dict(zip(names, report.pixels.tolist(), strict=True)),
                     "label_maps_with": dict(zip(names, report.occurrences.tolist(), strict=True)),
                 }
@@ -147,13 +150,13 @@ class Audit:
     def _split_rows(self) -> Iterable[list[str]]:
         yield ["split", ">images", ">published", "width×height"]
         for split, report in self.splits.items():
-            sizes = [f"{by(size)} ({count})" for size, count in report.sizes.most_common(MAX_SIZES)]
+            sizes = [f"{size_text(size)} ({count})" for size, count in report.sizes.most_common(MAX_SIZES)]
             others = len(report.sizes) - MAX_SIZES
             more = f" and {others} other sizes" if others > 0 else ""
             yield [split, str(report.images), str(report.published or "–"), ", ".join(sizes) + more]
 
     def _class_rows(self) -> Iterable[list[str]]:
-        """Of each class its raw ids, and for each split its share of the pixels and the label maps in which it occurs."""
+        """Each class with its raw ids, and for each split its share of the pixels and the number of label maps with it."""
         space = self.label_space
         yield ["class", "ids", *(title for split in self.splits for title in (f">{split} %", ">label maps"))]
         shares = [100 * report.pixels / max(report.pixels.sum(), 1) for report in self.splits.values()]
@@ -181,44 +184,51 @@ def audit_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Audit:
-    """Decodes every image and label map of a dataset, with a progress bar, and lists all that is wrong.
+    """Decodes every image and label map of a dataset, with a progress bar, and lists all problems.
 
     Args:
         name, data_dir, label_space, loader, image_column, label_column: as for `load_segmentation_dataset`.
-        splits: which; every split that is there if none is named. Files that several splits share are read once.
-        num_workers: processes that decode; 0: this one; None: `default_num_workers()`.
-        most_ignored: per cent of a split's pixels that an id may cover which somebody's own label table ignores.
+        splits: the splits to audit; all that exist if empty. Files that several splits share are read once.
+        num_workers: processes that decode; 0: this process; None: `default_num_workers()`.
+        most_ignored: per cent of a split's pixels that an id may cover if a user's own label table ignores it.
 
     Raises:
-        DataError: there is no such dataset, or none of its splits, or not one that is named.
+        DataError: the dataset, all its splits, or a named split does not exist.
     """
     loader = loader_of(name, loader)
     if loader == STORED:
         columns = image_column or IMAGE, label_column or LABEL_MAP
         return _audit_stored(name, data_dir, tuple(splits), label_space, columns, num_workers, most_ignored)
-    if image_column or label_column:
-        raise DataError(f"image_column and label_column are for the dataset {STORED!r} only: leave them out with {name!r}.")
+    check_no_columns(name, image_column, label_column)
     builder_class, data_dir, label_space = find_builder(loader, data_dir, label_space)
-    tree = builder_class.open_tree(data_dir)
-    possible = builder_class.splits(data_dir, label_space)
-    for split in splits:
-        check_known(f"split of {name}", split, possible)
     audit = Audit(name, find_label_space(label_space))
-    wanted: dict[Sample, list[str]] = {}
-    for split in splits or possible:
-        for sample in _samples(audit, builder_class, tree, split, label_space):
-            wanted.setdefault(sample, []).append(split)
-    if missing := [split for split in splits if split in audit.absent]:
-        raise DataError(audit.absent[missing[0]])
-    if not audit.splits and not audit.findings:
-        raise DataError(" ".join(audit.absent.values()))
-    check = partial(check_sample, counting=Counting(audit.label_space))
-    _decode(audit, list(wanted), list(wanted.values()), check, num_workers)
-    # In a folder of one's own a class that never occurs is wrong, whoever published the classes.
+    splits_of = _list_samples(audit, builder_class, data_dir, tuple(splits), label_space)
+    check = partial(check_sample, counter=ClassCounter(audit.label_space))
+    _decode(audit, list(splits_of), list(splits_of.values()), check, num_workers)
+    # In a user's own folder a class that never occurs is an error, even if the classes are a published dataset's.
     is_own = not (builder_class.LABEL_SPACES and is_published(audit.label_space))
     _check_classes(audit, label_space, is_own)
     _check_ignored(audit, label_space, most_ignored)
     return audit
+
+
+def _list_samples(
+    audit: Audit, builder_class: type[SegmentationBuilder], data_dir: Path, splits: tuple[str, ...], label_space: str
+) -> dict[Sample, list[str]]:
+    """Sample → the splits that contain it; all splits if none is named."""
+    data_folder = builder_class.open_folder(data_dir)
+    possible = builder_class.splits(data_dir, label_space)
+    for split in splits:
+        check_known(f"split of {audit.dataset}", split, possible)
+    splits_of: dict[Sample, list[str]] = {}
+    for split in splits or possible:
+        for sample in _list_split(audit, builder_class, data_folder, split, label_space):
+            splits_of.setdefault(sample, []).append(split)
+    if missing := [split for split in splits if split in audit.absent]:
+        raise DataError(audit.absent[missing[0]])
+    if not audit.splits and not audit.findings:
+        raise DataError(" ".join(audit.absent.values()))
+    return splits_of
 
 
 def _audit_stored(
@@ -230,7 +240,7 @@ def _audit_stored(
     num_workers: int | None,
     most_ignored: float,
 ) -> Audit:
-    """The same of a dataset that `datasets` has stored; `columns` are those of images and label maps."""
+    """`audit_dataset` for a dataset that `datasets` has stored; `columns` are those of images and label maps."""
     possible = stored_splits(source)
     for split in splits:
         check_known(f"split of {source}", split, possible)
@@ -245,7 +255,7 @@ def _audit_stored(
     audit = Audit(name, label_space_of(next(iter(loaded.values()))))
     for split, error in failed.items():
         audit.find(Problem("listing", str(source), str(error)), split)
-    check = partial(check_row, counting=Counting(audit.label_space))
+    check = partial(check_row, counter=ClassCounter(audit.label_space))
     for split, dataset in loaded.items():
         audit.splits[split] = _empty_report(len(dataset), None, audit.label_space)
         _decode(audit, _undecoded(dataset), [[split]] * len(dataset), check, num_workers)
@@ -261,32 +271,32 @@ def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset
 
 
-def _samples(
-    audit: Audit, builder_class: type[SegmentationBuilder], tree: DataTree, split: str, label_space: str
+def _list_split(
+    audit: Audit, builder_class: type[SegmentationBuilder], data_folder: DataFolder, split: str, label_space: str
 ) -> list[Sample]:
-    """The split's pairs of files that are there; whatever is wrong with the list itself goes to the findings."""
+    """The split's samples whose files exist; errors in the list become findings."""
     try:
-        listed = builder_class.list_split(tree, split, label_space)
-        samples, lost = locate_all(tree, listed)
+        listed = builder_class.list_split(data_folder, split, label_space)
+        samples, missing = locate_all(data_folder, listed)
     except AbsentSplitError as error:
         audit.absent[split] = str(error)
         return []
     except DataError as error:
-        audit.find(Problem("listing", str(tree.root), str(error)), split)
+        audit.find(Problem("listing", str(data_folder.root), str(error)), split)
         return []
-    published = builder_class.published_count(tree, split, audit.label_space)
+    published = builder_class.published_count(data_folder, split, audit.label_space)
     audit.splits[split] = _empty_report(len(listed), published, audit.label_space)
     if published not in (None, len(listed)):
         text = f"{split} has {len(listed)} images, but {builder_class.TITLE} was published with {published}."
-        audit.find(Problem("count", str(tree.root), text), split)
-    for item in lost:
-        text = f"{item.partner_kind} without its {item.kind}: {item.partner} (expected {item.missing})"
-        audit.find(Problem("missing", item.missing, text), split)
+        audit.find(Problem("count", str(data_folder.root), text), split)
+    for item in missing:
+        text = f"{item.partner_kind} without its {item.kind}: {item.partner} (expected {item.expected})"
+        audit.find(Problem("missing", item.expected, text), split)
     return samples
 
 
 def _empty_report(images: int, published: int | None, label_space: LabelSpace) -> SplitReport:
-    counts = ClassCounts.none_of(label_space, of=images)
+    counts = ClassCounts.empty(label_space, total=images)
     return SplitReport(images, published, counts, np.zeros_like(counts.pixels))
 
 
@@ -294,12 +304,12 @@ def _decode(
     audit: Audit,
     pairs: Sequence[Any],
     splits_of: list[list[str]],
-    check: Callable[[Any], Checked],
+    check: Callable[[Any], CheckedSample],
     num_workers: int | None,
 ) -> None:
-    """Checks each pair and adds what is found to the splits that hold it."""
-    loader = build_loader(pairs, num_workers, collate_fn=check)  # the workers decode
-    for checked, splits in zip(tqdm(loader, desc="decoding", unit="image"), splits_of, strict=True):
+    """Checks each pair, in the loader's workers, and adds the result to the splits that contain it."""
+    loader = build_loader(pairs, num_workers, collate_fn=check)
+    for checked, splits in zip(tqdm(loader, desc="decoding", unit="image", disable=None), splits_of, strict=True):
         for split in splits:
             audit.splits[split].add(checked)
             for problem in checked.problems:
@@ -309,7 +319,7 @@ def _decode(
 
 
 def _check_classes(audit: Audit, label_space: str, is_own: bool) -> None:
-    """Classes that occur nowhere in the training split, or there only."""
+    """Reports classes that never occur in the training split, or only there."""
     trained = _training_split(audit)
     if trained is None:
         return
@@ -327,37 +337,37 @@ def _check_classes(audit: Audit, label_space: str, is_own: bool) -> None:
 
 
 def _training_split(audit: Audit) -> str | None:
-    """The split that is probably trained on: by its name, else the largest one."""
+    """The split that is probably the training split: by its name, else the largest one."""
     read = [split for split, report in audit.splits.items() if report.counts.label_maps]
     named = [split for split in TRAINING_SPLITS if split in read] + [split for split in read if split.startswith("train")]
     return next(iter(named), max(read, key=lambda split: audit.splits[split].images, default=None))
 
 
 def _check_ignored(audit: Audit, label_space: str, most: float) -> None:
-    """Ids and colours that an own label table ignores; `Counting` knows those of no other."""
+    """Reports ids and colours that are ignored on many pixels; `ClassCounter` counts them only for a user's own label table."""
     for split, report in audit.splits.items():
         for raw in report.counts.much_ignored(most):
             text = ignored_text(report.counts, raw, split, most)
             audit.find(Problem("ignored", label_space, f"{text} If so much is meant to be ignored, raise --max_ignored."), split)
 
 
-def check_sample(sample: Sample, counting: Counting) -> Checked:
+def check_sample(sample: Sample, counter: ClassCounter) -> CheckedSample:
     """Decodes an image and its label map."""
     image = {"path": sample.image, "bytes": None}
     label_map = {"path": sample.label_map, "bytes": sample.annotation}
-    return _check_pair(image, label_map, f"Image {sample.image}", (sample.image, sample.label_map), counting)
+    return _check_pair(image, label_map, f"Image {sample.image}", (sample.image, sample.label_map), counter)
 
 
-def check_row(row: dict[str, Any], counting: Counting) -> Checked:
-    """The same of a row whose image and label map are as stored."""
+def check_row(row: dict[str, Any], counter: ClassCounter) -> CheckedSample:
+    """`check_sample` for a row of a stored dataset."""
     image_id = row[IMAGE_ID]
-    return _check_pair(row[IMAGE], row[LABEL_MAP], f"Image {image_id}", (image_id, image_id), counting)
+    return _check_pair(row[IMAGE], row[LABEL_MAP], f"Image {image_id}", (image_id, image_id), counter)
 
 
 def _check_pair(
-    image_value: dict[str, Any], label_value: dict[str, Any], shown: str, files: tuple[str, str], counting: Counting
-) -> Checked:
-    """Decodes stored values; `shown` and `files` name them in what is wrong."""
+    image_value: dict[str, Any], label_value: dict[str, Any], shown: str, files: tuple[str, str], counter: ClassCounter
+) -> CheckedSample:
+    """Decodes stored values; `shown` and `files` are their names in messages."""
     problems, notes, image, label_map = [], [], None, None
     (image_file, label_file), opened = files, None
     try:
@@ -365,37 +375,37 @@ def _check_pair(
     except DataError as error:
         problems.append(Problem("image", image_file, _naming(image_file, error)))
     try:
-        label_map = counting.feature.decode_example(label_value)
+        label_map = counter.feature.decode_example(label_value)
     except DataError as error:
         problems.append(Problem("label map", label_file, _naming(label_file, error)))
     if image and label_map:
-        image = fitted(image, label_map.size)
+        image = orient_to_fit(image, label_map.size)
         if image.size != label_map.size:
             text = mismatch(shown, image.size, opened.orientation, "its label map", label_map.size)
             problems.append(Problem("size", image_file, text))
         if is_ambiguous(opened, label_map.size):
             text = (
-                f"{shown} has the EXIF orientation {opened.orientation}, and its label map fits the image turned by it as well "
-                "as the one stored: see that both show the same."
+                f"{shown} has the EXIF orientation {opened.orientation}, and its label map fits both the turned and the stored "
+                "image: check that image and label map show the same."
             )
             notes.append(Problem("orientation", image_file, text))
-    pixels, ignored = (None, {}) if label_map is None else counting.count(np.asarray(label_map))
-    return Checked(image and image.size, pixels, ignored, problems, notes)
+    pixels, ignored = (None, {}) if label_map is None else counter.count(np.asarray(label_map))
+    return CheckedSample(image and image.size, pixels, ignored, problems, notes)
 
 
 def _naming(file: str, error: DataError) -> str:
-    """The error's text, which does not know the row of an image that is stored inside a dataset."""
+    """The error's text with the file's name, which is missing if the image is stored inside the dataset."""
     return str(error) if file in str(error) else f"Image {file}: {error}"
 
 
-def is_ambiguous(image: RgbImageFile, label_map_size: tuple[int, int]) -> bool:
+def is_ambiguous(image: RgbImageFile, label_map_size: Size) -> bool:
     """Whether a label map of this (width, height) fits a turned image both as stored and as turned."""
     stored_size = image.size[::-1] if image.orientation > 4 else image.size
     return image.orientation != 1 and image.size == stored_size == label_map_size
 
 
 def _table(rows: Iterable[list[str]]) -> str:
-    """Columns in line; those whose title begins with > to the right."""
+    """Aligned columns; those whose title begins with `>` are aligned to the right."""
     title, *body = rows
     right = [cell.startswith(">") for cell in title]
     rows = [[cell.removeprefix(">") for cell in title], *body]

@@ -1,4 +1,4 @@
-"""The categories of a COCO-format file: which classes people's own exports have, and how they are numbered."""
+"""The categories of a COCO-format file: the names and ids of the classes in a user's own export."""
 
 import json
 import re
@@ -12,21 +12,21 @@ from .archive import location_name, location_stamp, not_json, parse_json, read_t
 from .limits import JSON_BYTES
 
 BACKGROUND = "background"
-# What labelme and others call the pixels without an object, where they list them among the categories.
+# Names of a category for pixels without an object, which labelme and other tools write.
 BACKGROUND_NAMES = (BACKGROUND, "_background_", "__background__")
 LARGEST_ID = (1 << 31) - 1
 MOST = 254  # classes besides background; 255 is ignored
 KEY = re.compile(r'"categories"\s*:\s*(?=\[)')
-LEVELS = ("annotations", "labels.json", "_annotations.coco.json")  # what names no dataset in a file's path
+LEVELS = ("annotations", "labels.json", "_annotations.coco.json")  # parts of a file's path that are not the dataset's name
 
 
 class OwnCategories(NamedTuple):
-    """The classes of somebody's own dataset.
+    """The classes of a user's own dataset.
 
     Attributes:
-        name: of the dataset, from its folder.
-        classes: their names, by id, without background.
-        background: ids of categories that say "no object here".
+        name: the dataset's name, from its folder.
+        classes: id → name, without background.
+        background: the ids of categories that mean background.
     """
 
     name: str
@@ -39,20 +39,20 @@ def is_background(name: str) -> bool:
 
 
 def is_coco_file(label_space: str) -> bool:
-    """Whether what is given as a label space names a COCO-format file."""
+    """Whether the given label space is the path of a COCO-format file."""
     return location_name(label_space).endswith(".json")
 
 
 def read_own_categories(location: str) -> OwnCategories:
-    """The classes that a COCO-format file lists, without those that only group others.
+    """The classes of a COCO-format file, without categories that only group others.
 
-    Roboflow puts a category before the real ones that all of them name as their `supercategory`, and that no object has.
+    Roboflow writes such a category before the real ones: they all name it as their `supercategory`, and no object has it.
 
     Args:
-        location: of the file (see archive.py).
+        location: the file's location (see archive.py).
 
     Raises:
-        DataError: the file is missing or no JSON, or a category has no name or no id of its own.
+        DataError: the file is missing or not JSON, or a category has no name or no id of its own.
     """
     try:
         stamp = location_stamp(location)
@@ -62,10 +62,10 @@ def read_own_categories(location: str) -> OwnCategories:
 
 
 def listed_categories(location: str) -> list[Any]:
-    """The file's list of categories, without parsing the rest, which takes COCO's own files a minute."""
+    """The file's list of categories, without parsing the rest, which takes a minute for COCO's own files."""
     text = read_text(location, JSON_BYTES)
     places = [match.end() for match in KEY.finditer(text)]
-    if len(places) != 1:  # or the word stands elsewhere, too
+    if len(places) != 1:  # the key occurs elsewhere, too, or in another form
         return _list(parse_json(text, location), "categories", location)
     try:
         return json.JSONDecoder().raw_decode(text, places[0])[0]
@@ -84,7 +84,7 @@ def category_names(categories: list[Any], location: str) -> dict[int, str]:
                 f"{LARGEST_ID}, and a name: correct it."
             )
         if category_id in names:
-            raise DataError(f"{location}: the category id {category_id} stands twice, as {names[category_id]!r} and {name!r}.")
+            raise DataError(f"{location}: the category id {category_id} is there twice, as {names[category_id]!r} and {name!r}.")
         names[category_id] = name
     return names
 
@@ -96,7 +96,7 @@ def _read(location: str, stamp: str) -> OwnCategories:
     names = category_names(categories, location)
     used = [record.get("category_id") for record in annotations if isinstance(record, dict)]
     used = {category_id for category_id in used if type(category_id) is int}
-    # Some tools name each category as its own supercategory.
+    # Some tools write each category as its own supercategory.
     groups = [record.get("supercategory") for record in categories if record.get("supercategory") != record["name"]]
     names = {key: name for key, name in sorted(names.items()) if key in used or name not in groups}
     background = [key for key, name in names.items() if is_background(name)]
@@ -111,7 +111,7 @@ def _read(location: str, stamp: str) -> OwnCategories:
 
 
 def json_object(content: object, location: str) -> dict[str, Any]:
-    """What a COCO-format file holds; a DataError if that is no JSON object."""
+    """The content of a COCO-format file; a DataError if it is not a JSON object."""
     if not isinstance(content, dict):
         raise DataError(f"{location} holds a {type(content).__name__}: COCO's JSON is an object with images and annotations.")
     return content

@@ -1,8 +1,8 @@
-"""The two image columns of every dataset, as `datasets` features: `RgbImage` (RGB) and `LabelMap` (train ids).
+"""The image columns of every dataset, as features of `datasets`: `RgbImage` (RGB) and `LabelMap` (train ids).
 
-Both store what `datasets.Image` stores, a path or bytes, and decode when an example is read. The path may lead into a zip or tar
-file (see archive.py). Both are what a viewer shows: upright, as EXIF says. Where a label map fits only the image as it is stored,
-the image's path says so (`as_stored`), and it is not turned.
+Both store a path or bytes, as `datasets.Image` does, and decode when an example is read. The path may lead into a zip or tar file
+(see archive.py). Both are turned upright according to EXIF, as in a viewer. If a label map fits only the stored orientation of
+its image, the image's path is marked (`as_stored`), and the image is not turned.
 """
 
 import math
@@ -26,20 +26,20 @@ from .first_rows import cut_short
 from .label_space import LABEL_SPACES, LabelSpace, get_label_space
 from .raw_label_map import translate_file
 
-AS_STORED = ".//"  # before the name: to the file system the path is the same, and no other location is written so
+AS_STORED = ".//"  # mark before the file name: it does not change the path, and no other location contains it
 
 
 class StoredFile(datasets.Image):
-    """What `RgbImage` and `LabelMap` share: the stored file's bytes, and their copy into a dataset that is to travel."""
+    """The base of `RgbImage` and `LabelMap`: how their files are stored in a dataset."""
 
     def encode_example(self, value: Any) -> dict:
-        """As of `datasets.Image`, which however drops bytes where some file has the name that comes with them, and takes that."""
+        """As in `datasets.Image`, but keeps given bytes even if a file has the name that comes with them."""
         if isinstance(value, dict) and value.get("bytes") is not None:
             return {"bytes": value["bytes"], "path": value.get("path")}
         return super().encode_example(value)
 
     def embed_storage(self, storage: pa.StructArray, *args, **kwargs) -> pa.StructArray:
-        """As for `datasets.Image`, with members of archives as well: the files' bytes go into the table, with their names."""
+        """Copies the files' bytes and names into the table, as in `datasets.Image`, including members of archives."""
         values = [value and self_contained_file(value) for value in storage.to_pylist()]
         return pa.array(values, type=self.pa_type)
 
@@ -49,7 +49,7 @@ class RgbImage(StoredFile):
     """An image; decodes to a PIL image of mode RGB, whatever the file's mode (see images.py).
 
     Raises:
-        DataError: on decoding, if the file is missing, truncated or no image; the message names it.
+        DataError: on decoding, if the file is missing, truncated or not an image; the message names it.
     """
 
     mode: str | None = "RGB"
@@ -62,26 +62,25 @@ class RgbImage(StoredFile):
             return ImageFile(_stored_bytes(value)).rgb(_is_as_stored(value))
 
     def open(self, value: dict) -> "RgbImageFile":
-        """The stored image, not yet decoded."""
+        """The stored image; its pixels are decoded later."""
         return RgbImageFile(value, _stored_bytes_of("Image", value))
 
 
 @dataclass
 class LabelMap(StoredFile):
-    """A label map; decodes to a PIL image of mode L that holds train ids, ignored pixels `ignore_index`.
+    """A label map; decodes to a PIL image of mode L with train ids, in which ignored pixels are `ignore_index`.
 
     The file holds raw ids (grey values or palette indices) or raw colours, which the label space translates
-    (`LabelSpace.translate_image`); or it is no image but an annotation (see annotation.py). A value without a path is a label
-    map that was decoded before, which is how `Dataset.map` stores PIL images that it is handed: it holds train ids and is not
-    translated again.
+    (`LabelSpace.translate_image`); or it is an annotation (see annotation.py). A value without a path is a label map that was
+    decoded before, because `Dataset.map` stores PIL images so: it holds train ids and is not translated again.
 
-    Make one with `LabelMap.of(label_space)`, and read its `space`.
+    Create one with `LabelMap.of(label_space)`; its `space` is the label space.
 
     Attributes:
         label_space: the label space's name.
-        definition: None for a registered label space; for any other its whole table as JSON, which travels with the dataset,
-            so that other processes, the cache, and whoever loads it from the Hub know the classes. (Text, because
-            `datasets` takes dicts in a feature for features.)
+        definition: None for a registered label space; otherwise the whole label space as JSON. It is stored with the dataset, so
+            that other processes, the cache and users of a copy on the Hub know the classes. (It is text because `datasets`
+            interprets dicts inside a feature as features.)
 
     Raises:
         DataError: on decoding, if the file is unreadable or holds an id outside the label space; the message names it.
@@ -106,7 +105,7 @@ class LabelMap(StoredFile):
         return _train_ids(_stored_bytes_of("Label map", value), self._translation(value), _source(value))
 
     def open(self, value: dict) -> "LabelMapFile | PIL.Image.Image":
-        """The stored label map, not yet decoded; an annotation is drawn at once."""
+        """The stored label map; its pixels are decoded later, except that an annotation is drawn now."""
         data = _stored_bytes_of("Label map", value)
         if data.startswith((JSON_START, MATLAB_START)):
             return _train_ids(data, self._translation(value), _source(value))
@@ -117,9 +116,9 @@ class LabelMap(StoredFile):
 
 
 class OpenedFile:
-    """An image file whose header was read; of its rows only those down to the lowest that is needed are decoded.
+    """An image file of which only the header has been read. Decoding stops below the lowest row that is needed.
 
-    So damage below them goes unnoticed. To a training crop its heirs answer as a decoded PIL image would.
+    So damage below that row is not noticed. The subclasses offer the methods of a PIL image that a training crop needs.
 
     Args:
         value: the stored value.
@@ -135,19 +134,19 @@ class OpenedFile:
         self._source = _source(value)
         with self._named():
             self._file = ImageFile(data)
-        self._set_position(_is_as_stored(value))
+        self._set_as_stored(_is_as_stored(value))
 
     @property
     def orientation(self) -> int:
-        """EXIF's, of the file: 1 is upright."""
+        """The file's EXIF orientation; 1 is upright."""
         return self._file.orientation
 
-    def _set_position(self, as_stored: bool) -> None:
+    def _set_as_stored(self, as_stored: bool) -> None:
         self._as_stored = as_stored
         self.size = self.width, self.height = self._file.stored_size if as_stored else self._file.size
 
     def _first_rows(self, rows: int) -> bytes:
-        """The file cut short to the first `rows` or a few more; the whole file where they are not what a decoder begins with."""
+        """The file cut to its first `rows` rows or a few more; the whole file if it must be turned."""
         if self._file.orientation != 1 and not self._as_stored:
             return self._file.data
         return cut_short(self._file.data, self._file.header, rows)
@@ -159,14 +158,14 @@ class OpenedFile:
 class RgbImageFile(OpenedFile):
     kind = "Image"
 
-    def fit(self, size: Size) -> None:
-        """Takes the image as it is stored if only that has the (width, height) of its label map."""
+    def orient_to_fit(self, size: Size) -> None:
+        """Switches to the stored orientation if only that has the (width, height) of the label map."""
         if size not in (self.size, self._file.size) and size == self._file.stored_size:
-            self._set_position(as_stored=True)
+            self._set_as_stored(True)
 
-    def resize(self, size: tuple[int, int], resample: PIL.Image.Resampling, box: tuple[float, ...]) -> PIL.Image.Image:
+    def resize(self, size: Size, resample: PIL.Image.Resampling, box: tuple[float, ...]) -> PIL.Image.Image:
         """`PIL.Image.Image.resize` of the decoded image, with the bilinear filter."""
-        reach = max(1, (box[3] - box[1]) / size[1])  # of the filter, in pixels of the image
+        reach = max(1, (box[3] - box[1]) / size[1])  # of the filter, in the image's pixels
         with self._named():
             pixels = self._file.pixels(self._as_stored, self._first_rows(math.ceil(box[3] + reach)))
             return as_rgb(pixels).resize(size, resample, box)
@@ -180,13 +179,13 @@ class LabelMapFile(OpenedFile):
         self._translation = translation
 
     def crop(self, box: tuple[int, int, int, int]) -> PIL.Image.Image:
-        """Of mode L: the train ids within the box (left, top, right, bottom). What is outside may hold unknown ids."""
+        """The train ids in the box (left, top, right, bottom), mode L. Unknown ids outside the box are no error."""
         with self._named():
             return translate_file(self._file, self._translation, self._source, self._first_rows(box[3]), box)
 
 
 class OpenedRows(torch.utils.data.Dataset):
-    """The rows of a dataset with `image` and `label_map` opened and not decoded."""
+    """The rows of a dataset with `image` and `label_map` opened but not decoded."""
 
     def __init__(self, dataset: datasets.Dataset):
         self._features = {column: dataset.features[column] for column in ("image", "label_map")}
@@ -197,31 +196,31 @@ class OpenedRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._stored)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        row = self._stored[place]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._stored[index]
         return row | {column: feature.open(row[column]) for column, feature in self._features.items()}
 
 
 @lru_cache(maxsize=16)
 def _defined(definition: str) -> LabelSpace:
-    """One object for each table, which keeps its look-up table from one label map to the next."""
+    """One object for each definition: it caches its look-up table."""
     return LabelSpace.from_json(definition)
 
 
 def as_stored(location: str) -> str:
-    """A location as the path of an image that is not to be turned."""
+    """The location with the mark of an image that must not be turned."""
     folders, slash, name = location.rpartition("/")
     return f"{folders}{slash}{AS_STORED}{name}"
 
 
-def load_rgb(location: str) -> PIL.Image.Image:
-    """The image file at a location (see archive.py), upright, in its own mode; a DataError names one that cannot be read."""
+def read_upright(location: str) -> PIL.Image.Image:
+    """The upright image at a location (see archive.py), in the file's own mode; a DataError names an unreadable file."""
     with unreadable_is_data_error("Image", location):
         return ImageFile(read_location(location)).pixels()
 
 
 def self_contained_file(value: dict) -> dict:
-    """A stored value with the file's bytes (an annotation's with all that it refers to) and its name without a folder.
+    """A stored value with the file's bytes (an annotation includes the PNG that it refers to) and its name without folders.
 
     Raises:
         DataError: the file cannot be read; the message names it.
@@ -261,7 +260,7 @@ def _source(value: dict) -> str:
 
 
 def _train_ids(data: bytes, label_space: LabelSpace, source: str) -> PIL.Image.Image:
-    """Of an annotation or an image, which is seen from how the bytes begin."""
+    """The train ids of an image or an annotation; the first bytes tell which it is."""
     with unreadable_is_data_error("Label map", source):
         if data.startswith(JSON_START):
             return PIL.Image.fromarray(draw_annotation(data, label_space, source))
@@ -271,8 +270,8 @@ def _train_ids(data: bytes, label_space: LabelSpace, source: str) -> PIL.Image.I
 
 
 with warnings.catch_warnings():
-    # `datasets` calls its register_feature experimental, on every import, to users who never called it.
+    # `register_feature` warns that it is experimental, which does not concern users of this package.
     warnings.simplefilter("ignore", UserWarning)
-    register_feature(RgbImage, "RgbImage")  # not RGBImage: the Hub's metadata spell it rgb_image, and back
-    register_feature(RgbImage, "Picture")  # as datasets call it that 0.1.0 has saved
+    register_feature(RgbImage, "RgbImage")  # not RGBImage: the Hub's metadata convert it to rgb_image and back
+    register_feature(RgbImage, "Picture")  # the name in datasets that version 0.1.0 saved
     register_feature(LabelMap, "LabelMap")

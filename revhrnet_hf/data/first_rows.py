@@ -1,6 +1,6 @@
-"""A PNG or JPEG file cut short: decoders work from the top down, so whoever needs no row below a crop need not decode any.
+"""Cuts a PNG or JPEG file short, so that the rows below a crop are not decoded. Decoders work from the top down.
 
-The header is made to say that the image is less high; the pixels are those of the whole file, bit for bit.
+The header is changed to a smaller height. The pixels equal those of the whole file, bit for bit.
 """
 
 import struct
@@ -10,22 +10,22 @@ import PIL.Image
 
 PNG_HEADER = slice(12, 29)  # b"IHDR", width, height, bit depth, colour type, compression, filter, interlace
 PNG_END, JPEG_END = b"\0\0\0\0IEND\xaeB`\x82", b"\xff\xd9"
-SEQUENTIAL = (0xC0, 0xC1)  # JPEG's frames that are one pass from the top down
-SEGMENTS = (0xC4, *range(0xDB, 0xF0), 0xFE)  # what may stand before the frame: tables, applications' data, comments
-# Colour that is stored at a half or a quarter of the resolution is interpolated between rows, within this many of them.
+SEQUENTIAL = (0xC0, 0xC1)  # JPEG frames that are decoded in one pass from the top down
+SEGMENTS = (0xC4, *range(0xDB, 0xF0), 0xFE)  # segments that may precede the frame: tables, application data, comments
+# Colour that is stored at a half or a quarter of the resolution is interpolated between rows, over at most this many rows.
 JPEG_CONTEXT = 8
 
 
 def cut_short(data: bytes, image: PIL.Image.Image, rows: int) -> bytes:
-    """The file as one of a lower image, at least `rows` high; the same `data` if that cannot be done.
+    """The file of the image's upper part, at least `rows` high; `data` itself if it cannot be cut.
 
-    So it is where rows come in several passes (interlaced PNG, progressive JPEG), and where the file lacks its end mark:
-    decoding all of it then fails, as it should.
+    A file is not cut if its rows come in several passes (interlaced PNG, progressive JPEG) or if its end mark is missing:
+    decoding the whole file then fails, as it should.
 
     Args:
-        data: the file.
-        image: what Pillow made of it; it need not be loaded.
-        rows: how many are needed.
+        data: the file's bytes.
+        image: the image that Pillow opened from the file; it need not be loaded.
+        rows: the number of rows that are needed.
     """
     if image.format == "PNG" and not image.is_animated:
         return _png(data, image.height, rows)
@@ -45,13 +45,13 @@ def _jpeg(data: bytes, height: int, rows: int) -> bytes:
     frame = _sequential_frame(data)
     if rows >= height or frame is None or data.rfind(JPEG_END, frame) < 0:
         return data
-    return _replaced(data, frame + 5, struct.pack(">H", rows))  # behind the marker, the segment's length and the sample's bits
+    return _replaced(data, frame + 5, struct.pack(">H", rows))  # after the marker, the segment's length and the sample's bits
 
 
 def _sequential_frame(data: bytes) -> int | None:
-    """Where the marker of the frame stands; None where it is of another kind, or where segments do not follow each other.
+    """The position of the frame's marker; None for another kind of frame, or if there are other bytes between the segments.
 
-    Pillow finds its way through much that is between segments, and then decodes the file whole.
+    Pillow skips such bytes. The file is then decoded as a whole.
     """
     place = 2
     while place + 9 < len(data) and data[place] == 0xFF:
@@ -64,6 +64,6 @@ def _sequential_frame(data: bytes) -> int | None:
 
 
 def _replaced(data: bytes, start: int, part: bytes) -> bytes:
-    """`data` with `part` in it from `start` on; copied once only, for it is megabytes."""
+    """`data` with `part` written over it at `start`. It is copied only once, because it may be megabytes."""
     whole = memoryview(data)
     return b"".join((whole[:start], part, whole[start + len(part) :]))

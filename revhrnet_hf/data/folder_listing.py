@@ -1,4 +1,4 @@
-"""The entries of folders on disk, each folder asked for once within a load: on network disks that is most of a load's time."""
+"""Lists folders, each only once while a dataset is loaded: on network disks, listing takes most of the loading time."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _seen: ContextVar[dict[str, list[os.DirEntry]] | None] = ContextVar("seen", defa
 
 @contextmanager
 def listed_once() -> Iterator[None]:
-    """Within it, `entries` answers from memory for a folder that was listed before. Also a decorator."""
+    """Inside this context (or function, as a decorator), `entries` lists each folder only once and remembers the result."""
     if _seen.get() is not None:
         yield
         return
@@ -23,7 +23,7 @@ def listed_once() -> Iterator[None]:
 
 
 def entries(folder: Path) -> list[os.DirEntry]:
-    """What lies in a folder; an OSError if it cannot be listed."""
+    """The entries of a folder; an OSError if it cannot be listed."""
     seen = _seen.get()
     if seen is not None and str(folder) in seen:
         return seen[str(folder)]

@@ -1,7 +1,7 @@
-"""Label spaces: the class names, colours and ids of a dataset, and the one table that turns raw ids into train ids.
+"""Label spaces: the class names, colours and ids of a dataset, and the table that translates raw ids to train ids.
 
-A *raw id* is what a label PNG holds (a number, or a colour where the publisher codes classes by colour); a *train id* is
-the network's output channel. Pixels that are not scored hold `ignore_index`.
+A *raw id* is the value of a pixel in a label file: a number, or a colour if the publisher codes classes by colour. A *train id*
+is the index of the network's output channel. Pixels that are not scored hold `ignore_index`.
 """
 
 import json
@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..errors import DataError
+from ..errors import DataError, first_few
+from ..images import Colour
 from .coco_categories import BACKGROUND, is_coco_file, read_own_categories
 from .label_table import default_colours, is_label_table, read_label_table
 
-Colour = tuple[int, int, int]
-
 MAX_NAMED = 8
 UNKNOWN = -1
-LARGEST_ID = 1 << 53  # beyond, floating-point numbers skip some whole ones
+LARGEST_ID = 1 << 53  # float64 holds every whole number up to this one
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,10 @@ class LabelSpace:
     Attributes:
         name: key in the registry, for example `"camvid11"`.
         names: class names in the order of their train ids.
-        colours: one RGB colour (0–255) a class, for images of label maps.
-        raw_ids: raw id → train id, or `ignore_index` for what is not scored.
+        colours: one RGB colour (0–255) for each class, to show label maps.
+        raw_ids: raw id → train id, or `ignore_index` for ids that are not scored.
         ignore_index: the train id of ignored pixels.
-        raw_colours: raw RGB colour → train id, where the publisher's label maps are coded by colour.
+        raw_colours: raw RGB colour → train id, if the publisher's label maps are coded by colour.
     """
 
     name: str
@@ -63,11 +62,11 @@ class LabelSpace:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "LabelSpace":
-        """The label space of a label table that somebody wrote for data of their own; label_table.py shows the form.
+        """The label space of a user's label table; label_table.py shows the form.
 
         Raises:
-            DataError: the file is missing or no YAML, something in it cannot be (the line is named), or it has the name of
-                another label space.
+            DataError: the file is missing, not YAML or invalid (the message names the line), or it has the name of another label
+                space.
         """
         table = read_label_table(path)
         space = cls(
@@ -78,12 +77,12 @@ class LabelSpace:
             raw_colours=table.raw_colours,
         )
         if LABEL_SPACES.get(space.name, space) != space:
-            raise DataError(f"Label table {path}: {space.name!r} is another label space already; give name: something else.")
+            raise DataError(f"Label table {path}: {space.name!r} is already the name of another label space: change name.")
         return space
 
     @classmethod
     def from_coco(cls, location: str) -> "LabelSpace":
-        """Background and the categories that a COCO-format file lists, in the order of their ids; raw ids are these ids.
+        """Background and the categories of a COCO-format file, in the order of their ids, which are the raw ids.
 
         Raises:
             DataError: the file is missing or damaged, or its categories cannot be classes.
@@ -97,7 +96,7 @@ class LabelSpace:
         )
 
     def to_json(self) -> str:
-        """The whole table as one line of JSON, which `from_json` reads."""
+        """The label space as one line of JSON, which `from_json` reads."""
         return json.dumps(
             {
                 "name": self.name,
@@ -112,7 +111,7 @@ class LabelSpace:
 
     @classmethod
     def from_json(cls, text: str) -> "LabelSpace":
-        """Raises a DataError for a text that `to_json` has not written."""
+        """Reads the text of `to_json`; raises a DataError for any other text."""
         try:
             table = json.loads(text)
             return cls(
@@ -140,91 +139,91 @@ class LabelSpace:
 
     @property
     def palette(self) -> list[int]:
-        """Red, green, blue of the train ids 0–255 for `PIL.Image.Image.putpalette`, black where there is no class."""
+        """Red, green, blue of the train ids 0–255 for `PIL.Image.Image.putpalette`; black for ids without a class."""
         flat = [channel for colour in self.colours for channel in colour]
         return flat + [0] * (768 - len(flat))
 
     @cached_property
     def of_train_ids(self) -> "LabelSpace":
-        """The same classes for label maps that hold train ids already."""
+        """The label space with the same classes for label maps that already hold train ids."""
         train_ids = {*range(self.num_classes), self.ignore_index}
         return replace(self, raw_ids={train_id: train_id for train_id in train_ids}, raw_colours={})
 
     def train_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
-        """Translates a label map as its publisher stores it into train ids.
+        """Translates raw ids or colours to train ids.
 
         Args:
-            raw: (height, width) integers (raw ids), or floating-point numbers that are whole (MATLAB's and some TIFF files');
-                or (height, width, 3) uint8 (raw colours).
-            source: what the label map is called in an error, usually its file.
+            raw: (height, width) raw ids: integers, or floating-point numbers with whole values (from MATLAB and some TIFF
+                files); or (height, width, 3) uint8 raw colours.
+            source: the label map's name in error messages, usually its file.
 
         Returns:
             (height, width) uint8; ignored pixels hold `ignore_index`.
 
         Raises:
-            DataError: `raw` holds an id or colour outside the table, all of which are named, or numbers that are no ids.
+            DataError: `raw` holds ids or colours that are not in the table (the message names them), or numbers that are no ids.
         """
         return self._from_colours(raw, source) if raw.ndim == 3 else self._from_ids(whole_ids(raw, source), source)
 
     def translate_image(
-        self, raw: PIL.Image.Image, source: str, greatest: int = 255, is_black_and_white_gif: bool = False
+        self, raw: PIL.Image.Image, source: str, max_value: int = 255, is_black_and_white_gif: bool = False
     ) -> PIL.Image.Image:
-        """The same for a label map as it comes out of its file.
+        """Translates a label map as Pillow reads it from a file to train ids.
 
-        The table decides how it is read. Of a grey image the values count as ids, of a palette image the indices; where the table
-        lacks one of them, or has colours only, the colours count that a viewer shows. Of a colour image the colours count, or if
-        it is grey all over, its values as ids. Transparency does not count.
+        In a grey image the values are the ids, in a palette image the indices. If the table lacks one of them, or has only
+        colours, the displayed colours are used instead. In a colour image the colours are used, or if the whole image is grey,
+        the grey values as ids. Transparency is ignored.
 
         Args:
-            raw: of any mode; grey values scaled to 8 or 16 bits, as Pillow does.
-            source: what the label map is called in an error.
-            greatest: the number in the file that Pillow has made 255, or 65535 in mode I: 3 for 2 bits.
-            is_black_and_white_gif: whether its indices 0 and 1 may as well be the grey values 0 and 255, for a GIF stores either
-                in the same way. The table must leave one reading only.
+            raw: an image of any mode; Pillow has scaled grey values to 8 or 16 bits.
+            source: the label map's name in error messages.
+            max_value: the number in the file that Pillow has scaled to 255 (65535 in mode I); 3 for a file with 2 bits.
+            is_black_and_white_gif: whether the indices 0 and 1 may also be the grey values 0 and 255: a GIF stores both in the
+                same way. The table must decide which it is.
 
         Returns:
             An image of mode L.
 
         Raises:
-            DataError: as `train_ids`; or the readings by ids and by colours contradict each other.
+            DataError: as `train_ids`; or ids and colours contradict each other.
         """
         if raw.mode in ("1", "LA", "L", "P"):
-            values, greatest = _single_band(raw, greatest)
-            return self._from_values(values, source, greatest, is_black_and_white_gif)
+            values, max_value = _single_band(raw, max_value)
+            return self._from_values(values, source, max_value, is_black_and_white_gif)
         if raw.mode in ("I", "F") or raw.mode.startswith("I;16"):
             values = np.asarray(raw)
-            values = values if greatest in (255, 65535) else np.rint(values * (greatest / 65535)).astype(np.int64)
+            values = values if max_value in (255, 65535) else np.rint(values * (max_value / 65535)).astype(np.int64)
             return PIL.Image.fromarray(self.train_ids(values, source))
         rgb = raw if raw.mode == "RGB" else raw.convert("RGB")
         values = np.asarray(rgb)
         if (train_ids := self._known_colours(values)) is not None:
             return PIL.Image.fromarray(train_ids)
         if self.raw_ids and (values == values[..., :1]).all():
-            grey, _ = _single_band(rgb.getchannel(0), greatest)
+            grey, _ = _single_band(rgb.getchannel(0), max_value)
             return PIL.Image.fromarray(self.train_ids(np.asarray(grey), source))
         return PIL.Image.fromarray(self.train_ids(values, source))
 
-    def _from_values(self, image: PIL.Image.Image, source: str, greatest: int, is_black_and_white_gif: bool) -> PIL.Image.Image:
-        """Of mode L or P. Large label maps are several times as fast within Pillow as by way of arrays."""
+    def _from_values(self, image: PIL.Image.Image, source: str, max_value: int, is_black_and_white_gif: bool) -> PIL.Image.Image:
+        """Translates an image of mode L or P. For large label maps Pillow is several times as fast as NumPy."""
         used = [value for value, pixels in enumerate(image.histogram()) if pixels]
-        shown = _shown_colours(image, used, greatest)
+        displayed = _displayed_colours(image, used, max_value)
         by_id = {value: self.raw_ids.get(value) for value in used}
-        by_colour = {value: self.raw_colours.get(shown[value]) for value in used}
-        by_grey = {value: self.raw_ids.get(shown[value][0]) for value in used} if is_black_and_white_gif else {}
+        by_colour = {value: self.raw_colours.get(displayed[value]) for value in used}
+        by_grey = {value: self.raw_ids.get(displayed[value][0]) for value in used} if is_black_and_white_gif else {}
         if _is_complete(by_id):
-            self._check_agreement(source, by_id, by_colour, shown, "colour", but=self.ignore_index)
+            self._check_agreement(source, by_id, by_colour, displayed, "colour", neutral=self.ignore_index)
             if _is_complete(by_grey):
-                self._check_agreement(source, by_id, by_grey, shown, "grey value", but=None)
+                self._check_agreement(source, by_id, by_grey, displayed, "grey value", neutral=None)
             chosen = by_id
         elif _is_complete(by_colour):
             chosen = by_colour
         elif _is_complete(by_grey):
             chosen = by_grey
         elif self.raw_ids:
-            return PIL.Image.fromarray(self.train_ids(np.asarray(image), source))  # names what is unknown
+            return PIL.Image.fromarray(self.train_ids(np.asarray(image), source))  # raises an error that names the unknown ids
         else:
             colours = np.zeros((256, 3), np.uint8)
-            colours[used] = [shown[value] for value in used]
+            colours[used] = [displayed[value] for value in used]
             return PIL.Image.fromarray(self.train_ids(colours[np.asarray(image)], source))
         return image.point([chosen.get(value, 0) for value in range(256)], "L")
 
@@ -233,17 +232,17 @@ class LabelSpace:
         source: str,
         by_id: dict[int, int],
         other: dict[int, int | None],
-        shown: dict[int, Colour],
+        displayed: dict[int, Colour],
         kind: str,
-        but: int | None,
+        neutral: int | None,
     ) -> None:
-        """Raises a DataError if another reading gives other classes; the train id `but` contradicts nothing."""
-        differing = [value for value in by_id if other[value] not in (None, but, by_id[value])]
+        """Raises a DataError if another reading gives other classes; the train id `neutral` contradicts no other."""
+        differing = [value for value in by_id if other[value] not in (None, neutral, by_id[value])]
         if not differing:
             return
         names = {train_id: repr(name) for train_id, name in enumerate(self.names)} | {self.ignore_index: "ignored"}
         readings = "; ".join(
-            f"{value} is {names[by_id[value]]} as an id, but its {kind} {shown[value]} is {names[other[value]]}"
+            f"{value} is {names[by_id[value]]} as an id, but its {kind} {displayed[value]} is {names[other[value]]}"
             for value in differing[:MAX_NAMED]
         )
         raise DataError(
@@ -255,10 +254,10 @@ class LabelSpace:
     def _from_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
         if not self.raw_ids:
             raise DataError(
-                f"Label map {source} holds ids, but label space {self.name!r} knows colours only: use label maps in its "
-                "colours, or give the classes' ids."
+                f"Label map {source} holds ids, but label space {self.name!r} has colours only: use label maps in its colours, "
+                "or give the classes' ids."
             )
-        # mode="clip" sends every larger id to the table's last entry, which is unknown.
+        # mode="clip" maps every larger id to the table's last entry, which is UNKNOWN.
         train_ids = self._id_table.take(raw, mode="clip")
         if raw.dtype.kind == "i":
             train_ids[raw < 0] = UNKNOWN
@@ -268,7 +267,7 @@ class LabelSpace:
     def _from_colours(self, raw: np.ndarray, source: str) -> np.ndarray:
         if not self.raw_colours:
             raise DataError(
-                f"Label map {source} is a colour image, but label space {self.name!r} knows ids only: use the dataset's label "
+                f"Label map {source} is a colour image, but label space {self.name!r} has ids only: use the dataset's label "
                 "maps of ids (single-channel or palette PNG); or, in a label table of your own, give each class its colour in "
                 'the field colours:, such as road: {colours: "#804080"}.'
             )
@@ -277,7 +276,7 @@ class LabelSpace:
         return train_ids.astype(np.uint8)
 
     def _known_colours(self, raw: np.ndarray) -> np.ndarray | None:
-        """The train ids, if the label space knows all colours of (height, width, 3) `raw`."""
+        """The train ids of (height, width, 3) `raw`; None if the label space lacks one of its colours."""
         if not self.raw_colours:
             return None
         train_ids = self._look_up_colours(raw)
@@ -293,17 +292,16 @@ class LabelSpace:
         unknown = train_ids == UNKNOWN
         if not unknown.any():
             return
-        strays = np.unique(raw[unknown], axis=0).tolist()
-        shown = ", ".join(str(tuple(stray) if isinstance(stray, list) else stray) for stray in strays[:MAX_NAMED])
-        more = f" and {len(strays) - MAX_NAMED} more" if len(strays) > MAX_NAMED else ""
+        values = np.unique(raw[unknown], axis=0).tolist()
+        shown = first_few((tuple(value) if isinstance(value, list) else value for value in values), MAX_NAMED)
         raise DataError(
-            f"Label map {source} holds the {kind} {shown}{more}, which label space {self.name!r} does not know "
-            f"(it knows {known}): {self._remedy(kind)}."
+            f"Label map {source} holds the {kind} {shown}, which label space {self.name!r} does not have "
+            f"(it has {known}): {self._remedy(kind)}."
         )
 
     def _remedy(self, kind: str) -> str:
         if self.name in LABEL_SPACES:
-            return "correct the file, or load the dataset with the label space that it was drawn in"
+            return "correct the file, or load the dataset with the label space of its label maps"
         field = "" if kind == "ids" else " (field colours:)"
         return f"add them to the label table (labels.yaml), to a class{field} or under ignore:, or correct the file"
 
@@ -323,12 +321,12 @@ class LabelSpace:
 
 
 def whole_ids(raw: np.ndarray, source: str) -> np.ndarray:
-    """Ids as integers: a cast alone turns NaN into −9223372036854775808 and 1.7 into 1.
+    """Converts ids to integers; a cast alone would turn NaN into −9223372036854775808 and 1.7 into 1.
 
     Raises:
-        DataError: `raw` holds NaN, an infinite or fractional number, or no numbers at all.
+        DataError: `raw` holds NaN, an infinite or fractional number, or values that are no numbers.
     """
-    if raw.dtype.kind in "iub" and raw.dtype != np.uint64:  # of which numpy's `take` would wrap the largest
+    if raw.dtype.kind in "iub" and raw.dtype != np.uint64:  # numpy's `take` would wrap large uint64 values
         return raw
     if raw.dtype.kind not in "fu":
         raise DataError(f"Label map {source} holds values of type {raw.dtype}; it must hold ids, whole numbers: save it again.")
@@ -343,30 +341,30 @@ def whole_ids(raw: np.ndarray, source: str) -> np.ndarray:
 
 
 def id_ranges(ids: Iterable[int]) -> str:
-    """The ids as text with runs drawn together: `0–10, 255`."""
+    """The ids as text, consecutive ones as ranges: `0–10, 255`."""
     ids = set(ids)
     starts = sorted(i for i in ids if i - 1 not in ids)
     ends = sorted(i for i in ids if i + 1 not in ids)
     return ", ".join(str(start) if start == end else f"{start}–{end}" for start, end in zip(starts, ends, strict=True))
 
 
-def _single_band(raw: PIL.Image.Image, greatest: int) -> tuple[PIL.Image.Image, int]:
-    """An image of mode 1, L, LA or P as L or P, with the numbers of its file for grey values; and the greatest that may occur."""
+def _single_band(raw: PIL.Image.Image, max_value: int) -> tuple[PIL.Image.Image, int]:
+    """Converts mode 1, L, LA or P to L or P with the file's own grey values; also returns the largest possible value."""
     if raw.mode == "P":
-        return raw, greatest
+        return raw, max_value
     if raw.mode == "1":
-        raw, greatest = raw.convert("L"), 1
+        raw, max_value = raw.convert("L"), 1
     elif raw.mode == "LA":
         raw = raw.getchannel("L")
-    if greatest == 255:
-        return raw, greatest
-    return raw.point([(2 * value * greatest + 255) // 510 for value in range(256)]), greatest
+    if max_value == 255:
+        return raw, max_value
+    return raw.point([(2 * value * max_value + 255) // 510 for value in range(256)]), max_value
 
 
-def _shown_colours(image: PIL.Image.Image, used: list[int], greatest: int) -> dict[int, Colour]:
-    """The colour in which a viewer shows each of the values."""
+def _displayed_colours(image: PIL.Image.Image, used: list[int], max_value: int) -> dict[int, Colour]:
+    """Value → the colour in which a viewer shows it."""
     if image.mode == "L":
-        return {value: ((2 * value * 255 + greatest) // (2 * greatest),) * 3 for value in used}
+        return {value: ((2 * value * 255 + max_value) // (2 * max_value),) * 3 for value in used}
     palette = image.getpalette("RGB") or []
     palette += [0] * (768 - len(palette))
     return {value: tuple(palette[3 * value : 3 * value + 3]) for value in used}
@@ -377,17 +375,17 @@ def _is_complete(reading: dict[int, int | None]) -> bool:
 
 
 def _colour_codes(colours: np.ndarray) -> np.ndarray:
-    """(…, 3) uint8 → (…) int32, one number a colour."""
+    """(…, 3) uint8 → (…) int32, one number for each colour."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
 LABEL_SPACES: dict[str, LabelSpace] = {}
-"""Every known label space by name; each dataset's module adds its own."""
+"""Name → label space; each dataset's module adds its own."""
 
 
 def label_space_of_names(names: Iterable[str]) -> LabelSpace:
-    """The label space with these class names in this order: a known one, or one of names alone."""
+    """The registered label space with these class names in this order, or a new one without colours."""
     names = tuple(names)
     for label_space in LABEL_SPACES.values():
         if label_space.names == names:
@@ -404,7 +402,7 @@ def get_label_space(name: str) -> LabelSpace:
 
 
 def find_label_space(given: str | Path) -> LabelSpace:
-    """A registered label space by its name, or that of a label table (.yaml, .yml) or of COCO annotations (.json) by its file."""
+    """A registered label space by its name, or one from a label table's file (.yaml, .yml) or COCO annotations (.json)."""
     if is_coco_file(str(given)):
         return LabelSpace.from_coco(str(given))
     return LabelSpace.from_yaml(given) if is_label_table(given) else get_label_space(str(given))

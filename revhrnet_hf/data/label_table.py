@@ -1,33 +1,33 @@
-"""Label tables: the YAML file in which people say what the ids in their own label maps mean.
+"""Label tables: YAML files in which users define the meaning of the ids in their own label maps.
 
-For label maps that hold 0, 1 and 2, and 255 where nothing is scored, one line will do:
+For label maps that hold 0, 1 and 2, and 255 for ignored pixels, one line is enough:
 
     names: [road, car, person]
 
-Everything that can be said:
+All fields:
 
-    name: car_park                            # of the label space; else the file's name, or its folder's for labels.yaml
+    name: car_park                            # the label space; default: the name of the file, or of its folder for labels.yaml
     names:                                    # the classes in the order of their train ids
       road: 7                                 # the id in the label maps
       car: [26, 27]                           # several ids that are one class
       person: {ids: 24, colours: [220, 20, 60]}
-      lawn: {colours: ["#00ff00", "#00aa00"]} # label maps coded by colour; in images the first colour is shown
-    ignore: [0, 255, "#000000"]               # ids and colours that are not scored; 255 where nothing is said
-    images: photos/{split}                    # folders of images and of label maps, both or none of them (see datasets/folder.py)
+      lawn: {colours: ["#00ff00", "#00aa00"]} # label maps coded by colour; the first colour is used for display
+    ignore: [0, 255, "#000000"]               # ids and colours that are not scored; default: 255
+    images: photos/{split}                    # folders of images and of label maps, both or neither (see datasets/folder.py)
     labels: masks/{split}
-    image_suffix: _sat                        # what their file names end with: x_sat.jpg and x_mask.png are a pair
+    image_suffix: _sat                        # the ends of the file names: x_sat.jpg and x_mask.png are a pair
     label_suffix: _mask
     val_fraction: 0.2                         # hold out this share of the images as the split val ...
     val_seed: 0                               # ... chosen by their names and this number
 
-A colour is `[red, green, blue]` (0–255) or `"#rrggbb"` in quotes. Classes without one are shown in a palette that colour-blind
-people can tell apart. An id or a colour that the table does not name is an error when a label map that holds it is read.
+A colour is `[red, green, blue]` (0–255) or `"#rrggbb"` in quotes. Classes without a colour get one from a palette for
+colour-blind people. An id or a colour that is not in the table is an error when a label map with it is read.
 
-There are two classes or more. For a binary task one of them is the background: `names: [background, person]` where masks hold 0
-and 1, and `names: {background: 0, person: 255}` where they hold 0 and 255.
+A table has at least two classes. In a binary task one of them is the background: `names: [background, person]` if the masks hold
+0 and 1, `names: {background: 0, person: 255}` if they hold 0 and 255.
 
-CVAT's `labelmap.txt` (a line `label:red,green,blue:parts:actions` for each class) is a label table too; `names: labelmap.txt`
-takes the classes from the one beside the YAML file, or from the one in an archive that lies there.
+CVAT's `labelmap.txt` (a line `label:red,green,blue:parts:actions` for each class) is a label table too. `names: labelmap.txt`
+takes the classes from the one beside the YAML file, or from the one in an archive there.
 """
 
 import re
@@ -40,20 +40,19 @@ import yaml
 import yaml.constructor
 
 from ..errors import DataError
-from .archive import DataTree, location_name, read_text, split_location
-
-Colour = tuple[int, int, int]
+from ..images import Colour
+from .archive import DataFolder, location_name, read_text, split_location
+from .limits import MEBIBYTE
 
 FIELDS = ("name", "names", "ignore", "images", "labels", "image_suffix", "label_suffix", "val_fraction", "val_seed")
 CLASS_FIELDS = ("ids", "colours")
 USUAL_NAME = "labels.yaml"
 CVAT_NAME = "labelmap.txt"
 CVAT_LINE = re.compile(r"(?:(?P<name>.+?): *(?P<colour>\d+ *, *\d+ *, *\d+)|(?P<uncoloured>[^:]+):)(?::[^:]*){0,2}")
-MEBIBYTE = 1 << 20
-MAX_BYTES = MEBIBYTE // 4  # of a label table; 255 classes of many ids and colours take a tenth of it
-MAX_ENTRIES = 50_000  # values in a label table, each counted as often as it is referred to
+MAX_BYTES = MEBIBYTE // 4  # a table of 255 classes with many ids and colours takes a tenth of it
+MAX_ENTRIES = 50_000  # values in a label table, including those that aliases repeat
 DEEPEST = 20  # levels of lists and mappings; a table needs four
-# libyaml is ten times as fast, where PyYAML was built with it.
+# The loader of libyaml, if PyYAML has it, is ten times as fast.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
@@ -73,12 +72,12 @@ OKABE_ITO = (
     (213, 94, 0),
     (204, 121, 167),
 )
-# Shares of white (positive) and of black (negative) that are mixed into every further seven colours.
+# The share of white (positive) or black (negative) in each further group of seven colours.
 TINTS = (0.0, 0.5, -0.5, 0.75, -0.7)
 
 
 def default_colours(count: int) -> tuple[Colour, ...]:
-    """Okabe and Ito's seven colours, then the same lighter and darker; after 35 they begin again."""
+    """Okabe and Ito's seven colours, then lighter and darker ones; they repeat after 35."""
     return tuple(_tinted(OKABE_ITO[k % 7], TINTS[k // 7 % len(TINTS)]) for k in range(count))
 
 
@@ -89,17 +88,16 @@ def _tinted(colour: Colour, tint: float) -> Colour:
 
 @dataclass
 class LabelTable:
-    """What a label table says.
+    """The content of a label table.
 
     Attributes:
-        name: of the label space.
-        names, colours: of the classes, in the order of their train ids; colours to show, RGB 0–255.
-        raw_ids, raw_colours: id and colour in the label maps → train id, or 255 for what is not scored.
-        images, labels: folders of images and of label maps, with `{split}` in both or in neither; None where the table names
-            none.
-        image_suffix, label_suffix: what the names of their files have before the ending; None where the table says nothing.
-        val_fraction: share of the images that is held out as the split val; None where none is.
-        val_seed: changes which those are.
+        name: the label space's name.
+        names, colours: the classes' names and display colours (RGB, 0–255), in the order of their train ids.
+        raw_ids, raw_colours: id and colour in the label maps → train id, or 255 if it is not scored.
+        images, labels: folders of images and of label maps, with `{split}` in both or in neither; None if not given.
+        image_suffix, label_suffix: the ends of the file names, before the ending; None if not given.
+        val_fraction: the share of the images that is held out as the split val; None for no such split.
+        val_seed: the seed for the choice of these images.
     """
 
     name: str
@@ -116,17 +114,16 @@ class LabelTable:
 
 
 def is_label_table(given: str | Path) -> bool:
-    """Whether `given` names a label table's file (rather than a registered label space)."""
+    """Whether `given` is the path of a label table, rather than the name of a registered label space."""
     name = location_name(str(given))
     return name.endswith((".yaml", ".yml")) or name == CVAT_NAME
 
 
 def read_label_table(path: str | Path) -> LabelTable:
-    """Reads a label table, which may lie in an archive (see archive.py).
+    """Reads a label table, which may be in an archive (see archive.py).
 
     Raises:
-        DataError: the file is missing, too long or not YAML (of CVAT's, not such lines), or something in it cannot be; the
-            message names the line.
+        DataError: the file is missing, too long, not YAML (or not CVAT's format), or invalid; the message names the line.
     """
     source = str(path)
     text = read_text(source, MAX_BYTES)
@@ -148,7 +145,7 @@ def read_label_table(path: str | Path) -> LabelTable:
 
 
 def _check_nesting(text: str, source: str) -> None:
-    """Raises a DataError for lists within lists beyond all measure, on which PyYAML's composer would end the process."""
+    """Raises a DataError for very deeply nested lists: PyYAML's composer would crash the process."""
     depth = 0
     for event in yaml.parse(text, Loader=LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -160,49 +157,49 @@ def _check_nesting(text: str, source: str) -> None:
 
 
 def _check_aliases(root: yaml.Node, source: str) -> None:
-    """An alias (`*x`) refers to a value that may hold aliases itself, so that a few lines stand for billions of values."""
+    """Raises a DataError for too many values: with aliases (`*x`) inside aliases, a few lines can stand for billions."""
     counts: dict[int, int] = {}
 
     def count(node: yaml.Node) -> int:
         if id(node) not in counts:
-            counts[id(node)] = MAX_ENTRIES + 1  # for a node that contains itself
+            counts[id(node)] = MAX_ENTRIES + 1  # in case the node contains itself
             below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
             counts[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(map(count, below))
         return counts[id(node)]
 
     if count(root) > MAX_ENTRIES:
         raise DataError(
-            f"The label table {source} stands for more than {MAX_ENTRIES:,} values, or for itself: name ids only that the label "
-            "maps hold, and write aliases (*name) out."
+            f"The label table {source} stands for more than {MAX_ENTRIES:,} values, or contains itself: name only ids that the "
+            "label maps hold, and write aliases (*name) out."
         )
 
 
 def _read_cvat(text: str, source: str) -> LabelTable:
-    """CVAT's table: the classes in the order of their lines; ids are the lines' numbers where no class has a colour."""
+    """Reads CVAT's table: the classes in the order of the lines. If no class has a colour, the line numbers are the ids."""
     table = LabelTable(_usual_name(source))
     coloured = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
 
-        def wrong(message: str, number: int = number) -> DataError:
+        def error(message: str, number: int = number) -> DataError:
             return DataError(f"Label table {source}, line {number}: {message}")
 
         match = CVAT_LINE.fullmatch(line.strip())
         if match is None:
-            raise wrong(f"{line[:80]!r} is not of CVAT's form label:red,green,blue:parts:actions.")
+            raise error(f"{line[:80]!r} is not of CVAT's form label:red,green,blue:parts:actions.")
         name, train_id = match["name"] or match["uncoloured"], len(table.names)
         if name in table.names:
-            raise wrong(f"the class {name!r} stands twice.")
+            raise error(f"the class {name!r} is there twice.")
         if train_id == MAX_CLASSES:
-            raise wrong(f"{name!r} is one class too many: there can be {MAX_CLASSES}.")
+            raise error(f"{name!r} is one class too many: there can be {MAX_CLASSES}.")
         table.names.append(name)
         if match["colour"]:
             colour = tuple(map(int, match["colour"].split(",")))
             if max(colour) > 255:
-                raise wrong(f"a colour is red,green,blue, each from 0 to 255, not {match['colour']}.")
+                raise error(f"a colour is red,green,blue, each from 0 to 255, not {match['colour']}.")
             if colour in table.raw_colours:
-                raise wrong(f"the colour {colour} belongs to the class {table.names[table.raw_colours[colour]]!r} already.")
+                raise error(f"the colour {colour} belongs to the class {table.names[table.raw_colours[colour]]!r} already.")
             table.raw_colours[colour] = train_id
             coloured.append(name)
         table.colours.append(colour if match["colour"] else default_colours(train_id + 1)[train_id])
@@ -226,24 +223,24 @@ def _check_class_count(table: LabelTable, where: str) -> None:
 
 
 class _Reader:
-    """Reads YAML's nodes rather than values: only they know their lines, and that a key stands twice."""
+    """Reads YAML nodes rather than values, because only nodes have line numbers and show repeated keys."""
 
     def __init__(self, source: str):
         self.source = source
         self.result = LabelTable(_usual_name(source))
 
     def table(self, root: yaml.Node) -> LabelTable:
-        fields = {self._known(key, FIELDS): value for key, value in self._entries(root, "a label table")}
+        fields = {self._known_field(key, FIELDS): value for key, value in self._entries(root, "a label table")}
         if "names" not in fields:
-            raise self._wrong(root, "the field names is missing: give the classes, for example names: [road, car, person].")
+            raise self._error(root, "the field names is missing: give the classes, for example names: [road, car, person].")
         if "name" in fields:
             self.result.name = self._text(fields["name"], "name")
         if self._is_cvat(fields["names"]):
-            self._take_cvat(fields["names"])
+            self._read_cvat_classes(fields["names"])
         else:
             self._read_names(fields["names"])
         if not self.result.names:
-            raise self._wrong(fields["names"], "names is empty: give the classes, for example names: [road, car, person].")
+            raise self._error(fields["names"], "names is empty: give the classes, for example names: [road, car, person].")
         _check_class_count(self.result, self._where(fields["names"]))
         self._read_ignored(fields.get("ignore"))
         self._read_folders(root, fields)
@@ -256,45 +253,47 @@ class _Reader:
     def _is_cvat(self, node: yaml.Node) -> bool:
         return isinstance(node, yaml.ScalarNode) and node.value == CVAT_NAME
 
-    def _take_cvat(self, node: yaml.Node) -> None:
+    def _read_cvat_classes(self, node: yaml.Node) -> None:
         beside = read_label_table(self._cvat_location(node))
         self.result.names, self.result.colours = beside.names, beside.colours
         self.result.raw_colours = beside.raw_colours
-        # 255 is `ignore`'s to give.
+        # Only the field `ignore` decides about 255.
         self.result.raw_ids = {raw_id: train_id for raw_id, train_id in beside.raw_ids.items() if train_id != IGNORED}
 
     def _cvat_location(self, node: yaml.Node) -> str:
-        """Where the labelmap.txt is that is meant: beside this table, else in the data folder or an archive there."""
+        """The location of labelmap.txt: beside this table, else in the data folder or an archive there."""
         file, member = split_location(self.source)
         folder = PurePosixPath((member or "").replace("\\", "/").lstrip("/")).parent
-        tree = DataTree(Path(file).parent)
-        usual = tree.location(str(folder / CVAT_NAME)) or tree.location(CVAT_NAME)
-        packed = [tree.location(f"{top}/{CVAT_NAME}") for top in tree.packed_folders()] if usual is None else [usual]
+        data_folder = DataFolder(Path(file).parent)
+        if unpacked := data_folder.location(str(folder / CVAT_NAME)) or data_folder.location(CVAT_NAME):
+            return unpacked
+        packed = [data_folder.location(f"{top}/{CVAT_NAME}") for top in data_folder.packed_folders()]
         found = [location for location in packed if location is not None]
         if not found:
-            raise self._wrong(node, f"there is no {CVAT_NAME} in {tree.root}, nor in an archive there: put it beside the table.")
+            message = f"there is no {CVAT_NAME} in {data_folder.root}, nor in an archive there: put it beside the table."
+            raise self._error(node, message)
         if len(found) > 1:
-            raise self._wrong(node, f"there are {' and '.join(found)}: put the one that counts beside the table.")
+            raise self._error(node, f"there are {' and '.join(found)}: put the right one beside the table.")
         return found[0]
 
     def _suffix(self, node: yaml.Node, what: str) -> str:
         suffix = self._text(node, what)
         if "/" in suffix or "." in suffix:
-            raise self._wrong(node, f"{what}: {suffix!r} must be what a name has before its ending, such as _mask of x_mask.png.")
+            raise self._error(node, f"{what}: {suffix!r} must be the end of a name before its ending (_mask in x_mask.png).")
         return suffix
 
     def _read_val(self, fields: dict[str, yaml.Node]) -> None:
         if "val_fraction" in fields:
             fraction = self._value(fields["val_fraction"])
             if type(fraction) is not float or not 0 < fraction < 1:
-                raise self._wrong(
+                raise self._error(
                     fields["val_fraction"], f"val_fraction is a share between 0 and 1, such as 0.2, not {_shown(fraction)}."
                 )
             self.result.val_fraction = fraction
         if "val_seed" in fields:
             seed = self._value(fields["val_seed"])
             if type(seed) is not int or self.result.val_fraction is None:
-                raise self._wrong(fields["val_seed"], "val_seed is a whole number, and belongs to val_fraction.")
+                raise self._error(fields["val_seed"], "val_seed is a whole number, and belongs to val_fraction.")
             self.result.val_seed = seed
 
     def _read_names(self, node: yaml.Node) -> None:
@@ -304,30 +303,30 @@ class _Reader:
             entries = self._entries(node, "names (a list of classes, or class: id)")
         for train_id, (key, value) in enumerate(entries):
             if value is not None and type(self._value(key)) is int:
-                raise self._wrong(key, f"{key.value}: comes before its class: write the class first, such as road: {key.value}.")
+                raise self._error(key, f"{key.value}: comes before its class: write the class first, such as road: {key.value}.")
             name = self._text(key, "a class name")
             if name in self.result.names:
-                raise self._wrong(key, f"the class {name!r} stands twice.")
+                raise self._error(key, f"the class {name!r} is there twice.")
             if train_id == MAX_CLASSES:
-                raise self._wrong(key, f"{name!r} is one class too many: there can be {MAX_CLASSES}.")
+                raise self._error(key, f"{name!r} is one class too many: there can be {MAX_CLASSES}.")
             self.result.names.append(name)
             self.result.colours.append(default_colours(train_id + 1)[train_id])
             if value is None:
-                self._claim_id(key, train_id, train_id)
+                self._assign_id(key, train_id, train_id)
             else:
                 self._read_class(name, value, train_id)
 
     def _read_class(self, name: str, node: yaml.Node, train_id: int) -> None:
-        said = {"ids": node}
+        fields = {"ids": node}
         if isinstance(node, yaml.MappingNode):
-            said = {self._known(key, CLASS_FIELDS): value for key, value in self._entries(node, f"class {name!r}")}
-        if not said:
-            raise self._wrong(node, f"the class {name!r} has neither ids nor colours: give the id that it has in the label maps.")
-        for item in _items(said["ids"]) if "ids" in said else ():
-            self._claim_id(item, self._id(item, f"the class {name!r}"), train_id)
-        colours = [(item, self._colour(item)) for item in _colour_items(said["colours"])] if "colours" in said else []
+            fields = {self._known_field(key, CLASS_FIELDS): value for key, value in self._entries(node, f"class {name!r}")}
+        if not fields:
+            raise self._error(node, f"the class {name!r} has neither ids nor colours: give the id that it has in the label maps.")
+        for item in _items(fields["ids"]) if "ids" in fields else ():
+            self._assign_id(item, self._id(item, f"the class {name!r}"), train_id)
+        colours = [(item, self._colour(item)) for item in _colour_items(fields["colours"])] if "colours" in fields else []
         for item, colour in colours:
-            self._claim_colour(item, colour, train_id)
+            self._assign_colour(item, colour, train_id)
         if colours:
             self.result.colours[train_id] = colours[0][1]
 
@@ -338,18 +337,18 @@ class _Reader:
         for item in _items(node):
             value = self._value(item)
             if isinstance(value, str | list):
-                self._claim_colour(item, self._colour(item), IGNORED)
+                self._assign_colour(item, self._colour(item), IGNORED)
             else:
-                self._claim_id(item, self._id(item, "ignore"), IGNORED)
+                self._assign_id(item, self._id(item, "ignore"), IGNORED)
 
     def _read_folders(self, root: yaml.Node, fields: dict[str, yaml.Node]) -> None:
         if ("images" in fields) != ("labels" in fields):
-            raise self._wrong(root, "images and labels belong together: name both folders, or none.")
+            raise self._error(root, "images and labels belong together: name both folders, or none.")
         if "images" in fields:
             self.result.images = self._folder(fields["images"], "images")
             self.result.labels = self._folder(fields["labels"], "labels")
             if (SPLIT in self.result.images) != (SPLIT in self.result.labels):
-                raise self._wrong(
+                raise self._error(
                     root, f"images and labels: either both hold {SPLIT}, where the split's name stands, or neither."
                 )
 
@@ -357,19 +356,19 @@ class _Reader:
         folder = self._text(node, what).replace("\\", "/").rstrip("/").removeprefix("./")
         folder = "" if folder == "." else folder
         if folder.count(SPLIT) > 1:
-            raise self._wrong(node, f"{what}: {folder!r} must hold {SPLIT} once at most, where the split's name stands.")
+            raise self._error(node, f"{what}: {folder!r} must hold {SPLIT} once at most, where the split's name stands.")
         if folder.startswith("/") or ".." in folder.split("/"):
-            raise self._wrong(node, f"{what}: {folder!r} leads outside the data folder: give a path within it.")
+            raise self._error(node, f"{what}: {folder!r} leads outside the data folder: give a path within it.")
         return folder
 
-    def _claim_id(self, node: yaml.Node, raw_id: int, train_id: int) -> None:
+    def _assign_id(self, node: yaml.Node, raw_id: int, train_id: int) -> None:
         if raw_id in self.result.raw_ids:
-            raise self._wrong(node, f"the id {raw_id} belongs to {self._owner(self.result.raw_ids[raw_id])} already.")
+            raise self._error(node, f"the id {raw_id} belongs to {self._owner(self.result.raw_ids[raw_id])} already.")
         self.result.raw_ids[raw_id] = train_id
 
-    def _claim_colour(self, node: yaml.Node, colour: Colour, train_id: int) -> None:
+    def _assign_colour(self, node: yaml.Node, colour: Colour, train_id: int) -> None:
         if colour in self.result.raw_colours:
-            raise self._wrong(node, f"the colour {colour} belongs to {self._owner(self.result.raw_colours[colour])} already.")
+            raise self._error(node, f"the colour {colour} belongs to {self._owner(self.result.raw_colours[colour])} already.")
         self.result.raw_colours[colour] = train_id
 
     def _owner(self, train_id: int) -> str:
@@ -377,31 +376,31 @@ class _Reader:
 
     def _entries(self, node: yaml.Node, what: str) -> Iterator[tuple[yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
-            raise self._wrong(node, f"{what} must be lines of the form field: value.")
+            raise self._error(node, f"{what} must be lines of the form field: value.")
         seen = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise self._wrong(key, f"{what}: a field's name is text, not a list or mapping.")
+                raise self._error(key, f"{what}: a field's name is text, not a list or mapping.")
             if key.value in seen:
-                raise self._wrong(key, f"{_shown(key.value)} stands twice.")
+                raise self._error(key, f"{_shown(key.value)} is there twice.")
             seen.add(key.value)
             yield key, value
 
-    def _known(self, key: yaml.Node, known: tuple[str, ...]) -> str:
+    def _known_field(self, key: yaml.Node, known: tuple[str, ...]) -> str:
         if key.value not in known:
-            raise self._wrong(key, f"unknown field {_shown(key.value)}; known: {', '.join(known)}.")
+            raise self._error(key, f"unknown field {_shown(key.value)}; known: {', '.join(known)}.")
         return key.value
 
     def _text(self, node: yaml.Node, what: str) -> str:
         value = self._value(node)
         if not isinstance(value, str) or not value:
-            raise self._wrong(node, f"{what} must be text, but is {_shown(value)}: put it in quotes.")
+            raise self._error(node, f"{what} must be text, but is {_shown(value)}: put it in quotes.")
         return value
 
     def _id(self, node: yaml.Node, what: str) -> int:
         value = self._value(node)
         if type(value) is not int or not 0 <= value <= LARGEST_ID:
-            raise self._wrong(node, f"{what}: an id is a whole number from 0 to {LARGEST_ID}, not {_shown(value)}.")
+            raise self._error(node, f"{what}: an id is a whole number from 0 to {LARGEST_ID}, not {_shown(value)}.")
         return value
 
     def _colour(self, node: yaml.Node) -> Colour:
@@ -410,7 +409,7 @@ class _Reader:
             return tuple(bytes.fromhex(value[1:]))
         if isinstance(value, list) and [type(channel) for channel in value] == [int] * 3 and 0 <= min(value) <= max(value) <= 255:
             return tuple(value)
-        raise self._wrong(
+        raise self._error(
             node,
             f'a colour is [red, green, blue], each from 0 to 255, or "#rrggbb" (the quotes are needed), not {_shown(value)}.',
         )
@@ -418,11 +417,11 @@ class _Reader:
     def _value(self, node: yaml.Node) -> object:
         try:
             return yaml.constructor.SafeConstructor().construct_document(node)
-        # What PyYAML lets through for numbers, dates and binary data that are none.
+        # The exceptions of PyYAML for invalid numbers, dates and binary data.
         except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
-            raise self._wrong(node, f"this value cannot be read ({error}): put it in quotes if it is text.") from error
+            raise self._error(node, f"this value cannot be read ({error}): put it in quotes if it is text.") from error
 
-    def _wrong(self, node: yaml.Node, message: str) -> DataError:
+    def _error(self, node: yaml.Node, message: str) -> DataError:
         return DataError(self._where(node) + message)
 
     def _where(self, node: yaml.Node) -> str:
@@ -430,7 +429,7 @@ class _Reader:
 
 
 def _shown(value: object) -> str:
-    """`value` for a message, shortened."""
+    """A value as it is shown in a message, shortened."""
     return SHORT.repr(value)
 
 
@@ -440,12 +439,12 @@ def _usual_name(source: str) -> str:
 
 
 def _items(node: yaml.Node) -> list[yaml.Node]:
-    """One or several: the list's entries, or the node alone."""
+    """The entries of a list; any other node counts as a list with one entry."""
     return node.value if isinstance(node, yaml.SequenceNode) else [node]
 
 
 def _colour_items(node: yaml.Node) -> list[yaml.Node]:
-    """A list that begins with a number is one colour."""
+    """The entries of a list of colours; a list that begins with a number is a single colour."""
     if isinstance(node, yaml.SequenceNode) and node.value and node.value[0].tag == "tag:yaml.org,2002:int":
         return [node]
     return _items(node)

@@ -1,6 +1,6 @@
-"""Limits on the memory that one file may take, against files that are small on disk and huge once read.
+"""Limits on the memory that one file may take, against files that are small on the disk and huge once read.
 
-Each limit is far above what published datasets need. The error that names one says how to raise it.
+Each limit is far above the needs of published datasets. The error messages say how to raise it.
 """
 
 import os
@@ -11,46 +11,46 @@ from ..errors import DataError
 
 MEBIBYTE = 1 << 20
 MEMBER_VARIABLE, TEXT_VARIABLE = "REVHRNET_MAX_MEMBER_MB", "REVHRNET_MAX_TEXT_MB"
-# A member of an archive may always unpack to SMALL, beyond that to RATIO times its packed size (JSON packs to a tenth, PNG to
-# itself; a bomb to a thousandth), and never to more than LARGEST.
+# A member of an archive may always unpack to SMALL bytes, above that to RATIO times its packed size, and never to more than
+# LARGEST. (Packing reduces JSON to a tenth, PNG hardly, a zip bomb to a thousandth.)
 SMALL, RATIO, LARGEST = 64 * MEBIBYTE, 100, 2048 * MEBIBYTE
-LIST_BYTES = 64 * MEBIBYTE  # a list of a million images takes less
+LIST_BYTES = 64 * MEBIBYTE  # more than a list of a million images
 JSON_BYTES = 2048 * MEBIBYTE  # COCO's training annotations take 470 MB
 
 
 def check_member_size(member: str, archive: str, packed: int, unpacked: int) -> None:
-    """Raises a DataError for an archive's member that would unpack to more bytes than the limit."""
+    """Raises a DataError if a member of an archive would unpack to more bytes than the limit."""
     most = _from_environment(MEMBER_VARIABLE) or min(max(SMALL, RATIO * packed), LARGEST)
     if unpacked > most:
         raise DataError(
-            f"{member} in {archive} has {_megabytes(packed)} and would unpack to {_megabytes(unpacked)}, beyond the limit of "
+            f"{member} in {archive} has {_megabytes(packed)} and would unpack to {_megabytes(unpacked)}, more than the limit of "
             f"{_megabytes(most)}: if you trust the archive, unpack it, or set the environment variable {MEMBER_VARIABLE}."
         )
 
 
-def most_text(default: int) -> int:
-    """How many bytes a text file may have: `default`, or what the user has set."""
+def max_text_bytes(default: int) -> int:
+    """The largest size of a text file in bytes: `default`, or the user's setting."""
     return _from_environment(TEXT_VARIABLE) or default
 
 
 def text_too_long(source: str, most: int) -> DataError:
     return DataError(
         f"{source} has more than {_megabytes(most)} of text, the limit: if you trust the file, set the environment variable "
-        f"{TEXT_VARIABLE} to more megabytes."
+        f"{TEXT_VARIABLE} to a larger number of megabytes."
     )
 
 
 def check_pixels(width: int, height: int, source: str) -> None:
-    """Raises a DataError for a label map to be drawn of more pixels than Pillow opens."""
+    """Raises a DataError if a label map that is to be drawn has more pixels than Pillow opens."""
     if PIL.Image.MAX_IMAGE_PIXELS is not None and width * height > (most := 2 * PIL.Image.MAX_IMAGE_PIXELS):
         raise DataError(
-            f"{source} is of {width}×{height} pixels, beyond the limit of {most}, which is that of images: if that size is "
+            f"{source} is of {width}×{height} pixels, more than the limit of {most}, which is that of images: if that size is "
             "right, raise Pillow's limit (PIL.Image.MAX_IMAGE_PIXELS)."
         )
 
 
 def _from_environment(variable: str) -> int | None:
-    """Bytes, where the user has set a number of megabytes."""
+    """The user's setting, given in megabytes, as bytes; None without one."""
     text = os.environ.get(variable, "")
     if not text:
         return None

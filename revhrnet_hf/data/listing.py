@@ -1,4 +1,4 @@
-"""What every dataset does with the list of its files: find missing partners, differing sizes, and changes."""
+"""The list of a dataset's files: missing partners, differing sizes, and a digest that changes with the files."""
 
 import hashlib
 import io
@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, first_few
 from ..images import ImageFile, Size, header_size, unreadable_is_data_error
 from .annotation import annotation_size, matlab_size
-from .archive import DataTree, location_name, location_stamp, read_location, split_location
+from .archive import DataFolder, location_name, location_stamp, read_location, split_location
 from .features import as_stored
 
 MAX_NAMED = 3
-HEADER = 65536  # bytes of an archive's member in which the image's size mostly stands
-LONG_CHECK = 2000  # images; below, opening every header takes no time worth a bar
+HEADER = 65536  # bytes at the start of an archive's member; they usually contain the image's size
+LONG_CHECK = 2000  # images; checking fewer is too quick for a progress bar
 
 
-class Listed(NamedTuple):
-    """One image with its label map, as a dataset lists them: paths in its DataTree.
+class ListedSample(NamedTuple):
+    """An image with its label map, as a dataset lists them: paths in its DataFolder.
 
-    `label_map` is None where the publisher keeps the label maps. `annotation` is the label map itself where it is no file of its
-    own but part of a larger one (COCO's JSON); `label_map` then says where that is, for messages, as `FILE#ID`.
+    `label_map` is None in a split without public label maps. `annotation` is the label map itself if it is part of a larger file
+    (COCO's JSON); `label_map` is then its name in messages, `FILE#ID`.
     """
 
     image: str
@@ -31,68 +31,65 @@ class Listed(NamedTuple):
     annotation: bytes | None = None
 
 
-class Sample(NamedTuple):
-    """The same with locations (see archive.py)."""
+class Sample(ListedSample):
+    """A listed sample with locations (see archive.py) for paths."""
 
-    image: str
-    label_map: str | None
-    image_id: str
-    annotation: bytes | None = None
+    __slots__ = ()
 
 
-class Lost(NamedTuple):
-    """A file that a dataset lists and that is not there: where it should be, and its partner, which may be lost as well."""
+class MissingFile(NamedTuple):
+    """A file that a dataset lists but lacks: its kind and expected path, and those of its partner, which may be missing too."""
 
     kind: str
-    missing: str
+    expected: str
     partner_kind: str
     partner: str
 
 
-def locate_all(tree: DataTree, listed: list[Listed]) -> tuple[list[Sample], list[Lost]]:
-    """The locations of the images and label maps that are both there, and every file that is not."""
-    samples, lost = [], []
+def locate_all(data_folder: DataFolder, listed: list[ListedSample]) -> tuple[list[Sample], list[MissingFile]]:
+    """The samples whose image and label map both exist, and every file that is missing."""
+    samples, missing = [], []
     for item in listed:
-        image = tree.location(item.image)
+        image = data_folder.location(item.image)
         if item.label_map is None:
-            # It was found by its image, so that it is there.
+            # The dataset was listed by its image files, so the image exists.
             samples.append(Sample(image, None, item.image_id))
             continue
-        label_map = tree.location(item.label_map) if item.annotation is None else item.label_map
-        if image is None:
-            lost.append(Lost("image", tree.expected(item.image), "Label map", tree.expected(item.label_map)))
-        if label_map is None:
-            lost.append(Lost("label map", tree.expected(item.label_map), "Image", tree.expected(item.image)))
+        label_map = data_folder.location(item.label_map) if item.annotation is None else item.label_map
         if image is not None and label_map is not None:
             samples.append(Sample(image, label_map, item.image_id, item.annotation))
-    return samples, lost
+            continue
+        expected = data_folder.expected(item.image), data_folder.expected(item.label_map)
+        if image is None:
+            missing.append(MissingFile("image", expected[0], "Label map", expected[1]))
+        if label_map is None:
+            missing.append(MissingFile("label map", expected[1], "Image", expected[0]))
+    return samples, missing
 
 
-def locate(tree: DataTree, listed: list[Listed]) -> list[Sample]:
-    """The files' locations. Raises a DataError that counts the listed files that are not there, and names the first few."""
-    samples, lost = locate_all(tree, listed)
-    if lost:
-        kind, partner_kind = lost[0].kind, lost[0].partner_kind
-        alike = [item for item in lost if item.kind == kind]
-        shown = ", ".join(f"{item.partner} (expected {item.missing})" for item in alike[:MAX_NAMED])
-        more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
+def locate(data_folder: DataFolder, listed: list[ListedSample]) -> list[Sample]:
+    """The samples' locations. Raises a DataError with the number of missing files and the names of the first few."""
+    samples, missing = locate_all(data_folder, listed)
+    if missing:
+        kind, partner_kind = missing[0].kind, missing[0].partner_kind
+        alike = [f"{item.partner} (expected {item.expected})" for item in missing if item.kind == kind]
         raise DataError(
-            f"{partner_kind} without its {kind}, {len(alike)} of {len(listed)}: {shown}{more}. "
+            f"{partner_kind} without its {kind}, {len(alike)} of {len(listed)}: {first_few(alike, MAX_NAMED)}. "
             "Add the missing files, or take these entries out of the split."
         )
     return samples
 
 
 def check_same_sizes(samples: list[Sample]) -> list[Sample]:
-    """The samples, with the images marked whose label maps fit only the image as it is stored (`as_stored`).
+    """The samples; an image whose label map fits only the stored orientation is marked so (`as_stored`).
 
-    Of images it reads only the headers.
+    Only the headers of the images are read.
 
     Raises:
         DataError: for the first image that fits its label map neither upright nor as stored.
     """
-    labelled = sum(sample.label_map is not None for sample in samples)
-    bar = tqdm(samples, desc="checking sizes", unit="image", leave=False, disable=labelled < LONG_CHECK)
+    is_short = sum(sample.label_map is not None for sample in samples) < LONG_CHECK
+    bar = tqdm(samples, desc="checking sizes", unit="image", leave=False, disable=is_short or None)
     return [sample if sample.label_map is None else _fitting(sample) for sample in bar]
 
 
@@ -100,7 +97,7 @@ def _fitting(sample: Sample) -> Sample:
     labelled_size = label_map_size(sample)
     if labelled_size == image_size(sample.image):
         return sample
-    # Its beginning need not tell everything: the metadata of a PNG may lie at its end.
+    # Read the whole file: the metadata of a PNG may be at its end.
     with unreadable_is_data_error("Image", sample.image):
         image = ImageFile(read_location(sample.image))
     if labelled_size == image.size:
@@ -113,24 +110,24 @@ def _fitting(sample: Sample) -> Sample:
 
 
 def mismatch(image: str, size: Size, orientation: int, label_map: str, labelled_size: Size) -> str:
-    """The message for an image and a label map of different (width, height).
+    """The error message for an image and a label map of different sizes.
 
     Args:
-        image, label_map: what the message calls them.
-        size: of the image, upright.
-        orientation: EXIF's, of the image.
-        labelled_size: of the label map.
+        image, label_map: their names in the message.
+        size: (width, height) of the upright image.
+        orientation: the image's EXIF orientation.
+        labelled_size: (width, height) of the label map.
     """
-    turned = f" (as its EXIF orientation {orientation} turns it, {by(size[::-1])} as stored)" if orientation > 4 else ""
+    turned = f" (as its EXIF orientation {orientation} turns it, {size_text(size[::-1])} as stored)" if orientation > 4 else ""
     return (
-        f"{image} is {by(size)} pixels (width×height){turned} but {label_map} is {by(labelled_size)}: bring both to one size "
-        "(label maps by nearest neighbour). If only the sides are swapped, the EXIF orientation was applied to one of the two "
-        "only: turn the label map, do not resize it."
+        f"{image} is {size_text(size)} pixels (width×height){turned} but {label_map} is {size_text(labelled_size)}: bring both "
+        "to one size (label maps by nearest neighbour). If only the sides are swapped, the EXIF orientation was applied to one "
+        "of the two only: turn the label map, do not resize it."
     )
 
 
 def check_no_repeats(image_ids: Iterable[str], source: str) -> None:
-    """Raises a DataError for a list that names an image twice, which would count twice in scores and in training."""
+    """Raises a DataError if a list names an image twice: it would count twice in training and in scores."""
     seen: set[str] = set()
     for image_id in image_ids:
         if image_id in seen:
@@ -139,7 +136,7 @@ def check_no_repeats(image_ids: Iterable[str], source: str) -> None:
 
 
 def listing_digest(samples: list[Sample]) -> str:
-    """A short hash of the files' names, sizes in bytes and times of change."""
+    """A short hash of the files' names, sizes in bytes and modification times."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{location_stamp(sample.image)}\n".encode())
@@ -153,12 +150,12 @@ def listing_digest(samples: list[Sample]) -> str:
 
 
 def files_digest(locations: Iterable[str]) -> str:
-    """The same of single files."""
+    """The same hash for files that are not samples."""
     return hashlib.sha256("\n".join(map(location_stamp, locations)).encode()).hexdigest()[:16]
 
 
-def label_map_size(sample: Sample) -> tuple[int, int]:
-    """Width and height of the sample's label map; a DataError if it cannot be read."""
+def label_map_size(sample: Sample) -> Size:
+    """(width, height) of the sample's label map; a DataError if it cannot be read."""
     if sample.annotation is not None:
         return annotation_size(sample.annotation, sample.label_map)
     if location_name(sample.label_map).lower().endswith(".mat"):
@@ -167,7 +164,7 @@ def label_map_size(sample: Sample) -> tuple[int, int]:
 
 
 def image_size(location: str) -> Size:
-    """Width and height of the upright image, from its header."""
+    """(width, height) of the upright image, from its header."""
     file, member = split_location(location)
     with unreadable_is_data_error("Image", location):
         if member is None and "://" not in file:
@@ -179,5 +176,5 @@ def image_size(location: str) -> Size:
             return header_size(io.BytesIO(read_location(location)))
 
 
-def by(size: Size) -> str:
+def size_text(size: Size) -> str:
     return "×".join(map(str, size))

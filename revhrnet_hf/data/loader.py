@@ -1,4 +1,4 @@
-"""The one DataLoader of training, evaluation and the audit, and what its workers do with signals."""
+"""The DataLoader of training, evaluation and the audit, and how its workers treat signals."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 CPU = torch.device("cpu")
-MOST_WORKERS = 8  # by default; more is the user's to say
+MOST_WORKERS = 8  # the largest default; the user may set more
 
 
 def default_num_workers(device: torch.device = CPU) -> int:
-    """How many workers one process gets where nobody says a number: its share of the cores, at most `MOST_WORKERS`.
+    """The default number of workers of one process: its share of the CPU cores, at most `MOST_WORKERS`.
 
-    Beside a network on the CPU, whose threads need the same cores, half of that share. A share is of the cores that this process
-    may use, among the processes that a launcher has started on this machine.
+    The cores that this process may use are shared among the processes that a launcher has started on this machine. If the network
+    runs on the CPU, its threads need the same cores, and the default is half the share.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -34,16 +34,16 @@ def build_loader(
     persistent_workers: bool = False,
     timeout: float = 0,
 ) -> DataLoader:
-    """Worker processes that read ahead while a network works.
+    """A DataLoader whose worker processes read ahead while the network runs.
 
     Args:
         dataset: has `__len__` and `__getitem__`.
-        num_workers: processes; 0 reads in this one, None takes `default_num_workers(device)`.
-        device: where the network is.
-        batch_sampler: the indices of each batch; without it samples come one by one, in order.
-        collate_fn: what becomes of the samples of a batch, or of each sample where there is no `batch_sampler`.
-        persistent_workers: workers stay from one pass over the loader to the next.
-        timeout: seconds after which a worker that gives no answer is an error; 0: never.
+        num_workers: worker processes; 0 reads in this process, None means `default_num_workers(device)`.
+        device: the network's device.
+        batch_sampler: the indices of each batch; without it, samples come one by one, in order.
+        collate_fn: applied to the samples of a batch, or to each sample without a `batch_sampler`.
+        persistent_workers: keep the workers from one pass over the loader to the next.
+        timeout: seconds after which a silent worker is an error; 0: never.
     """
     if num_workers is None:
         num_workers = default_num_workers(device)
@@ -61,18 +61,18 @@ def build_loader(
 
 
 def obey_parent_only(worker: int) -> None:
-    """A loader's `worker_init_fn`: the worker ends when the process that it loads for says so, and for no other signal.
+    """A loader's `worker_init_fn`: the worker ignores signals, except a SIGTERM from its parent process, which ends it.
 
-    Ctrl-C, launchers and schedulers signal the workers too. The process that they load for may finish a step and save first,
-    however long that takes, and then ends its workers itself. If it is gone without a word, torch's workers see that and end.
+    Ctrl-C, launchers and schedulers signal the workers too. But the parent may first finish a step and save, however long that
+    takes, and then end its workers itself. If the parent is killed, torch's workers notice that and end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # it tells who has sent a signal; not on macOS, where any SIGTERM ends a worker
+    if hasattr(signal, "sigwaitinfo"):  # it tells the sender of a signal; missing on macOS, where any SIGTERM ends a worker
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_parent_says, daemon=True).start()
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
-def _end_when_parent_says() -> None:
+def _wait_for_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
-    os._exit(0)  # as torch's own handler: with another status the parent would report a worker that failed
+    os._exit(0)  # as in torch's handler: after another status the parent would report a failed worker

@@ -1,4 +1,4 @@
-"""`load_segmentation_dataset`: a dataset's folder, as its publisher ships it, to a `datasets.Dataset`."""
+"""`load_segmentation_dataset`: loads a dataset from the folder that its publisher ships as a `datasets.Dataset`."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -44,49 +44,57 @@ def load_segmentation_dataset(
     unlabelled: bool = False,
     loader: str | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Loads one split of a dataset from the folder in which it lies, or from the Hub.
+    """Loads one split of a dataset from its folder or from the Hub.
 
-    Images stay files and are read with each example; the `datasets` cache holds only their paths.
+    The images remain files, which are read with each example; the `datasets` cache holds only their paths.
 
     Args:
-        name: the dataset, for example `"camvid"`; `"folder"` for images and label maps of your own (datasets/folder.py says how
-            they should lie); `"hub"` for any dataset on the Hub, in a copy of its repository, or saved with `save_to_disk`. With
+        name: the dataset, for example `"camvid"`; `"folder"` for your own images and label maps (datasets/folder.py describes
+            the layouts); `"hub"` for any dataset on the Hub, in a copy of its repository, or saved with `save_to_disk`. With
             `loader`, a name of your own.
-        data_dir: its folder, laid out as the publisher does it; zip and tar files in it are read without unpacking. With `"hub"`
-            the name on the Hub, or the folder.
+        data_dir: the folder in the publisher's layout; zip and tar files in it are read without unpacking. With `"hub"`, the name
+            on the Hub, or the folder.
         split: for example `"train"`, `"val"`, `"trainval"`.
-        label_space: the classes to translate to, of the dataset itself or joined to them by a table (translation.py; what has
-            no partner there is ignored); the dataset's usual ones if None. With `"folder"` and `"hub"` the classes that the
-            label maps are drawn in: a label table (a YAML file; label_table.py shows its form) or a name.
-        streaming: gives an `IterableDataset`, which writes no cache at all.
-        unlabelled: allow the splits whose label maps the publisher keeps (`"test"` of Cityscapes, Mapillary Vistas and PASCAL
-            VOC); `label_map` is None there.
-        image_column, label_column: with `"hub"` only, the names of these columns there; `"image"` and `"label_map"` if None.
-        loader: one of the above, if `name` is a name of your own; what follows about `"folder"` and `"hub"` is about the loader.
+        label_space: the classes to translate to: a label space of the dataset, or one that a table joins to it (translation.py;
+            classes without a partner are ignored); the default one if None. With `"folder"` and `"hub"`, the classes of the label
+            maps: a label table (a YAML file; label_table.py shows the form) or a name.
+        streaming: return an `IterableDataset`, which writes no cache.
+        unlabelled: allow splits without public label maps (`"test"` of Cityscapes, Mapillary Vistas and PASCAL VOC); `label_map`
+            is None there.
+        image_column, label_column: only with `"hub"`: the names of these columns there; `"image"` and `"label_map"` if None.
+        loader: how to load the dataset, if `name` is a name of your own: one of the names above. The notes on `"folder"` and
+            `"hub"` then apply to the loader.
 
     Returns:
         Columns `image` (PIL, RGB), `label_map` (PIL, mode L: train ids, 255 ignored) and `image_id` (str).
 
     Raises:
-        DataError: an unknown name, split or label space, or a folder in which something is missing or does not fit.
+        DataError: the name, split or label space is unknown, or a file in the folder is missing or does not fit.
     """
     loader = loader_of(name, loader)
     if loader == STORED:
         return load_stored(data_dir, split, label_space, streaming, image_column or IMAGE, label_column or LABEL_MAP)
-    if image_column or label_column:
-        raise DataError(f"image_column and label_column are for the dataset {STORED!r} only: leave them out with {name!r}.")
+    check_no_columns(name, image_column, label_column)
     if label_space is not None and (usual := _joined_usual_space(loader, Path(data_dir), str(label_space))):
         return in_classes(
             load_segmentation_dataset(name, data_dir, split, usual, streaming, unlabelled=unlabelled, loader=loader),
             LABEL_SPACES[str(label_space)],
         )
     builder_class, data_dir, label_space = find_builder(loader, data_dir, label_space)
-    splits = builder_class.splits(data_dir, label_space) + (builder_class.UNLABELLED_SPLITS if unlabelled else ())
-    if split in builder_class.UNLABELLED_SPLITS and not unlabelled:
+    splits = builder_class.splits(data_dir, label_space)
+    if unlabelled:
+        splits += builder_class.UNLABELLED_SPLITS
+    elif split in builder_class.UNLABELLED_SPLITS:
         raise AbsentSplitError(
             f"{name}'s {split!r} has no label maps, its publisher keeps them; splits with labels: {', '.join(splits)}."
         )
     check_known(f"split of {name}", split, splits)
+    return _load_split(builder_class, data_dir, split, label_space, streaming)
+
+
+def _load_split(
+    builder_class: type[SegmentationBuilder], data_dir: Path, split: str, label_space: str, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
     digest = builder_class.digest(data_dir, split, label_space)
     builder = builder_class(data_dir=str(data_dir), split=split, label_space=label_space, listing_digest=digest)
     if streaming:
@@ -96,11 +104,16 @@ def load_segmentation_dataset(
     return builder.as_dataset(stored_split(split))
 
 
+def check_no_columns(name: str, image_column: str | None, label_column: str | None) -> None:
+    if image_column or label_column:
+        raise DataError(f"image_column and label_column are for the dataset {STORED!r} only: leave them out with {name!r}.")
+
+
 def loader_of(name: str, loader: str | None = None) -> str:
-    """The loader of a dataset: `loader`, or if it is None, what the dataset is called.
+    """The loader of a dataset: `loader`, or the dataset's name if it is None.
 
     Raises:
-        DataError: there is no such loader, or `name` is that of another one or nothing that a file could be called.
+        DataError: the loader is unknown, or `name` is another loader's name or cannot be a file's name.
     """
     loaders = (*DATASETS, STORED)
     if loader is None:
@@ -119,23 +132,23 @@ def loader_of(name: str, loader: str | None = None) -> str:
 
 
 def find_builder(name: str, data_dir: str | Path, label_space: str | Path | None) -> tuple[type[SegmentationBuilder], Path, str]:
-    """The builder of a loader, the folder's absolute path, and the label space to read it with.
+    """The builder of a loader, the folder's absolute path, and the label space.
 
     Raises:
-        DataError: no such loader, or the dataset cannot be read with this label space.
+        DataError: the loader is unknown, or the dataset cannot be read with this label space.
     """
     check_known("dataset", name, DATASETS)
     builder_class = DATASETS[name]
-    # Absolute: the paths that are stored must hold whatever the working directory is later.
+    # Absolute, because the stored paths must be valid in any working directory.
     data_dir = Path(data_dir).expanduser().absolute()
     label_space = builder_class.default_label_space(data_dir) if label_space is None else str(label_space)
-    if not builder_class.takes_label_space(label_space):
+    if not builder_class.accepts_label_space(label_space):
         check_known(f"label space for {name}", label_space, builder_class.LABEL_SPACES)
     return builder_class, data_dir, label_space
 
 
 def _joined_usual_space(name: str, data_dir: Path, wanted: str) -> str | None:
-    """The dataset's usual label space, where `wanted` is none of its own but a table joins the two."""
+    """The dataset's default label space, if a table joins it to `wanted`, which is not one of the dataset's own."""
     check_known("dataset", name, DATASETS)
     own = DATASETS[name].LABEL_SPACES
     if not own or wanted in own or wanted not in LABEL_SPACES:
@@ -147,10 +160,10 @@ def _joined_usual_space(name: str, data_dir: Path, wanted: str) -> str | None:
 def in_classes(
     dataset: datasets.Dataset | datasets.IterableDataset, label_space: LabelSpace
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """The same images with label maps in other classes; pixels of a class without a partner there are ignored.
+    """The dataset with its label maps translated to other classes; pixels of a class without a partner are ignored.
 
     Raises:
-        DataError: no class has a partner (translation.py), or the dataset holds label maps that were decoded before.
+        DataError: no class has a partner (translation.py), or the dataset's label maps were decoded before.
     """
     own = label_space_of(dataset)
     if own.names == label_space.names:
@@ -179,7 +192,7 @@ def check_known(what: str, given: str, known: Iterable[str]) -> None:
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Writing a few paths takes no time worth a bar on the user's terminal."""
+    """Hides the progress bars of `datasets`: writing a few paths is too quick for one."""
     if datasets.are_progress_bars_disabled():
         yield
         return

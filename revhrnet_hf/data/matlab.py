@@ -1,9 +1,9 @@
-"""One field of one structure out of a MATLAB file of version 5, which is what SBD's label maps are.
+"""Reads one field of a structure in a MATLAB file of version 5, the format of SBD's label maps.
 
-Not scipy's `loadmat`: on a damaged file it can end the whole process (segmentation fault), and it unpacks everything that the
-file holds. The format: https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf. A file is a header and *elements*; an
-element is a type, a size in bytes and data. An array is an element of elements: flags with its class, its dimensions, its name,
-and its values, or in a structure the fields' names and one array each.
+scipy's `loadmat` is not used: a damaged file can crash it (segmentation fault), and it unpacks the whole file. The format is
+described in https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf. A file is a header and *elements*; an element is a
+type, a size in bytes and data. An array is an element that contains elements: flags with its class, its dimensions, its name, and
+its values; in a structure, the fields' names and one array for each field.
 """
 
 import struct
@@ -23,7 +23,7 @@ DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"
 
 
 class Array(NamedTuple):
-    """An array whose values are not read yet; `parts` are the elements behind its name."""
+    """An array whose values have not been read; `parts` are the elements after its name."""
 
     kind: int
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ def _find(data: bytes, structure: bytes, field: bytes) -> np.ndarray:
 
 
 def _elements(data: memoryview, order: str, padded: bool = True) -> Iterator[tuple[int, memoryview]]:
-    """Types and data. Within an array elements begin at multiples of 8 bytes, and one of up to 4 bytes has a short form."""
+    """Types and data. In an array, elements begin at multiples of 8 bytes, and an element of up to 4 bytes has a short form."""
     start = 0
     while start + 8 <= len(data):
         kind, size = struct.unpack_from(f"{order}II", data, start)
@@ -78,7 +78,7 @@ def _next(parts: Iterator[tuple[int, memoryview]]) -> tuple[int, memoryview]:
 
 
 def _unpacked(data: memoryview, order: str) -> memoryview | None:
-    """The array in a compressed element, or None if that holds something else."""
+    """The array in a compressed element, or None if the element holds something else."""
     stream = zlib.decompressobj()
     content = stream.decompress(data, MOST)
     if stream.unconsumed_tail:
@@ -95,7 +95,7 @@ def _array(data: memoryview, order: str) -> Array:
 
 
 def _field(array: Array, field: bytes, order: str) -> Array:
-    """A field of a structure that is not an array of several."""
+    """A field of a single structure; a ValueError for an array of structures."""
     if array.shape != (1, 1):
         raise ValueError(f"the structure has the shape {array.shape} instead of (1, 1)")
     (length,) = struct.unpack_from(f"{order}i", _next(array.parts)[1])

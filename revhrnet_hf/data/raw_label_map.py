@@ -1,4 +1,4 @@
-"""A label map's numbers as its file holds them: Pillow scales small grey values for display, and a GIF has palettes only."""
+"""The original numbers in a label map's file: Pillow scales grey values of few bits, and a GIF has only palettes."""
 
 import re
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from ..errors import DataError
 from ..images import ImageFile
 from .label_space import LabelSpace
 
-FEW_BITS = re.compile(r"L;([24])")  # Pillow's names for grey of 2 and 4 bits, which it scales to 8
-DEEP_COLOUR = re.compile(r"(LA|La|RGB|RGBA|RGBX|RGBa|CMYK);16")  # of which it drops the lower 8 bits
+FEW_BITS = re.compile(r"L;([24])")  # Pillow's names for grey of 2 and 4 bits, which it scales to 8 bits
+DEEP_COLOUR = re.compile(r"(LA|La|RGB|RGBA|RGBX|RGBa|CMYK);16")  # Pillow drops the lower 8 bits of these
 BLACK_AND_WHITE = {(0, 0, 0), (255, 255, 255)}
 
 
 class Encoding(NamedTuple):
-    """What `LabelSpace.translate_image` must know of the file beside the image; its arguments."""
+    """The arguments of `LabelSpace.translate_image` that describe the file."""
 
-    greatest: int = 255
+    max_value: int = 255
     is_black_and_white_gif: bool = False
 
 
@@ -28,26 +28,26 @@ def translate_file(
     data: bytes | None = None,
     box: tuple[int, int, int, int] | None = None,
 ) -> PIL.Image.Image:
-    """The train ids of a label-map file, upright, as an image of mode L.
+    """Decodes a label map to an upright image of train ids, mode L.
 
     Args:
         file: the label map.
         label_space: translates its ids or colours.
-        source: what it is called in an error.
-        data: the file cut short, if that is enough.
-        box: (left, top, right, bottom) of the part that is wanted.
+        source: its name in error messages.
+        data: the file cut short, if only its upper part is needed.
+        box: (left, top, right, bottom) of the part to decode; None for all of it.
 
     Raises:
-        DataError: as `LabelSpace.translate_image`, or the file is of colours of 16 bits.
+        DataError: as `LabelSpace.translate_image`, or the file has colours of 16 bits.
     """
-    greatest = _greatest(file, source)
-    image, encoding = _plain(file.pixels(data=data), file.header.format, greatest)
+    max_value = _max_value(file, source)
+    image, encoding = _without_grey_palette(file.pixels(data=data), file.header.format, max_value)
     part = image if box is None else image.crop(box)
     return label_space.translate_image(part, source, *encoding)
 
 
-def _greatest(file: ImageFile, source: str) -> int:
-    """The number in the file that Pillow shows as white."""
+def _max_value(file: ImageFile, source: str) -> int:
+    """The number in the file that Pillow displays as white."""
     arguments = file.tile.args if file.tile else None
     raw_mode, *rest = (arguments,) if isinstance(arguments, str) else arguments or ("",)
     if DEEP_COLOUR.match(str(raw_mode)):
@@ -61,10 +61,10 @@ def _greatest(file: ImageFile, source: str) -> int:
     return 2 ** int(bits[1]) - 1 if bits else 255
 
 
-def _plain(image: PIL.Image.Image, kind: str, greatest: int) -> tuple[PIL.Image.Image, Encoding]:
-    """A GIF of grey colours as the grey image that it was made of: its palette's order is its encoder's business."""
+def _without_grey_palette(image: PIL.Image.Image, kind: str, max_value: int) -> tuple[PIL.Image.Image, Encoding]:
+    """Converts a GIF with grey colours to a grey image, because the order of its palette has no meaning."""
     if kind != "GIF" or image.mode != "P":
-        return image, Encoding(greatest)
+        return image, Encoding(max_value)
     palette = image.getpalette("RGB")
     colours = {tuple(palette[3 * k : 3 * k + 3]) for k, pixels in enumerate(image.histogram()) if pixels}
     if colours <= BLACK_AND_WHITE:

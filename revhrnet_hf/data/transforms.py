@@ -1,4 +1,4 @@
-"""The joint augmentation of image and label map: random scale, crop and flip, as HRNet does (arXiv 1908.07919)."""
+"""The joint augmentation of image and label map: random scale, crop and flip, as in HRNet (arXiv 1908.07919)."""
 
 import hashlib
 from typing import Any
@@ -22,17 +22,17 @@ from .listing import mismatch
 class TrainingTransform:
     """Scales, crops, flips, normalises and pads one image with its label map.
 
-    The image's long side becomes `base_size` × a factor (antialiased bilinear; labels by nearest neighbour). A crop is cut
-    where the result is larger than `crop_size`; only what is in it is computed, so that the cost follows the crop's size and not
-    the image's. What is smaller is padded at the bottom and right: the image with 0 after normalising, which is the mean
-    colour, the labels with `ignore_index`.
+    The image is scaled so that its long side is `base_size` × a factor (antialiased bilinear; labels by nearest neighbour). If
+    the result is larger than `crop_size`, it is cropped. Only the crop is computed, so that the cost depends on the crop's size
+    and not on the image's. If the result is smaller, it is padded at the bottom and right: the image with 0 after normalisation,
+    which is the mean colour, the labels with `ignore_index`.
 
     Args:
         image_processor: rescales and normalises, with the backbone's mean and std.
-        crop_size: (height, width) of what comes out, in pixels.
+        crop_size: (height, width) of the output, in pixels.
         base_size: the long side at factor 1, in pixels.
         scale_range: smallest and largest factor.
-        scale_step: factors are drawn from this grid, both ends included; None draws from the whole range.
+        scale_step: the step between possible factors; both ends of the range are possible. None draws from the whole range.
         flip: probability of a left-right flip.
         ignore_index: the label of padded pixels, up to 255.
     """
@@ -56,37 +56,37 @@ class TrainingTransform:
         self.ignore_index = ignore_index
 
     def __call__(self, image: PIL.Image.Image, label_map: PIL.Image.Image) -> dict[str, torch.Tensor]:
-        """Augments `image` (RGB) and `label_map` (L, train ids), which must be of one size.
+        """Augments `image` (RGB) and `label_map` (L, train ids), which must have the same size.
 
         Returns:
-            `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`. Labels become the int64
-            that the networks want on the device: a worker has an eighth to hand over, and memory that is shared is dear.
+            `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`. The labels are converted
+            to int64 on the device: uint8 takes an eighth of the shared memory through which workers pass them.
         """
         return self.tensors(*self.crop(image, label_map))
 
     def crop(
         self, image: PIL.Image.Image, label_map: PIL.Image.Image, generator: torch.Generator | None = None
     ) -> tuple[PIL.Image.Image, np.ndarray]:
-        """The first part, by Pillow and NumPy only.
+        """The first part of the augmentation, with Pillow and NumPy: scales, crops and flips.
 
         Args:
-            generator: what is drawn comes from it; from torch's global one if None.
+            generator: the source of random numbers; torch's global generator if None.
 
         Returns:
-            Pixels (RGB) and labels uint8 (height, width), scaled, cropped and flipped; up to `crop_size`.
+            Pixels (RGB) and labels uint8 (height, width), not larger than `crop_size`.
         """
         ratio = round(self.base_size * self._draw_factor(generator)) / max(image.size)
         width, height = (max(1, round(side * ratio)) for side in image.size)
         crop_height, crop_width = min(height, self.crop_size[0]), min(width, self.crop_size[1])
         slacks = height - crop_height, width - crop_width
         top, left = (torch.randint(slack + 1, (), generator=generator).item() for slack in slacks)
-        # The crop's place in the image as it is. Pillow looks beyond it where the filter does: these are the pixels of the
-        # whole image scaled, but for rounding (at most 2 grey levels, where a value lies between two).
+        # The crop's box in the unscaled image. Pillow's filter also reads pixels beyond the box, so the result equals a crop of
+        # the whole scaled image, except for rounding (at most 2 grey levels).
         across, down = image.width / width, image.height / height
         box = (left * across, top * down, (left + crop_width) * across, (top + crop_height) * down)
         rows = nearest_source_indices(image.height, height)[top : top + crop_height]
         columns = nearest_source_indices(image.width, width)[left : left + crop_width]
-        # Only this part becomes an array.
+        # Only the needed part is converted to an array.
         part = label_map.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
         labels = np.asarray(part).take(rows - rows[0], 0).take(columns - columns[0], 1)
         pixels = image.resize((crop_width, crop_height), Resampling.BILINEAR, box)
@@ -95,9 +95,9 @@ class TrainingTransform:
         return pixels, labels
 
     def tensors(self, pixels: PIL.Image.Image, labels: np.ndarray) -> dict[str, torch.Tensor]:
-        """The second part: what `crop` gives, normalised and padded."""
+        """The second part of the augmentation: normalises and pads the result of `crop`."""
         planes = TF.pil_to_tensor(pixels)
-        processed = self.image_processor(planes, do_resize=False, do_pad=False)["pixel_values"][0]  # of a batch it made a copy
+        processed = self.image_processor(planes, do_resize=False, do_pad=False)["pixel_values"][0]  # batching would copy it
         return {
             "pixel_values": self._pad(torch.as_tensor(processed), 0.0),
             "labels": self._pad(torch.from_numpy(labels), self.ignore_index),
@@ -116,21 +116,20 @@ class TrainingTransform:
 
 
 class TrainingSamples(torch.utils.data.Dataset):
-    """A dataset with its training augmentation, whose draws depend on nothing but (seed, epoch, index).
+    """A dataset with its training augmentation. All random draws depend only on (seed, epoch, index).
 
-    So a resumed run, any number of workers and any number of processes see the same images. `set_epoch` reaches
-    workers that are already running.
+    So a resumed run sees the same images, with any number of workers and processes. `set_epoch` also reaches workers that are
+    already running.
 
     Args:
-        dataset: columns `image`, `label_map`, `image_id`, as `load_segmentation_dataset` gives them; or several, laid end to end.
-        transform: its `crop` is given files that are opened and not decoded (`RgbImageFile`), so that only what the crop needs is
-            read. Damage elsewhere in a file, and ids that its label space lacks, are for `scripts/audit_data.py`.
-        seed: of the run.
-        skip_bad: whether the next image takes the place of one that cannot be used; such are marked in `bad`. Else it is an
-            error.
+        dataset: columns `image`, `label_map`, `image_id`, as from `load_segmentation_dataset`; or a concatenation of several.
+        transform: the augmentation. Its `crop` gets files that are opened but not decoded (`RgbImageFile`), so that only the rows
+            that the crop needs are decoded. `scripts/audit_data.py` finds damage in the other rows, and unknown ids there.
+        seed: the run's seed.
+        skip_bad: whether to replace an unusable image by the next one and mark it in `bad`; else it is an error.
 
     Attributes:
-        bad: (images,) uint8, 1 for each that at some time could not be used; all workers write to it.
+        bad: (images,) uint8, 1 for each image that was unusable at least once; all workers write to it.
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class TrainingSamples(torch.utils.data.Dataset):
         self.bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
         self.transform = transform
         self.seed = seed
-        # Shared memory: persistent workers keep the copy of this object that they started with.
+        # In shared memory, because persistent workers keep their own copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -152,21 +151,22 @@ class TrainingSamples(torch.utils.data.Dataset):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The augmented image `index`; an index beyond the end is an image again, with draws of its own.
+        """The augmented image `index`. An index beyond the end repeats an image with other random draws.
 
         Raises:
-            DataError: it cannot be read, or label map and image do not fit; with `skip_bad`, if that is so of all images.
+            DataError: the image cannot be read or does not fit its label map; with `skip_bad`, no image can be used.
         """
-        place = index % len(self)
+        row = index % len(self)
         draw_seed = _draw_seed(self.seed, int(self._epoch), index)
-        crop = self._next_usable(place, draw_seed) if self.skip_bad else self._crop(place, draw_seed)
+        crop = self._next_usable(row, draw_seed) if self.skip_bad else self._crop(row, draw_seed)
         return self.transform.tensors(*crop)
 
-    def _next_usable(self, place: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
+    def _next_usable(self, row: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
         last: DataError | None = None
         for step in range(len(self)):
-            candidate = (place + step) % len(self)
-            # Marked ones are tried again: another crop may have no use for what is bad, and when a worker marks it is chance.
+            candidate = (row + step) % len(self)
+            # Marked images are tried again: another crop may not need the damaged part, and the result must not depend on when a
+            # worker marks an image.
             try:
                 return self._crop(candidate, draw_seed)
             except DataError as error:
@@ -174,16 +174,16 @@ class TrainingSamples(torch.utils.data.Dataset):
                 self.bad[candidate] = 1
         raise DataError(f"None of the {len(self)} training images can be used. {last or ''}".rstrip())
 
-    def _crop(self, place: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
-        example = self._read(place)
-        # Not torch's global generator: to seed that takes a note of the traceback each time.
+    def _crop(self, row: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
+        example = self._read(row)
+        # Not torch's global generator: seeding that one records a traceback each time, which is slow.
         generator = torch.Generator().manual_seed(draw_seed)
         return self.transform.crop(example["image"], example["label_map"], generator)
 
-    def _read(self, place: int) -> dict[str, Any]:
-        example = self._rows[place]
+    def _read(self, row: int) -> dict[str, Any]:
+        example = self._rows[row]
         image, label_map = example["image"], example["label_map"]
-        image.fit(label_map.size)
+        image.orient_to_fit(label_map.size)
         if image.size != label_map.size:
             raise DataError(
                 mismatch(f"Image {example['image_id']}", image.size, image.orientation, "its label map", label_map.size)

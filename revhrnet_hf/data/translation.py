@@ -1,11 +1,11 @@
-"""Which class of one label space is which class of another: to transfer classifiers, and to score across datasets.
+"""Tables between label spaces: which classes correspond. They are used to transfer classifiers and to score across datasets.
 
-Each table reads: class of the target space ← classes of the source space. Classes under `None` have no partner there. The
-tables follow the publishers' definitions: Cityscapes' sidewalk takes curbs, cycle paths and traffic islands, its traffic signs
-are fronts only, its bridges, guard rails, caravans and trailers are not scored; CamVid's eleven classes are SegNet's merging
-of the 32.
+Each table maps a class of the target space to its partners, classes of the source space. Classes under `None` have no partner.
+The tables follow the publishers' definitions: Cityscapes' sidewalk includes curbs, cycle paths and traffic islands; its traffic
+signs are fronts only; its bridges, guard rails, caravans and trailers are not scored. CamVid's eleven classes are SegNet's groups
+of the 32 classes.
 
-Two tables make a third where one ends in the space that the other starts from: Mapillary Vistas v2.0 → v1.2 → Cityscapes.
+Two tables are combined if one ends in the space that the other starts from: Mapillary Vistas v2.0 → v1.2 → Cityscapes.
 """
 
 from dataclasses import replace
@@ -32,77 +32,37 @@ VISTAS_V20_TO_V12: Table = {
     "Person": ("Person", "Person Group"),
     "Lane Marking - Crosswalk": ("Lane Marking - Crosswalk", "Lane Marking (only) - Crosswalk"),
     "Lane Marking - General": (
-        "Lane Marking - Dashed Line",
-        "Lane Marking - Straight Line",
-        "Lane Marking - Zigzag Line",
-        "Lane Marking - Ambiguous",
-        "Lane Marking - Arrow (Left)",
-        "Lane Marking - Arrow (Other)",
-        "Lane Marking - Arrow (Right)",
-        "Lane Marking - Arrow (Split Left or Straight)",
-        "Lane Marking - Arrow (Split Right or Straight)",
-        "Lane Marking - Arrow (Straight)",
-        "Lane Marking - Give Way (Row)",
-        "Lane Marking - Give Way (Single)",
-        "Lane Marking - Hatched (Chevron)",
-        "Lane Marking - Hatched (Diagonal)",
-        "Lane Marking - Other",
-        "Lane Marking - Stop Line",
-        "Lane Marking - Symbol (Bicycle)",
-        "Lane Marking - Symbol (Other)",
-        "Lane Marking - Text",
-        "Lane Marking (only) - Dashed Line",
-        "Lane Marking (only) - Other",
-        "Lane Marking (only) - Test",
+        "Lane Marking - Dashed Line", "Lane Marking - Straight Line", "Lane Marking - Zigzag Line", "Lane Marking - Ambiguous",
+        "Lane Marking - Arrow (Left)", "Lane Marking - Arrow (Other)", "Lane Marking - Arrow (Right)",
+        "Lane Marking - Arrow (Split Left or Straight)", "Lane Marking - Arrow (Split Right or Straight)",
+        "Lane Marking - Arrow (Straight)", "Lane Marking - Give Way (Row)", "Lane Marking - Give Way (Single)",
+        "Lane Marking - Hatched (Chevron)", "Lane Marking - Hatched (Diagonal)", "Lane Marking - Other",
+        "Lane Marking - Stop Line", "Lane Marking - Symbol (Bicycle)", "Lane Marking - Symbol (Other)", "Lane Marking - Text",
+        "Lane Marking (only) - Dashed Line", "Lane Marking (only) - Other", "Lane Marking (only) - Test",
     ),
     "Billboard": (
-        "Signage - Advertisement",
-        "Signage - Ambiguous",
-        "Signage - Back",
-        "Signage - Information",
-        "Signage - Other",
+        "Signage - Advertisement", "Signage - Ambiguous", "Signage - Back", "Signage - Information", "Signage - Other",
         "Signage - Store",
     ),
     "Pole": ("Pole", "Pole Group"),
     "Traffic Light": (
-        "Traffic Light - General (Single)",
-        "Traffic Light - Pedestrians",
-        "Traffic Light - General (Upright)",
-        "Traffic Light - General (Horizontal)",
-        "Traffic Light - Cyclists",
-        "Traffic Light - Other",
+        "Traffic Light - General (Single)", "Traffic Light - Pedestrians", "Traffic Light - General (Upright)",
+        "Traffic Light - General (Horizontal)", "Traffic Light - Cyclists", "Traffic Light - Other",
     ),
     "Traffic Sign (Back)": ("Traffic Sign (Back)", "Traffic Sign - Direction (Back)", "Traffic Sign - Temporary (Back)"),
     "Traffic Sign (Front)": (
-        "Traffic Sign (Front)",
-        "Traffic Sign - Direction (Front)",
-        "Traffic Sign - Parking",
+        "Traffic Sign (Front)", "Traffic Sign - Direction (Front)", "Traffic Sign - Parking",
         "Traffic Sign - Temporary (Front)",
     ),
     None: (
-        "Road Median",
-        "Road Side",
-        "Lane Separator",
-        "Parking Meter",
-        "Traffic Cone",
-        "Traffic Sign - Ambiguous",
-        "Vehicle Group",
-        "Water Valve",
-        "Dynamic",
-        "Ground",
-        "Static",
+        "Road Median", "Road Side", "Lane Separator", "Parking Meter", "Traffic Cone", "Traffic Sign - Ambiguous",
+        "Vehicle Group", "Water Valve", "Dynamic", "Ground", "Static",
     ),
-}
+}  # fmt: skip
 
 VISTAS_V12_TO_CITYSCAPES: Table = {
     "road": (
-        "Road",
-        "Service Lane",
-        "Crosswalk - Plain",
-        "Lane Marking - Crosswalk",
-        "Lane Marking - General",
-        "Manhole",
-        "Pothole",
+        "Road", "Service Lane", "Crosswalk - Plain", "Lane Marking - Crosswalk", "Lane Marking - General", "Manhole", "Pothole",
         "Catch Basin",
     ),
     "sidewalk": ("Sidewalk", "Curb", "Curb Cut", "Pedestrian Area", "Bike Lane"),
@@ -124,52 +84,20 @@ VISTAS_V12_TO_CITYSCAPES: Table = {
     "motorcycle": ("Motorcycle",),
     "bicycle": ("Bicycle",),
     None: (
-        "Bird",
-        "Ground Animal",
-        "Guard Rail",
-        "Parking",
-        "Rail Track",
-        "Bridge",
-        "Tunnel",
-        "Mountain",
-        "Snow",
-        "Water",
-        "Banner",
-        "Bench",
-        "Bike Rack",
-        "Billboard",
-        "CCTV Camera",
-        "Fire Hydrant",
-        "Junction Box",
-        "Mailbox",
-        "Phone Booth",
-        "Traffic Sign Frame",
-        "Traffic Sign (Back)",
-        "Trash Can",
-        "Boat",
-        "Caravan",
-        "Other Vehicle",
-        "Trailer",
-        "Wheeled Slow",
-        "Car Mount",
-        "Ego Vehicle",
+        "Bird", "Ground Animal", "Guard Rail", "Parking", "Rail Track", "Bridge", "Tunnel", "Mountain", "Snow", "Water",
+        "Banner", "Bench", "Bike Rack", "Billboard", "CCTV Camera", "Fire Hydrant", "Junction Box", "Mailbox", "Phone Booth",
+        "Traffic Sign Frame", "Traffic Sign (Back)", "Trash Can", "Boat", "Caravan", "Other Vehicle", "Trailer", "Wheeled Slow",
+        "Car Mount", "Ego Vehicle",
     ),
-}
+}  # fmt: skip
 
 VISTAS_V12_TO_CAMVID11: Table = {
     "Sky": ("Sky",),
     "Building": ("Building", "Bridge", "Tunnel", "Wall"),
     "Pole": ("Pole", "Utility Pole", "Street Light"),
     "Road": (
-        "Road",
-        "Service Lane",
-        "Bike Lane",
-        "Crosswalk - Plain",
-        "Lane Marking - Crosswalk",
-        "Lane Marking - General",
-        "Manhole",
-        "Pothole",
-        "Catch Basin",
+        "Road", "Service Lane", "Bike Lane", "Crosswalk - Plain", "Lane Marking - Crosswalk", "Lane Marking - General",
+        "Manhole", "Pothole", "Catch Basin",
     ),
     "Pavement": ("Sidewalk", "Curb", "Curb Cut", "Pedestrian Area", "Parking"),
     "Tree": ("Vegetation", "Terrain"),
@@ -179,25 +107,10 @@ VISTAS_V12_TO_CAMVID11: Table = {
     "Pedestrian": ("Person", "Ground Animal", "Wheeled Slow"),
     "Bicyclist": ("Bicyclist", "Motorcyclist", "Other Rider", "Bicycle", "Motorcycle"),
     None: (
-        "Bird",
-        "Rail Track",
-        "Mountain",
-        "Sand",
-        "Snow",
-        "Water",
-        "Bench",
-        "Bike Rack",
-        "CCTV Camera",
-        "Fire Hydrant",
-        "Junction Box",
-        "Mailbox",
-        "Phone Booth",
-        "Trash Can",
-        "Boat",
-        "Car Mount",
-        "Ego Vehicle",
+        "Bird", "Rail Track", "Mountain", "Sand", "Snow", "Water", "Bench", "Bike Rack", "CCTV Camera", "Fire Hydrant",
+        "Junction Box", "Mailbox", "Phone Booth", "Trash Can", "Boat", "Car Mount", "Ego Vehicle",
     ),
-}
+}  # fmt: skip
 
 CITYSCAPES_TO_CAMVID11: Table = {
     "Sky": ("sky",),
@@ -213,7 +126,7 @@ CITYSCAPES_TO_CAMVID11: Table = {
     "Bicyclist": ("rider", "motorcycle", "bicycle"),
 }
 
-# Categories that VOC does not know are background there, as in its own label maps.
+# Categories that VOC lacks are background there, as in its own label maps.
 COCO81_TO_VOC21: Table = {
     "background": (
         "background",
@@ -250,7 +163,7 @@ COCO81_TO_VOC21: Table = {
     "tvmonitor": ("tv",),
 }
 
-# Panoptic things are the 80 categories that instances are drawn of; to those, all stuff is background.
+# The panoptic things are the 80 categories of instances; all stuff is background.
 PANOPTIC133_TO_COCO81: Table = {
     "background": tuple(category.name for category in CATEGORIES if not category.is_thing),
     **{category.name: (category.name,) for category in CATEGORIES if category.is_thing},
@@ -267,13 +180,13 @@ TABLES: dict[tuple[str, str], Table] = {
     ("coco_panoptic133", "coco81"): PANOPTIC133_TO_COCO81,
     ("coco81", "voc21"): COCO81_TO_VOC21,
 }
-"""(source, target) → table. Read backwards, a class has a partner where the table names exactly one."""
+"""(source, target) → table. In the other direction, a class has a partner if the table names exactly one."""
 
 
 def translate(source: LabelSpace, target: LabelSpace) -> dict[str, str | None]:
     """For each class of `source`, in the order of its train ids: its partner in `target`, or None.
 
-    Two spaces that no table joins (a user's own, say) are joined by equal names, upper and lower case aside.
+    Spaces without a table (such as a user's own) are joined by equal names; upper and lower case do not matter.
 
     Raises:
         DataError: no table joins the two, and they have no name in common.
@@ -290,7 +203,7 @@ def translate(source: LabelSpace, target: LabelSpace) -> dict[str, str | None]:
 
 
 def are_joined(source: LabelSpace, target: LabelSpace) -> bool:
-    """Whether the two are the same classes, or a table joins them; else only equal names do."""
+    """Whether the two have the same classes or a table joins them."""
     return source.names == target.names or bool(_table(source.name, target.name) or _table(target.name, source.name))
 
 
@@ -302,24 +215,24 @@ def sources_of(source: LabelSpace, target: LabelSpace) -> list[list[int]]:
 
 @cache
 def _table(source: str, target: str) -> Table | None:
-    """The table between two spaces, or the one that two tables make through a space between them."""
+    """The table between two spaces, or the combination of two tables through a third space."""
     if (source, target) in TABLES:
         return TABLES[source, target]
     for first, middle in TABLES:
         if first == source and (middle, target) in TABLES:
-            return _through(TABLES[source, middle], TABLES[middle, target])
+            return _combined(TABLES[source, middle], TABLES[middle, target])
     return None
 
 
-def _through(into: Table, onwards: Table) -> Table:
-    """`onwards`, with each class of the middle replaced by the classes that `into` gives it."""
-    table = {name: tuple(chain.from_iterable(into[middle] for middle in names)) for name, names in onwards.items()}
-    table[None] = (*table.get(None, ()), *into.get(None, ()))
+def _combined(first: Table, second: Table) -> Table:
+    """The table from the source of `first` to the target of `second`."""
+    table = {name: tuple(chain.from_iterable(first[middle] for middle in names)) for name, names in second.items()}
+    table[None] = (*table.get(None, ()), *first.get(None, ()))
     return table
 
 
 def in_classes_of(source: LabelSpace, target: LabelSpace) -> LabelSpace:
-    """`target`'s classes for label maps that hold `source`'s ids or colours; pixels of a class without a partner are ignored.
+    """A label space with `target`'s classes that translates `source`'s ids and colours; classes without a partner are ignored.
 
     Raises:
         DataError: as for `translate`.
@@ -333,11 +246,7 @@ def in_classes_of(source: LabelSpace, target: LabelSpace) -> LabelSpace:
             for raw, train_id in table.items()
         }
 
-    return replace(
-        target,
-        raw_ids=translated(source.raw_ids),
-        raw_colours=translated(source.raw_colours),
-    )
+    return replace(target, raw_ids=translated(source.raw_ids), raw_colours=translated(source.raw_colours))
 
 
 def _forwards(table: Table) -> dict[str, str | None]:
@@ -346,7 +255,7 @@ def _forwards(table: Table) -> dict[str, str | None]:
 
 def _backwards(table: Table) -> dict[str, str | None]:
     partner_of = {partner: names[0] for partner, names in table.items() if partner is not None and len(names) == 1}
-    # Background is background, whatever else is background on the other side.
+    # A class that is in both spaces, such as background, is its own partner even if the table joins more classes to it.
     same = set(table) & set(chain.from_iterable(table.values()))
     return partner_of | {name: name for name in same}
 

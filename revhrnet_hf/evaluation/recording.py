@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 
 from ..data.datasets.cityscapes import CITYSCAPES, instances_location
-from ..data.features import load_rgb
+from ..data.features import read_upright
 from ..data.label_space import LabelSpace
 from .boundary import boundary_counts
 from .cityscapes import RAW_IDS, count_objects
@@ -52,7 +52,7 @@ class Recorder:
             counts = boundary_counts(label_map, references.numpy(), space.num_classes, space.ignore_index)
             record.boundary = counts.tolist()
         if self.instances is not None:
-            instances = np.asarray(load_rgb(self.instances[image.index]))
+            instances = np.asarray(read_upright(self.instances[image.index]))
             record.objects = count_objects(RAW_IDS[label_map], instances, image.image_id).tolist()
         if self.submission is not None:
             self.submission.write(self.submission_dir, image.image_id, label_map)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from ..data.listing import mismatch
 from ..data.loader import build_loader
 from ..errors import DataError
-from ..images import fitted
+from ..images import orient_to_fit
 from .network_input import NetworkInput, check_shows_whole_images, network_inputs
 from .settings import InferenceSettings, Size
 
@@ -38,7 +38,7 @@ class Samples(Dataset):
     def __getitem__(self, position: int) -> Sample:
         row = self.dataset[self.indices[position]]
         image, references = row["image"], row["label_map"]
-        image = image if references is None else fitted(image, references.size)
+        image = image if references is None else orient_to_fit(image, references.size)
         references = None if references is None else torch.from_numpy(np.array(references))
         size = (image.height, image.width)
         if references is not None:

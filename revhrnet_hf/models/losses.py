@@ -1,10 +1,22 @@
-"""Cross-entropy at label resolution: weighted, and with online hard example mining (OHEM) as HRNet trains Cityscapes."""
+"""Cross-entropy at label resolution: weighted, and with online hard example mining (OHEM) as HRNet trains Cityscapes.
+
+Logits at the labels' resolution would take more memory than the network: 66 classes at 1024×512 take 132 MiB an image, and
+their softmax as much again. So the loss is computed a band of rows at a time, and again in the backward pass. That is also
+faster, because a band stays in the processor's cache.
+"""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration_segmentation import SegmentationConfig
+from .upsampling import SourcePixels, row_bands, source_pixels, working_dtype
+
+BAND_VALUES = 2**20  # logits in a band at label resolution
+ACCELERATOR_BAND_VALUES = 2**24  # enough work for each of an accelerator's kernels
+BAND_ROWS = 16  # of labels at least: neighbouring bands compute two rows of logits twice
 
 
 def configured_loss(logits: Tensor, labels: Tensor | None, config: SegmentationConfig) -> Tensor | None:
@@ -32,7 +44,8 @@ def segmentation_loss(
     """Mean cross-entropy over the labelled pixels, taken at the labels' resolution.
 
     Args:
-        logits: (batch, num_labels, h, w), any resolution; brought to the labels' size bilinearly, in float32.
+        logits: (batch, num_labels, h, w), any resolution; brought to the labels' size bilinearly, in float32
+            (float64 stays).
         labels: int64 (batch, height, width), class ids or `ignore_index`.
         class_weights: one factor a class; the mean is then the weighted mean, as `torch.nn.CrossEntropyLoss` has it.
         ohem_threshold: with a value, only pixels whose true class has a lower probability than this count …
@@ -44,12 +57,18 @@ def segmentation_loss(
     """
     if labels.ndim != 3:
         raise ValueError(f"labels must be (batch, height, width), got {tuple(labels.shape)}")
-    logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32, device=logits.device)
-    if ohem_threshold is not None:
-        return _ohem_cross_entropy(logits, labels, ignore_index, weight, ohem_threshold, ohem_min_kept)
-    total = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
-    count = labelled_weight(labels, ignore_index, class_weights)
+    if ohem_threshold is None:
+        count = labelled_weight(labels, ignore_index, class_weights)
+    else:
+        labels = _only_hard(logits, labels, ignore_index, ohem_threshold, ohem_min_kept)
+        count = labelled_weight(labels, ignore_index)
+    weight = (
+        None if class_weights is None else torch.tensor(class_weights, dtype=working_dtype(logits.dtype), device=logits.device)
+    )
+
+    # A graph of hundreds of bands would take minutes to compile.
+    summed = _whole_cross_entropy if torch.compiler.is_compiling() else _BandedCrossEntropy.apply
+    total = summed(logits, labels, weight, ignore_index)
     # torch's own mean is 0/0 = NaN for a batch of ignored pixels only, which would end a run over one odd crop.
     return total / count.clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -66,17 +85,123 @@ def labelled_weight(labels: Tensor, ignore_index: int = 255, class_weights: list
     return (weight[labels.masked_fill(~labelled, 0)] * labelled).sum()
 
 
-def _ohem_cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None, threshold: float, min_kept: int
-) -> Tensor:
-    losses = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="none")
+@torch.no_grad()
+def _only_hard(logits: Tensor, labels: Tensor, ignore_index: int, threshold: float, min_kept: int) -> Tensor:
+    """The labels, of which the pixels that OHEM leaves out are ignored."""
     labelled = labels != ignore_index
-    with torch.no_grad():
-        true_class = labels.masked_fill(~labelled, 0).unsqueeze(1)
-        probability = logits.softmax(dim=1).gather(1, true_class).squeeze(1)[labelled]
-        if probability.numel() > min_kept:
-            easy = probability >= probability.kthvalue(min_kept + 1).values.clamp(min=threshold)
-        else:
-            easy = torch.zeros_like(probability, dtype=torch.bool)
-    kept = losses[labelled][~easy]  # NaN is not easy: it stays
-    return kept.sum() / max(kept.numel(), 1)
+    probability = _probability(logits, labels.masked_fill(~labelled, 0))
+    of_labelled = probability[labelled]
+    if of_labelled.numel() <= min_kept:
+        return labels
+    limit = of_labelled.kthvalue(min_kept + 1).values.clamp(min=threshold)
+    return labels.masked_fill(probability >= limit, ignore_index)  # NaN is not easy: it stays
+
+
+def _probability(logits: Tensor, classes: Tensor) -> Tensor:
+    """The probability of one class for each pixel, (batch, height, width)."""
+
+    def of_classes(scores: Tensor, classes: Tensor) -> Tensor:
+        return scores.softmax(dim=1).gather(1, classes.unsqueeze(1)).squeeze(1)
+
+    if torch.compiler.is_compiling():
+        return of_classes(_upsampled(logits, classes.shape[-2:]), classes)
+    found = torch.empty_like(classes, dtype=working_dtype(logits.dtype))
+    for band in _bands(logits, classes):
+        found[band.labels] = of_classes(band.upsample(logits[band.logits], classes.shape[-1]), classes[band.labels])
+    return found
+
+
+def _whole_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """The sum over all pixels, with all logits at the labels' resolution at once."""
+    scores = _upsampled(logits, labels.shape[-2:])
+    return F.cross_entropy(scores, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
+
+
+def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(logits.to(working_dtype(logits.dtype)), size, mode="bilinear", align_corners=False)
+
+
+class _BandedCrossEntropy(torch.autograd.Function):
+    """The same sum band by band. The backward pass computes each band again, so that only the logits themselves are kept."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, labels, weight, ignore_index):
+        bands = _bands(logits, labels)
+        # Scalars that were allocated between the bands would keep the freed memory apart, and each band would need new memory.
+        sums = logits.new_zeros(len(bands), dtype=working_dtype(logits.dtype))
+        for number, band in enumerate(bands):
+            sums[number] = band.cross_entropy(logits[band.logits], labels, weight, ignore_index)
+        return sums.sum()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.ignore_index = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        logits, *labels_and_weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this gradient is to be differentiated
+            total = _whole_cross_entropy(logits, *labels_and_weight, ctx.ignore_index)
+            return *torch.autograd.grad(total, logits, gradient, create_graph=True), None, None, None
+        found = _gradient_by_bands(logits, *labels_and_weight, ctx.ignore_index)
+        return found.mul_(gradient).to(logits.dtype), None, None, None
+
+    @staticmethod
+    def jvp(ctx, direction, *_):
+        logits, *labels_and_weight = ctx.saved_tensors
+
+        def total(logits: Tensor) -> Tensor:
+            return _whole_cross_entropy(logits, *labels_and_weight, ctx.ignore_index)
+
+        return torch.func.jvp(total, (logits,), (direction,))[1]
+
+
+def _gradient_by_bands(logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    found = torch.zeros_like(logits, dtype=working_dtype(logits.dtype))
+    for band in _bands(logits, labels):
+        with torch.enable_grad():
+            needed = logits[band.logits].detach().to(found.dtype).requires_grad_()
+            total = band.cross_entropy(needed, labels, weight, ignore_index)
+        found[band.logits] += torch.autograd.grad(total, needed)[0]
+    return found
+
+
+class _Band(NamedTuple):
+    """Some rows of one image.
+
+    Attributes:
+        labels: their place in (batch, height, width).
+        logits: the place of the logits that they lie between, in (batch, num_labels, h, w).
+        source: between which of these rows each lies.
+    """
+
+    labels: tuple[slice, ...]
+    logits: tuple[slice, ...]
+    source: SourcePixels
+
+    def upsample(self, logits: Tensor, width: int) -> Tensor:
+        """(1, num_labels, rows, width), from the band's logits."""
+        # Columns by torch, then rows: so they are what they are in the whole.
+        columns = _upsampled(logits, (logits.shape[2], width))
+        upper, lower = columns.index_select(2, self.source.upper), columns.index_select(2, self.source.lower)
+        return torch.lerp(upper, lower, self.source.weight[:, None])
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+        scores = self.upsample(logits, labels.shape[-1])
+        return F.cross_entropy(scores, labels[self.labels], weight=weight, ignore_index=ignore_index, reduction="sum")
+
+
+def _bands(logits: Tensor, labels: Tensor) -> list[_Band]:
+    """The bands of a batch, image by image, from top to bottom."""
+    num_labels, length = logits.shape[1:3]
+    height, width = labels.shape[1:]
+    values = BAND_VALUES if logits.device.type == "cpu" else ACCELERATOR_BAND_VALUES
+    per_band = max(BAND_ROWS, values // (num_labels * width))
+    dtype = working_dtype(logits.dtype)
+    bands = [(rows, source_pixels(length, height, rows, dtype, logits.device)) for rows in row_bands(height, per_band)]
+    images = [slice(number, number + 1) for number in range(len(labels))]
+    return [_Band((image, rows), (image, slice(None), source.span), source) for image in images for rows, source in bands]

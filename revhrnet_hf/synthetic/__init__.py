@@ -1,4 +1,4 @@
-"""Small datasets of drawn street scenes, in each publisher's own layout: for tests, the quickstart and examples."""
+"""Small datasets of drawn street scenes in each publisher's layout, for tests, the quickstart and examples."""
 
 from .camvid import write_camvid
 from .files import draw_scenes

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from ..data.datasets.camvid import CAMVID11, COLOURS_32, LABELS, SEGNET_VOID, STILLS
-from .files import draw_scenes, empty_folder, save_png
+from .files import COUNTS, draw_scenes, empty_folder, save_png
 from .scene import SCENE_CLASSES, Scene
 
 CAMVID_NAMES = {
@@ -29,25 +29,24 @@ CAMVID_NAMES = {
     "pedestrian": "Pedestrian",
     "bicyclist": "Bicyclist",
 }
-CAMVID_COUNTS = {"train": 40, "val": 12}
 
 
 def write_camvid(
     data_dir: str | Path,
-    counts: Mapping[str, int] = CAMVID_COUNTS,
+    counts: Mapping[str, int] = COUNTS,
     size: tuple[int, int] = (360, 480),
     seed: int = 0,
     form: Literal["segnet", "original"] = "segnet",
 ) -> None:
-    """Writes a miniature CamVid: images, label maps and lists, named and coded as in the real one.
+    """Writes a miniature CamVid: images, label maps and lists, with the names and ids of the real dataset.
 
     All 11 classes occur in each split of 8 images or more.
 
     Args:
-        data_dir: the folder to fill; made if it is missing.
-        counts: images by split (train, val, test).
+        data_dir: the folder to fill; created if it is missing.
+        counts: split (train, val, test) → number of images.
         size: (height, width) of the images, in pixels.
-        seed: same seed, same files.
+        seed: the same seed gives the same files.
         form: "segnet" (grey label maps of ids) or "original" (label maps in 32 colours).
 
     Raises:

@@ -1,4 +1,4 @@
-"""COCO and PASCAL VOC (with SBD) of drawn street scenes, in their publishers' layouts."""
+"""Writes COCO and PASCAL VOC (with SBD) with drawn street scenes, in their publishers' layouts."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ import scipy.sparse
 
 from ..data.datasets.coco import ANNOTATIONS, CATEGORIES
 from ..data.datasets.pascal_voc import BORDER, IMAGES, LABELS, LISTS, NAMES, voc_colour
-from .files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
+from .files import COUNTS, draw_scenes, empty_folder, save_jpeg, save_json, save_png
 from .scene import SCENE_CLASSES, Scene
 
 COCO_THINGS = {
@@ -40,22 +40,21 @@ VOC_NAMES = {"pedestrian": "person", "bicyclist": "bicycle", "car": "car", "bus"
 FIRST_IMAGE_ID = {"train": 1, "val": 500_001}
 VOC_YEARS = {"train": 2010, "val": 2012, "sbd": 2008}
 MATLAB_HEADER = b"MATLAB 5.0 MAT-file, drawn for tests".ljust(116)
-COUNTS = {"train": 40, "val": 12}
-SEGMENT_STEP = 70_001  # between panoptic ids, so that red, green and blue are all in use
+SEGMENT_STEP = 70_001  # between panoptic ids, so that red, green and blue are all used
 
 
 def write_coco(
     data_dir: str | Path, counts: Mapping[str, int] = COUNTS, size: tuple[int, int] = (240, 320), seed: int = 0
 ) -> None:
-    """Writes a miniature COCO: images, instances and panoptic segments of six kinds of thing and eight of stuff.
+    """Writes a miniature COCO: images, instances and panoptic segments of six kinds of things and eight of stuff.
 
-    Instances do not overlap, and their polygons are exact. In each image, all pedestrians but the largest are one crowd.
+    Instances do not overlap, and their polygons are exact. In each image, all pedestrians except the largest form a crowd.
 
     Args:
-        data_dir: the folder to fill; made if it is missing.
-        counts: images by split (train, val).
+        data_dir: the folder to fill; created if it is missing.
+        counts: split (train, val) → number of images.
         size: (height, width) of the images, in pixels.
-        seed: same seed, same files.
+        seed: the same seed gives the same files.
 
     Raises:
         DataError: `data_dir` already holds files.
@@ -77,7 +76,7 @@ def write_coco(
 
 
 class _Region(NamedTuple):
-    """What one annotation covers: `mask` is (height, width) bool."""
+    """The pixels of an annotation: `mask` is (height, width) bool."""
 
     category_id: int
     mask: np.ndarray
@@ -154,7 +153,7 @@ def _box(mask: np.ndarray) -> list[int]:
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Lengths of the runs of 0, 1, 0 … down the columns, as COCO's crowds are stored."""
+    """Lengths of the runs of 0, 1, 0 … down the columns, COCO's format for crowds."""
     flat = np.concatenate([[False], mask.ravel(order="F")])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     return {"counts": np.diff([0, *changes, mask.size]).tolist(), "size": list(mask.shape)}
@@ -179,9 +178,9 @@ def _polygons(mask: np.ndarray) -> list[list[int]]:
 
 
 def _outline(mask: np.ndarray) -> list[int]:
-    """[x0, y0, x1, y1, …] of the corners round a 4-connected shape without holes.
+    """The corners [x0, y0, x1, y1, …] of a 4-connected shape without holes.
 
-    Without holes no two pixels touch at a corner only, so that one edge leaves each corner.
+    Without holes, no two pixels touch only at a corner, so that exactly one edge starts at each corner.
     """
     framed = np.pad(mask, 1)
     follower = {}
@@ -210,11 +209,11 @@ def write_pascal_voc(
     """Writes a miniature PASCAL VOC of four classes, with a border of 255 around the objects.
 
     Args:
-        data_dir: the folder to fill; made if it is missing.
-        counts: images by split (train, val).
+        data_dir: the folder to fill; created if it is missing.
+        counts: split (train, val) → number of images.
         size: (height, width) of the images, in pixels.
-        seed: same seed, same files.
-        form: "voc", or "sbd" for SBD beside it: label maps without border of VOC's images and of as many again as train has.
+        seed: the same seed gives the same files.
+        form: "voc"; or "sbd", which adds SBD: label maps without borders for VOC's images and for as many more as train has.
 
     Raises:
         DataError: `data_dir` already holds files.
@@ -260,7 +259,7 @@ def _save_sbd_labels(file: Path, classes: np.ndarray) -> None:
     ground_truth = {"Boundaries": boundaries, "Segmentation": classes, "CategoriesPresent": present}
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, {"GTcls": ground_truth}, do_compression=True)
-    # The header's text would hold the time of day.
+    # scipy's header would contain the current time.
     file.write_bytes(MATLAB_HEADER + buffer.getvalue()[len(MATLAB_HEADER) :])
 
 
@@ -269,7 +268,7 @@ def _write_list(file: Path, ids: list[str]) -> None:
     file.write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8")
 
 
-# Of a pixel's top, right, bottom and left edge: the neighbour beyond it, and its ends, with the pixel on the right hand.
+# For a pixel's top, right, bottom and left edge: the neighbour beyond it, and its start and end, with the pixel on the right.
 _EDGES = (
     ((0, -1), (0, 0), (1, 0)),
     ((1, 0), (1, 0), (1, 1)),

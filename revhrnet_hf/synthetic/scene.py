@@ -1,8 +1,7 @@
-"""Draws small street scenes with exact label maps: a network can learn from them, and nobody has to download anything.
+"""Draws small street scenes with exact label maps: a network can learn from them without any download.
 
-A pinhole camera looks down a street. Lengths are in metres: x to the right of the camera, y up from the ground, z
-forward. The far is drawn before the near, so that things occlude. Surfaces have texture, and light comes from
-one side.
+A pinhole camera looks along a street. Lengths are in metres: x to the right of the camera, y up from the ground, z forward. Far
+things are drawn before near ones, which hide them. Surfaces have texture, and light comes from one side.
 """
 
 import math
@@ -16,31 +15,16 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFilter
 
-Colour = tuple[float, float, float]
+Paint = tuple[float, float, float]  # red, green, blue, 0–255, not yet rounded
 Point = tuple[float, float]
 Point3 = tuple[float, float, float]
 
 SCENE_CLASSES = (
-    "void",
-    "sky",
-    "building",
-    "wall",
-    "pole",
-    "road",
-    "lane marking",
-    "pavement",
-    "tree",
-    "vegetation",
-    "sign",
-    "traffic light",
-    "fence",
-    "car",
-    "bus",
-    "pedestrian",
-    "bicyclist",
-)
+    "void", "sky", "building", "wall", "pole", "road", "lane marking", "pavement", "tree", "vegetation", "sign",
+    "traffic light", "fence", "car", "bus", "pedestrian", "bicyclist",
+)  # fmt: skip
 SCARCE = ("fence", "pedestrian", "bicyclist", "sign", "traffic light", "car", "tree", "pole")
-"""Things that not every street has; scene k is sure to have number k modulo 8, close to the camera."""
+"""Things that may be missing in a street. Scene k always has number k modulo 8, close to the camera."""
 
 CIRCLE = tuple((math.cos(k * math.pi / 8), math.sin(k * math.pi / 8)) for k in range(16))
 NEAREST, FARTHEST = 3.0, 90.0
@@ -58,7 +42,7 @@ class Scene:
     Attributes:
         image: (height, width, 3) uint8.
         classes: (height, width) uint8, indices of SCENE_CLASSES.
-        objects: (height, width) uint16, a number for each thing that stands in the street, 0 elsewhere.
+        objects: (height, width) uint16, the number of the thing in the street, 0 elsewhere.
     """
 
     image: np.ndarray
@@ -82,12 +66,12 @@ def draw_street_scene(rng: np.random.Generator, size: tuple[int, int], scarce: s
     canvas.object = 0
     if rng.random() < 0.25:
         _draw_bonnet(canvas)
-    return Scene(canvas.developed(), canvas.classes, canvas.objects)
+    return Scene(canvas.photograph(), canvas.classes, canvas.objects)
 
 
 @dataclass(frozen=True)
 class _Street:
-    """Where things stand: the road's edges, the pavement's width, the sun's side and its strength."""
+    """The street's geometry and light: the road's edges, the pavement's width, the sun's side and strength."""
 
     left: float
     right: float
@@ -113,7 +97,7 @@ class _Street:
 
 
 class _Canvas:
-    """The image and its maps of classes and objects; every stroke goes to all, so that they agree to the pixel."""
+    """The image and its maps of classes and objects. Every shape is drawn in all of them, so that they agree exactly."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
         self.rng = rng
@@ -143,20 +127,20 @@ class _Canvas:
     def pixels(self, length: float, z: float) -> float:
         return self.focal * length / z
 
-    def face(self, points: Iterable[Point3], colour: Colour, name: str | None, **texture: float) -> None:
-        """A flat polygon in the world."""
+    def face(self, points: Iterable[Point3], colour: Paint, name: str | None, **texture: float) -> None:
+        """Draws a flat polygon in the world."""
         self.polygon([self.project(point) for point in points], colour, name, **texture)
 
-    def board(self, x: float, z: float, points: Iterable[Point], colour: Colour, name: str, **texture: float) -> None:
-        """A polygon that faces the camera at (x, z); its points are metres from that place on the ground."""
+    def board(self, x: float, z: float, points: Iterable[Point], colour: Paint, name: str, **texture: float) -> None:
+        """Draws a polygon that faces the camera; its points are in metres, relative to (x, z) on the ground."""
         self.face([(x + dx, dy, z) for dx, dy in points], colour, name, **texture)
 
-    def disc(self, x: float, y: float, z: float, radii: Point, colour: Colour, name: str, **texture: float) -> None:
+    def disc(self, x: float, y: float, z: float, radii: Point, colour: Paint, name: str, **texture: float) -> None:
         points = [(x + radii[0] * across, y + radii[1] * up, z) for across, up in CIRCLE]
         self.face(points, colour, name, **texture)
 
-    def bar(self, start: Point3, end: Point3, thickness: float, colour: Colour, name: str) -> None:
-        """A straight bar of `thickness` metres, never thinner than a pixel."""
+    def bar(self, start: Point3, end: Point3, thickness: float, colour: Paint, name: str) -> None:
+        """Draws a straight bar of `thickness` metres, at least one pixel wide."""
         width = max(1, round(self.pixels(thickness, (start[2] + end[2]) / 2)))
         self._fill(
             [self.project(start), self.project(end)],
@@ -166,14 +150,14 @@ class _Canvas:
             margin=width,
         )
 
-    def polygon(self, points: list[Point], colour: Colour, name: str | None, **texture: float) -> None:
+    def polygon(self, points: list[Point], colour: Paint, name: str | None, **texture: float) -> None:
         self._fill(points, lambda draw, corners: draw.polygon(corners, fill=1), colour, name, **texture)
 
     def _fill(
         self,
         points: list[Point],
         stroke: Callable,
-        colour: Colour,
+        colour: Paint,
         name: str | None,
         margin: int = 0,
         grain: float = 0.04,
@@ -182,7 +166,7 @@ class _Canvas:
         ragged: bool = False,
         opacity: float = 1.0,
     ) -> None:
-        """Strokes all maps. `name` None leaves the class as it is; `ragged` eats holes into the shape."""
+        """Draws a shape in all maps. `name` None keeps the class below; `ragged` cuts holes into the shape."""
         corners = np.array(points)
         left, top = np.floor(corners.min(0)).astype(int) - margin
         right, bottom = np.ceil(corners.max(0)).astype(int) + margin + 1
@@ -204,8 +188,8 @@ class _Canvas:
             self.classes[window][mask] = SCENE_CLASSES.index(name)
             self.objects[window][mask] = self.object
 
-    def developed(self) -> np.ndarray:
-        """What the camera makes of it: exposure, tint, a darker rim, a little blur, sensor noise."""
+    def photograph(self) -> np.ndarray:
+        """The image with the effects of a camera: exposure, tint, a darker rim, a little blur, sensor noise."""
         rows, columns = np.ogrid[-1 : 1 : self.height * 1j, -1 : 1 : self.width * 1j]
         rim = 1 - 0.15 * (rows**2 + columns**2) / 2
         tint = self.rng.uniform(0.75, 1.15) * self.rng.uniform(0.94, 1.06, 3)
@@ -215,12 +199,12 @@ class _Canvas:
         return (np.asarray(blurred) + noise).clip(0, 255).astype(np.uint8)
 
 
-def _shade(colour: Colour, factor: float) -> Colour:
+def _shade(colour: Paint, factor: float) -> Paint:
     return tuple(channel * factor for channel in colour)
 
 
-def _pick(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colour:
-    """One of the colours, a little varied."""
+def _pick(rng: np.random.Generator, colours: tuple[Paint, ...]) -> Paint:
+    """One of the colours with a small random variation."""
     return tuple(np.array(colours[rng.integers(len(colours))]) * rng.uniform(0.8, 1.15) + rng.uniform(-8, 8, 3))
 
 
@@ -244,8 +228,8 @@ def _draw_ground(canvas: _Canvas, street: _Street) -> None:
     _draw_markings(canvas, street)
 
 
-def _strip(canvas: _Canvas, left: float, right: float, colour: Colour, name: str, **texture: float) -> None:
-    """A band of ground along the whole street."""
+def _strip(canvas: _Canvas, left: float, right: float, colour: Paint, name: str, **texture: float) -> None:
+    """Draws a band of ground along the whole street."""
     _patch(canvas, left, right, 1.0, 400.0, colour, name, **texture)
 
 
@@ -255,15 +239,15 @@ def _patch(
     right: float,
     near: float,
     far: float,
-    colour: Colour,
+    colour: Paint,
     name: str | None,
     **texture: float,
 ) -> None:
-    """A rectangle of ground."""
+    """Draws a rectangle of ground."""
     canvas.face([(left, 0, near), (right, 0, near), (right, 0, far), (left, 0, far)], colour, name, **texture)
 
 
-def _paving_joints(canvas: _Canvas, street: _Street, side: int, colour: Colour) -> None:
+def _paving_joints(canvas: _Canvas, street: _Street, side: int, colour: Paint) -> None:
     for z in np.geomspace(NEAREST, 30, 24):
         canvas.bar((street.kerb(side), 0, z), (street.facade(side), 0, z), 0.03, colour, "pavement")
 
@@ -284,7 +268,7 @@ def _draw_markings(canvas: _Canvas, street: _Street) -> None:
 
 
 def _draw_ground_shadow(canvas: _Canvas, street: _Street) -> None:
-    """The houses on the sun's side darken the ground, unevenly; upright things are drawn later or lie behind."""
+    """Draws the shadows of the houses on the sun's side on the ground; things in the street are drawn later."""
     reach = street.facade(street.sun_side) - street.sun_side * canvas.rng.uniform(2, 7)
     near = 1.0
     while near < 60:
@@ -296,7 +280,7 @@ def _draw_ground_shadow(canvas: _Canvas, street: _Street) -> None:
 
 
 def _draw_roadside(canvas: _Canvas, street: _Street, side: int) -> None:
-    """Houses, walls and gardens from the far end to the camera."""
+    """Draws houses, walls and gardens from the far end towards the camera."""
     lots, near = [], canvas.rng.uniform(1.2, NEAREST)
     while near < FARTHEST:
         far = near + canvas.rng.uniform(7, 18)
@@ -334,7 +318,7 @@ def _house(canvas: _Canvas, street: _Street, side: int, near: float, far: float)
     _windows(canvas, x, near, far, storeys, front)
 
 
-def _windows(canvas: _Canvas, x: float, near: float, far: float, storeys: int, wall: Colour) -> None:
+def _windows(canvas: _Canvas, x: float, near: float, far: float, storeys: int, wall: Paint) -> None:
     pitch, glass = canvas.rng.uniform(2.0, 3.2), _pick(canvas.rng, (GLASS, (90, 105, 120), (35, 38, 45)))
     tall = canvas.rng.uniform(1.1, 1.7)
     frame = _shade(wall, 1.3 if canvas.rng.random() < 0.6 else 0.6)
@@ -348,7 +332,7 @@ def _windows(canvas: _Canvas, x: float, near: float, far: float, storeys: int, w
             _pane(canvas, x, z, z + 1.1, low, storey * 3.0 + 0.9 + tall, _shade(glass, canvas.rng.uniform(0.7, 1.4)))
 
 
-def _pane(canvas: _Canvas, x: float, near: float, far: float, low: float, high: float, colour: Colour) -> None:
+def _pane(canvas: _Canvas, x: float, near: float, far: float, low: float, high: float, colour: Paint) -> None:
     canvas.face([(x, low, near), (x, low, far), (x, high, far), (x, high, near)], colour, "building")
 
 
@@ -367,7 +351,7 @@ def _garden(canvas: _Canvas, street: _Street, side: int, near: float, far: float
 
 
 def _things(rng: np.random.Generator, street: _Street, scarce: str) -> list[tuple[float, Callable[[_Canvas], None]]]:
-    """Everything that stands in the street, as (distance, how to draw it)."""
+    """The things in the street, as (distance, function that draws it)."""
     counts = {
         "tree": rng.integers(0, 4),
         "pole": rng.integers(1, 5),
@@ -387,7 +371,7 @@ def _things(rng: np.random.Generator, street: _Street, scarce: str) -> list[tupl
 
 def _thing(rng: np.random.Generator, street: _Street, name: str, z: float) -> tuple[float, Callable[[_Canvas], None]]:
     side = int(rng.choice([-1, 1]))
-    # What stands on the pavement must be in view: the camera sees at least 0.4 z metres to each side.
+    # Things on the pavement must be visible: the camera sees at least 0.4 z metres to each side.
     on_pavement = street.kerb(side) + side * rng.uniform(0.3, street.pavement - 0.6)
     on_road = rng.uniform(street.left + 1.2, street.right - 1.2)
     z = max(z, 2.4 * abs(on_pavement)) if name not in ("car", "bus", "bicyclist") else z
@@ -422,7 +406,7 @@ def _thing(rng: np.random.Generator, street: _Street, name: str, z: float) -> tu
 
 
 def _contact_shadow(canvas: _Canvas, x: float, z: float, width: float) -> None:
-    """What stands on the ground darkens it: the ground keeps its class."""
+    """Darkens the ground below a thing; the ground keeps its class."""
     _patch(canvas, x - width, x + width, z - 0.15, z + 0.3, (20, 20, 25), None, opacity=0.5)
 
 
@@ -481,7 +465,7 @@ def _fence(canvas: _Canvas, x: float, near: float, far: float) -> None:
     height, colour = canvas.rng.uniform(0.9, 1.4), _pick(canvas.rng, ((60, 65, 70), (120, 90, 60), (165, 168, 170)))
     solid = canvas.rng.random() < 0.4
     panel = [(x, 0.05, near), (x, 0.05, far), (x, height, far), (x, height, near)]
-    # Between the bars one sees what lies behind, but the whole panel counts as fence.
+    # The background is visible between the bars, but the whole panel counts as fence.
     canvas.face(panel, colour, "fence", opacity=0.95 if solid else 0.25)
     bar = _shade(colour, 0.7)
     for z in np.arange(near, far, 0.3 if solid else 0.2):
@@ -491,7 +475,7 @@ def _fence(canvas: _Canvas, x: float, near: float, far: float) -> None:
 
 
 def _vehicle(canvas: _Canvas, x: float, z: float, length: float, height: float, name: str) -> None:
-    """A box with a narrower cabin, swept from its far end to the near one; the sides' upper half is glass."""
+    """Draws a box with a narrower cabin, from its far end to the near end; the upper half of the sides is glass."""
     paint, half = _pick(canvas.rng, PAINTS), 0.85 if name == "car" else 1.2
     waist, roof = (0.58 * height, 0.75 * half) if height < 1.7 else (0.5 * height, 0.95 * half)
     outline = [(-half, 0.25), (-half, waist), (-roof, height), (roof, height), (half, waist), (half, 0.25)]
@@ -551,7 +535,7 @@ def _head(canvas: _Canvas, x: float, y: float, z: float, radius: float, name: st
 
 
 def _bicyclist(canvas: _Canvas, x: float, z: float) -> None:
-    """Seen obliquely: the wheels stand `spread` to each side of the rider, as ellipses."""
+    """Draws a bicyclist in an oblique view: the wheels are ellipses, `spread` to each side of the rider."""
     rng, metal = canvas.rng, _pick(canvas.rng, PAINTS)
     spread, ahead = rng.uniform(0.2, 0.55), int(rng.choice([-1, 1]))
     _contact_shadow(canvas, x, z, spread + 0.2)
@@ -580,7 +564,7 @@ def _bin(canvas: _Canvas, x: float, z: float) -> None:
 
 
 def _draw_bonnet(canvas: _Canvas) -> None:
-    """The camera's own car, at the image's lower edge."""
+    """Draws the bonnet of the camera's own car at the lower edge of the image."""
     top, width, height = canvas.rng.uniform(0.9, 0.96), canvas.width, canvas.height
     points = [(0, height), (0, height * (top + 0.03)), (width * 0.3, height * top), (width * 0.7, height * top)]
     points += [(width, height * (top + 0.03)), (width, height)]

@@ -1,4 +1,4 @@
-"""Cityscapes and Mapillary Vistas of drawn street scenes, in their publishers' layouts."""
+"""Writes Cityscapes and Mapillary Vistas with drawn street scenes, in their publishers' layouts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from ..data.datasets.cityscapes import IMAGES
 from ..data.datasets.cityscapes import LABELS as CITYSCAPES_LABELS
 from ..data.datasets.mapillary_vistas import FOLDERS, V12, V20
 from ..data.datasets.mapillary_vistas import LABELS as VISTAS_LABELS
-from .files import draw_scenes, empty_folder, save_jpeg, save_json, save_png
+from .files import COUNTS, draw_scenes, empty_folder, save_jpeg, save_json, save_png
 from .scene import SCENE_CLASSES, Scene
 
 CITYSCAPES_NAMES = {
@@ -70,29 +70,27 @@ CITIES = {
     "val": ("frankfurt", "lindau", "munster"),
     "train_extra": ("augsburg", "konigswinter", "wurzburg"),
 }
-CITYSCAPES_COUNTS = {"train": 40, "val": 12}
-VISTAS_COUNTS = {"train": 40, "val": 12}
-COARSE_MARGIN = 3  # pixels on both sides of a border that coarse label maps leave unlabelled
+COARSE_MARGIN = 3  # pixels on both sides of a border, unlabelled in coarse label maps
 UNLABELLED = 0
-KEY_LENGTH = 22  # of the publisher's names of images
+KEY_LENGTH = 22  # characters of the publisher's image names
 
 
 def write_cityscapes(
     data_dir: str | Path,
-    counts: Mapping[str, int] = CITYSCAPES_COUNTS,
+    counts: Mapping[str, int] = COUNTS,
     size: tuple[int, int] = (256, 512),
     seed: int = 0,
 ) -> None:
     """Writes a miniature Cityscapes: images of several cities, with label maps drawn finely and coarsely.
 
-    `labelIds`, `instanceIds` and `color` are what the publisher's tools make of `polygons.json`, where every connected part of an
-    object has a polygon of its own.
+    `labelIds`, `instanceIds` and `color` equal the output of the publisher's tools for `polygons.json`, in which every connected
+    part of an object has its own polygon.
 
     Args:
-        data_dir: the folder to fill; made if it is missing.
-        counts: images by split (train, val, train_extra; the last is drawn coarsely only).
+        data_dir: the folder to fill; created if it is missing.
+        counts: split (train, val, train_extra) → number of images; train_extra has only coarse label maps.
         size: (height, width) of the images, in pixels.
-        seed: same seed, same files.
+        seed: the same seed gives the same files.
 
     Raises:
         DataError: `data_dir` already holds files.
@@ -127,19 +125,19 @@ def _write_annotation(prefix: Path, ids: np.ndarray, objects: np.ndarray) -> Non
 
 
 def _coarse(ids: np.ndarray) -> np.ndarray:
-    """The same without what is near a border."""
+    """The ids, unlabelled near a border between labels."""
     around = 2 * COARSE_MARGIN + 1
     inner = scipy.ndimage.minimum_filter(ids, around) == scipy.ndimage.maximum_filter(ids, around)
     return np.where(inner, ids, np.uint8(UNLABELLED))
 
 
 class _Part(NamedTuple):
-    """A connected part of one object, or of what is no object.
+    """A connected part of an object or of a region without objects.
 
     Attributes:
         raw_id: its label.
-        window: the rows and columns that it lies in.
-        mask: which pixels of the window it covers.
+        window: the rows and columns of its bounding box.
+        mask: the pixels of the window that it covers.
         outline: the centres [x, y] of the pixels on its rim, clockwise.
     """
 
@@ -150,7 +148,7 @@ class _Part(NamedTuple):
 
 
 def _parts(ids: np.ndarray, objects: np.ndarray) -> list[_Part]:
-    """All parts; what lies inside another comes after it, so that polygons drawn in turn give `ids`."""
+    """All parts. A part inside another one comes after it, so that drawing the polygons in this order gives `ids`."""
     parts = []
     kinds = ids.astype(int) << 16 | np.where(_HAS_INSTANCES[ids], objects, 0)
     for kind in np.unique(kinds):
@@ -164,7 +162,7 @@ def _parts(ids: np.ndarray, objects: np.ndarray) -> list[_Part]:
 
 
 def _rim(mask: np.ndarray) -> list[tuple[int, int]]:
-    """The pixels (x, y) at which the way round a 4-connected shape turns, with its outside on the left hand."""
+    """The pixels (x, y) at which the path around a 4-connected shape turns; the outside is on the left."""
     inside = np.pad(mask, 1).tolist()
     start = x, y, side = int(mask[0].argmax()) + 1, 1, 0
     corners = []
@@ -184,19 +182,19 @@ def _rim(mask: np.ndarray) -> list[tuple[int, int]]:
 
 def write_mapillary_vistas(
     data_dir: str | Path,
-    counts: Mapping[str, int] = VISTAS_COUNTS,
+    counts: Mapping[str, int] = COUNTS,
     size: tuple[int, int] = (360, 480),
     seed: int = 0,
     version: Literal["v1.2", "v2.0"] = V12,
 ) -> None:
-    """Writes a miniature Mapillary Vistas; v2.0 has the label maps of both versions, as the real one.
+    """Writes a miniature Mapillary Vistas; like the real dataset, v2.0 has the label maps of both versions.
 
     Args:
-        data_dir: the folder to fill; made if it is missing.
-        counts: images by split (train, val).
+        data_dir: the folder to fill; created if it is missing.
+        counts: split (train, val) → number of images.
         size: (height, width) of the images, in pixels.
-        seed: same seed, same files.
-        version: which release's layout and labels.
+        seed: the same seed gives the same files.
+        version: the release, which determines layout and labels.
 
     Raises:
         DataError: `data_dir` already holds files.
@@ -242,7 +240,7 @@ def _vistas_config(version: str) -> dict[str, Any]:
     }
 
 
-_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # along the top, right, bottom and left of a pixel, in images' y down
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # (x, y) along the top, right, bottom and left edge of a pixel; y points down
 _CITYSCAPES_ID_OF = {label.name: label.raw_id for label in CITYSCAPES_LABELS}
 _CITYSCAPES_IDS = np.array([_CITYSCAPES_ID_OF[CITYSCAPES_NAMES[name]] for name in SCENE_CLASSES], np.uint8)
 _CITYSCAPES_COLOURS = np.array([(*label.colour, 255) for label in CITYSCAPES_LABELS], np.uint8)

@@ -6,15 +6,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class MovingAverage(AveragedModel):
-    """torch's average, of trained weights and BatchNorms' statistics, without what it costs at each step.
+    """torch's average, of trained weights and BatchNorms' statistics, at less cost for each step.
 
     torch walks through the network and asks the device for the number of updates each time. Here tensors are looked up once,
-    frozen weights stay as they were copied, and the number is kept on the CPU.
+    frozen weights stay as they were copied, and the number of updates is kept on the CPU.
 
     Args:
         model: the network; `module` is its copy, on `device`.
-        decay: the share of the average that stays at an update; less at the start, (1 + updates) / (10 + updates), and
-            nothing at the first, so that it soon forgets the initial weights.
+        decay: the share of the average that an update keeps. At the start it keeps less, (1 + updates) / (10 + updates), and at
+            the first update nothing, so that the initial weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float, device: torch.device):
@@ -26,7 +26,7 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """One update, with the network whose weights were given at the first one."""
+        """One update; `model` must be the same network each time."""
         if self._floats is None:
             self._look_up(model)
         updates = int(self.n_averaged) + 1

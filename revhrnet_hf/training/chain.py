@@ -1,23 +1,24 @@
-"""A chain: stage after stage, each on a dataset of its own, each starting from the best checkpoint of the one before."""
+"""A chain of stages, each on a dataset of its own, each starting from the best checkpoint of the stage before."""
 
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from .checkpoint import BEST, refuse_second_run, remove_run
+from .agreement import SharedErrors
+from .data import DataDirs, folders_by_name, load_sets
 from .dataset_names import check_one_loader
-from .processes import SharedErrors
+from .output_dir import BEST, refuse_second_run, remove_run
+from .processes import TIMEOUT, start_processes
 from .recipe import Recipe
-from .sampler import DataDirs, folders_by_name, load_sets
-from .trainer import TIMEOUT, Stage, start_processes
+from .trainer import Stage
 
 
 def data_dirs_by_name(given: list[str], recipes: list[Recipe]) -> dict[str, Path]:
     """Each dataset's folder, from `NAME=DIR …`, or from one folder where all stages train on one dataset.
 
     Raises:
-        RecipeError: a dataset has no folder or two, a folder is given for one that no stage trains on, or a name stands for two
-            datasets.
+        RecipeError: a dataset has no folder or two folders, a folder is given for a dataset that no stage trains on, or a name
+            stands for two datasets.
     """
     datasets = [dataset for recipe in recipes for dataset in recipe.datasets]
     check_one_loader(datasets)
@@ -45,21 +46,21 @@ def run_chain(
     overwrite: bool = False,
     timeout: float = TIMEOUT,
 ) -> list[dict[str, Any] | None]:
-    """Train stage after stage; with `resume`, finished stages are passed over and an interrupted one goes on.
+    """Train stage after stage; with `resume`, finished stages are skipped and an interrupted one is resumed.
 
     A stage starts from the best checkpoint of the stage before, unless its recipe says `init_from`.
 
     Args:
         recipes: one a stage.
         data_dirs: folder of each dataset by name.
-        output_dir: gets what the last stage writes, and a folder `1_DATASET`, `2_DATASET`, … for each stage before.
+        output_dir: of the last stage; the stages before it write into its folders `1_DATASET`, `2_DATASET`, …
         timeout: as for `Stage`.
 
     Returns:
         The last scores of each stage; None for a stage that was finished before.
 
     Raises:
-        DataError, RecipeError, CheckpointError: as for `Stage`; datasets of all stages are looked at before the first begins.
+        DataError, RecipeError, CheckpointError: as for `Stage`; datasets of all stages are checked before the first begins.
     """
     accelerator = start_processes(recipes[0], timeout)
     errors = SharedErrors(accelerator, timeout)
@@ -73,7 +74,7 @@ def run_chain(
             accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
         stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout)
         if overwrite and position == 0:
-            # Else a chain that is killed now and resumed would find later stages finished.
+            # Otherwise a chain that is killed now and resumed would find later stages finished.
             with errors.together():
                 for later in folders[1:] if accelerator.is_main_process else []:
                     remove_run(later)
@@ -83,7 +84,7 @@ def run_chain(
 
 
 def check_chain(recipes: list[Recipe], data_dirs: DataDirs, output_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
-    """The stages' folders, after looking at all that can be known before the first stage begins; errors as for `run_chain`."""
+    """The stages' folders, after all checks that are possible before the first stage begins; errors as for `run_chain`."""
     if len({recipe.precision for recipe in recipes}) > 1:
         raise RecipeError("All stages of a chain have the same precision: Accelerate keeps it for the whole process")
     for recipe in recipes[1:]:

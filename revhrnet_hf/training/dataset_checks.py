@@ -1,4 +1,4 @@
-"""Which data a run is of, so that it is resumed on no other; and whether there is anything to score on."""
+"""Checks of a run's data: it is resumed on the data that it began with, and there is something to score on."""
 
 import hashlib
 import json
@@ -9,11 +9,11 @@ from datasets import Dataset
 
 from ..data import label_space_of
 from ..errors import CheckpointError, DataError
-from .sampler import TrainingSet
+from .data import TrainingSet
 
 
 def fingerprint(train_sets: list[TrainingSet], eval_set: Dataset, eval_split: str) -> dict[str, Any]:
-    """What is trained and scored on: of each split the number of images and a digest of their ids, in order; the classes."""
+    """Identifies the data: for each split the number of images and a digest of their ids in order; the classes."""
     space = label_space_of(eval_set)
     table = (space.names, sorted(space.raw_ids.items()), sorted(space.raw_colours.items()), space.ignore_index)
     return {
@@ -32,9 +32,9 @@ def _digest(value: Any) -> str:
 
 
 def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises a CheckpointError that says how the data of a run to resume differ from what it began with.
+    """Raises a CheckpointError if the data of a run to resume differ from those that it began with; it says how.
 
-    An epoch's order, the learning rates and the best score would be of neither.
+    The order of the epochs, the learning rates and the best score would fit neither of them.
     """
     splits = [*zip(before["trained_on"], now["trained_on"], strict=True), (before["scored_on"], now["scored_on"])]
     said = [_difference(old, new) for old, new in splits if old != new]
@@ -47,8 +47,8 @@ def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
         said.append("the label table gives the classes other ids or colours")
     if said:
         raise CheckpointError(
-            f"The run to resume was started on other data: {'; '.join(said)}. Bring back what it was started on, or start a new "
-            "run (init_from can give it these weights)"
+            f"The run to resume was started on other data: {'; '.join(said)}. Bring these back, or start a new run "
+            "(init_from can give it these weights)"
         )
 
 
@@ -61,7 +61,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 def refuse_unlabelled(eval_set: Dataset, name: str, ignore_index: int) -> None:
     """Raises a DataError if no pixel of the split has a class: there would be no score, and no best checkpoint.
 
-    It reads label maps up to the first one with a labelled pixel.
+    Label maps are read up to the first one with a labelled pixel.
     """
     for row in range(len(eval_set)):
         if (np.asarray(eval_set[row]["label_map"]) != ignore_index).any():

@@ -1,15 +1,15 @@
 """The datasets that a recipe names, each with a name of its own.
 
-Published datasets are called what their loader is called (`cityscapes`). Of two folders of own images, or two datasets of the
-Hub, each has a name and says its loader:
+A published dataset has the name of its loader (`cityscapes`). Folders of own images and datasets of the Hub can have any name;
+then the recipe names the loader too:
 
     dataset: {name: photos, loader: folder}
     more_datasets:
       - {name: scans, loader: folder, split: all}
       - coco
 
-which is the same as `dataset: photos`, `loader: folder` and `more_datasets: ["scans:all,loader=folder", coco]`, the form of the
-command line. Folders on the command line, tables, results and folders of stages go by the names: `--data_dir photos=A scans=B`.
+This is the same as `dataset: photos`, `loader: folder` and `more_datasets: ["scans:all,loader=folder", coco]`, as written on the
+command line. Folders on the command line (`--data_dir photos=A scans=B`), tables, results and folders of stages use the names.
 """
 
 import re
@@ -28,9 +28,9 @@ class NamedDataset:
     """A dataset of a recipe.
 
     Attributes:
-        name: what it is called in the recipe, on the command line and in results.
-        split: which is trained on; None: that of the recipe.
-        loader: as for `load_segmentation_dataset`; None: the name is the loader's.
+        name: its name in the recipe, on the command line and in results.
+        split: the split to train on; None: the recipe's.
+        loader: as for `load_segmentation_dataset`; None: `name` is the loader's.
         label_space, image_column, label_column: as for `load_segmentation_dataset`.
     """
 
@@ -71,10 +71,10 @@ class NamedDataset:
 
 
 def as_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings, in which datasets that are written as mappings are replaced by fields and text.
+    """A recipe's settings, with fields and text in place of datasets that are written as mappings.
 
     Raises:
-        RecipeError: a mapping is not as it should be, or says what a field says too.
+        RecipeError: a mapping has a wrong key or value, or contradicts a field.
     """
     fields = dict(settings)
     if isinstance(fields.get("dataset"), Mapping):

@@ -1,6 +1,6 @@
-"""A rehearsal of a chain: all stages are built, learn a few steps, score and save for real, in a temporary folder.
+"""A rehearsal of a chain: each stage is built, trains a few steps, scores and saves for real, in a temporary folder.
 
-What it takes is measured there and multiplied by how often the recipes do it.
+The time and room that this takes is multiplied by how often the recipes do it.
 """
 
 import math
@@ -16,26 +16,27 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
+from .agreement import SharedErrors
 from .chain import check_chain
-from .checkpoint import BEST, LAST
-from .processes import SharedErrors
+from .data import DataDirs
+from .output_dir import BEST, LAST
+from .processes import TIMEOUT, peak_memory_gib, start_processes
 from .recipe import Recipe
-from .sampler import DataDirs
-from .trainer import TIMEOUT, Stage, start_processes
+from .trainer import Stage
 
-STEPS = 6  # of which the first, which is slower, is not timed
-IMAGES = 4  # that each process scores
+STEPS = 6  # the first, which is slower, is not timed
+IMAGES = 4  # scored by each process
 
 
 @dataclass
 class Estimate:
-    """What one stage will take.
+    """The time, memory and disk space that one stage will take.
 
     Attributes:
-        build_seconds, step_seconds, image_seconds, save_seconds: once; of a step; of scoring one image (by all processes
-            together); of a checkpoint.
-        steps, evaluations, images, saves: how often; images are those of one evaluation.
-        memory_gib: peak of one process, as `log.jsonl` has it.
+        build_seconds: once, to load data and network.
+        step_seconds, image_seconds, save_seconds: of a step; of scoring one image (by all processes together); of a checkpoint.
+        steps, evaluations, images, saves: how many there are; images are those of one evaluation.
+        memory_gib: peak of one process, as in `log.jsonl`.
         disk_gib: of all checkpoints that are kept, and of one that is being written.
     """
 
@@ -65,7 +66,7 @@ def dry_run(
     overwrite: bool = False,
     timeout: float = TIMEOUT,
 ) -> list[Estimate]:
-    """Rehearse each stage of a chain, print what it will take, leave `output_dir` alone. Errors are those of `run_chain`."""
+    """Rehearse each stage of a chain and print what it will take; `output_dir` stays as it is. Errors as for `run_chain`."""
     accelerator = start_processes(recipes[0], timeout)
     errors = SharedErrors(accelerator, timeout)
     estimates, best = [], None
@@ -82,7 +83,7 @@ def dry_run(
             before, (estimate, best) = best, _rehearse(recipe, data_dirs, shared, own_folder, timeout)
             estimates.append(estimate)
             if before is not None and before.is_relative_to(own):
-                shutil.rmtree(before.parent)  # all have read it
+                shutil.rmtree(before.parent)  # all processes have read it
         accelerator.wait_for_everyone()
     accelerator.print(format_estimates(estimates, output_dir))
     return estimates
@@ -100,25 +101,10 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Pat
     with stage.errors.together():
         stage.log.start({})
     built = time.perf_counter() - started
-    step_seconds = _seconds_of_a_step(stage)
+    images = len(stage.evaluation.dataset)
+    step_seconds, (image_seconds, save_seconds) = _seconds_of_training(stage), _seconds_of_scoring_and_saving(stage)
     with stage.errors.together():
-        step_seconds = max(step_seconds, _seconds_of_loading(stage))
-
-    # A copy of the recipe's evaluation in small, with as many images for each process.
-    processes, images = stage.accelerator.num_processes, len(stage.eval_set)
-    stage.eval_set = stage.eval_set.select(range(min(images, IMAGES * processes)))
-    started = time.perf_counter()
-    scores = stage.evaluate(epoch=0)
-    image_seconds = (time.perf_counter() - started) / len(stage.eval_set)
-
-    started = time.perf_counter()
-    stage.save(scores)
-    save_seconds = time.perf_counter() - started
-    with stage.errors.together():
-        best = _brought_near(folder / BEST, own_folder, stage.accelerator.is_main_process)
-    between = 0
-    if recipe.save_every is not None:  # those at the end of an epoch are there in any case
-        between = stage.total_steps // recipe.save_every - stage.total_steps // math.lcm(recipe.save_every, stage.batches.steps)
+        best = _readable_here(folder / BEST, own_folder, stage.accelerator.is_main_process)
     estimate = Estimate(
         dataset=recipe.dataset,
         build_seconds=built,
@@ -128,15 +114,41 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Pat
         steps=stage.total_steps,
         evaluations=math.ceil(recipe.epochs / recipe.eval_every) + recipe.eval_at_start,
         images=images,
-        saves=recipe.epochs + between,
-        memory_gib=stage.peak_memory_gib(),
+        saves=_saves(stage),
+        memory_gib=peak_memory_gib(stage.accelerator.device),
         disk_gib=(recipe.keep_checkpoints + 1) * _gib(folder / LAST) + _gib(best),
     )
     return estimate, best
 
 
-def _brought_near(best: Path, own_folder: Path, is_main: bool) -> Path:
-    """The main process's checkpoint, at a place that this process can read: on another machine it is sent a copy."""
+def _seconds_of_training(stage: Stage) -> float:
+    """Of one step: of the network's, or of loading its images where that takes longer."""
+    seconds = _seconds_of_a_step(stage)
+    with stage.errors.together():
+        return max(seconds, _seconds_of_loading(stage))
+
+
+def _seconds_of_scoring_and_saving(stage: Stage) -> tuple[float, float]:
+    """Of scoring an image (by all processes together), measured on the split's first images; of a save."""
+    evaluation = stage.evaluation
+    few = min(len(evaluation.dataset), IMAGES * stage.accelerator.num_processes)
+    evaluation.dataset = evaluation.dataset.select(range(few))
+    started = time.perf_counter()
+    scores = evaluation.run(epoch=0, step=stage.state.step)  # not `stage.evaluate`: so few images may have no labelled pixel
+    evaluated = time.perf_counter()
+    stage.save(scores)
+    return (evaluated - started) / few, time.perf_counter() - evaluated
+
+
+def _saves(stage: Stage) -> int:
+    """How many checkpoints the stage writes: one at the end of each epoch, and those of `save_every` at other steps."""
+    every, steps, total = stage.recipe.save_every, stage.data.batches.steps, stage.total_steps
+    between = 0 if every is None else total // every - total // math.lcm(every, steps)
+    return stage.recipe.epochs + between
+
+
+def _readable_here(best: Path, own_folder: Path, is_main: bool) -> Path:
+    """The main process's checkpoint, at a place that this process can read; a process on another machine is sent a copy."""
     if not any(gather_object([not best.exists()])):
         return best
     files = {path.name: path.read_bytes() for path in best.iterdir()} if is_main else None
@@ -151,9 +163,9 @@ def _brought_near(best: Path, own_folder: Path, is_main: bool) -> Path:
 
 
 def _seconds_of_a_step(stage: Stage) -> float:
-    stage.model.train()
+    stage.learner.model.train()
     ends = []
-    for passes in islice(stage.data_steps(), STEPS):
+    for passes in islice(stage.data.steps(), STEPS):
         stage.train_step(passes)
         if stage.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
@@ -165,18 +177,19 @@ def _seconds_of_a_step(stage: Stage) -> float:
 
 
 def _seconds_of_loading(stage: Stage) -> float:
-    """What the loader's workers need for a step, which the first steps do not show: their images were loaded ahead."""
+    """The time that the loader's workers need for a step. The first steps do not show it: their images were loaded ahead."""
     # Each process here has its own workers; launchers say how many processes there are on a machine.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", stage.accelerator.num_processes))
-    workers = min(stage.loader.num_workers, max(1, (os.cpu_count() or 1) // processes))
+    data = stage.data
+    workers = min(data.loader.num_workers, max(1, (os.cpu_count() or 1) // processes))
     if workers == 0:
         return 0.0
-    own_share = next(iter(stage.batches))
+    own_share = next(iter(data.batches))
     started = time.perf_counter()
     for index in own_share[:IMAGES]:
-        stage.samples[index]
+        data.samples[index]
     each = (time.perf_counter() - started) / len(own_share[:IMAGES])
-    return each * len(own_share) * stage.batches.passes / workers
+    return each * len(own_share) * data.batches.passes / workers
 
 
 def _gib(folder: Path) -> float:

@@ -1,9 +1,9 @@
-"""What a run writes down: log.jsonl always, and the trackers that Accelerate knows, which may fail without harm to the run."""
+"""The log of a run: log.jsonl, and the same numbers to Accelerate's trackers, whose failures do not end the run."""
 
 import json
+import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -16,7 +16,9 @@ from PIL import Image
 
 from ..errors import CheckpointError, RecipeError
 from ..io import LOG_FILE, without_nan
-from .checkpoint import TRACKER_FOLDER
+from .output_dir import TRACKER_FOLDER
+
+logger = logging.getLogger(__name__)
 
 PROJECT = "revhrnet"
 
@@ -32,7 +34,9 @@ def check_trackers(names: list[str]) -> None:
 
 
 class RunLog:
-    """Lines of log.jsonl, and the same numbers to the trackers; only the process that is `main` writes.
+    """Lines of log.jsonl, and the same numbers to the trackers; only the main process writes.
+
+    A line holds the epoch (the number of finished ones), the step, the time and the numbers.
 
     Args:
         output_dir: where log.jsonl and TensorBoard's files go.
@@ -48,12 +52,12 @@ class RunLog:
         self._trackers: dict[str, GeneralTracker] = {}
 
     def start(self, config: dict[str, Any], lines: int = 0, again_from: int | None = None) -> None:
-        """Begin, or go on after `lines` lines: what an interrupted run logged after its last checkpoint is logged again.
+        """Begin, or resume after `lines` lines: steps that an interrupted run logged after its last checkpoint are logged again.
 
         Args:
             config: the recipe's fields, for the trackers.
             lines: of log.jsonl that stay.
-            again_from: the first step that trackers will be given (again); None for a new run.
+            again_from: the first step that will be logged (again); None for a new run.
         """
         self.lines = lines
         if not self.is_main:
@@ -70,7 +74,7 @@ class RunLog:
         """Cut log.jsonl after its first `lines` lines, in one operation that cannot be half done."""
         kept = self.path.read_bytes().splitlines(keepends=True)[:lines] if self.path.exists() else []
         if len(kept) < lines:
-            raise CheckpointError(f"{self.path} has {len(kept)} lines, and the run that goes on had {lines}: bring them back")
+            raise CheckpointError(f"{self.path} has {len(kept)} lines, and the run to resume had {lines}: bring them back")
         if self.path.exists():
             os.truncate(self.path, sum(map(len, kept)))
         return kept
@@ -87,7 +91,8 @@ class RunLog:
         tracker.start()
         self._trackers[name] = tracker
         if again_from is None:
-            tracker.store_init_configuration(config)
+            plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in config.items()}
+            tracker.store_init_configuration(plain)
 
     def write(self, epoch: int, step: int, values: dict[str, float], **details: Any) -> None:
         """One line of log.jsonl; `values` go to the trackers too, `details` only if they are numbers by name.
@@ -104,7 +109,7 @@ class RunLog:
                 log.write(json.dumps(without_nan(entry)) + "\n")
         except OSError as error:
             raise CheckpointError(
-                f"Cannot write {self.path}: {error.strerror}. Checkpoints are whole; make room, then go on with --resume"
+                f"Cannot write {self.path}: {error.strerror}. Checkpoints are whole; make room, then resume with --resume"
             ) from error
         self._track(step, {**values, **details})
 
@@ -133,13 +138,13 @@ class RunLog:
             self._guarded(name, lambda name=name: self._trackers[name].log(numbers, step=step))
 
     def _guarded(self, name: str, call: Callable[[], object]) -> None:
-        """A tracker that fails is named once and then left out: its faults (a server, a disk) are no reason to end training."""
+        """A tracker that fails (no server, a full disk) is named once and left out from then on; training continues."""
         try:
             call()
         except Exception as error:
             self._trackers.pop(name, None)
             reason = f"{type(error).__name__}: {error}"
-            print(f"warning: the tracker {name} failed and is left out from now on ({reason})", file=sys.stderr)
+            logger.warning(f"the tracker {name} failed and is left out from now on ({reason})")
 
 
 def _log_image(name: str, tracker: GeneralTracker, image: Image.Image, step: int) -> None:
@@ -154,7 +159,7 @@ def _log_image(name: str, tracker: GeneralTracker, image: Image.Image, step: int
 
 
 def _log_jpeg(writer, image: Image.Image, step: int) -> None:
-    """As `writer.add_image`, whose PNG is several times as large and takes the time of two images' predictions."""
+    """As `writer.add_image`, whose PNG is several times as large and takes as long as two predictions."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     file = BytesIO()

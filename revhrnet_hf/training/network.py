@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data import LabelSpace
-from ..errors import RecipeError, listed
+from ..errors import RecipeError, first_few
 from ..models import (
     HRNetV2Config,
     HRNetV2ForSemanticSegmentation,
@@ -54,7 +54,7 @@ def _check_class_weights(recipe: Recipe, label_space: LabelSpace) -> None:
     if weights is not None and len(weights) != label_space.num_classes:
         raise RecipeError(
             f"Recipe field class_weights must have one value a class: it has {len(weights)}, and {label_space.name!r} has "
-            f"{label_space.num_classes} classes ({listed(label_space.names)})"
+            f"{label_space.num_classes} classes ({first_few(label_space.names)})"
         )
 
 

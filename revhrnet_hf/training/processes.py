@@ -1,20 +1,30 @@
-"""The processes of a run: settings of Accelerate that the recipe decides, errors that all of them end with, memory."""
+"""The processes of a run: how they are started by Accelerate, on settings that the recipe decides, and what memory they take."""
 
+import logging
 import os
+import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from .. import errors
-from ..errors import RecipeError, RevHRNetError, TrainingError
+from ..errors import RecipeError
 from .recipe import Recipe
 
-# What Accelerate reads from the environment, where `accelerate config` and the options of `accelerate launch` put their answers.
-# Where a recipe's field says the same: whether a value agrees with it. `accelerate launch` writes "no" for what nobody asked for.
+logger = logging.getLogger(__name__)
+
+# Seconds without an answer from a loader's worker or another process, after which a run ends with an error.
+TIMEOUT = 1800
+
+# x86 processors on which a step of `recipes/camvid.yaml` took 7.2 times as long in bfloat16 as in float32.
+NO_FAST_BF16 = ("DEFAULT", "NO AVX", "AVX2") if platform.machine() in ("x86_64", "AMD64") else ()
+
+# Settings that Accelerate reads from the environment, where `accelerate config` and the options of `accelerate launch` put them.
+# Those of the first group have a field in the recipe; the function tells whether a value agrees with it. `accelerate launch`
+# writes "no" for settings that nobody asked for.
 AGREES: dict[str, tuple[str, Callable[[str, Recipe], bool]]] = {
     "ACCELERATE_MIXED_PRECISION": ("precision", lambda value, recipe: value in ("no", recipe.precision)),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
@@ -31,7 +41,7 @@ AGREES: dict[str, tuple[str, Callable[[str, Recipe], bool]]] = {
     ),
     "ACCELERATE_DYNAMO_MODE": ("torch_compile", lambda value, recipe: value == "default"),
 }
-# What no recipe asks for; by prefix where they end in _.
+# Settings that no recipe asks for; names that end in _ are prefixes.
 REFUSED = (
     "ACCELERATE_DEEPSPEED_",
     "ACCELERATE_DOWNCAST_BF16",
@@ -43,7 +53,7 @@ REFUSED = (
     "ACCELERATE_USE_PARALLELISM_CONFIG",
     "ACCELERATE_USE_SAGEMAKER",
 )
-# Where a run takes place and what is said of it, which is no recipe's matter; or of use only to what is refused.
+# Settings that are not the recipe's business (where a run takes place, what is logged), or have an effect only with refused ones.
 FREE = (
     "ACCELERATE_ALLOW_CP_STANDALONE",
     "ACCELERATE_BYPASS_DEVICE_MAP",
@@ -63,8 +73,50 @@ FREE = (
 OFF = {"", "0", "false", "f", "no", "n", "off", "none"}
 
 
+def start_processes(recipe: Recipe, timeout: float = TIMEOUT) -> Accelerator:
+    """Accelerate for this process and those beside it. The recipe decides, whatever the environment says.
+
+    The first call in a process settles precision and device for all later ones.
+
+    Raises:
+        RecipeError: the device lacks the precision, or a setting of Accelerate in the environment disagrees with the recipe.
+    """
+    drop_empty_settings()
+    refuse_other_settings(recipe)
+    # On CPUs torchrun's processes find each other only if Accelerate is told that CPUs are meant.
+    cpu = not torch.accelerator.is_available()
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=recipe.precision,
+            # As a plain number, it would be overridden by the environment's.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
+            dynamo_backend="no",  # the network compiles itself (`torch_compile`)
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+        )
+    except ValueError as error:
+        raise RecipeError(f"Accelerate cannot start with precision {recipe.precision} here: {error}") from error
+    if cpu and accelerator.is_main_process:
+        _warn_on_cpu(recipe, accelerator)
+    return accelerator
+
+
+def _warn_on_cpu(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Two surprises of training on CPUs: a launcher that started one process only, and bfloat16 that is slow."""
+    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        logger.warning(
+            "this is one process only. On CPUs `accelerate launch --num_processes N` starts no others; "
+            "`accelerate launch --multi_gpu --num_processes N` and `torchrun --nproc_per_node N` do"
+        )
+    if recipe.precision == "bf16" and torch.backends.cpu.get_cpu_capability() in NO_FAST_BF16:
+        logger.warning(
+            "precision bf16: this processor has no AVX-512, without which bfloat16 is emulated and a step takes several times as "
+            "long as in float32; `--precision no` trains in float32"
+        )
+
+
 def drop_empty_settings() -> None:
-    """Take settings of Accelerate that are set but empty out of this process's environment: they count as unset.
+    """Remove settings of Accelerate that are set but empty from this process's environment: they count as unset.
 
     Accelerate itself would end with an error that does not name them (`ACCELERATE_USE_CPU=`).
     """
@@ -74,7 +126,7 @@ def drop_empty_settings() -> None:
 
 
 def refuse_other_settings(recipe: Recipe) -> None:
-    """Raises a RecipeError that names each setting of Accelerate in the environment that the recipe does not agree with."""
+    """Raises a RecipeError that names each setting of Accelerate in the environment that disagrees with the recipe."""
     said = []
     for name, given in sorted(os.environ.items()):
         value = given.strip().lower()
@@ -102,77 +154,15 @@ def _number(text: str) -> float | None:
         return None
 
 
-class SharedErrors:
-    """Lets the error of one process end all of them with it; else the others would wait for it until the timeout.
-
-    Work that one process does while the others wait, or that each does for itself, stands in `together`. Between two exchanges
-    of messages there is `hold`: all processes go on, in step, until each of them comes to `raise_together`. With one process
-    errors are raised at once.
-
-    Attributes:
-        held: this process's first error that the others do not know yet.
-    """
-
-    def __init__(self, accelerator: Accelerator, timeout: float):
-        self.accelerator, self.timeout = accelerator, timeout
-        self.held: Exception | None = None
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if self.accelerator.num_processes == 1:
-                raise
-            self.held = self.held or error
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """As `hold` and `raise_together` after it; all processes must come here."""
-        with self.hold():
-            yield
-        self.raise_together()
-
-    def raise_together(self) -> None:
-        """Wait for all processes; raise this one's error, or else the first one's that has one, as one of the same kind."""
-        if self.accelerator.num_processes == 1:
-            return
-        own, self.held = self.held, None
-        try:
-            told = gather_object([None if own is None else _told(own)])
-        except RuntimeError as error:
-            raise own or lost_process(error, self.accelerator, self.timeout) or error from error
-        if own is not None:
-            raise own
-        for process, what in enumerate(told):
-            if what is not None:
-                kind, message = what
-                raise getattr(errors, kind, TrainingError)(f"Process {process}: {message}")
-
-
-def _told(error: Exception) -> tuple[str, str]:
-    """An error's kind, if it is one of the user's, and its message."""
-    if isinstance(error, RevHRNetError):
-        return type(error).__name__, str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return TrainingError.__name__, f"{error.filename}: {error.strerror}"
-    return TrainingError.__name__, f"{type(error).__name__}: {error}"
-
-
-def lost_process(error: RuntimeError, accelerator: Accelerator, timeout: float) -> TrainingError | None:
-    """What to say of an error in an exchange of messages, which another process did not answer; None for other errors."""
-    said = str(error)
-    if accelerator.num_processes == 1 or not (isinstance(error, torch.distributed.DistError) or "gloo" in said):
-        return None
-    first_line = said.partition("\n")[0].rstrip(" .")
-    return TrainingError(
-        f"Process {accelerator.process_index} got no answer from another one, which has ended or hangs (waits end after "
-        f"{timeout:.0f} s): {first_line}. Go on with --resume"
-    )
+def peak_memory_gib(device: torch.device) -> float:
+    """The peak memory of this process: allocated on the GPU, else resident (without the loader's workers)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return peak_resident_bytes() / 2**30
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has had so far, without its children's."""
+    """The peak resident memory of this process so far, without its children's."""
     if sys.platform == "win32":
         import psutil  # which comes with Accelerate
 

@@ -1,12 +1,12 @@
-"""What to train: one dataclass, read from YAML, overridden on the command line, and written beside every checkpoint.
+"""The recipe of a stage: one dataclass, read from YAML, overridden on the command line, and written beside every checkpoint.
 
-A recipe says nothing of the machine: folders are arguments of the run. `batch_size` counts over all processes, so that the same
-recipe means the same training on one device and on eight. Defaults are HRNet's (arXiv 1908.07919, section 4, Cityscapes) where
-nothing else is said.
+A recipe says nothing about the machine: folders are arguments of the run. `batch_size` counts over all processes, so that the
+same recipe means the same training on one device and on eight. Defaults are HRNet's (arXiv 1908.07919, section 4, Cityscapes)
+unless their help says something else.
 """
 
+import logging
 import math
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,6 +20,8 @@ from ..errors import RecipeError, did_you_mean
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
 from ..models.recompute import current_name
 from .dataset_names import NamedDataset, as_fields, check_one_loader
+
+logger = logging.getLogger(__name__)
 
 RANDOM = "random"  # as backbone_weights
 
@@ -36,39 +38,40 @@ class Recipe:
 
     # data
     dataset: str = _setting(
-        "", "Dataset, such as camvid; folder, for images of your own; hub, for one that datasets has stored; has no default"
+        "",
+        "Dataset, such as camvid; folder, for images of your own; hub, for one on the Hub or saved by datasets; has no default",
     )
     loader: str | None = _setting(
         None,
-        "How to read dataset, where dataset is a name of your own, such as photos: folder, hub, or a published dataset's name",
+        "How to read the dataset, if it has a name of your own, such as photos: folder, hub, or a published dataset's name",
     )
     label_space: str | None = _setting(
         None, "Classes to translate to, by name; with folder and hub, a label table (YAML); not given, the dataset's usual ones"
     )
-    image_column: str | None = _setting(None, "Of a dataset of hub: the column of images (image)")
-    label_column: str | None = _setting(None, "Of a dataset of hub: the column of label maps (label_map)")
+    image_column: str | None = _setting(None, "With hub: the column of images (not given: image)")
+    label_column: str | None = _setting(None, "With hub: the column of label maps (not given: label_map)")
     more_datasets: list[str] | None = _setting(
         None,
-        "Datasets to train on as well, NAME or NAME:SPLIT, with ,loader=folder behind a name of your own; their classes become "
-        "those of dataset, the only one that is scored on, and pixels of classes without a partner there are ignored",
+        "Datasets to train on as well, NAME or NAME:SPLIT, with ,loader=folder behind a name of your own. Their label maps are "
+        "translated to the classes of dataset, on which alone scores are taken; pixels of classes without a partner are ignored",
     )
     dataset_shares: list[float] | None = _setting(
         None,
-        "With more_datasets: what dataset and each of them give to an epoch, relative to each other (not given: all they have)",
+        "With more_datasets: the shares of dataset and of each of them in an epoch (not given: all their images)",
     )
     on_bad_sample: Literal["stop", "skip"] = _setting(
         "stop",
-        "When an image or label map cannot be read or does not fit: stop, or skip it; the next image takes its place, and "
-        "each epoch's log lists those skipped. Scoring always stops",
+        "When an image or label map cannot be read or does not fit: stop, or skip it. The next image takes the place of a "
+        "skipped one, and each epoch's log lists them. Scoring always stops",
     )
     train_split: str = _setting("train", "Split to train on")
     eval_split: str = _setting("val", "Split to score on")
 
     # model
     architecture: Literal["revhrnet", "hrnetv2"] = _setting(
-        "revhrnet", "The reverse HRNet on a backbone, or the baseline HRNetV2, which has none and is trained whole"
+        "revhrnet", "The reverse HRNet on a backbone, or the baseline HRNetV2, which has no backbone and is trained whole"
     )
-    variant: str = _setting("w48", "Widths and depth by name: w18, w32, w48, …; a wrong name lists the known")
+    variant: str = _setting("w48", "Widths and depth by name: w18, w32, w48, …; an unknown name is an error that lists all")
     backbone: str = _setting(
         DEFAULT_BACKBONE,
         "Name of a timm model with maps at strides 4, 8, 16 and 32, or of a plain vision transformer; or the Hub name (ORG/NAME) "
@@ -90,23 +93,29 @@ class Recipe:
         "resize",
         "How the maps of a plain vision transformer come to strides 4, 8, 16 and 32: resized, or by trained convolutions",
     )
-    num_modules: list[int] | None = _setting(None, "Modules in R1, R2 and R3 (of w18, w32, w48 without it: 3 4 1)")
-    num_blocks: int | None = _setting(None, "BasicBlocks a stream in each module (of w18, w32, w48 without it: 4)")
+    num_modules: list[int] | None = _setting(None, "Modules in R1, R2 and R3 (not given: the variant's; w18, w32, w48: 3 4 1)")
+    num_blocks: int | None = _setting(
+        None, "BasicBlocks of each stream in each module (not given: the variant's; w18, w32, w48: 4)"
+    )
     final_block: Literal["basic", "bottleneck"] = _setting("basic", "Block of the last stage")
     head: Literal["single", "concat"] = _setting("single", "Classify the finest stream, or all streams concatenated")
     init_from: str | None = _setting(
-        None, "Checkpoint folder or Hub name of the same network that training starts from, on whatever classes it was trained"
+        None, "Checkpoint that training starts from: folder or Hub name, of the same network, trained on any classes"
     )
     transfer_classifier: bool = _setting(
-        True, "With init_from: classifier rows start from those of the classes that mean the same; else they are random"
+        True, "With init_from: classifier rows start from the rows of classes with the same meaning; false: all are random"
     )
     initializer: Literal["hrnet", "he"] = _setting(
-        "hrnet", "Of the trained convolutions: N(0, 0.001), or he, whose larger weights want a higher learning_rate"
+        "hrnet",
+        "Random weights of the trained convolutions: hrnet, N(0, 0.001), or he, larger, which wants a higher learning_rate",
     )
     zero_init_residual: bool = _setting(
-        False, "Residual blocks begin as the identity (last BatchNorm weight 0), which learns faster in short runs"
+        False, "Residual blocks begin as the identity (weight 0 in their last BatchNorm), which learns faster in short runs"
     )
-    batch_norm_momentum: float = _setting(0.01, "Of the trained BatchNorms, share a step; 0.1 for runs below some thousand steps")
+    batch_norm_momentum: float = _setting(
+        0.01,
+        "Momentum of the trained BatchNorms: a step's weight in the running statistics; 0.1 for runs below some thousand steps",
+    )
 
     # augmentation
     crop_size: list[int] = _setting([512, 1024], "Height and width of the training crops, pixels")
@@ -116,11 +125,11 @@ class Recipe:
     flip: float = _setting(0.5, "Probability of a left-right flip")
 
     # loss
-    class_weights: list[float] | None = _setting(None, "Factor of each class in the cross-entropy, one a class")
+    class_weights: list[float] | None = _setting(None, "Weight of each class in the cross-entropy, in the order of the classes")
     ohem_threshold: float | None = _setting(
-        None, "Online hard example mining: only pixels whose true class is less probable than this count (HRNet: 0.9)"
+        None, "Online hard example mining (OHEM): only pixels whose true class has a lower probability count (HRNet: 0.9)"
     )
-    ohem_min_kept: int = _setting(131_072, "With ohem_threshold, pixels of a forward pass that count at least")
+    ohem_min_kept: int = _setting(131_072, "With ohem_threshold: count at least so many pixels of each forward pass")
 
     # optimisation
     epochs: int = _setting(484, "Passes over the training split")
@@ -129,7 +138,7 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = _setting(
         "sgd", "HRNet's SGD with momentum, or AdamW, which learns faster in short runs and wants a learning_rate near 0.001"
     )
-    learning_rate: float = _setting(0.01, "At the start; falls to 0 by the poly schedule, step by step")
+    learning_rate: float = _setting(0.01, "Learning rate at the start; falls to 0 by the poly schedule, step by step")
     warmup_steps: int = _setting(0, "Steps over which the learning rate rises to the schedule's, linearly")
     backbone_learning_rate: float = _setting(1.0, "With trainable_backbone: of its parameters, a factor of learning_rate")
     layer_decay: float | None = _setting(
@@ -138,38 +147,38 @@ class Recipe:
         "it, e.g. 0.75",
     )
     poly_power: float = _setting(0.9, "Exponent of the poly schedule")
-    momentum: float = _setting(0.9, "Of SGD (no Nesterov)")
-    weight_decay: float = _setting(5e-4, "On all trained parameters: in the gradient (SGD), or apart from it (AdamW)")
-    decay_norm_and_bias: bool = _setting(True, "Weight decay on norms and biases too, as HRNet has it")
-    max_grad_norm: float | None = _setting(None, "Gradients are scaled down to this norm where theirs is larger")
+    momentum: float = _setting(0.9, "Momentum of SGD (without Nesterov)")
+    weight_decay: float = _setting(5e-4, "Weight decay of all trained parameters: in the gradient (SGD), or decoupled (AdamW)")
+    decay_norm_and_bias: bool = _setting(True, "Weight decay of norms and biases too, as in HRNet")
+    max_grad_norm: float | None = _setting(None, "Scale gradients down to this norm where theirs is larger")
     ema_decay: float | None = _setting(
         None,
-        "Score, and keep as best, an exponential moving average of the weights: the share that stays at each step, e.g. 0.99 "
-        "(less at the start: at most (1 + steps) / (10 + steps)); not given, the weights themselves",
+        "Score, and keep as best, an exponential moving average of the weights, which keeps this share at each step, e.g. 0.99 "
+        "(at the start at most (1 + steps) / (10 + steps)); not given: the weights themselves",
     )
     precision: Literal["no", "bf16", "fp16"] = _setting(
         "no", "Mixed precision; no means float32 (in YAML with or without quotes)"
     )
     backbone_dtype: Literal["float32", "bfloat16"] = _setting(
         "float32",
-        "What a frozen backbone computes in, whatever the precision of the rest; checkpoints hold the float32 weights either way",
+        "Precision in which a frozen backbone computes, whatever that of the rest; checkpoints hold float32 weights either way",
     )
     recompute: Literal["none", "norms", "modules"] = _setting(
         "norms",
-        "What the backward pass recomputes instead of keeping it: none; norms, with ReLUs; or whole modules (gradient "
+        "Recompute in the backward pass, to keep less in memory: none; norms, with ReLUs; or whole modules (gradient "
         "checkpointing), which saves most memory and costs most time",
     )
     torch_compile: bool = _setting(False, "Compile the network for training (torch.compile): minutes at the start, faster steps")
     sync_batch_norm: bool = _setting(
-        True, "With several GPUs, statistics of trained BatchNorms over the images of all of them; CPUs cannot"
+        True, "With several GPUs, trained BatchNorms take their statistics over the images of all GPUs; CPUs cannot"
     )
-    seed: int = _setting(0, "Of weights, order and augmentation")
+    seed: int = _setting(0, "Seed of weights, order and augmentation")
 
     # scores
     eval_size: int | None = _setting(
         None,
-        "Long side that the image processor brings images to before the network sees them, in scoring and with the finished "
-        "checkpoint, pixels; not given, they stay as they are. Scores are at the label maps' own size either way",
+        "Long side, in pixels, to which the image processor resizes images in scoring and with the finished checkpoint; not "
+        "given: no resizing. Scores are taken at the label maps' own size either way",
     )
     eval_every: int = _setting(1, "Epochs between two evaluations; the last epoch is always evaluated")
     eval_at_start: bool = _setting(False, "Evaluate once before training")
@@ -178,15 +187,15 @@ class Recipe:
     # the run
     num_workers: int | None = _setting(
         None,
-        "Processes that load images, for each training process; by default its share of the cores (half of that on a CPU), at "
-        f"most {MOST_WORKERS}",
+        "Worker processes that load images, for each training process; not given: its share of the cores (half of it on a CPU), "
+        f"at most {MOST_WORKERS}",
     )
-    save_every: int | None = _setting(None, "Steps between two checkpoints; there is one at the end of each epoch in any case")
-    keep_checkpoints: int = _setting(2, "Newest checkpoints that are kept, last among them, besides the best")
+    save_every: int | None = _setting(None, "Steps between two checkpoints, besides the one at the end of each epoch")
+    keep_checkpoints: int = _setting(2, "How many of the newest checkpoints are kept, last included, besides the best")
     log_every: int = _setting(10, "Steps between two log entries")
-    log_images: int = _setting(3, "Images with truth and prediction that the trackers get at each evaluation")
+    log_images: int = _setting(3, "How many images with truth and prediction the trackers get at each evaluation")
     trackers: list[str] = _setting(["tensorboard"], "Where to log besides log.jsonl: any trackers that Accelerate knows")
-    push_to_hub: bool = _setting(False, "Send the best checkpoint to the Hub at the end; of a chain, the last stage's")
+    push_to_hub: bool = _setting(False, "Push the best checkpoint to the Hub at the end; of a chain, the last stage's")
     hub_model_id: str | None = _setting(None, "With push_to_hub: the repository, NAMESPACE/NAME, or NAME in your own namespace")
     hub_private_repo: bool = _setting(False, "With push_to_hub: make the repository private")
 
@@ -203,8 +212,21 @@ class Recipe:
             raise RecipeError("Recipe field push_to_hub needs hub_model_id: the name that the checkpoint gets on the Hub")
         if not self.dataset:
             raise RecipeError("Recipe field dataset is missing: say which dataset to train on, such as camvid")
-        positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
+        self._check_signs()
+        self._check_crops_and_scales()
+        self._check_ranges()
         self._check_backbone()
+        self._check_class_weights()
+        self._check_shares()
+        check_one_loader(self.datasets)
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise RecipeError(
+                f"batch_size {self.batch_size} cannot be split into {self.gradient_accumulation_steps} equal forward passes "
+                "(gradient_accumulation_steps)"
+            )
+
+    def _check_signs(self):
+        positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
         optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
         given = [name for name in optional if getattr(self, name) is not None]
         for name in (*positive, "eval_every", "log_every", "keep_checkpoints", "batch_norm_momentum", *given):
@@ -214,6 +236,8 @@ class Recipe:
         for name in at_least_zero:
             if (getattr(self, name) or 0) < 0:
                 raise RecipeError(f"Recipe field {name} must not be negative, got {getattr(self, name)}")
+
+    def _check_crops_and_scales(self):
         for name in ("crop_size", "scale_range"):
             pair = getattr(self, name)
             if len(pair) != 2 or min(pair) <= 0:
@@ -226,6 +250,8 @@ class Recipe:
                 f"Recipe field scale_step: steps of {self.scale_step} do not lead from one end of scale_range {self.scale_range} "
                 "to the other, and both are to be drawn: give a step that divides it"
             )
+
+    def _check_ranges(self):
         if not 0 <= self.momentum < 1:
             raise RecipeError(f"Recipe field momentum must be at least 0 and less than 1, got {self.momentum}")
         for name in ("ohem_threshold", "batch_norm_momentum"):
@@ -235,18 +261,10 @@ class Recipe:
             raise RecipeError(f"Recipe field seed must be between 0 and {2**32 - 1}, got {self.seed}")
         if self.num_modules is not None and min(self.num_modules, default=0) < 1:
             raise RecipeError(f"Recipe field num_modules must be positive numbers, got {self.num_modules}")
-        self._check_class_weights()
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
-        self._check_shares()
-        check_one_loader(self.datasets)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise RecipeError(
-                f"batch_size {self.batch_size} cannot be split into {self.gradient_accumulation_steps} equal forward passes "
-                "(gradient_accumulation_steps)"
-            )
 
     def _check_backbone(self):
         if self.backbone_learning_rate <= 0:
@@ -265,7 +283,7 @@ class Recipe:
         return "all" if self.trainable_backbone == "none" and not self.freeze_backbone else self.trainable_backbone
 
     def _check_class_weights(self):
-        """Their number is checked where the classes are known, by the network's config."""
+        """Their number is checked in network.py, where the classes are known."""
         weights = self.class_weights
         if weights is not None and (min(weights, default=0) < 0 or not any(weights)):
             raise RecipeError(
@@ -284,7 +302,7 @@ class Recipe:
 
     @property
     def datasets(self) -> list[NamedDataset]:
-        """All that is trained on, the one that is scored on first."""
+        """All datasets to train on; the first is the one to score on."""
         first = NamedDataset(self.dataset, self.train_split, self.loader, self.label_space, self.image_column, self.label_column)
         return [first, *map(NamedDataset.of_text, self.more_datasets or ())]
 
@@ -292,7 +310,7 @@ class Recipe:
     def from_dict(
         cls, settings: dict[str, Any], source: str = "the recipe", overrides: Mapping[str, Any] | None = None
     ) -> "Recipe":
-        """A recipe of these settings, named `source` in errors; `overrides` go before them, also where they are wrong."""
+        """A recipe from these settings, which errors call `source`; `overrides` replace them before they are checked."""
         settings = {RENAMED.get(name, name): value for name, value in settings.items()}
         known = {setting.name for setting in fields(cls)}
         unknown = sorted(str(name) for name in set(settings) - known)  # YAML's keys may be numbers
@@ -306,12 +324,12 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Recipe":
-        """Raises `RecipeError` for a file that is missing or no YAML mapping, an unknown field, or a value of the wrong type."""
+        """Raises a RecipeError for a file that is missing or no YAML mapping, an unknown field, or a value of the wrong type."""
         return cls.from_dict(read_settings(path), source=str(path))
 
     @property
     def own_settings(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, without the place of files on this machine."""
+        """The fields that differ from their defaults; of files on this machine only the names."""
         default = Recipe(dataset=self.dataset)
         settings = {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
         for name in ("init_from", "backbone", "backbone_weights", "label_space"):
@@ -346,10 +364,10 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Recipe]:
     """The recipes in a YAML file, one a stage.
 
-    With a list `stages`, what stands beside it holds for every stage, what stands in it for one. Without, there is one stage.
+    A list `stages` holds the fields of each stage; fields beside it hold for every stage. Without the list there is one stage.
 
     Args:
-        overrides: fields of the command line, which go before the file's in all stages. Recipes are checked with them.
+        overrides: fields of the command line, which replace the file's in all stages before the recipes are checked.
 
     Raises:
         RecipeError: as for `Recipe.from_yaml`; the stage is named.
@@ -358,7 +376,7 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     settings = read_settings(path)
     stages = settings.pop("stages", [{}])
     for name in RENAMED.keys() & _fields_in(settings, stages):
-        print(f"note: {path}: {name} is called {RENAMED[name]} now", file=sys.stderr)
+        logger.info(f"{path}: {name} is called {RENAMED[name]} now")
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise RecipeError(f"{path}: stages must be a list of mappings of recipe fields, one a stage")
     given = f" with {' '.join(f'--{name}' for name in overrides)}" if overrides else ""
@@ -369,16 +387,16 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
 
 def _fields_in(settings: Mapping[str, Any], stages: Any) -> set[str]:
-    """The names in a chain's file, of whatever form it may be."""
+    """The field names in a chain's file, which is not checked yet."""
     stages = [stage for stage in stages if isinstance(stage, Mapping)] if isinstance(stages, list) else []
     return set(settings).union(*stages)
 
 
 def _overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's fields, in which the overrides have replaced all that the settings say of them."""
+    """A recipe's fields, with the overrides in place of everything that the settings say about them."""
     dataset = settings.get("dataset")
     settings = {name: value for name, value in settings.items() if name not in overrides}
-    if isinstance(dataset, Mapping):  # which speaks of other fields as well
+    if isinstance(dataset, Mapping):  # its other keys stand for fields that may not be overridden
         name = {"name": overrides["dataset"]} if "dataset" in overrides else {}
         settings["dataset"] = {**dataset, **name}
     return {**as_fields(settings), **overrides}
@@ -387,14 +405,14 @@ def _overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[
 # Fields of 0.1.0's recipes, and their names today.
 RENAMED = {"log_pictures": "log_images", "hand_over_classifier": "transfer_classifier"}
 
-# What YAML 1.1 reads as true and false where it is not in quotes.
+# Words that YAML 1.1 reads as true and false unless they are in quotes.
 YAML_WORDS = {True: ("yes", "on", "true", "y"), False: ("no", "off", "false", "n")}
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:
-    """`value` as `kind`, or an error; whole numbers pass as floats, and so do YAML's strings such as 5e-4."""
+    """`value` as `kind`, or a RecipeError; floats may be whole numbers, and strings such as 5e-4, which YAML reads as text."""
     if get_origin(kind) is Literal:
-        if isinstance(value, bool):  # the word that was written, if it is the one of these that can be meant
+        if isinstance(value, bool):  # a word such as `no`, which YAML has read as false
             words = [word for word in YAML_WORDS[value] if word in get_args(kind)]
             value = words[0] if len(words) == 1 else value
         if value not in get_args(kind):
@@ -419,6 +437,6 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
 
 
 def _hint(value: Any) -> str:
-    """Why a word became true or false."""
+    """Explains, for an error, why a word became true or false."""
     words = ", ".join(YAML_WORDS[value]) if isinstance(value, bool) else ""
     return f" (YAML reads {words} as {str(value).lower()}: put the word in quotes)" if words else ""

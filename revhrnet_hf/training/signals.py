@@ -12,11 +12,11 @@ PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
 class StopSignals:
-    """While this context is entered, SIGINT and SIGTERM are noted only; the run looks where it can stop.
+    """A context in which SIGINT and SIGTERM are only noted; the run looks for them where it can stop.
 
-    So no signal falls into the middle of a step or of saving. A second Ctrl-C interrupts at once, unless there are several
-    processes: launchers such as torchrun pass on what the terminal has sent already. `accelerate launch` of one process passes
-    nothing on, so its end counts as a SIGTERM.
+    So no signal interrupts a step or the saving of a checkpoint. A second Ctrl-C interrupts at once, unless there are several
+    processes: launchers such as torchrun pass on a signal that the terminal has sent to all already. `accelerate launch` of one
+    process passes nothing on, so its end counts as a SIGTERM.
 
     Attributes:
         received: the first signal that came, or None.
@@ -28,7 +28,7 @@ class StopSignals:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        # Elsewhere Python allows no handlers, and the signals are the main thread's.
+        # Python allows handlers in the main thread only, which gets the signals.
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -43,14 +43,16 @@ class StopSignals:
 
     def _note(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:
-            return  # a forked worker, which the training process will end
+            return  # in a forked worker, which the training process will end
         if self.received is not None:
             if number == signal.SIGINT and self.num_processes == 1:
                 raise KeyboardInterrupt
             return
         self.received = signal.Signals(number)
         again = "; Ctrl-C again stops at once" if self.num_processes == 1 else ""
-        os.write(2, f"\n{self.received.name}: stopping as soon as all is saved{again}\n".encode())  # print may not be re-entered
+        os.write(
+            2, f"\n{self.received.name}: stopping as soon as everything is saved{again}\n".encode()
+        )  # print may not be re-entered
 
     def stopped(self, message: str) -> RunStopped:
         """The error that ends the run; where only another process has had a signal, as if by SIGTERM."""
@@ -59,6 +61,6 @@ class StopSignals:
 
 
 def _signal_at_end_of_launcher(number: int) -> None:
-    """Let this process have a signal (0: none) when `accelerate launch`, if it has started this process, ends before it."""
+    """Send this process a signal (0: none) when `accelerate launch`, if it has started this process, ends first."""
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))

@@ -1,4 +1,4 @@
-"""From one stage of a chain to the next: the weights of a checkpoint, and of its classifier the rows that mean the same there."""
+"""The initial weights of a stage from a checkpoint for other classes: classifier rows come from classes with the same meaning."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 from ..data.label_space import LabelSpace, label_space_of_names
 from ..data.translation import sources_of
-from ..errors import DataError, RecipeError, listed
+from ..errors import DataError, RecipeError, first_few
 from ..evaluation import load_checkpoint
 
 CLASSIFIER = ("head.3.weight", "head.3.bias")  # the last convolution, one row a class
@@ -15,12 +15,13 @@ CLASSIFIER = ("head.3.weight", "head.3.bias")  # the last convolution, one row a
 
 @dataclass
 class Transfer:
-    """What a stage began with.
+    """The checkpoint that a stage began with.
 
     Attributes:
         checkpoint: the folder or Hub name.
-        rows: class of the new classifier → classes of the old one whose rows' mean it starts from; empty where it is random.
-        history: what the checkpoint was trained on, stage by stage (its config's `training_history`).
+        rows: class of the new classifier → classes of the old one; the new row starts from the mean of their rows, or is random
+            where there are none.
+        history: of the checkpoint's training, stage by stage (its config's `training_history`).
     """
 
     checkpoint: str
@@ -34,10 +35,10 @@ class Transfer:
 
 
 def transfer(model, label_space: LabelSpace, checkpoint: str, with_classifier: bool = True) -> Transfer:
-    """Fill `model` with a checkpoint's weights; of the classifier, with the rows that have a partner (see data/translation.py).
+    """Fill `model` with a checkpoint's weights; of the classifier, with rows of the corresponding classes (data/translation.py).
 
     Args:
-        model: freshly made, for the classes of `label_space`; classifier rows without a partner keep their random weights.
+        model: freshly made, for the classes of `label_space`; classifier rows of classes without a partner stay random.
         checkpoint: a folder or Hub name of the same network, for any classes.
         with_classifier: False leaves the whole classifier random.
 
@@ -58,7 +59,7 @@ def transfer(model, label_space: LabelSpace, checkpoint: str, with_classifier: b
         weights[name] = rows
     model.load_state_dict(weights)
     named = {name: [before_space.names[row] for row in of] for name, of in zip(label_space.names, sources, strict=True)}
-    # What was trained before its classes were changed comes first.
+    # Stages before a change of the classes come first.
     histories = (getattr(before.config, name, None) or [] for name in ("pretraining_history", "training_history"))
     return Transfer(str(checkpoint), named, [stage for history in histories for stage in history])
 
@@ -69,7 +70,7 @@ def _sources(before: LabelSpace, after: LabelSpace, checkpoint: str) -> list[lis
     except DataError as error:
         raise RecipeError(
             f"The classifier of init_from {checkpoint} cannot be transferred: no class of the checkpoint "
-            f"({listed(before.names)}) has a partner among the dataset's, {after.name!r} ({listed(after.names)}): no table "
+            f"({first_few(before.names)}) has a partner among the dataset's, {after.name!r} ({first_few(after.names)}): no table "
             "joins the two, and no names are equal. Set transfer_classifier to false for a classifier with random weights"
         ) from error
 

@@ -44,15 +44,17 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int, steps: int, turn:
     with tempfile.TemporaryDirectory() as output_dir:
         stage = Stage(recipe, data_dir, output_dir)
         stage.log.start({})
-        batch = next(stage.data_steps())[0]
-        images = [stage.image_processor(row["image"], return_tensors="pt")["pixel_values"] for row in stage.eval_set]
+        batch = next(stage.data.steps())[0]
+        images = [
+            stage.learner.image_processor(row["image"], return_tensors="pt")["pixel_values"] for row in stage.evaluation.dataset
+        ]
         images = [x.to(stage.accelerator.device) for x in images]
         bare_steps(stage, batch, 3)  # warm up
         bare_evaluation(stage, images[:3])
         training, evaluation = [], []
-        steps = min(steps, stage.batches.steps)
+        steps = min(steps, stage.data.batches.steps)
         for position in range(rounds):
-            stage.state.step = (position + 1) * stage.batches.steps - steps  # an epoch's last steps
+            stage.state.step = (position + 1) * stage.data.batches.steps - steps  # an epoch's last steps
             turns = Turns(lambda count: bare_steps(stage, batch, count), turn, stage.accelerator.device)
             stage.train_epoch(position, turns)
             turns.end()
@@ -119,9 +121,9 @@ def summary(pairs: list[dict], count: int) -> dict:
 def bare_evaluation(stage, images: list[torch.Tensor]) -> float:
     """Seconds for a forward pass of each image."""
     started = time.perf_counter()
-    with inference(stage.scored_model), stage.accelerator.autocast():
+    with inference(stage.learner.scored_network), stage.accelerator.autocast():
         for pixel_values in images:
-            stage.scored_model(pixel_values)
+            stage.learner.scored_network(pixel_values)
     if stage.accelerator.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -129,8 +131,8 @@ def bare_evaluation(stage, images: list[torch.Tensor]) -> float:
 
 def bare_steps(stage, batch: dict[str, torch.Tensor], steps: int) -> float:
     """Seconds for `steps` of what no loop can do without."""
-    model = stage.accelerator.unwrap_model(stage.model)
-    optimizer = stage.optimizer.optimizer
+    model = stage.accelerator.unwrap_model(stage.learner.model)
+    optimizer = stage.learner.optimizer.optimizer
     model.train()
     started = time.perf_counter()
     for _ in range(steps):

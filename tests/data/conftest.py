@@ -11,7 +11,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Each test has a `datasets` cache of its own, so that no earlier run can answer for the code under test."""
+    """Each test has its own `datasets` cache, so that the code under test cannot use results of earlier runs."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
 
 
@@ -40,7 +40,7 @@ def drawn_vistas(tmp_path_factory):
 
 @pytest.fixture
 def mini_camvid(drawn_once, tmp_path):
-    """CamVid in SegNet's form, 64×48: 5 images to train, 3 to validate; the test may break it."""
+    """CamVid in SegNet's form, 64×48: 5 images in train, 3 in val; the test may change it."""
     return Path(shutil.copytree(drawn_once / "segnet", tmp_path / "camvid"))
 
 
@@ -52,13 +52,13 @@ def mini_original(drawn_once, tmp_path):
 
 @pytest.fixture
 def mini_cityscapes(drawn_cityscapes, tmp_path):
-    """Cityscapes, 96×48, of three cities a split: 5 images to train, 2 to validate, 2 extra; the test may break it."""
+    """Cityscapes, 96×48, with three cities in each split: 5 images in train, 2 in val, 2 extra; the test may change it."""
     return Path(shutil.copytree(drawn_cityscapes, tmp_path / "cityscapes"))
 
 
 @pytest.fixture
 def mini_vistas(drawn_vistas, tmp_path):
-    """Copies Mapillary Vistas of a version, 64×48: 4 images to train, 2 to validate; the test may break it."""
+    """Copies Mapillary Vistas of a version, 64×48: 4 images in train, 2 in val; the test may change it."""
     return lambda version: Path(shutil.copytree(drawn_vistas / version, tmp_path / version))
 
 

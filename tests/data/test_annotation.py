@@ -1,4 +1,4 @@
-"""Stored annotations and MATLAB files out of other people's hands."""
+"""Stored annotations and MATLAB files from untrusted sources."""
 
 import base64
 import io
@@ -36,7 +36,7 @@ def test_more_pixels_than_pillow_opens_are_refused_at_once(kind, use):
     tracemalloc.start()
     try:
         with pytest.raises(
-            DataError, match=r"annotation the_file is of 30000×30000 pixels, beyond the limit of \d+.*MAX_IMAGE_PIXELS"
+            DataError, match=r"annotation the_file is of 30000×30000 pixels, more than the limit of \d+.*MAX_IMAGE_PIXELS"
         ):
             uses.get(use, use)(annotation, "the_file")
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
@@ -52,14 +52,14 @@ def test_limit_on_pixels_is_pillows(monkeypatch, limit, allowed):
     if allowed:
         assert annotation_size(annotation, "x") == (201, 1)
         return
-    with pytest.raises(DataError, match="beyond the limit of 200"):
+    with pytest.raises(DataError, match="more than the limit of 200"):
         annotation_size(annotation, "x")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": None}, "has the width None; it must be a whole number"),
+        ({"width": None}, "has the width None; it must be the image's width, a whole number of 1 or more"),
         ({"height": True}, "has the height True"),
         ({"height": 0}, "has the height 0"),
         ({"height": 6.0}, r"has the height 6\.0"),
@@ -111,8 +111,8 @@ def test_segments_are_drawn():
         ({"height": 3}, "is of 3×2 pixels, but the panoptic JSON says 3×3"),
         ({"png_base64": "?"}, "cannot be read"),
         ({"png_base64": 5}, "has no PNG of its segments"),
-        ({"png_base64": base64.b64encode(png_of(IDS)[:40]).decode()}, "damaged or no PNG"),
-        ({"png_base64": base64.b64encode(png_of(IDS, "BMP")).decode()}, "damaged or no PNG"),
+        ({"png_base64": base64.b64encode(png_of(IDS)[:40]).decode()}, "damaged or not a PNG"),
+        ({"png_base64": base64.b64encode(png_of(IDS, "BMP")).decode()}, "damaged or not a PNG"),
     ],
 )
 def test_odd_segments_are_named(change, message):
@@ -131,13 +131,13 @@ def test_png_of_an_annotation_is_taken_in(tmp_path):
 
 
 def test_only_a_png_is_taken_in_and_nothing_is_fetched(tmp_path, monkeypatch):
-    """A dataset that somebody planted could otherwise copy a private key into what its user publishes, or call out."""
+    """Otherwise a malicious dataset could copy a private key into a dataset that its user publishes, or open a URL."""
     monkeypatch.setattr("fsspec.open", lambda *args, **options: pytest.fail("it called out"))
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     for png in (str(tmp_path / "id_rsa"), "http://localhost/a.png", "zip://a.png::http://localhost/a.zip", "file:///etc/passwd"):
-        with pytest.raises(DataError, match=r"the_file.* (damaged or no PNG|has no PNG)"):
+        with pytest.raises(DataError, match=r"the_file.* (damaged or not a PNG|has no PNG)"):
             self_contained(packed(**LISTED, png=png), "the_file")
-        with pytest.raises(DataError, match=r"the_file.* (damaged or no PNG|has no PNG)"):
+        with pytest.raises(DataError, match=r"the_file.* (damaged or not a PNG|has no PNG)"):
             draw_panoptic(png=png)
 
 
@@ -166,7 +166,7 @@ def test_matlab_files_read_as_scipy_reads_them(dtype, compressed, shape, seed, f
 
 
 def test_matlab_file_of_the_other_byte_order():
-    """As a big-endian machine writes it: int16 [[1, 2], [3, 4]], column by column."""
+    """Written by a big-endian machine: int16 [[1, 2], [3, 4]], column by column."""
 
     def element(kind, content):
         return struct.pack(">II", kind, len(content)) + content + bytes(-len(content) % 8)
@@ -206,7 +206,7 @@ def test_matlab_file_without_a_label_map(value):
 
 
 def test_label_map_of_matlabs_usual_numbers():
-    """MATLAB's are floating-point unless one asks for others."""
+    """MATLAB writes floating-point numbers by default."""
     feature = LabelMap(label_space="voc21")
     whole, broken = np.array([[0.0, 20.0], [255.0, 7.0]]), np.array([[0.0, np.nan], [255.0, 7.0]])
     decoded = feature.decode_example({"path": "the_file", "bytes": matlab_file({"Segmentation": whole})})

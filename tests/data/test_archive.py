@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from revhrnet_hf.data import load_segmentation_dataset
-from revhrnet_hf.data.archive import DataTree, location_name, read_location, split_location
+from revhrnet_hf.data.archive import DataFolder, location_name, read_location, split_location
 from revhrnet_hf.errors import DataError
 
 
@@ -32,7 +32,7 @@ def pack_zip(folder, archive, method=zipfile.ZIP_DEFLATED):
 
 def pack_tar(folder, archive, mode="w"):
     with tarfile.open(archive, mode) as packed:
-        packed.add(folder, ".")  # as `tar -cf X.tar .` does: every name begins with ./
+        packed.add(folder, ".")  # as in `tar -cf X.tar .`: every name begins with ./
     return archive
 
 
@@ -41,7 +41,7 @@ PACKERS = {"zip": pack_zip, "tar": pack_tar}
 
 @pytest.fixture(params=PACKERS)
 def packed(request, mini_camvid, tmp_path):
-    """A folder with nothing in it but the miniature's archive."""
+    """A folder that contains only the miniature's archive."""
     folder = tmp_path / "packed"
     folder.mkdir()
     PACKERS[request.param](mini_camvid, folder / f"camvid.{request.param}")
@@ -58,7 +58,7 @@ def test_archive_gives_what_the_folder_gives(packed, mini_camvid):
 
 
 def test_archive_of_the_systems_own_tar(packed, mini_camvid):
-    """Written by the tar command, members in the order in which the disk has them."""
+    """An archive written by the tar command, with its members in the order of the disk."""
     for file in packed.iterdir():
         file.unlink()
     subprocess.run(["tar", "-cf", packed / "camvid.tar", "-C", mini_camvid, "train", "trainannot", "train.txt"], check=True)
@@ -77,7 +77,7 @@ def test_images_in_one_archive_label_maps_in_another(mini_camvid, tmp_path):
 
 def test_forked_workers_share_an_archive(packed, mini_camvid):
     expected, dataset = rows(load(mini_camvid)), load(packed)
-    assert rows(dataset) == expected  # the archive is open in this process when the workers begin
+    assert rows(dataset) == expected  # the archive is open in this process when the workers start
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
     for _ in range(3):
         assert rows(loader) == expected
@@ -87,7 +87,7 @@ def test_forked_workers_share_an_archive(packed, mini_camvid):
 def test_spawned_workers_share_archives(mini_camvid, tmp_path):
     files = sorted(mini_camvid.rglob("*.png"))
     archives = [pack(mini_camvid, tmp_path / f"camvid.{kind}") for kind, pack in PACKERS.items()]
-    locations = [DataTree(archive).location(str(file.relative_to(mini_camvid))) for archive in archives for file in files]
+    locations = [DataFolder(archive).location(str(file.relative_to(mini_camvid))) for archive in archives for file in files]
     loader = torch.utils.data.DataLoader(
         locations, batch_size=None, collate_fn=read_location, num_workers=2, multiprocessing_context="spawn"
     )
@@ -95,10 +95,10 @@ def test_spawned_workers_share_archives(mini_camvid, tmp_path):
 
 
 def test_threads_share_an_archive(packed, mini_camvid):
-    tree = DataTree(packed)
+    data_folder = DataFolder(packed)
     files = sorted(mini_camvid.rglob("*.png")) * 20
     with ThreadPoolExecutor(8) as threads:
-        read = list(threads.map(lambda file: tree.read_bytes(str(file.relative_to(mini_camvid))), files))
+        read = list(threads.map(lambda file: read_location(data_folder.location(str(file.relative_to(mini_camvid)))), files))
     assert read == [file.read_bytes() for file in files]
 
 
@@ -108,15 +108,15 @@ def test_unpacked_file_wins(packed, mini_camvid):
 
 
 def test_pairs_deleted_beside_the_kept_archive_stay_deleted(packed, mini_camvid):
-    """The folder was unpacked, its archive left there, and a pair deleted; the lists name what is left."""
+    """The folder was unpacked beside its archive, and a pair was deleted; only the remaining files are listed."""
     for folder in ("val", "valannot"):
         shutil.copytree(mini_camvid / folder, packed / folder)
         (packed / folder / "mini_val_00001.png").unlink()
-    tree = DataTree(packed)
-    assert tree.files("val") == tree.files("valannot") == ["mini_val_00000.png", "mini_val_00002.png"]
+    data_folder = DataFolder(packed)
+    assert data_folder.files("val") == data_folder.files("valannot") == ["mini_val_00000.png", "mini_val_00002.png"]
     with pytest.raises(DataError, match=r"Label map .*1 of 3: .*mini_val_00001\.png"):
         load(packed, "val")
-    assert rows(load(packed, "train")) == rows(load(mini_camvid, "train"))  # which is in the archive only
+    assert rows(load(packed, "train")) == rows(load(mini_camvid, "train"))  # train is only in the archive
 
 
 def pack_names(archive, names):
@@ -141,80 +141,84 @@ LAID_OUT = ["images/train/a.png", "images/train/north/b.png", "images/train/sout
         (["images/train/a.png"], ["notes/list.json", "table.yaml"]),  # north and south were deleted
         (["images/train/south/c.png"], ["notes/list.json", "table.yaml"]),
         (["table.yaml"], LAID_OUT[:-1]),
-        (["notes/other.json"], LAID_OUT),  # one text of several, not an image
-        (["images/val/a.png"], LAID_OUT),  # comes from elsewhere
+        (["notes/other.json"], LAID_OUT),  # one of several texts, not an image
+        (["images/val/a.png"], LAID_OUT),  # not from the archive
         (["other/train/north/b.png"], LAID_OUT),
     ],
 )
 def test_what_an_archive_beside_its_unpacked_files_still_gives(tmp_path, unpacked, still_packed):
     pack_names(tmp_path / "data.zip", LAID_OUT)
     write_names(tmp_path, unpacked)
-    tree = DataTree(tmp_path)
-    assert [name for name in LAID_OUT if str(tree.location(name)).startswith("zip://")] == still_packed
+    data_folder = DataFolder(tmp_path)
+    assert [name for name in LAID_OUT if str(data_folder.location(name)).startswith("zip://")] == still_packed
 
 
-def test_folders_of_another_archive_are_no_leftovers(tmp_path):
-    """Cityscapes' train_extra unpacked, train and val in another archive; images unpacked, their label maps not."""
+def test_folders_of_another_archive_are_not_taken_for_unpacked(tmp_path):
+    """Cityscapes' train_extra is unpacked, train and val are in an archive; images are unpacked, their label maps are not."""
     pack_names(tmp_path / "a.zip", ["left/train/aachen/x.png", "left/val/bonn/y.png"])
     pack_names(tmp_path / "b.zip", ["train/labels/z.png"])
     write_names(tmp_path, ["left/train_extra/konz/z.png", "train/images/z.png"])
-    tree = DataTree(tmp_path)
-    assert tree.folders("left") == ["train", "train_extra", "val"]
-    assert tree.folders("train") == ["images", "labels"] and tree.files("train/labels") == ["z.png"]
+    data_folder = DataFolder(tmp_path)
+    assert data_folder.folders("left") == ["train", "train_extra", "val"]
+    assert data_folder.folders("train") == ["images", "labels"] and data_folder.files("train/labels") == ["z.png"]
 
 
-LITTER = ("._a.png", ".a.png", ".DS_Store", "Thumbs.db", "thumbs.DB", "desktop.ini")
-LITTER_FOLDERS = ("@eaDir", ".ipynb_checkpoints", "__MACOSX", ".thumbnails", "#recycle", "$RECYCLE.BIN")
+SYSTEM_NAMES = ("._a.png", ".a.png", ".DS_Store", "Thumbs.db", "thumbs.DB", "desktop.ini")
+SYSTEM_FOLDERS = ("@eaDir", ".ipynb_checkpoints", "__MACOSX", ".thumbnails", "#recycle", "$RECYCLE.BIN")
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
-def test_litter_is_skipped(tmp_path, is_packed):
-    names = [f"x/{name}" for name in LITTER] + [f"x/{folder}/a.png" for folder in LITTER_FOLDERS]
+def test_hidden_files_is_skipped(tmp_path, is_packed):
+    names = [f"x/{name}" for name in SYSTEM_NAMES] + [f"x/{folder}/a.png" for folder in SYSTEM_FOLDERS]
     if is_packed:
         pack_names(tmp_path / "data.zip", names)
     else:
         write_names(tmp_path, names)
     (tmp_path / "._data.zip").write_bytes(b"no archive")
-    assert is_packed or DataTree(tmp_path).folders() == ["x"]
-    assert DataTree(tmp_path).files("x") == DataTree(tmp_path).folders("x") == []
+    assert is_packed or DataFolder(tmp_path).folders() == ["x"]
+    assert DataFolder(tmp_path).files("x") == DataFolder(tmp_path).folders("x") == []
     write_names(tmp_path, ["y/b.png"])
-    assert DataTree(tmp_path).files("y") == ["b.png"]
+    assert DataFolder(tmp_path).files("y") == ["b.png"]
 
 
-def test_folder_of_litter_is_empty(tmp_path):
+def test_folder_of_hidden_files_is_empty(tmp_path):
     (tmp_path / ".DS_Store").write_bytes(b"x")
-    assert DataTree(tmp_path).is_empty
+    assert DataFolder(tmp_path).is_empty
 
 
 def test_zip_with_backslashes(tmp_path):
     pack_names(tmp_path / "data.zip", ["own\\", "own\\labels.yaml", "own\\images\\a.png"])
-    tree = DataTree(tmp_path)
-    assert (tree.folders(), tree.folders("own"), tree.files("own")) == (["own"], ["images"], ["labels.yaml"])
-    location = tree.location("own/images/a.png")
+    data_folder = DataFolder(tmp_path)
+    assert (data_folder.folders(), data_folder.folders("own"), data_folder.files("own")) == (["own"], ["images"], ["labels.yaml"])
+    location = data_folder.location("own/images/a.png")
     assert read_location(location) == b"x" and location_name(location) == "a.png"
 
 
-def test_tree_below_a_folder(tmp_path):
+def test_subfolder(tmp_path):
     pack_names(tmp_path / "data.zip", ["own/images/a.png"])
-    tree = DataTree(tmp_path)
-    assert tree.packed_folders() == ["own"]
-    inner = tree.below("own")
+    data_folder = DataFolder(tmp_path)
+    assert data_folder.packed_folders() == ["own"]
+    inner = data_folder.subfolder("own")
     assert inner.folders() == ["images"] and inner.files("images") == ["a.png"] and inner.has_folder("images")
-    assert inner.location("images/a.png") == tree.location("own/images/a.png")
+    assert inner.location("images/a.png") == data_folder.location("own/images/a.png")
     assert inner.expected("b.png") == str(tmp_path / "own" / "b.png")
 
 
-def test_tree_of_an_archive_is_the_folders(packed, mini_camvid):
-    unpacked, tree = DataTree(mini_camvid), DataTree(packed)
-    assert tree.folders() == unpacked.folders() == ["train", "trainannot", "val", "valannot"]
-    assert tree.files("") == ["camvid.zip" if tree.archives[0].suffix == ".zip" else "camvid.tar", "train.txt", "val.txt"]
+def test_an_archive_holds_what_the_folder_holds(packed, mini_camvid):
+    unpacked, data_folder = DataFolder(mini_camvid), DataFolder(packed)
+    assert data_folder.folders() == unpacked.folders() == ["train", "trainannot", "val", "valannot"]
+    assert data_folder.files("") == [
+        "camvid.zip" if data_folder.archives[0].suffix == ".zip" else "camvid.tar",
+        "train.txt",
+        "val.txt",
+    ]
     for folder in ("train", "valannot", "nowhere"):
-        assert tree.files(folder, [".png"]) == unpacked.files(folder, [".png"])
-        assert tree.has_folder(folder) == unpacked.has_folder(folder)
-    assert tree.read_text("val.txt") == (mini_camvid / "val.txt").read_text()
-    assert not tree.has_file("val") and not tree.has_file("val/none.png")
+        assert data_folder.files(folder, [".png"]) == unpacked.files(folder, [".png"])
+        assert data_folder.has_folder(folder) == unpacked.has_folder(folder)
+    assert data_folder.read_text("val.txt") == (mini_camvid / "val.txt").read_text()
+    assert not data_folder.has_file("val") and not data_folder.has_file("val/none.png")
     with pytest.raises(DataError, match=r"val/none\.png is missing"):
-        tree.read_bytes("val/none.png")
+        data_folder.read_text("val/none.png")
 
 
 def test_locations():
@@ -229,13 +233,13 @@ def test_locations():
 
 def test_beginning_of_a_file(packed, mini_camvid):
     whole = (mini_camvid / "val" / "mini_val_00000.png").read_bytes()
-    for location in (DataTree(folder).location("val/mini_val_00000.png") for folder in (packed, mini_camvid)):
+    for location in (DataFolder(folder).location("val/mini_val_00000.png") for folder in (packed, mini_camvid)):
         assert read_location(location, 100) == whole[:100]
         assert read_location(location, 10**9) == read_location(location) == whole
 
 
 def test_differing_sizes_are_seen_in_archives(mini_camvid, tmp_path):
-    """Also where so much else stands before the size that the file's beginning does not hold it."""
+    """Also if the size comes so late in the file that its first bytes do not contain it."""
     comment = PIL.PngImagePlugin.PngInfo()
     comment.add(b"prVt", bytes(100_000))
     odd = mini_camvid / "valannot" / "mini_val_00001.png"
@@ -247,7 +251,7 @@ def test_differing_sizes_are_seen_in_archives(mini_camvid, tmp_path):
             load(tmp_path / kind, "val")
 
 
-def test_macos_litter_is_passed_over(mini_camvid, tmp_path):
+def test_hidden_files_of_macos_are_skipped(mini_camvid, tmp_path):
     expected = rows(load(mini_camvid, "train"))
     (mini_camvid / "train.txt").unlink()
     for litter in ("__MACOSX/train/._mini_train_00000.png", "train/._mini_train_00000.png", "__MACOSX/trainannot/._a.png"):
@@ -258,7 +262,7 @@ def test_macos_litter_is_passed_over(mini_camvid, tmp_path):
     (tmp_path / "zipped" / "._camvid.zip").write_bytes(b"\0\5\26\7")
     for data_dir in (mini_camvid, tmp_path / "zipped"):
         assert rows(load(data_dir, "train")) == expected
-        assert "__MACOSX" not in DataTree(data_dir).folders()
+        assert "__MACOSX" not in DataFolder(data_dir).folders()
 
 
 def test_changed_archive_is_seen(packed, mini_camvid):
@@ -334,13 +338,13 @@ def test_file_that_is_no_archive(mini_camvid):
 
 
 def test_absent_member_is_named(packed, mini_camvid):
-    location = DataTree(packed).location("val/mini_val_00000.png")
+    location = DataFolder(packed).location("val/mini_val_00000.png")
     with pytest.raises(FileNotFoundError, match=r"no member val/none\.png"):
         read_location(location.replace("mini_val_00000", "none"))
 
 
 def test_damaged_member_of_a_whole_zip(tmp_path):
-    """The list of members is whole, what one of them holds is not."""
+    """The list of members is intact, the content of one of them is not."""
     archive = tmp_path / "data.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a.txt", bytes(range(256)) * 40)
@@ -348,7 +352,7 @@ def test_damaged_member_of_a_whole_zip(tmp_path):
     content[60:64] = bytes(byte ^ 0xFF for byte in content[60:64])
     archive.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.txt.* cannot be read"):
-        DataTree(tmp_path).read_bytes("a.txt")
+        DataFolder(tmp_path).read_text("a.txt")
 
 
 def write_export(archive, members):
@@ -368,15 +372,15 @@ def test_archives_that_disagree_on_a_file(tmp_path, second):
             (tmp_path / "packed" / name).write_bytes(content)
         pack_tar(tmp_path / "packed", tmp_path / second)
         shutil.rmtree(tmp_path / "packed")
-    tree = DataTree(tmp_path)
-    assert tree.read_bytes("m/q.png") == b"q"  # the same in both
+    data_folder = DataFolder(tmp_path)
+    assert data_folder.read_text("m/q.png") == "q"  # the same in both
     for _ in range(2):
         with pytest.raises(DataError, match=rf"a\.zip and .*{second} are both 'm/p\.png' and differ"):
-            tree.location("m/p.png")
+            data_folder.location("m/p.png")
 
 
 @pytest.mark.parametrize("name", ["/abs.png", "//m/abs.png", "\\abs.png", "/m/abs.png", "/m/n/abs.png"])
 def test_members_that_begin_with_a_slash_lie_below_the_folder(tmp_path, name):
     write_export(tmp_path / "a.zip", {name: b"content", "m/x.png": b"x"})
-    tree = DataTree(tmp_path)
-    assert tree.read_bytes(name.replace("\\", "/").lstrip("/")) == b"content"
+    data_folder = DataFolder(tmp_path)
+    assert data_folder.read_text(name.replace("\\", "/").lstrip("/")) == "content"

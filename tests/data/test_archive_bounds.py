@@ -1,4 +1,4 @@
-"""Archives and folders that are damaged, hostile or merely odd: bounds on memory, file descriptors and walks."""
+"""Damaged, hostile and unusual archives and folders: limits on memory, file descriptors and depth."""
 
 import io
 import os
@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from revhrnet_hf.data import archive as tree
-from revhrnet_hf.data import limits, load_segmentation_dataset
-from revhrnet_hf.data.archive import DataTree, archive_location, read_location, split_location
+from revhrnet_hf.data import archive, limits, load_segmentation_dataset
+from revhrnet_hf.data.archive import DataFolder, archive_location, read_location, split_location
 from revhrnet_hf.errors import DataError
 
 MB = 1 << 20
@@ -70,23 +69,23 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the 
 @needs_proc
 @pytest.mark.parametrize("kind", WRITERS)
 def test_file_descriptors_do_not_add_up(tmp_path, kind):
-    for number in range(tree.MAX_OPEN + 20):
+    for number in range(archive.MAX_OPEN + 20):
         WRITERS[kind](tmp_path / f"shard{number:03}.{kind}", {f"{number}.txt": b"%d" % number})
-    shards = DataTree(tmp_path)
+    shards = DataFolder(tmp_path)
     for _ in range(3):
-        for number in range(tree.MAX_OPEN + 20):
-            assert shards.read_bytes(f"{number}.txt") == b"%d" % number
-    assert len(open_files(tmp_path)) <= (tree.MAX_OPEN if kind == "zip" else 0)
+        for number in range(archive.MAX_OPEN + 20):
+            assert shards.read_text(f"{number}.txt") == str(number)
+    assert len(open_files(tmp_path)) <= (archive.MAX_OPEN if kind == "zip" else 0)
 
 
 @needs_proc
 def test_replaced_archive_is_closed(tmp_path):
-    tree._opened_archive.cache_clear()
-    for number in range(2 * tree.MAX_OPEN):
+    archive._cached_archive.cache_clear()
+    for number in range(2 * archive.MAX_OPEN):
         write_zip(tmp_path / "new.zip", {"a.txt": b"x" * number})
         os.replace(tmp_path / "new.zip", tmp_path / "data.zip")
         assert read_location(f"zip://a.txt::{tmp_path}/data.zip") == b"x" * number
-    assert len(open_files(tmp_path)) <= tree.MAX_OPEN
+    assert len(open_files(tmp_path)) <= archive.MAX_OPEN
 
 
 @needs_proc
@@ -121,7 +120,7 @@ def test_bomb_is_refused_before_it_is_unpacked(tmp_path):
     location = f"zip://a.png::{write_zip(tmp_path / 'data.zip', {'a.png': bytes(65 * MB)})}"
 
     def read():
-        with pytest.raises(DataError, match=r"a\.png in .*data\.zip has 0\.06 MB and would unpack to 65 MB, beyond the limit"):
+        with pytest.raises(DataError, match=r"a\.png in .*data\.zip has 0\.06 MB and would unpack to 65 MB, more than the limit"):
             read_location(location)
 
     assert peak_of(read) < 4 * MB
@@ -131,10 +130,10 @@ def test_bomb_is_refused_before_it_is_unpacked(tmp_path):
 def test_limit_on_members_can_be_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "SMALL", 1000)
     location = f"zip://a.txt::{write_zip(tmp_path / 'data.zip', {'a.txt': bytes(2 * MB)})}"
-    with pytest.raises(DataError, match=r"beyond the limit .*unpack it, or set the environment variable REVHRNET_MAX_MEMBER_MB"):
+    with pytest.raises(DataError, match=r"more than the limit .*unpack it, or set the environment variable REVHRNET_MAX_MEMBER"):
         read_location(location)
     monkeypatch.setenv("REVHRNET_MAX_MEMBER_MB", "1")
-    with pytest.raises(DataError, match=r"beyond the limit of 1 MB"):
+    with pytest.raises(DataError, match=r"more than the limit of 1 MB"):
         read_location(location)
     monkeypatch.setenv("REVHRNET_MAX_MEMBER_MB", "2")
     assert read_location(location) == bytes(2 * MB)
@@ -151,12 +150,12 @@ def test_limit_on_members(packed, unpacked, refused):
     if not refused:
         limits.check_member_size("a", "b.zip", packed, unpacked)
         return
-    with pytest.raises(DataError, match="beyond the limit"):
+    with pytest.raises(DataError, match="more than the limit"):
         limits.check_member_size("a", "b.zip", packed, unpacked)
 
 
 def test_member_that_claims_to_be_small(tmp_path):
-    """zipfile, asked for all of it, unpacks everything and then cuts it off."""
+    """If the whole member is read at once, zipfile unpacks everything and then cuts the result."""
     file = write_zip(tmp_path / "data.zip", {"a.png": bytes(64 * MB)})
     patched(file, CENTRAL, 24, "<I", 100)
     patched(file, LOCAL, 22, "<I", 100)
@@ -171,37 +170,37 @@ def test_member_that_claims_to_be_small(tmp_path):
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_methods_that_cannot_be_bounded_are_refused(tmp_path, method):
     write_zip(tmp_path / "data.zip", {"a.txt": bytes(1000)}, method)
-    with pytest.raises(DataError, match=r"a\.txt.* cannot be read \(it is packed in another way than by deflate: unpack"):
-        DataTree(tmp_path).read_bytes("a.txt")
+    with pytest.raises(DataError, match=r"a\.txt.* cannot be read \(it is not compressed with deflate: unpack"):
+        DataFolder(tmp_path).read_text("a.txt")
 
 
 @pytest.mark.parametrize("name", ["a/" * 200 + "x", "b" * 5000])
 @pytest.mark.parametrize("kind", WRITERS)
 def test_names_that_no_file_can_have(tmp_path, kind, name):
-    """Each of a name's folders is remembered: 40 names of 65,000 characters would take gigabytes."""
+    """Each folder in a name takes memory: 40 names of 65,000 characters would take gigabytes."""
     WRITERS[kind](tmp_path / f"data.{kind}", {name: b""})
     with pytest.raises(DataError, match=rf"data\.{kind} holds a name of {len(name)} characters"):
-        DataTree(tmp_path).has_file("x")
+        DataFolder(tmp_path).has_file("x")
 
 
 def test_text_beyond_the_limit(tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_bytes(b"x" * (MB + 1))
-    assert len(DataTree(tmp_path).read_text("list.txt")) == MB + 1
+    assert len(DataFolder(tmp_path).read_text("list.txt")) == MB + 1
     monkeypatch.setenv("REVHRNET_MAX_TEXT_MB", "1")
-    for read in (DataTree(tmp_path).read_text, DataTree(tmp_path).read_json):
+    for read in (DataFolder(tmp_path).read_text, DataFolder(tmp_path).read_json):
         with pytest.raises(DataError, match=r"list\.txt has more than 1 MB of text.*REVHRNET_MAX_TEXT_MB"):
             read("list.txt")
     monkeypatch.delenv("REVHRNET_MAX_TEXT_MB")
-    monkeypatch.setattr(tree, "LIST_BYTES", 10)
+    monkeypatch.setattr(archive, "LIST_BYTES", 10)
     with pytest.raises(DataError, match="has more than"):
-        DataTree(tmp_path).read_text("list.txt", 10)
+        DataFolder(tmp_path).read_text("list.txt", 10)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"a": ', "", "\x00", '"\\ud8"'])
 def test_text_that_is_no_json(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"a\.json is no JSON"):
-        DataTree(tmp_path).read_json("a.json")
+        DataFolder(tmp_path).read_json("a.json")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -212,8 +211,8 @@ def test_byte_order_mark_is_no_text(tmp_path, packed):
         write_zip(tmp_path / "data" / "x.zip", {"a.json": data})
     else:
         (tmp_path / "data" / "a.json").write_bytes(data)
-    assert DataTree(tmp_path / "data").read_text("a.json") == '{"a": [1]}\n'
-    assert DataTree(tmp_path / "data").read_json("a.json") == {"a": [1]}
+    assert DataFolder(tmp_path / "data").read_text("a.json") == '{"a": [1]}\n'
+    assert DataFolder(tmp_path / "data").read_json("a.json") == {"a": [1]}
 
 
 @pytest.mark.parametrize("form", ["segnet", "original"])
@@ -235,7 +234,7 @@ def test_odd_zip_is_named(tmp_path, signature, offset, form, value):
     file.write_bytes(file.read_bytes().replace(b"!.txt", b"\xe9.txt"))
     patched(file, signature, offset, form, value)
     with pytest.raises(DataError, match=r"data\.zip"):
-        DataTree(tmp_path).read_bytes("a.txt")
+        DataFolder(tmp_path).read_text("a.txt")
 
 
 @pytest.mark.parametrize("size", [10**6, 8**11 - 1])
@@ -247,7 +246,7 @@ def test_tar_whose_member_is_longer_than_itself(tmp_path, size):
     data[148:156] = b"%06o\0 " % sum(data[:512])
     file.write_bytes(data)
     with pytest.raises(DataError, match=r"data\.tar is damaged"):
-        DataTree(tmp_path).has_file("a.txt")
+        DataFolder(tmp_path).has_file("a.txt")
 
 
 def test_tar_member_with_holes_is_refused(tmp_path):
@@ -259,8 +258,8 @@ def test_tar_member_with_holes_is_refused(tmp_path):
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "data.tar").write_bytes(bytes(header) + b"x" * 512 + bytes(10240))
-    with pytest.raises(DataError, match=r"a\.txt::.*data\.tar cannot be read \(it is stored with holes: unpack the archive"):
-        DataTree(tmp_path).read_bytes("a.txt")
+    with pytest.raises(DataError, match=r"a\.txt::.*data\.tar cannot be read \(it is a sparse file: unpack the archive"):
+        DataFolder(tmp_path).read_text("a.txt")
 
 
 @pytest.mark.parametrize("folder", ["a::b", "::", "100%::x", "50%25", "zip:", "a%3A%3Ab", ":::"])
@@ -309,40 +308,40 @@ FILES = ["a/x/file", "b/y/file"]
 @pytest.mark.parametrize("target", ["..", "../..", ".", "/", "../../.."])
 def test_link_to_a_folder_above_is_not_followed(linked, target):
     link(target, linked / "a" / "up")
-    assert list(walk(DataTree(linked))) == FILES
+    assert list(walk(DataFolder(linked))) == FILES
 
 
 def test_links_to_each_other_end(linked):
     link("../b", linked / "a" / "to_b")
     link("../a", linked / "b" / "to_a")
-    assert sorted(walk(DataTree(linked))) == sorted([*FILES, "a/to_b/y/file", "b/to_a/x/file"])
+    assert sorted(walk(DataFolder(linked))) == sorted([*FILES, "a/to_b/y/file", "b/to_a/x/file"])
 
 
 def test_link_to_elsewhere_is_followed(linked):
     link("../../elsewhere", linked / "a" / "more")
     link("..", linked.parent / "elsewhere" / "z" / "up")
-    assert list(walk(DataTree(linked))) == ["a/more/z/file", *FILES]
+    assert list(walk(DataFolder(linked))) == ["a/more/z/file", *FILES]
 
 
-def test_tree_below_a_link(linked):
+def test_folders_below_a_link(linked):
     link("data", linked.parent / "linked")
     link("..", linked / "a" / "up")
-    assert list(walk(DataTree(linked.parent / "linked"))) == FILES
+    assert list(walk(DataFolder(linked.parent / "linked"))) == FILES
 
 
 def test_link_to_itself_and_to_nothing(linked):
     os.symlink("loop", linked / "a" / "loop")
     os.symlink("nowhere", linked / "a" / "broken")
     os.symlink("loop.zip", linked / "loop.zip")
-    assert list(walk(DataTree(linked))) == FILES
+    assert list(walk(DataFolder(linked))) == FILES
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 300, "\ud800", "a/" * 3000 + "b", "a//b", "."])
 def test_paths_that_no_file_can_have(linked, path):
-    assert DataTree(linked).location(path) is None
-    assert not DataTree(linked).has_file(path)
+    assert DataFolder(linked).location(path) is None
+    assert not DataFolder(linked).has_file(path)
     if path != ".":
-        assert not DataTree(linked).has_folder(path)
+        assert not DataFolder(linked).has_folder(path)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -352,7 +351,7 @@ def test_name_in_another_encoding_is_named(tmp_path, packed):
         write_tar(tmp_path / "data.tar", {name: b"x"})
     else:
         (tmp_path / name).touch()
-    data = DataTree(tmp_path)
+    data = DataFolder(tmp_path)
     assert name in data.files("")
     with pytest.raises(DataError, match=r"caf\\udce9\.txt.* is not UTF-8: rename it"):
         data.location(name)
@@ -363,6 +362,6 @@ def test_closed_folder_is_named(linked):
     (linked / "a").chmod(0)
     try:
         with pytest.raises(DataError, match=r"The folder .*/a cannot be listed"):
-            DataTree(linked).files("a")
+            DataFolder(linked).files("a")
     finally:
         (linked / "a").chmod(0o700)

@@ -100,7 +100,7 @@ def test_broken_images_do_not_count(mini_camvid):
     report = audit_dataset("camvid", mini_camvid, ["train"]).splits["train"]
     assert report.images == 5
     assert report.sizes == {(64, 48): 2}
-    # Read were the label maps 2 and 4, the latter cut to 30×20.
+    # Label maps 2 and 4 were readable; 4 was cut to 30×20.
     assert report.pixels.sum() == 64 * 48 + 30 * 20
 
 
@@ -205,7 +205,7 @@ def test_masks_of_0_and_255(tmp_path, run_script, capsys, table):
         in said
     )
     assert "names: {background: 0, person: 255}" in said
-    # The hint is the remedy.
+    # Following the hint removes the finding.
     (own / "labels.yaml").write_text("names: {background: 0, person: 255}\n")
     assert run_script("folder", own) == 0
     assert ["person", "255", "25.000", "2", "25.000", "1"] in [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -248,9 +248,7 @@ def test_much_that_is_ignored(tmp_path):
     assert not ignored_share(tmp_path, 5, table).findings
     ((problem, splits),) = ignored_share(tmp_path, 6, table).findings.items()
     assert (problem.kind, splits) == ("ignored", ["train"])
-    assert problem.text.startswith(
-        "6.0 % of the pixels in train are the id 9, which is ignored: nothing is learnt from more than 5 %"
-    )
+    assert problem.text.startswith("6.0 % of the pixels in train are the id 9, which is ignored; more than 5 % is unusual")
     assert "raise --max_ignored" in problem.text
     assert not ignored_share(tmp_path, 6, table, most_ignored=6).findings
     assert ignored_share(tmp_path, 2, table).splits["train"].counts.ignored == {9: 20}
@@ -273,7 +271,7 @@ def test_what_publishers_ignore_is_right(mini_camvid, mini_cityscapes, tmp_path)
     assert not audit.findings
     assert len(audit.notes) == 11 and {problem.kind for problem in audit.notes} == {"class"}
     assert not [p for p in audit_dataset("cityscapes", mini_cityscapes).findings if p.kind in ("class", "ignored")]
-    # The same classes in a folder of one's own: void is right, a class that never occurs is not.
+    # The same classes in a user's own folder: void is correct, a class that never occurs is an error.
     own = write_own(tmp_path / "own", {"train": [np.full((4, 4), 11)]}, "names: [a, b]\n")
     findings = audit_dataset("folder", own, label_space="camvid11").findings
     assert len(findings) == 11 and {problem.kind for problem in findings} == {"class"}

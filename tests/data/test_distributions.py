@@ -16,7 +16,7 @@ from revhrnet_hf.training.sampler import EpochBatches
 
 HEIGHT, WIDTH, CROP = 14, 21, (10, 14)
 PLACES = [(top, left) for top in range(HEIGHT - CROP[0] + 1) for left in range(WIDTH - CROP[1] + 1)]  # 5 × 8
-UNLIKELY = 1e-4  # a p-value below which draws do not follow a distribution
+UNLIKELY = 1e-4  # below this p-value, the draws do not follow the distribution
 
 
 def transform(crop_size=CROP, **settings):
@@ -37,7 +37,7 @@ def place_of(crop):
     pixels, labels = crop
     pixels = np.asarray(pixels)
     assert pixels.shape[:2] == labels.shape == CROP
-    assert np.array_equal(pixels[..., 0], labels)  # both are cut at one place
+    assert np.array_equal(pixels[..., 0], labels)  # both are cropped at the same place
     columns = pixels[0, :, 1].astype(int)
     assert abs(np.diff(columns)).max() == 1  # nothing is scaled
     return (int(labels[0, 0]), int(columns.min())), bool(columns[0] > columns[-1])
@@ -151,7 +151,7 @@ def test_each_image_comes_at_each_place_equally_often(varied):
         drawn = order(**{"seed": 2, "epoch": 4, varied: number})
         assert sorted(drawn) == list(range(7))
         table[drawn, range(7)] += 1
-    assert chisquare(table.ravel(), ddof=12).pvalue > UNLIKELY  # rows and columns are 700 in any case
+    assert chisquare(table.ravel(), ddof=12).pvalue > UNLIKELY  # rows and columns always sum to 700
 
 
 def test_orders_are_of_seed_and_epoch_and_nothing_else():

@@ -108,12 +108,12 @@ def test_map_does_not_translate_twice(one_row):
 
 def test_mapped_image_that_holds_no_train_ids_is_refused(one_row):
     mapped = one_row.map(lambda row: {"label_map": PIL.Image.fromarray(np.array([[0, 3]], np.uint8))})
-    with pytest.raises(DataError, match=r"ids 3.*knows 0–2, 255"):
+    with pytest.raises(DataError, match=r"ids 3.*has 0–2, 255"):
         mapped[0]
 
 
 def test_parquet_with_embedded_files_keeps_pixels_and_label_space(one_row, tmp_path):
-    # What push_to_hub does to each shard.
+    # push_to_hub does this to each shard.
     embedded = one_row.with_format("arrow").map(embed_table_storage, batched=True)
     embedded.to_parquet(tmp_path / "embedded.parquet")
     (tmp_path / "labels.png").unlink()

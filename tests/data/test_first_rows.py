@@ -12,7 +12,7 @@ import pytest
 from revhrnet_hf.data.first_rows import cut_short
 
 HEIGHT, WIDTH = 75, 53
-# Noise: neighbouring rows tell nothing of each other, so that one wrong row shows.
+# Noise: neighbouring rows are unrelated, so that a single wrong row is noticed.
 NOISE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 4), dtype=np.uint8)
 
 
@@ -88,7 +88,7 @@ def test_other_files_stay_whole(data):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_file_that_ends_too_early_stays_whole(kind):
     exif = PIL.Image.Exif()
-    exif[0x010E] = "\xff\xd9 IEND"  # an end mark within the header is none
+    exif[0x010E] = "\xff\xd9 IEND"  # an end mark inside the header does not count
     data = encoded(format=kind, exif=exif)
     assert len(cut(data, 9)) == len(data)
     for end in (len(data) // 2, len(data) - 60):

@@ -1,4 +1,4 @@
-"""Archives and annotations with random damage give what they hold, or a DataError that names the file; never anything else.
+"""Randomly damaged archives and annotations are read correctly or raise a DataError that names the file.
 
 Each case is made of (kind, number) alone, so that one that fails can be run again by itself.
 """
@@ -24,7 +24,7 @@ from revhrnet_hf.data.loading import find_builder
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.synthetic import write_coco
 
-QUICK, WHOLE = 40, 800  # cases of each of the kinds
+QUICK, WHOLE = 40, 800  # cases of each kind
 ODD_VALUES = (
     None,
     True,
@@ -97,7 +97,7 @@ def changed(content, chance):
         found = places(content, [])
         if not found:
             break
-        # Rather a field of a record than one of a polygon's many numbers.
+        # Prefer a field of a record to one of a polygon's many numbers.
         fields = [entry for entry in found if isinstance(entry[0], dict)]
         container, key = chance.choice(fields if fields and chance.random() < 0.7 else found)
         what = chance.randrange(8)
@@ -222,7 +222,7 @@ def outcome(run, kind, number, names):
         run(kind, random.Random(f"{kind} {number}"))
     except DataError as error:
         assert any(name in str(error) for name in names), (kind, number, str(error))
-        str(error).encode()  # a message that cannot be printed helps nobody
+        str(error).encode()  # the message must be printable
         return False
     except Exception as error:
         raise AssertionError(f"case {kind} {number}") from error

@@ -29,7 +29,7 @@ def test_colours_are_translated_as_one_by_one():
 
 @pytest.mark.parametrize("stray", [8, 301, 65535])
 def test_unknown_ids_name_file_and_ids(stray):
-    with pytest.raises(DataError, match=rf"street/x\.png holds the ids {stray}, .*'toy'.*knows 0, 7, 300"):
+    with pytest.raises(DataError, match=rf"street/x\.png holds the ids {stray}, .*'toy'.*has 0, 7, 300"):
         SPACE.train_ids(np.array([[7, stray], [stray, 300]], np.uint16), "street/x.png")
 
 
@@ -120,7 +120,7 @@ def test_numbers_that_are_no_ids(value, dtype):
 
 @pytest.mark.parametrize(("value", "dtype"), [(-1.0, "f8"), (8.0, "f4"), (2.0**40, "f8"), (-1, "i8"), (8, "u8")])
 def test_whole_numbers_without_a_class(value, dtype):
-    with pytest.raises(DataError, match=rf"the_file holds the ids {int(value)}, which label space 'few' does not know"):
+    with pytest.raises(DataError, match=rf"the_file holds the ids {int(value)}, which label space 'few' does not have"):
         FEW.train_ids(np.array([[0, value]], dtype), "the_file")
 
 

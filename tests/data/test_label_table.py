@@ -55,7 +55,7 @@ def test_everything_that_can_be_said(space_of):
 
 
 def test_the_documented_example_is_a_table(space_of):
-    example = label_table.__doc__.split("Everything that can be said:")[1].split("A colour is")[0]
+    example = label_table.__doc__.split("All fields:")[1].split("A colour is")[0]
     assert yaml.safe_load(example) == yaml.safe_load(
         EVERYTHING.replace("./masks/{split}/ids/", "masks/{split}").replace("A", "a")
     )
@@ -114,9 +114,9 @@ def test_default_colours_can_be_told_apart():
             "names: [a]\ncolours: [b]\n",
             "line 2: unknown field 'colours'; known: name, names, ignore, images, labels, image_suffix",
         ),
-        ("names: [a]\nnames: [b]\n", "line 2: 'names' stands twice"),
-        ("names:\n  a: 1\n  a: 2\n", "line 3: 'a' stands twice"),
-        ("names: [a, b, a]\n", "line 1: the class 'a' stands twice"),
+        ("names: [a]\nnames: [b]\n", "line 2: 'names' is there twice"),
+        ("names:\n  a: 1\n  a: 2\n", "line 3: 'a' is there twice"),
+        ("names: [a, b, a]\n", "line 1: the class 'a' is there twice"),
         ("names: [yes, no]\n", "line 1: a class name must be text, but is True: put it in quotes"),
         ("names:\n  0: road\n", "line 2: 0: comes before its class: write the class first, such as road: 0"),
         ("names: a\n", "line 1: names .* must be lines of the form"),
@@ -144,7 +144,7 @@ def test_default_colours_can_be_told_apart():
         ("names: [a, b]\nimages: x/{split}\nlabels: ../y/{split}\n", "line 3: labels: '../y/{split}' leads outside"),
         (
             "names: [a, b]\nlabel_suffix: _mask.png\n",
-            "line 2: label_suffix: '_mask.png' must be what a name has before its ending",
+            "line 2: label_suffix: '_mask.png' must be the end of a name before its ending",
         ),
         ("names: [a, b]\nval_fraction: 20\n", "line 2: val_fraction is a share between 0 and 1, such as 0.2, not 20"),
         ("names: [a, b]\nval_seed: 3\n", "line 2: val_seed is a whole number, and belongs to val_fraction"),
@@ -152,10 +152,10 @@ def test_default_colours_can_be_told_apart():
         ("? [a]\n: b\n", "line 1: .* a field's name is text"),
         ("names: [a, 2001-99-99]\n", "line 1: this value cannot be read .*quotes"),
         ("names: {a: !!int x, b: 2}\n", "line 1: this value cannot be read"),
-        ("names: &n [a, *n]\n", "more than 50,000 values, or for itself: .*aliases"),
+        ("names: &n [a, *n]\n", "more than 50,000 values, or contains itself: .*aliases"),
         ("[" * 2000, "line 1, is nested more than 20 levels deep"),
         ("- " * 100_000 + "x", "line 1, is nested more than 20 levels deep"),
-        ("name: camvid11\nnames: [a, b]\n", "'camvid11' is another label space already"),
+        ("name: camvid11\nnames: [a, b]\n", "'camvid11' is already the name of another label space"),
         (f"names: [{', '.join(f'c{k}' for k in range(256))}]\n", "'c255' is one class too many"),
     ],
 )
@@ -177,7 +177,7 @@ def test_missing_file_and_no_text(tmp_path):
 def test_ids_for_a_space_of_colours_are_refused(space_of):
     space = space_of("names:\n  lawn: {colours: '#00ff00'}\n  path: {colours: '#000000'}\nignore: []\n")
     assert space.train_ids(np.array([[[0, 255, 0]]], np.uint8), "x").tolist() == [[0]]
-    with pytest.raises(DataError, match=r"Label map x\.png holds ids, but .* knows colours only"):
+    with pytest.raises(DataError, match=r"Label map x\.png holds ids, but .* has colours only"):
         space.train_ids(np.array([[0]]), "x.png")
 
 
@@ -264,7 +264,7 @@ def test_cvats_classes_in_a_table_of_ones_own(space_of, tmp_path):
         ("cat:1,2::\n", "line 1: 'cat:1,2::' is not of CVAT's form"),
         ("#\ncat:1,2,256::\n", "line 2: a colour is red,green,blue, each from 0 to 255, not 1,2,256"),
         ("a:1,2,3::\nb:1,2,3::\n", r"line 2: the colour \(1, 2, 3\) belongs to the class 'a' already"),
-        ("a:1,2,3::\na:1,2,4::\n", "line 2: the class 'a' stands twice"),
+        ("a:1,2,3::\na:1,2,4::\n", "line 2: the class 'a' is there twice"),
         ("a:1,2,3::\nb:::\n", "'a' has a colour and 'b' has none"),
         ("background:0,0,0::\n", r"there is one class.*\[background, person\]"),
         ("# nothing\n", "there are no classes"),

@@ -42,7 +42,7 @@ def test_signals_of_others_and_of_the_parent():
         subprocess.run(["kill", name, *map(str, workers)], check=True)
     time.sleep(0.2)
     assert set(images) == workers
-    # torch ends a worker that does not come to its end by itself in this way; it must neither stay nor be called a fault.
+    # torch ends a hanging worker in this way; the worker must end, and it must not count as failed.
     processes = images._iterator._workers
     for process in processes:
         process.terminate()
@@ -62,7 +62,7 @@ def test_killed_parent():
             os.write(writer, f"{' '.join(map(str, set(images)))}\n".encode())
             signal.pause()
         finally:
-            os._exit(1)  # it is not the one that runs the tests
+            os._exit(1)  # this is not the process that runs the tests
     os.close(writer)
     with open(reader) as said:
         workers = [int(pid) for pid in said.readline().split()]

@@ -95,7 +95,7 @@ def test_label_space_is_read_from_the_features(mini_camvid, streaming):
     assert label_space_of(load(mini_camvid, streaming=streaming)) is get_label_space("camvid11")
 
 
-def test_data_set_without_label_map_has_no_label_space():
+def test_dataset_without_label_map_has_no_label_space():
     with pytest.raises(DataError, match="column 'label_map' is None"):
         label_space_of(datasets.Dataset.from_dict({"text": ["a"]}))
 
@@ -116,7 +116,7 @@ def test_columns_are_for_the_hub_only(mini_camvid, options):
 
 
 def test_several_processes_load_at_once_and_say_nothing(mini_camvid, capfd, monkeypatch):
-    # The tests' environment switches progress bars off: on again, as a user has them.
+    # The tests' environment disables progress bars; enable them, as a user has them.
     bars = importlib.import_module("datasets.utils.tqdm")
     monkeypatch.setattr(bars, "HF_DATASETS_DISABLE_PROGRESS_BARS", None)
     monkeypatch.setattr(bars, "_hf_datasets_progress_bars_disabled", False)
@@ -134,7 +134,7 @@ def _load_all(data_dir):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_classes_of_another_data_set(mini_camvid, streaming):
+def test_classes_of_another_dataset(mini_camvid, streaming):
     """CamVid as Cityscapes, by the table that joins them; what has no single partner is ignored."""
     own, asked = load(mini_camvid), load(mini_camvid, label_space="cityscapes", streaming=streaming)
     space = get_label_space("cityscapes")

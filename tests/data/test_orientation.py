@@ -15,7 +15,7 @@ from ..image_files import UPRIGHT, encoded
 
 HEIGHT, WIDTH = 6, 9
 RNG = np.random.default_rng(0)
-STORED = RNG.integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8)  # the classes of what is stored; the image shows them as grey
+STORED = RNG.integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8)  # the classes as stored; the image shows them as grey values
 PIXELS = np.repeat(STORED[..., None] * 100, 3, axis=2)
 KINDS = {"PNG": "png", "TIFF": "tif", "JPEG": "jpg"}
 
@@ -71,7 +71,7 @@ def seen_by_evaluation(rows, place):
 @pytest.mark.parametrize("source", ["folder", "hub"])
 @pytest.mark.parametrize("drawn_on", ["upright", "stored"])
 def test_pixels_and_labels_lie_on_each_other(kind, source, drawn_on, tmp_path):
-    # Where both fit, upright is taken: a label map that was drawn on the stored image is none of ours to guess.
+    # If both fit, the upright image is used, even for a label map that was drawn on the stored image.
     turns = list(UPRIGHT) if drawn_on == "upright" else [1, 5, 6, 7, 8]
     if source == "folder":
         rows = load_segmentation_dataset("folder", write_folder(tmp_path, kind, drawn_on, turns), "train")

@@ -13,7 +13,7 @@ from torchvision.models._meta import _COCO_CATEGORIES, _VOC_CATEGORIES
 
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.data.annotation import draw_annotation, labelled_pixels
-from revhrnet_hf.data.archive import DataTree
+from revhrnet_hf.data.archive import DataFolder
 from revhrnet_hf.data.datasets import coco
 from revhrnet_hf.data.datasets.cityscapes import CATEGORIES, LABELS
 from revhrnet_hf.data.datasets.mapillary_vistas import LABELS as VISTAS_LABELS
@@ -74,7 +74,7 @@ def test_mapillary_vistas(fixture_rows, version):
     rows, labels = fixture_rows(f"mapillary_vistas_{version}"), VISTAS_LABELS[version]
     assert [row["id"] for row in rows] == list(range(len(labels)))
     assert [(label.readable, label.colour) for label in labels] == [(row["readable"], row["colour"]) for row in rows]
-    if version == "v1.2":  # the list of v2.0 has no more than that
+    if version == "v1.2":  # the list of v2.0 has only these fields
         fields = ("name", "instances", "evaluate")
         assert [tuple(getattr(label, field) for field in fields) for label in labels] == [
             tuple(row[field] for field in fields) for row in rows
@@ -140,7 +140,7 @@ def test_vocs_classes_in_coco_are_those_of_torchvisions_reference(fixture_rows):
     assert {row["id"]: voc_id_of[row["voc21"]] for row in things} == coco.VOC_ID_OF_CATEGORY
 
 
-# Source → target: the fixture, its columns of the source's and of the target's class.
+# Source → target: the fixture, and its columns with the source's and the target's class.
 TRANSLATIONS = {
     ("mapillary_vistas_v2.0", "mapillary_vistas_v1.2"): ("mapillary_vistas_v2.0", "readable", "mapillary_vistas_v1.2"),
     ("mapillary_vistas_v1.2", "cityscapes"): ("mapillary_vistas_v1.2", "readable", "cityscapes"),
@@ -174,7 +174,7 @@ def test_read_backwards_only_a_single_class_is_a_partner(fixture_rows, source, t
     for name in get_label_space(target).names:
         sources = [own for own, partner in typed.items() if partner == name]
         expected[name] = sources[0] if len(sources) == 1 else None
-    # A class of the same name on both sides is meant even where others are merged into it.
+    # A class with the same name on both sides is the partner even if other classes are merged into it.
     expected |= {name: name for name in expected if typed.get(name) == name}
     assert translate(get_label_space(target), get_label_space(source)) == expected
 
@@ -252,9 +252,9 @@ def test_labelled_pixels_of_coco_count_once_and_1000_are_too_few(tmp_path, recta
             PIL.Image.new("RGB", (40, 30)).save(tmp_path / f"{split}2017" / f"{number}.jpg")
         content = {"images": images, "annotations": [*objects, full], "categories": []}
         (tmp_path / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
-    tree, voc = DataTree(tmp_path), get_label_space("voc21")
-    annotation = coco.Coco.list_split(tree, "val", "voc21")[0].annotation
+    data_folder, voc = DataFolder(tmp_path), get_label_space("voc21")
+    annotation = coco.Coco.list_split(data_folder, "val", "voc21")[0].annotation
     assert labelled_pixels(annotation, voc, "x") == count
     assert count == (draw_annotation(annotation, voc, "x") != 0).sum()
-    listed = coco.Coco.list_split(tree, "train", "voc21")
+    listed = coco.Coco.list_split(data_folder, "train", "voc21")
     assert [item.image_id for item in listed] == (["1", "2"] if count > 1000 else ["2"])

@@ -23,7 +23,7 @@ def table(ids=None, colours=None):
     return LabelSpace("t", CLASSES, COLOURS, ids or {}, raw_colours=colours or {})
 
 
-IDS = table({0: 2, 1: 0, 2: 1, 3: 0, 255: 255})  # translating twice, or not at all, would show
+IDS = table({0: 2, 1: 0, 2: 1, 3: 0, 255: 255})  # translating twice or not at all gives other ids
 BY_COLOUR = table(colours=dict(zip(COLOURS, (0, 1, 2), strict=True)) | {BLACK: 255})
 BOTH = table({1: 0, 2: 1, 3: 2}, dict(zip(COLOURS, (0, 1, 2), strict=True)) | {BLACK: 255})
 IDS_AT = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
@@ -160,9 +160,9 @@ def test_colours_that_contradict_the_ids_show_both_readings():
     message = r"map\.png can be read in two ways.*1 is 'a' as an id, but its colour \(0, 200, 0\) is 'b'; 2 is 'b' .* is 'a'"
     with pytest.raises(DataError, match=message):
         read(saved(swapped), BOTH)
-    # A colour that the table does not know, or ignores, names no other class.
+    # A colour that is unknown or ignored names no other class.
     assert read(saved(palette_image(indices, [WHITE, BLACK, COLOURS[1], (1, 2, 3)])), BOTH) == [[0, 1, 2]]
-    # Nor does one of which no pixel is.
+    # Neither does a colour without a pixel.
     assert read(saved(palette_image(indices[:, :1], [COLOURS[2], COLOURS[0], COLOURS[0]])), BOTH) == [[0]]
 
 
@@ -177,7 +177,7 @@ def test_published_palettes_are_read_by_index():
 def test_grey_ids_in_colour_files_only_where_all_is_grey():
     coloured = np.repeat(IDS_AT[..., None], 3, 2).copy()
     coloured[0, 0, 0] = 9
-    with pytest.raises(DataError, match=r"map\.png is a colour image, but label space 't' knows ids only"):
+    with pytest.raises(DataError, match=r"map\.png is a colour image, but label space 't' has ids only"):
         read(saved(PIL.Image.fromarray(coloured)), IDS)
     grey = np.full((1, 2, 3), 3, np.uint8)
     assert read(saved(PIL.Image.fromarray(grey)), BOTH) == [[2, 2]]

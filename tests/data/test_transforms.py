@@ -81,7 +81,7 @@ def test_the_crop_is_what_scaling_the_whole_image_gives(seed):
     crop_labels = sample["labels"].numpy()[:rows, :columns]
     places = [(top, left) for top in range(size[1] - rows + 1) for left in range(size[0] - columns + 1)]
     windows = [np.s_[top : top + rows, left : left + columns] for top, left in places]
-    # Where a value lies between two grey levels it may fall either way.
+    # A value between two grey levels may be rounded either way.
     (window,) = (window for window in windows if abs(scaled[window] - crop).max() <= 2)
     assert (scaled_labels[window] == crop_labels).all()
     assert (sample["labels"].numpy()[rows:] == 255).all() and (sample["labels"].numpy()[:, columns:] == 255).all()
@@ -245,7 +245,7 @@ def test_a_wrong_id_is_an_error_wherever_it_is_used(rows, tmp_path):
             with pytest.raises(DataError, match=r"labels\.png holds the ids 77"):
                 samples[2]
         else:
-            # Also where another crop has found it bad before: when a worker does is chance.
+            # Even if another crop has marked it before: the time at which a worker marks it is random.
             assert all(torch.equal(found[2][key], expected[key]) for found in (samples, skipping) for key in expected)
             skipping.bad[2] = 1
     assert min(counts) > 2
@@ -266,7 +266,7 @@ def test_bad_images_stop_by_default_and_are_skipped_on_request(rows, tmp_path):
     skipping = TrainingSamples(broken, transform, 0, skip_bad=True)
     loader = torch.utils.data.DataLoader(skipping, batch_size=None, num_workers=2)
     drawn = dict(enumerate(sample["pixel_values"] for sample in loader))
-    # All four rows show one image: the next one in the place of a bad one, augmented by the draws of that place.
+    # All four rows show the same image: it replaces the bad ones, augmented with their random draws.
     assert same(drawn, epoch_of(samples_of(rows), 0))
     assert skipping.bad.tolist() == [0, 1, 1, 0]  # marked by the workers
 
@@ -279,7 +279,7 @@ def test_nothing_but_bad_images(rows, tmp_path):
             skipping[2]
 
 
-def test_an_index_beyond_the_end_is_a_image_drawn_anew(rows):
+def test_an_index_beyond_the_end_is_an_image_drawn_anew(rows):
     samples = samples_of(rows)
     assert not torch.equal(samples[1]["pixel_values"], samples[5]["pixel_values"])
     assert torch.equal(samples[5]["pixel_values"], samples_of(rows)[5]["pixel_values"])

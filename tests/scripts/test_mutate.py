@@ -82,11 +82,11 @@ def test_sample_is_of_the_seed(mutate):
 
 def test_tests_of_a_module(mutate):
     imports = mutate.Imports()
-    integrity = imports.distances("revhrnet_hf/training/integrity.py")
-    assert integrity["tests/training/test_integrity.py"] == 0
-    assert integrity["tests/training/test_checkpoint.py"] == 1
-    assert integrity["tests/training/test_trainer.py"] == 2  # by way of checkpoint.py
-    assert "tests/models/test_upsampling.py" not in integrity
+    files = imports.distances("revhrnet_hf/training/checkpoint_files.py")
+    assert files["tests/training/test_checkpoint_files.py"] == 0
+    assert files["tests/training/test_checkpoint.py"] == 1
+    assert files["tests/training/test_trainer.py"] == 2  # by way of output_dir.py
+    assert "tests/models/test_upsampling.py" not in files
     # Through what a package gives out under its own name.
     assert imports.distances("revhrnet_hf/data/label_space.py")["tests/data/datasets/test_mapillary_vistas.py"] == 1
     assert imports.distances("revhrnet_hf/models/modeling_hrnetv2.py")["tests/models/test_loss_settings.py"] == 1

@@ -21,8 +21,8 @@ from accelerate import Accelerator
 
 from revhrnet_hf import cli, errors
 from revhrnet_hf.data import TrainingSamples
+from revhrnet_hf.training import checkpoint, evaluation_hook
 from revhrnet_hf.training import dry_run as rehearsal
-from revhrnet_hf.training import trainer as stage
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dry_run import dry_run
 from revhrnet_hf.training.log import RunLog
@@ -64,25 +64,25 @@ def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
 
         setattr(publisher, name, wrapper)
 
-    prepare = Stage._prepare
+    run = Stage.run
 
-    def remember(self, model):
+    def remember(self):
         running["stage"] = self
-        return prepare(self, model)
+        return run(self)
 
-    Stage._prepare = remember
+    Stage.run = remember
     before(Stage, "train_step", "step")
     before(Accelerator, "clip_grad_norm_", "pass")
-    before(stage, "save_training_state", "saving")
+    before(checkpoint, "save_training_state", "saving")
     before(RunLog, "write", "logging")
     before(TrainingSamples, "__getitem__", "loading")
     before(Path, "rename", "moving", lambda path, _: path.name.startswith(".last.revhrnet-new-"))
-    evaluate = stage.evaluate_dataset
+    evaluate = evaluation_hook.evaluate_dataset
 
     def evaluate_with_fault(*arguments, progress, **settings):
         return evaluate(*arguments, progress=lambda done: (fault("evaluating"), progress(done)), **settings)
 
-    stage.evaluate_dataset = evaluate_with_fault
+    evaluation_hook.evaluate_dataset = evaluate_with_fault
 
 
 def with_scaler() -> None:

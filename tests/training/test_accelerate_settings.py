@@ -10,7 +10,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.training import trainer as stage
+from revhrnet_hf.training import processes
 from revhrnet_hf.training.processes import AGREES, FREE, REFUSED, refuse_other_settings
 from revhrnet_hf.training.recipe import Recipe
 
@@ -58,10 +58,10 @@ def test_every_setting_is_known():
 )
 def test_what_disagrees_is_named(monkeypatch, name, value, field):
     """Before anything is started."""
-    monkeypatch.setattr(stage, "Accelerator", None)
+    monkeypatch.setattr(processes, "Accelerator", None)
     monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError, match=rf"disagree with the recipe: {name}={value} \([\w' ]*{field}\)\. The recipe decides"):
-        stage.start_processes(recipe())
+        processes.start_processes(recipe())
 
 
 @pytest.mark.parametrize(
@@ -88,23 +88,23 @@ def test_empty_counts_as_unset(monkeypatch, text):
     names = sorted(name for name in {*AGREES, *REFUSED, *FREE} if not name.endswith("_"))
     for name in names:
         monkeypatch.setenv(name, text)
-    accelerator = stage.start_processes(recipe())
+    accelerator = processes.start_processes(recipe())
     assert accelerator.mixed_precision == "no"
     assert [name for name in names if name in os.environ] == []
 
 
 def test_the_recipe_wins(monkeypatch):
     """Even over what no check has seen: the numbers of Accelerate's own objects are the recipe's."""
-    monkeypatch.setattr(stage, "refuse_other_settings", lambda recipe: None)
+    monkeypatch.setattr(processes, "refuse_other_settings", lambda recipe: None)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    accelerator = stage.start_processes(recipe(gradient_accumulation_steps=2))
+    accelerator = processes.start_processes(recipe(gradient_accumulation_steps=2))
     assert accelerator.gradient_accumulation_steps == 2
     assert accelerator.gradient_state.num_steps == 2
     assert accelerator.mixed_precision == "no"
     assert accelerator.state.dynamo_plugin.backend.value == "NO"
-    assert stage.start_processes(recipe()).gradient_state.num_steps == 1  # as of a chain's next stage
+    assert processes.start_processes(recipe()).gradient_state.num_steps == 1  # as of a chain's next stage
 
 
 def launched(monkeypatch, prepare, *options):

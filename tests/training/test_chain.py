@@ -1,4 +1,4 @@
-"""Chains on drawn scenes: stage after stage, hand-over, what is finished stays, what was interrupted goes on."""
+"""Chains on drawn scenes: stage after stage, the classifier is transferred, finished stages stay, interrupted ones resume."""
 
 import json
 from pathlib import Path
@@ -118,12 +118,12 @@ def test_interrupted_chain_ends_as_one_that_was_not(data, recipes, tmp_path, mon
     assert configs[0] == configs[1]
 
 
-def test_without_hand_over_the_rows_are_random(data, recipes, tmp_path):
+def test_without_transfer_the_rows_are_random(data, recipes, tmp_path):
     run_chain(recipes("cityscapes", epochs=1), folders_of(data, ["cityscapes"]), tmp_path / "first")
     rows = []
     for transfer in (True, False):
         (recipe,) = recipes("camvid", init_from=str(tmp_path / "first" / "best"), transfer_classifier=transfer)
-        rows.append(Stage(recipe, data / "camvid", tmp_path / str(transfer)).model.head[3].weight.detach())
+        rows.append(Stage(recipe, data / "camvid", tmp_path / str(transfer)).learner.model.head[3].weight.detach())
     before = load_file(tmp_path / "first" / "best" / "model.safetensors")["head.3.weight"]
     road = get_label_space("camvid11").label2id["Road"]
     assert torch.equal(rows[0][road], before[0])

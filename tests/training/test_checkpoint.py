@@ -13,16 +13,14 @@ from safetensors.torch import load_file
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.training.checkpoint import (
     TrainingState,
-    claim_output_dir,
     load_training_state,
-    note_saved,
     optimizer_tensors,
-    recover,
     restore_optimizer_tensors,
     save_training_state,
 )
-from revhrnet_hf.training.integrity import damage, write_checkpoint, write_checksums
+from revhrnet_hf.training.checkpoint_files import damage, write_checkpoint, write_checksums
 from revhrnet_hf.training.optimisation import build_optimizer
+from revhrnet_hf.training.output_dir import claim_output_dir, note_saved, recover
 from revhrnet_hf.training.recipe import Recipe
 
 

@@ -96,9 +96,9 @@ def test_other_classes():
 
 
 def test_state_of_an_older_version(recipe, camvid, tmp_path):
-    """It does not say what its data were, and goes on."""
+    """It does not say what its data were, and is resumed."""
     stage = Stage(recipe, camvid, tmp_path / "run")
-    stage.data = stage.state.data = None
+    stage.state.data = None
     stage.log.start({})
     stage.save()
     stage.lock.close()

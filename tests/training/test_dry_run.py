@@ -19,7 +19,7 @@ def test_against_the_run(runs, streets, tmp_path, capsys):
     estimates = dry_run(recipes, streets, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     said = capsys.readouterr().out
-    assert "  Road ← road" in said  # the hand-over was tried too
+    assert "  Road ← road" in said  # the transfer was tried too
     assert "together 0 min " in said
     run_chain([Recipe(dataset=name, **settings) for name in streets], streets, tmp_path / "out")
     for estimate, folder in zip(estimates, (tmp_path / "out" / "1_cityscapes", tmp_path / "out"), strict=True):

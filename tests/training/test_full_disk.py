@@ -1,4 +1,4 @@
-"""Runs on a disk, a small tmpfs, that fills: one clear message, what was saved stays whole, and with more room they go on."""
+"""Runs on a disk, a small tmpfs, that fills: one clear message, what was saved stays whole, and with more room they resume."""
 
 import itertools
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.training.integrity import damage
+from revhrnet_hf.training.checkpoint_files import damage
 from revhrnet_hf.training.log import RunLog
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.trainer import Stage
@@ -30,8 +30,8 @@ def test_full_at_each_file(runs, streets, small_disk):
     run = small_disk.folder / "run"
     stage = Stage(Recipe(dataset="camvid", **{**runs.settings, "ema_decay": 0.9}), streets["camvid"], run)
     stage.log.start({})
-    stage.model.train()
-    stage.train_step(next(stage.data_steps()))
+    stage.learner.model.train()
+    stage.train_step(next(stage.data.steps()))
     scores = stage.evaluate(epoch=0)
     stage.save(scores)
     used = size_of(run)
@@ -48,7 +48,7 @@ def test_full_at_each_file(runs, streets, small_disk):
             stage.save(scores)
         assert str(refusal.value).startswith(f"Cannot write {run}/"), more
         assert "No space left on device" in str(refusal.value), more
-        assert str(refusal.value).endswith("what was saved before is whole. Make room, then go on with --resume")
+        assert str(refusal.value).endswith("what was saved before is whole. Make room, then resume with --resume")
         assert sorted(path.name for path in run.iterdir()) == [".lock", "best", "last", "log.jsonl"]
         assert (damage(run / "best"), damage(run / "last")) == (None, None)
     small_disk.resize(used + size_of(run / "last") + 4 * BLOCK)
@@ -57,7 +57,7 @@ def test_full_at_each_file(runs, streets, small_disk):
 
 
 def test_log(small_disk):
-    """A line that was half written is gone when the run goes on."""
+    """A line that was half written is gone when the run is resumed."""
     small_disk.resize(BLOCK)
     first = RunLog(small_disk.folder, [], is_main=True)
     first.start({})
@@ -78,7 +78,7 @@ def test_log(small_disk):
 
 @pytest.mark.slow
 def test_whole_run(runs, small_disk, log_of, tmp_path):
-    """A run that fills the disk by its best checkpoint, after the first epoch, goes on when there is room."""
+    """A run that fills the disk by its best checkpoint, after the first epoch, resumes when there is room."""
     settings = {"save_every": 2, "num_workers": 2, "trackers": ["tensorboard"], "log_images": 1, "ema_decay": 0.9}
     whole, folder = tmp_path / "whole", small_disk.folder / "run"
     status, said = runs.start(whole, "camvid", **settings)
@@ -89,13 +89,13 @@ def test_whole_run(runs, small_disk, log_of, tmp_path):
         assert status == 1, said
         assert said.strip().splitlines()[-1].startswith(f"error: Cannot write {folder}/best: "), said
         assert "No space left on device" in said
-        assert "Make room, then go on with --resume" in said
+        assert "Make room, then resume with --resume" in said
         assert "Traceback" not in said
         assert {path.name for path in folder.iterdir()} == {".lock", "last", "checkpoint-2", "log.jsonl", "tensorboard"}
         assert (damage(folder / "last"), damage(folder / "checkpoint-2")) == (None, None)
     small_disk.resize(64 * 2**20)
     status, said = runs.start(folder, "camvid", resume=True, **settings)
     assert status == 0, said
-    assert "going on after step 4 of 10" in said
+    assert "resumed after step 4 of 10" in said
     assert_same(whole, folder, log_of)
     assert scalars(whole) == scalars(folder)

@@ -13,7 +13,7 @@ import yaml
 
 from .test_resume import assert_same
 
-STOPPED = r"SIGTERM: stopped after step (\d+) of 40; saved in \S+/last\. Go on with the same command and --resume"
+STOPPED = r"SIGTERM: stopped after step (\d+) of 40; saved in \S+/last\. To resume, run the same command with --resume"
 SETTINGS = {"epochs": 8, "eval_every": 8, "num_workers": 1, "log_every": 1}
 SCRIPT = Path(__file__).parents[2] / "scripts" / "run_seg.py"
 LAUNCHERS = {

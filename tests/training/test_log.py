@@ -65,7 +65,7 @@ def test_what_came_after_the_checkpoint_is_forgotten(tmp_path, monkeypatch):
     second.close()
     assert [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [4.0, 3.5]
     assert [(e.step, e.value) for e in events_of(tmp_path).Scalars("loss")] == [(1, 4.0), (2, 3.5)]
-    with pytest.raises(CheckpointError, match="has 2 lines, and the run that goes on had 5"):
+    with pytest.raises(CheckpointError, match="has 2 lines, and the run to resume had 5"):
         RunLog(tmp_path, [], is_main=True).start({}, lines=5, again_from=6)
 
 
@@ -111,13 +111,13 @@ class Failing(log_module.GeneralTracker):
         pass
 
 
-def test_failing_tracker_is_named_once(tmp_path, monkeypatch, capsys):
+def test_failing_tracker_is_named_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(log_module.LOGGER_TYPE_TO_CLASS, "failing", Failing)
     log = RunLog(tmp_path, ["failing", "tensorboard"], is_main=True)
     write_run(log)
     log.close()
-    said = capsys.readouterr().err.splitlines()
-    assert said == ["warning: the tracker failing failed and is left out from now on (ConnectionError: no server)"]
+    said = "the tracker failing failed and is left out from now on (ConnectionError: no server)"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", said)]
     assert Failing.calls == 1
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
     assert [e.value for e in events_of(tmp_path).Scalars("loss")] == [2.0]

@@ -41,18 +41,17 @@ def folders(tmp_path):
 PHOTOS, SCANS = {"name": "photos", "loader": "folder"}, {"name": "scans", "loader": "folder"}
 
 
-def test_two_folders_are_mixed(weights, folders, tmp_path, capsys):
+def test_two_folders_are_mixed(weights, folders, tmp_path, capsys, caplog):
     stage = Stage(small(weights, dataset=PHOTOS, more_datasets=[SCANS]), folders, tmp_path / "out")
-    assert [(entry.name, len(entry.images)) for entry in stage.train_sets] == [("photos", 3), ("scans", 3)]
-    assert len(stage.eval_set) == 2 and stage.label_space.names == ("road", "car", "tree")
+    assert [(entry.name, len(entry.images)) for entry in stage.data.sets] == [("photos", 3), ("scans", 3)]
+    assert len(stage.evaluation.dataset) == 2 and stage.evaluation.label_space.names == ("road", "car", "tree")
     # The second folder's ids in the first one's classes: car is 1 there, road 0.
-    assert {value for row in stage.train_sets[1].images for value in row["label_map"].tobytes()} == {0, 1}
+    assert {value for row in stage.data.sets[1].images for value in row["label_map"].tobytes()} == {0, 1}
     stage.run()
     (history,) = AutoConfig.from_pretrained(tmp_path / "out" / "best").training_history
     assert history["dataset"] == "photos + scans"
     assert history["recipe"]["loader"] == "folder" and history["recipe"]["more_datasets"] == ["scans,loader=folder"]
-    said = capsys.readouterr()
-    assert "scans:train: 3 images" in said.out and "no pixel" not in said.err
+    assert "scans:train: 3 images" in capsys.readouterr().out and "no pixel" not in caplog.text
 
 
 def test_two_folders_in_a_chain(weights, folders, tmp_path):
@@ -65,9 +64,9 @@ def test_two_folders_in_a_chain(weights, folders, tmp_path):
     assert first["classifier_rows"] == {"road": ["road"], "car": ["car"], "tree": []}
 
 
-def test_a_class_without_pixels_is_said_before_the_first_step(weights, tmp_path, capsys):
+def test_a_class_without_pixels_is_said_before_the_first_step(weights, tmp_path, caplog):
     folder = write_folder(tmp_path / "a", [0, 255], "names: [background, person]\nval_fraction: 0.4\n")
     Stage(small(weights, dataset="folder"), folder, tmp_path / "out")
-    said = capsys.readouterr().err
-    assert said.count("warning: The class 'person' (id 1) has no pixel in the 3 label maps that are trained on") == 1
+    (said,) = caplog.messages
+    assert said.startswith("The class 'person' (id 1) has no pixel in the 3 label maps that are trained on")
     assert "names: {background: 0, person: 255}" in said

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from revhrnet_hf.data import load_segmentation_dataset
 from revhrnet_hf.errors import DataError, TrainingError
 from revhrnet_hf.evaluation import evaluate_dataset, load_checkpoint
-from revhrnet_hf.training import processes
-from revhrnet_hf.training.checkpoint import claim_output_dir
-from revhrnet_hf.training.processes import SharedErrors, _told, peak_resident_bytes
+from revhrnet_hf.training import agreement, processes
+from revhrnet_hf.training.agreement import SharedErrors, _told
+from revhrnet_hf.training.output_dir import claim_output_dir
+from revhrnet_hf.training.processes import peak_resident_bytes
 from revhrnet_hf.training.recipe import Recipe
 
 # Three images to score on; classes that weigh differently and padded crops, so that passes have different pixels that count.
@@ -67,7 +68,7 @@ def test_same_losses_as_one_process(two, runs, tmp_path):
 
 @pytest.mark.slow
 def test_resumed_by_another_number(two, runs, log_of, tmp_path):
-    """A signal to one of two processes stops both; two end as two would have, one goes on with a note."""
+    """A signal to one of two processes stops both; two end as two would have; one resumes with a note."""
     folder = tmp_path / "stopped"
     for number, (step, where) in enumerate([(0, "step"), (2, "evaluating")]):
         fault = ("camvid", step, where, "SIGTERM")
@@ -81,7 +82,7 @@ def test_resumed_by_another_number(two, runs, log_of, tmp_path):
     assert log_of(folder) == log_of(two)
     status, said = runs.start(tmp_path / "as_one", "camvid", resume=True, **UNEVEN, ema_decay=0.5)
     assert status == 0, said
-    assert "note: saved by 2 process(es), going on with 1" in said
+    assert "note: saved by 2 process(es), resumed by 1" in said
     refused = runs.start_several(3, tmp_path / "as_one", "camvid", resume=True, **UNEVEN, ema_decay=0.5)
     assert [status for status, _ in refused] == [1, 1, 1]
     assert "batch_size 4 cannot be split evenly over 3 processes" in refused[0][1]
@@ -114,7 +115,7 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_all_hear_of_an_error(runs, tmp_path, name):
-    """Both end with it at once, though the timeout is long, and nothing of the steps that went on meanwhile is saved."""
+    """Both end with it at once, though the timeout is long, and nothing of the steps that were taken meanwhile is saved."""
     fault, message = FAULTS[name]
     how = {"epochs": 2, "log_every": 1, "save_every": 3, "timeout": 600}
     said = runs.start_several(2, tmp_path / "run", "camvid", fault=fault, **how)
@@ -147,12 +148,12 @@ def test_all_hear_of_an_error_at_the_start(runs, tmp_path):
     (folder / "log.jsonl").write_text("")
     refused = runs.start_several(2, folder, "camvid", resume=True, log_every=1, **settings)
     assert [status for status, _ in refused] == [1, 1], refused
-    assert all(re.search(r"log\.jsonl has 0 lines, and the run that goes on had \d", said) for _, said in refused), refused
+    assert all(re.search(r"log\.jsonl has 0 lines, and the run to resume had \d", said) for _, said in refused), refused
 
 
 @pytest.mark.slow
 def test_dry_run_on_two_machines(runs, streets, tmp_path):
-    """The second machine lacks the first one's temporary folder, and hands over from a checkpoint of its own."""
+    """The second machine lacks the first one's temporary folder, and transfers from a copy of the checkpoint."""
     settings = {"batch_size": 4, "epochs": 1, "dry": True, "machines": True}
     (status, said), (other_status, other_said) = runs.start_several(2, tmp_path / "out", *streets, **settings)
     assert (status, other_status) == (0, 0), (said, other_said)
@@ -168,7 +169,7 @@ def test_errors_of_others_keep_their_kind(monkeypatch):
         (KeyError("a"), TrainingError, "Process 1: KeyError: 'a'"),
     ):
         told = [None, _told(error)]
-        monkeypatch.setattr(processes, "gather_object", lambda own: told)  # noqa: B023
+        monkeypatch.setattr(agreement, "gather_object", lambda own: told)  # noqa: B023
         shared = SharedErrors(SimpleNamespace(num_processes=2, process_index=0), timeout=1)
         with pytest.raises(kind, match=re.escape(said)) as raised:
             shared.raise_together()
@@ -177,7 +178,7 @@ def test_errors_of_others_keep_their_kind(monkeypatch):
 
 def test_own_error_is_raised_as_it_is(monkeypatch):
     """Not before all know, and the first one where several came."""
-    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, *own])
+    monkeypatch.setattr(agreement, "gather_object", lambda own: [*own, *own])
     shared = SharedErrors(SimpleNamespace(num_processes=2, process_index=0), timeout=1)
     first = KeyError("first")
     with shared.hold():

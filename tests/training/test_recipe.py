@@ -1,8 +1,5 @@
-"""Recipes: what is read from YAML and the command line, and what is refused with field and value named."""
+"""Recipes: what is read from YAML, and what is refused with field and value named."""
 
-import importlib.util
-import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,25 +7,14 @@ import torch
 
 from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.loading import DATASETS
-from revhrnet_hf.errors import HubError, RecipeError
+from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.training.chain import data_dirs_by_name
+from revhrnet_hf.training.data import training_sets
 from revhrnet_hf.training.dataset_names import NamedDataset
 from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.recipe import Recipe, read_chain
-from revhrnet_hf.training.sampler import training_sets
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-@pytest.fixture
-def run_seg():
-    """scripts/run_seg.py as a module."""
-    spec = importlib.util.spec_from_file_location("run_seg", SCRIPTS / "run_seg.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["run_seg"] = module  # its dataclasses look themselves up here
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["run_seg"]
 
 
 def write(tmp_path, text):
@@ -160,116 +146,6 @@ def test_missing_file(tmp_path):
         Recipe.from_yaml(tmp_path / "nothing.yaml")
 
 
-def test_command_line_overrides(run_seg, tmp_path, monkeypatch):
-    recipe = write(tmp_path, "dataset: camvid\nepochs: 7\ncrop_size: [64, 96]\nhead: concat\nfreeze_backbone: true\n")
-    command = f"run_seg.py --recipe {recipe} --data_dir D --output_dir O --crop_size 32 48 --no_freeze_backbone"
-    monkeypatch.setattr("sys.argv", [*command.split(), "--learning_rate", "1e-3", "--class_weights", "1", "2.5"])
-    arguments, (result,) = run_seg.parse_command_line()
-    assert (arguments.data_dir, arguments.output_dir, arguments.resume) == (["D"], "O", False)
-    assert (result.epochs, result.head) == (7, "concat")
-    assert (result.crop_size, result.freeze_backbone, result.learning_rate) == ([32, 48], False, 0.001)
-    assert result.class_weights == [1.0, 2.5]
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("--epoch 5", "unknown option --epoch (did you mean --epochs?)"),
-        ("--learning-rat=5", "unknown option --learning-rat (did you mean --learning_rate?)"),
-        ("--no_freeze_backbon --zzz", "unknown option --no_freeze_backbon (did you mean --no_freeze_backbone?), --zzz"),
-        ("-x 3 stray", "not understood: -x 3 stray"),
-        ("--head triple", "argument --head: invalid choice: 'triple' (choose from 'single', 'concat')"),
-        ("--epochs many", "argument --epochs: invalid int value: 'many'"),
-        ("--recipe", "argument --recipe: expected one argument"),
-    ],
-)
-def test_mistakes_on_the_command_line(run_seg, tmp_path, monkeypatch, capsys, options, said):
-    """One line, of what is wrong, and nothing else; also where a needed option is misspelt."""
-    recipe = write(tmp_path, "dataset: camvid\n")
-    monkeypatch.setattr("sys.argv", f"run_seg.py --recipe {recipe} --data_dir D --output_dir O {options}".split())
-    with pytest.raises(SystemExit) as stop:
-        run_seg.parse_command_line()
-    assert stop.value.code == 2
-    assert capsys.readouterr() == ("", f"error: {said} (options: run_seg.py --help)\n")
-    monkeypatch.setattr("sys.argv", f"run_seg.py --recipe {recipe} --data_dir D --output_dirr O".split())
-    with pytest.raises(SystemExit):
-        run_seg.parse_command_line()
-    assert "unknown option --output_dirr (did you mean --output_dir?)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
-def test_timeout_is_a_time(run_seg, tmp_path, monkeypatch, minutes):
-    recipe = write(tmp_path, "dataset: camvid\n")
-    command = f"run_seg.py --recipe {recipe} --data_dir D --output_dir O --timeout_minutes {minutes}"
-    monkeypatch.setattr("sys.argv", command.split())
-    with pytest.raises(RecipeError, match="timeout_minutes must be a positive number"):
-        run_seg.parse_command_line()
-
-
-def test_help_of_what_turns_off(run_seg):
-    """It is not that of its opposite, which HfArgumentParser gives it."""
-    parser = run_seg.build_parser()
-    by_option = {option: action for action in parser._actions for option in action.option_strings}
-    off = [option for option in by_option if option.startswith("--no_")]
-    assert {"--no_freeze_backbone", "--no_sync_batch_norm", "--no_decay_norm_and_bias", "--no_transfer_classifier"} <= set(off)
-    for option in off:
-        field = option.removeprefix("--no_")
-        assert by_option[option].help == f"The same as --{field} false"
-        assert by_option[f"--{field}"].help != by_option[option].help
-
-
-def test_help_explains_every_field(run_seg, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["run_seg.py", "--help"])
-    with pytest.raises(SystemExit) as stop:
-        run_seg.parse_command_line()
-    assert stop.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
-    for setting in fields(Recipe):
-        assert f"--{setting.name}" in said
-        assert setting.metadata["help"].split(":")[0] in said
-
-
-def parsed(run_seg, monkeypatch, recipe, options):
-    command = ["run_seg.py", "--recipe", str(recipe), "--data_dir", "D", "--output_dir", "O", *options.split()]
-    monkeypatch.setattr("sys.argv", command)
-    return run_seg.parse_command_line()[1]
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "expected"),
-    [
-        ("epochs: 3\n", "--dataset folder", {"dataset": "folder", "epochs": 3}),
-        ("dataset: camvid\nepochs: many\n", "--epochs 3", {"epochs": 3}),
-        ("dataset: camvid\nprecision: float\n", "--precision no", {"precision": "no"}),
-        ("dataset: camvid\nbatch_size: 5\n", "--gradient_accumulation_steps 5", {"gradient_accumulation_steps": 5}),
-        ("dataset: camvid\nbatch_size: 5\ngradient_accumulation_steps: 2\n", "--batch_size 4", {"batch_size": 4}),
-        ("dataset: camvid\npush_to_hub: true\n", "--hub_model_id me/net", {"hub_model_id": "me/net"}),
-        ("dataset: camvid\nmore_datasets: [':val']\n", "--more_datasets coco", {"more_datasets": ["coco"]}),
-        ("dataset: {loader: folder, split: all}\n", "--dataset photos", {"dataset": "photos", "train_split": "all"}),
-        ("dataset: {name: a, loader: folder}\n", "--dataset camvid --loader hub", {"dataset": "camvid", "loader": "hub"}),
-        ("dataset: {name: a, loader: folder}\nloader: hub\n", "--loader hub", {"dataset": "a", "loader": "hub"}),
-        ("stages: [{epochs: 0}, {}]\n", "--dataset camvid --epochs 2", {"dataset": "camvid", "epochs": 2}),
-    ],
-)
-def test_the_command_line_counts_before_the_file_is_checked(run_seg, tmp_path, monkeypatch, text, options, expected):
-    for recipe in parsed(run_seg, monkeypatch, write(tmp_path, text), options):
-        assert {name: getattr(recipe, name) for name in expected} == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "said"),
-    [
-        ("epochs: 3\n", "--seed 1", r"recipe\.yaml with --seed: Recipe field dataset is missing"),
-        ("dataset: camvid\n", "--epochs 0", r"recipe\.yaml with --epochs: Recipe field epochs must be positive, got 0"),
-        ("dataset: camvid\nepochs: 0\n", "--seed 1", "Recipe field epochs must be positive, got 0"),
-        ("dataset: camvid\nepoch: 5\n", "--epochs 3", "Unknown field in .*: epoch"),
-    ],
-)
-def test_the_rest_of_the_file_is_checked(run_seg, tmp_path, monkeypatch, text, options, said):
-    with pytest.raises(RecipeError, match=said):
-        parsed(run_seg, monkeypatch, write(tmp_path, text), options)
-
-
 @pytest.mark.parametrize("word", ["no", "No", "NO", "off", "false", "'no'"])
 def test_no_is_a_precision(tmp_path, word):
     """YAML 1.1 reads these words as false, but for the last."""
@@ -290,21 +166,6 @@ def test_no_is_a_precision(tmp_path, word):
 def test_words_that_yaml_reads_as_truth_values(tmp_path, text, said):
     with pytest.raises(RecipeError, match=said):
         Recipe.from_yaml(write(tmp_path, f"dataset: camvid\n{text}\n"))
-
-
-def test_push_is_refused_before_training(run_seg, tmp_path, monkeypatch):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("dataset: camvid\npush_to_hub: true\n")
-    command = f"run_seg.py --recipe {recipe} --data_dir {tmp_path / 'absent'} --output_dir {tmp_path / 'out'}".split()
-    monkeypatch.setattr("sys.argv", command)
-    with pytest.raises(RecipeError, match="push_to_hub needs hub_model_id"):
-        run_seg.main()
-    recipe.write_text("dataset: camvid\n")
-    monkeypatch.setattr("sys.argv", [*command, "--hub_model_id", "someone/net", "--push_to_hub"])
-    monkeypatch.setattr("revhrnet_hf.hub.push.get_token", lambda: None)
-    with pytest.raises(HubError, match="no token for the Hub"):
-        run_seg.main()
-    assert not (tmp_path / "out").exists()
 
 
 def test_finest_of_five_streams_has_the_stems_map():

@@ -3,9 +3,7 @@
 A new field needs an entry in `REACHES`: a value other than the default, and how to read it in the built object.
 """
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -23,17 +21,19 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch.nn import BatchNorm2d, SyncBatchNorm
 
+from revhrnet_hf.commands import train as command
 from revhrnet_hf.data import get_label_space, label_space_of
 from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck
 from revhrnet_hf.models.losses import segmentation_loss
-from revhrnet_hf.training import trainer as module
+from revhrnet_hf.training import checkpoint, evaluation_hook
+from revhrnet_hf.training.data import load_split
+from revhrnet_hf.training.evaluation_hook import note_scores
+from revhrnet_hf.training.learner import Learner
 from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.optimisation import build_optimizer
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.sampler import load_split
 from revhrnet_hf.training.trainer import Stage
 
-RUN_SEG = Path(__file__).resolve().parents[2] / "scripts" / "run_seg.py"
 IMAGES = {"train": 10, "val": 3}  # as `streets` has them
 STEPS = IMAGES["train"] // 2  # of an epoch
 BASE = {
@@ -173,7 +173,7 @@ def loss_setting(name):
 
 def transform(name):
     def read(built):
-        value = getattr(built.stage.samples.transform, name)
+        value = getattr(built.stage.data.samples.transform, name)
         return list(value) if isinstance(value, tuple) else value
 
     return read
@@ -182,10 +182,10 @@ def transform(name):
 def seeds(built):
     """Of augmentation, of the order, of what a network draws in a step, and of the first weights."""
     stage = built.stage
-    first = {key: value.clone() for key, value in stage.model.state_dict().items()}
+    first = {key: value.clone() for key, value in stage.learner.model.state_dict().items()}
     same_weights = all(torch.equal(first[key], value) for key, value in built.model.state_dict().items())
-    stage.train_step(next(stage.data_steps()))
-    return stage.samples.seed, stage.batches.seed, torch.initial_seed() // 1_000_003, same_weights
+    stage.train_step(next(stage.data.steps()))
+    return stage.data.samples.seed, stage.data.batches.seed, torch.initial_seed() // 1_000_003, same_weights
 
 
 def rates(step):
@@ -194,9 +194,9 @@ def rates(step):
     def read(built):
         stage = built.stage
         stage.state.step = step
-        stage.train_step(next(stage.data_steps()))
-        assert len(stage.optimizer.param_groups) == 2
-        return [pytest.approx(group["lr"]) for group in stage.optimizer.param_groups]
+        stage.train_step(next(stage.data.steps()))
+        assert len(stage.learner.optimizer.param_groups) == 2
+        return [pytest.approx(group["lr"]) for group in stage.learner.optimizer.param_groups]
 
     return read
 
@@ -216,12 +216,12 @@ def clipped_norms(built):
     stage, norms = built.stage, []
     clip = stage.accelerator.clip_grad_norm_
     built.patch.setattr(stage.accelerator, "clip_grad_norm_", lambda p, norm: norms.append(norm) or clip(p, norm))
-    stage.train_step(next(stage.data_steps()))
+    stage.train_step(next(stage.data.steps()))
     return norms
 
 
 def recompute(built):
-    model = built.stage.model
+    model = built.stage.learner.model
     if any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
         return "modules"
     (setting,) = {part.recompute for part in model.modules() if hasattr(part, "recompute")}
@@ -232,15 +232,14 @@ def is_compiled(built):
     """Whether the trained network was told to compile itself; that it then does takes torch seconds to import."""
     told = []
     built.patch.setattr(torch.nn.Module, "compile", lambda network: told.append(network))
-    model = built.stage.model
+    model = built.stage.learner.model
     return any(network is model for network in told)
 
 
 def norms_on_several_gpus(built):
     """Kinds of the trained BatchNorms where two processes train on GPUs."""
     accelerator = SimpleNamespace(num_processes=2, device=torch.device("cuda"), prepare=lambda *parts: parts)
-    stage = SimpleNamespace(recipe=built.recipe, accelerator=accelerator)
-    Stage._prepare(stage, built.model)
+    Learner(built.model, None, built.recipe, accelerator, STEPS)
     return {type(norm) for norm in trained(built, (BatchNorm2d, SyncBatchNorm))}
 
 
@@ -250,19 +249,19 @@ def rehearse(built):
 
     def step(passes):
         stage.state.step += 1
-        stage.losses.append(torch.zeros(len(passes)))
+        stage.meter.losses.append(torch.zeros(len(passes)))
 
     def save(scores=None):
         saved.append(stage.state.step)
         if scores is not None:
-            stage._note_scores(scores)
+            note_scores(stage.state, scores)
 
     def evaluate(epoch):
         evaluated.append(epoch)
         return {"mean_iou": 0.5, "labelled_pixels": 1}
 
     stage.train_step, stage.save, stage.evaluate = step, save, evaluate
-    built.patch.setattr(module, "format_scores", lambda *_: "")
+    built.patch.setattr(evaluation_hook, "format_scores", lambda *_: "")
     stage.run()
     return SimpleNamespace(evaluated=evaluated, saved=saved, steps=stage.state.step)
 
@@ -274,7 +273,7 @@ def losses_logged(built):
 
 def images_drawn(built):
     drawn = []
-    built.patch.setattr(module, "triptych", lambda rows, *_: drawn.append(len(rows)))
+    built.patch.setattr(evaluation_hook, "triptych", lambda rows, *_: drawn.append(len(rows)))
     built.stage.log.images = lambda step, draw: draw()
     built.stage.evaluate(1)
     return drawn
@@ -282,7 +281,7 @@ def images_drawn(built):
 
 def checkpoints_kept(built):
     kept = []
-    built.patch.setattr(module, "save_last", lambda folder, keep, fill: kept.append(keep))
+    built.patch.setattr(checkpoint, "save_last", lambda folder, keep, fill: kept.append(keep))
     built.stage.save()
     return kept[0]
 
@@ -305,32 +304,28 @@ def workers(built):
         passed.append(num_workers)
         raise Scored
 
-    built.patch.setattr(module, "evaluate_dataset", evaluate_dataset)
+    built.patch.setattr(evaluation_hook, "evaluate_dataset", evaluate_dataset)
     with pytest.raises(Scored):
         stage.evaluate(1)
-    return stage.loader.num_workers, *passed
+    return stage.data.loader.num_workers, *passed
 
 
 def pushes(built):
-    """What `run_seg.py` sends to the Hub after training: [(repository, private)]."""
+    """What the command sends to the Hub after training: [(repository, private)]."""
     sent = []
     built.patch.setattr("revhrnet_hf.hub.push.check_ready", lambda name: None)
     built.patch.setattr("revhrnet_hf.hub.push.push_checkpoint", lambda folder, name, private: sent.append((name, private)))
     built.patch.setattr("revhrnet_hf.training.chain.run_chain", lambda *_: None)
     path = built.output_dir.with_suffix(".yaml")
     path.write_text(built.recipe.to_yaml())
-    arguments = ["run_seg.py", "--recipe", path, "--data_dir", "nowhere", "--output_dir", built.output_dir]
-    built.patch.setattr("sys.argv", [str(argument) for argument in arguments])
-    spec = importlib.util.spec_from_file_location("run_seg", RUN_SEG)
-    run_seg = importlib.util.module_from_spec(spec)
-    built.patch.setitem(sys.modules, "run_seg", run_seg)  # its dataclasses look themselves up there
-    spec.loader.exec_module(run_seg)
-    run_seg.main()
+    command.main(["--recipe", str(path), "--data_dir", "nowhere", "--output_dir", str(built.output_dir)])
     return sent
 
 
 def processed_size(built):
-    return tuple(built.stage.image_processor(PIL.Image.new("RGB", (64, 48)), return_tensors="pt")["pixel_values"].shape[-2:])
+    return tuple(
+        built.stage.learner.image_processor(PIL.Image.new("RGB", (64, 48)), return_tensors="pt")["pixel_values"].shape[-2:]
+    )
 
 
 SPACES = {"camvid": "camvid11", "cityscapes": "cityscapes"}
@@ -360,17 +355,17 @@ REACHES = {
     "label_column": Entry("mask", lambda built: built.split[0]["label_map"].getpixel((0, 0)), {None: 0, "mask": 1}.get, HUB),
     "more_datasets": Entry(
         ["cityscapes:val"],
-        lambda built: len(built.stage.samples),
+        lambda built: len(built.stage.data.samples),
         lambda names: IMAGES["train"] + (IMAGES["val"] if names else 0),
     ),
     "dataset_shares": Entry(
         [3.0, 1.0],
-        lambda built: built.stage.batches.mixture and list(built.stage.batches.mixture.shares),
+        lambda built: built.stage.data.batches.mixture and list(built.stage.data.batches.mixture.shares),
         also={"more_datasets": ["cityscapes"]},
     ),
-    "on_bad_sample": Entry("skip", lambda built: built.stage.samples.skip_bad, lambda value: value == "skip"),
-    "train_split": Entry("val", lambda built: len(built.stage.samples), IMAGES.get),
-    "eval_split": Entry("train", lambda built: len(built.stage.eval_set), IMAGES.get),
+    "on_bad_sample": Entry("skip", lambda built: built.stage.data.samples.skip_bad, lambda value: value == "skip"),
+    "train_split": Entry("val", lambda built: len(built.stage.data.samples), IMAGES.get),
+    "eval_split": Entry("train", lambda built: len(built.stage.evaluation.dataset), IMAGES.get),
     # model
     "architecture": Entry("hrnetv2", lambda built: built.model.config.model_type),
     "variant": Entry(
@@ -406,7 +401,8 @@ REACHES = {
     "transfer_classifier": Entry(
         False,
         lambda built: torch.equal(
-            built.stage.model.head[3].weight, load_file(Path(built.recipe.init_from) / "model.safetensors")["head.3.weight"]
+            built.stage.learner.model.head[3].weight,
+            load_file(Path(built.recipe.init_from) / "model.safetensors")["head.3.weight"],
         ),
         also=OF_CHECKPOINT,
     ),
@@ -418,7 +414,7 @@ REACHES = {
     "zero_init_residual": Entry(True, last_norms_of_blocks, lambda zero: {0.0 if zero else 1.0}),
     "batch_norm_momentum": Entry(0.3, lambda built: {m.momentum for m in trained(built, BatchNorm2d)}, lambda value: {value}),
     # augmentation
-    "crop_size": Entry([48, 32], lambda built: list(built.stage.samples[0]["labels"].shape)),
+    "crop_size": Entry([48, 32], lambda built: list(built.stage.data.samples[0]["labels"].shape)),
     "base_size": Entry(70, transform("base_size")),
     "scale_range": Entry([0.7, 1.5], transform("scale_range")),
     "scale_step": Entry(0.2, transform("scale_step")),
@@ -429,13 +425,13 @@ REACHES = {
     "ohem_min_kept": Entry(500, loss_setting("ohem_min_kept"), also={"ohem_threshold": 0.001, "ohem_min_kept": 64}),
     # optimisation
     "epochs": Entry(3, lambda built: (rehearse(built).steps, built.stage.total_steps), lambda epochs: (STEPS * epochs,) * 2),
-    "batch_size": Entry(4, lambda built: {len(batch["labels"]) for batch in next(built.stage.data_steps())}, lambda size: {size}),
+    "batch_size": Entry(4, lambda built: {len(batch["labels"]) for batch in next(built.stage.data.steps())}, lambda size: {size}),
     "gradient_accumulation_steps": Entry(
         2,
-        lambda built: (len(next(built.stage.data_steps())), built.stage.accelerator.gradient_accumulation_steps),
+        lambda built: (len(next(built.stage.data.steps())), built.stage.accelerator.gradient_accumulation_steps),
         lambda passes: (passes, passes),
     ),
-    "optimizer": Entry("adamw", lambda built: type(built.stage.optimizer.optimizer).__name__.lower()),
+    "optimizer": Entry("adamw", lambda built: type(built.stage.learner.optimizer.optimizer).__name__.lower()),
     "learning_rate": Entry(0.02, rates(2), lambda rate: [rate / 0.05 * poly(2)] * 2, TWO_GROUPS),
     "warmup_steps": Entry(4, rates(1), lambda steps: [poly(1) * (2 / 4 if steps else 1)] * 2, TWO_GROUPS),
     "backbone_learning_rate": Entry(0.25, shares, lambda factor: {1.0, factor}, {"trainable_backbone": "all"}),
@@ -450,7 +446,7 @@ REACHES = {
     "weight_decay": Entry(0.02, decays, lambda value: {True: value, False: value}),
     "decay_norm_and_bias": Entry(False, decays, lambda decays: {True: 5e-4, False: 5e-4 if decays else 0.0}),
     "max_grad_norm": Entry(0.25, clipped_norms, lambda norm: [] if norm is None else [norm]),
-    "ema_decay": Entry(0.75, lambda built: built.stage.averaged and built.stage.averaged.decay),
+    "ema_decay": Entry(0.75, lambda built: built.stage.learner.averaged and built.stage.learner.averaged.decay),
     "precision": Entry("bf16", lambda built: built.stage.accelerator.mixed_precision),
     "backbone_dtype": Entry("bfloat16", backbone_dtype, lambda name: {getattr(torch, name)}),
     "recompute": Entry("modules", recompute, also={"recompute": "norms"}),
@@ -534,10 +530,10 @@ def test_images_are_normalised_as_those_that_the_backbone_learnt_from(fresh_acce
     """EfficientNet-Lite's mean and standard deviation are 0.5, not ImageNet's; in training and in the checkpoint alike."""
     recipe = Recipe(**{**BASE, "backbone": "tf_efficientnet_lite0"})
     stage = Stage(recipe, folders, tmp_path)
-    for processor in (stage.image_processor, stage.samples.transform.image_processor):
+    for processor in (stage.learner.image_processor, stage.data.samples.transform.image_processor):
         assert (list(processor.image_mean), list(processor.image_std)) == ([0.5] * 3, [0.5] * 3)
     black, white = (
-        stage.image_processor(PIL.Image.new("RGB", (8, 8), colour), return_tensors="pt")["pixel_values"]
+        stage.learner.image_processor(PIL.Image.new("RGB", (8, 8), colour), return_tensors="pt")["pixel_values"]
         for colour in ("black", "white")
     )
     assert (black == -1).all() and (white == 1).all()

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or damaged goes on and ends as one that was left alone."""
+"""A run that is killed, stopped or damaged is resumed and ends as one that was left alone."""
 
 import json
 import random
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from revhrnet_hf.training.integrity import damage
+from revhrnet_hf.training.checkpoint_files import damage
 
 from .conftest import CLOCK
 
@@ -120,7 +120,7 @@ def test_stopped_by_signals(runs, whole, log_of, tmp_path):
         assert status == 128 + signal.Signals[name], (fault, said)
         last = said.strip().splitlines()[-1]
         assert last.startswith(f"{name}: {expected}; saved in "), last
-        assert last.endswith("Go on with the same command and --resume")
+        assert last.endswith("To resume, run the same command with --resume")
         assert "Traceback" not in said
     status, said = runs.start(folder, *STAGES, resume=True, scaler=True, **DEMANDING)
     assert status == 0, said
@@ -141,7 +141,7 @@ def test_stopped_before_the_first_step(runs, log_of, tmp_path):
         status, said = runs.start(folder, *STAGES, resume=True, fault=fault, **settings)
         assert status == 143, said
         last = said.strip().splitlines()[-1]
-        assert last == "SIGTERM: stopped before the first step. Go on with the same command and --resume"
+        assert last == "SIGTERM: stopped before the first step. To resume, run the same command with --resume"
     status, said = runs.start(folder, *STAGES, resume=True, **settings)
     assert status == 0, said
     assert_same(whole, folder, log_of)
@@ -181,7 +181,7 @@ class TestDamage:
         assert f"warning: {copy / 'last'} is damaged: optimizer.safetensors is not what was written" in said
         assert f"warning: {copy / 'checkpoint-4'} is damaged: model.safetensors is not" in said
         assert "checkpoint-2 is used instead" in said
-        assert "going on after step 2 of 5" in said
+        assert "resumed after step 2 of 5" in said
         assert (copy / "last.damaged").is_dir()
         assert_same(five_steps, copy, log_of)
 
@@ -216,7 +216,7 @@ class TestDamage:
         assert "num_workers" not in said
 
     def test_disk_full(self, runs, five_steps, tmp_path, log_of):
-        """The third checkpoint does not fit: the second stays whole, nothing is left over, and the run can go on."""
+        """The third checkpoint does not fit: the second stays whole, nothing is left over, and the run can be resumed."""
         folder = tmp_path / "run"
         settings = {"epochs": 1, "save_every": 2, "keep_checkpoints": 3}
         largest = max(path.stat().st_size for path in five_steps.rglob("*.safetensors"))
@@ -224,7 +224,7 @@ class TestDamage:
         assert status == 1
         assert f"error: Cannot write {folder / 'last'}: " in said
         assert "too large" in said.lower()
-        assert "what was saved before is whole. Make room, then go on with --resume" in said
+        assert "what was saved before is whole. Make room, then resume with --resume" in said
         assert "Traceback" not in said
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "last"]
         assert damage(folder / "last") is None

@@ -1,12 +1,15 @@
 """What a run knows when it is saved, it knows again when it is resumed; each part of its state by itself."""
 
 import json
+import shutil
 from dataclasses import fields
 
 import pytest
 import torch
 
 from revhrnet_hf.training.checkpoint import TrainingState
+from revhrnet_hf.training.checkpoint_files import write_checksums
+from revhrnet_hf.training.evaluation_hook import note_scores
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.trainer import Stage
 
@@ -46,13 +49,13 @@ def saved(recipe, streets, folder):
     """A stage that has done three steps of its second epoch, and is saved."""
     stage = Stage(recipe, streets, folder)
     stage.log.start({})
-    stage.model.train()
-    for _, passes in zip(range(3), stage.data_steps(), strict=False):
+    stage.learner.model.train()
+    for _, passes in zip(range(3), stage.data.steps(), strict=False):
         stage.train_step(passes)
     stage.state.epoch, stage.state.step = 1, 8
     stage.state.best_mean_iou, stage.state.evaluations_since_best, stage.state.seconds = 0.5, 2, 1000.0
     stage._write(0, {"loss": 1.5})
-    stage.samples.bad[[2, 7]] = 1
+    stage.data.samples.bad[[2, 7]] = 1
     stage.save()
     stage.lock.close()
     return stage
@@ -73,56 +76,55 @@ def test_state(stage, saved):
     assert state.seconds > 1000
 
 
-def test_bad_images_are_remembered_and_said_once(stage, capsys):
-    assert stage.samples.bad.nonzero().flatten().tolist() == [2, 7]
-    capsys.readouterr()
-    stage._note_bad_images()
-    assert capsys.readouterr().out == ""  # they are no news
-    assert stage.state.bad_images == [2, 7]
-    stage.samples.bad[4] = 1
-    stage._note_bad_images()
-    assert stage.state.bad_images == [2, 4, 7]
-    assert "3 of 10 training" in capsys.readouterr().out
+def test_bad_images_are_remembered_and_said_once(stage, caplog):
+    assert stage.data.samples.bad.nonzero().flatten().tolist() == [2, 7]
+    assert stage.data.gather_bad(stage.state.bad_images) == [2, 7] == stage.state.bad_images
+    assert caplog.messages == []  # they are no news
+    stage.data.samples.bad[4] = 1
+    assert stage.data.gather_bad(stage.state.bad_images) == [2, 4, 7]
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "3 of 10 training images cannot be used and are skipped"
+    ]
 
 
 def test_losses_since_the_last_line_of_the_log_count(stage, saved):
-    assert len(stage.losses) == 3
-    for loss, before in zip(stage.losses, saved.losses, strict=True):
+    assert len(stage.meter.losses) == 3
+    for loss, before in zip(stage.meter.losses, saved.meter.losses, strict=True):
         torch.testing.assert_close(loss, before)
 
 
 def test_weights_average_and_optimizer(stage, saved):
-    for before, after in ((saved.model, stage.model), (saved.averaged, stage.averaged)):
+    for before, after in ((saved.learner.model, stage.learner.model), (saved.learner.averaged, stage.learner.averaged)):
         ours, theirs = before.state_dict(), after.state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert int(stage.averaged.n_averaged) == 3
-    names = [name for name, p in stage.model.named_parameters() if p.requires_grad]
-    before, after = (dict(each.model.named_parameters()) for each in (saved, stage))
+    assert int(stage.learner.averaged.n_averaged) == 3
+    names = [name for name, p in stage.learner.model.named_parameters() if p.requires_grad]
+    before, after = (dict(each.learner.model.named_parameters()) for each in (saved, stage))
     assert len(names) > 50
     for name in names:
-        momentum = stage.optimizer.optimizer.state[after[name]]["momentum_buffer"]
-        assert torch.equal(momentum, saved.optimizer.optimizer.state[before[name]]["momentum_buffer"]), name
+        momentum = stage.learner.optimizer.optimizer.state[after[name]]["momentum_buffer"]
+        assert torch.equal(momentum, saved.learner.optimizer.optimizer.state[before[name]]["momentum_buffer"]), name
 
 
 def test_the_next_images_are_those_that_would_have_come(stage, saved):
     seen = []
     stage.train_step = lambda passes: seen.append(passes) or setattr(stage.state, "step", stage.state.step + 1)
-    stage._log_training = lambda *_: None
+    stage.meter.line = lambda *_: {}
     stage.log.start({}, 1)
     stage.train_epoch(1, type("Progress", (), {"update": lambda self: None})())
     assert len(seen) == 2  # the fourth and fifth of five
     order = torch.randperm(10, generator=torch.Generator().manual_seed(1)).tolist()  # of seed 0 and epoch 1
-    saved.samples.set_epoch(1)
+    saved.data.samples.set_epoch(1)
     for step, (batch,) in enumerate(seen, start=3):
         for place, index in enumerate(order[2 * step : 2 * step + 2]):
-            assert torch.equal(batch["pixel_values"][place], saved.samples[index]["pixel_values"])
+            assert torch.equal(batch["pixel_values"][place], saved.data.samples[index]["pixel_values"])
 
 
 def test_the_better_score_stays_the_best(stage):
-    assert not stage._note_scores({**SCORES, "mean_iou": 0.5})  # as good is not better
+    assert not note_scores(stage.state, {**SCORES, "mean_iou": 0.5})  # as good is not better
     assert (stage.state.best_mean_iou, stage.state.evaluations_since_best) == (0.5, 3)
-    assert stage._note_scores(SCORES)
+    assert note_scores(stage.state, SCORES)
     assert (stage.state.best_mean_iou, stage.state.evaluations_since_best) == (0.625, 0)
 
 
@@ -130,3 +132,25 @@ def test_state_is_plain_text(saved, folder):
     written = json.loads((folder / "last" / "training_state.json").read_text())
     assert written["bad_images"] == [2, 7]
     assert written.keys() == vars(saved.state).keys()
+
+
+FORMER = {
+    "training_state.json": {'"bad_images"': '"bad_pictures"'},
+    "recipe.yaml": {"log_images:": "log_pictures:", "transfer_classifier:": "hand_over_classifier:"},
+}
+
+
+def test_a_run_of_0_1_0_resumes(saved, recipe, streets, folder, tmp_path):
+    """Its state and its recipe have the names that fields had then."""
+    old = shutil.copytree(folder, tmp_path / "run")
+    for name, renamed in FORMER.items():
+        text = (old / "last" / name).read_text()
+        for now, before in renamed.items():
+            assert text.count(now) == 1
+            text = text.replace(now, before)
+        (old / "last" / name).write_text(text)
+    (old / "last" / "SHA256SUMS").unlink()
+    write_checksums(old / "last")
+    resumed = Stage(recipe, streets, old, resume=True)
+    assert vars(resumed.state) == vars(saved.state)
+    assert resumed.data.samples.bad.nonzero().flatten().tolist() == [2, 7]

@@ -13,9 +13,10 @@ from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.data.translation import translate
 from revhrnet_hf.errors import DataError, RecipeError
 from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
+from revhrnet_hf.training.data import folders_by_name, image_id_of, load_sets, training_sets
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.sampler import Mixture, folders_by_name, image_id_of, load_sets, training_sets
-from revhrnet_hf.training.trainer import EpochBatches, Stage
+from revhrnet_hf.training.sampler import EpochBatches, Mixture
+from revhrnet_hf.training.trainer import Stage
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,8 @@ def test_sets_come_in_the_classes_of_the_first(folders):
     listed, evaluation = load_sets(recipe, folders)
     assert listed[0].ignored == ()
     assert str(listed[2]) == (
-        "camvid:val: 2 images; ignored, for no class of the first dataset is meant: Building, Tree, SignSymbol, Car, Bicyclist"
+        "camvid:val: 2 images; ignored, for they correspond to no class of the first dataset: "
+        "Building, Tree, SignSymbol, Car, Bicyclist"
     )
     sets = [entry.images for entry in listed]
     assert [len(dataset) for dataset in sets] == [4, 6, 2] and len(evaluation) == 2
@@ -108,7 +110,7 @@ def small_recipe(weights, **settings):
 def test_stage_on_three_sets(folders, weights, tmp_path):
     settings = {"more_datasets": ["mapillary_vistas", "camvid"], "dataset_shares": [2, 1, 1]}
     stage = Stage(small_recipe(weights, **settings), folders, tmp_path)
-    indices = [index % 12 for batch in stage.loader.batch_sampler for index in batch]
+    indices = [index % 12 for batch in stage.data.loader.batch_sampler for index in batch]
     assert sum(index < 4 for index in indices) == 6
     scores = stage.run()
     model = revhrnet_hf.RevHRNetForSemanticSegmentation.from_pretrained(tmp_path / "best")
@@ -117,7 +119,7 @@ def test_stage_on_three_sets(folders, weights, tmp_path):
     assert model.config.training_history[0]["images"] == 12
 
 
-def test_skipped_images_are_said_and_logged(weights, tmp_path, capsys):
+def test_skipped_images_are_said_and_logged(weights, tmp_path, caplog):
     write_cityscapes(tmp_path / "data", {"train": 4, "val": 1}, size=(96, 128))
     victim = sorted((tmp_path / "data").glob("leftImg8bit/train/*/*"))[2]
     victim.write_bytes(victim.read_bytes()[:500])
@@ -125,8 +127,8 @@ def test_skipped_images_are_said_and_logged(weights, tmp_path, capsys):
         Stage(small_recipe(weights), tmp_path / "data", tmp_path / "stop").run()
     Stage(small_recipe(weights, on_bad_sample="skip"), tmp_path / "data", tmp_path / "skip").run()
     image_id = victim.name.removesuffix("_leftImg8bit.png")
-    said = capsys.readouterr().out
-    assert f"1 of 4 training images cannot be used and are skipped:\n  {image_id}" in said
+    said = [message for message in caplog.messages if "skipped" in message]
+    assert said == [f"1 of 4 training images cannot be used and are skipped: {image_id}"]
     log = [json.loads(line) for line in (tmp_path / "skip" / "log.jsonl").read_text().splitlines()]
     assert [entry["skipped_images"] for entry in log if "skipped_images" in entry] == [[image_id]]
 

@@ -26,10 +26,11 @@ from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import SegmentationMetric, load_checkpoint, predict_label_maps
 from revhrnet_hf.synthetic import write_camvid
-from revhrnet_hf.training import trainer as module
-from revhrnet_hf.training.checkpoint import claim_output_dir
+from revhrnet_hf.training import processes
+from revhrnet_hf.training.data import load_split
+from revhrnet_hf.training.output_dir import claim_output_dir
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.sampler import EpochBatches, load_split
+from revhrnet_hf.training.sampler import EpochBatches
 from revhrnet_hf.training.trainer import Stage
 from revhrnet_hf.viz.figures import colourise, legend
 
@@ -37,15 +38,16 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX is a matter of x86 processors")
-def test_slow_bf16_is_said(monkeypatch, capsys):
-    said = torch.backends.cpu.get_cpu_capability() in module.NO_FAST_BF16
+def test_slow_bf16_is_said(monkeypatch, caplog):
+    said = torch.backends.cpu.get_cpu_capability() in processes.NO_FAST_BF16
     assert said != torch.ops.mkldnn._is_mkldnn_bf16_supported(), "oneDNN, which computes it, must be of the same opinion"
-    monkeypatch.setattr(module, "Accelerator", lambda **_: SimpleNamespace(num_processes=1, is_main_process=True))
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: SimpleNamespace(num_processes=1, is_main_process=True))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     for capability, precision, warned in [("AVX2", "bf16", True), ("AVX2", "no", False), ("AVX512", "bf16", False)]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)  # noqa: B023
-        module.start_processes(Recipe(dataset="camvid", precision=precision))
-        assert ("`--precision no`" in capsys.readouterr().err) == warned
+        caplog.clear()
+        processes.start_processes(Recipe(dataset="camvid", precision=precision))
+        assert ("`--precision no`" in caplog.text) == warned
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_same_recipe_same_result(recipe, mini_camvid, log_of, tmp_path):
     """Bit for bit, with the images loaded by workers or not."""
     for name, recipe.num_workers in (("a", 0), ("b", 2)):
         stage = Stage(recipe, mini_camvid, tmp_path / name)
-        assert stage.loader.num_workers == recipe.num_workers
+        assert stage.data.loader.num_workers == recipe.num_workers
         stage.run()
     assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
     a, b = (load_file(tmp_path / name / "last" / "model.safetensors") for name in "ab")
@@ -191,15 +193,15 @@ def test_average_of_the_weights(recipe, mini_camvid, tmp_path):
     stage = Stage(recipe, mini_camvid, tmp_path)
     weight = "head.3.bias"
     seen = []
-    update = stage.averaged.update_parameters
-    stage.averaged.update_parameters = lambda model: (seen.append(model.state_dict()[weight].clone()), update(model))
+    update = stage.learner.averaged.update_parameters
+    stage.learner.averaged.update_parameters = lambda model: (seen.append(model.state_dict()[weight].clone()), update(model))
     stage.run()
     assert len(seen) == 4
     expected = seen[0]
     for step, weights in zip((2, 3, 4), seen[1:], strict=True):
         kept = min(0.26, (1 + step) / (10 + step))
         expected = kept * expected + (1 - kept) * weights
-    torch.testing.assert_close(stage.averaged.module.state_dict()[weight], expected)
+    torch.testing.assert_close(stage.learner.averaged.module.state_dict()[weight], expected)
     torch.testing.assert_close(load_file(tmp_path / "last" / "averaged.safetensors")["module." + weight], expected)
     assert torch.equal(load_file(tmp_path / "last" / "model.safetensors")[weight], seen[3])
     best = load_file(tmp_path / "best" / "model.safetensors")[weight]
@@ -210,8 +212,8 @@ def test_the_card_shows_predictions_and_no_image(recipe, mini_camvid, tmp_path):
     """Not one pixel of a dataset's images or annotations is in what is made to be passed on; it is drawn once a save."""
     recipe.epochs, recipe.ema_decay = 1, 0.5
     stage = Stage(recipe, mini_camvid, tmp_path)
-    draw, drawn = stage._draw_for_card, []
-    stage._draw_for_card = lambda: drawn.append(draw()) or drawn[-1]
+    draw, drawn = stage.evaluation.draw_for_card, []
+    stage.evaluation.draw_for_card = lambda: drawn.append(draw()) or drawn[-1]
     stage.run()
     assert len(drawn) == 1
     shown = Image.open(tmp_path / "best" / "example.png").convert("RGB")
@@ -234,10 +236,10 @@ def test_the_card_shows_predictions_and_no_image(recipe, mini_camvid, tmp_path):
 def test_what_is_drawn_is_not_predicted_again(recipe, mini_camvid, tmp_path):
     recipe.epochs, recipe.trackers, recipe.log_images = 1, ["tensorboard"], 2
     stage, runs = Stage(recipe, mini_camvid, tmp_path), []
-    stage.scored_model.register_forward_pre_hook(lambda model, _: None if model.training else runs.append(model))
+    stage.learner.scored_network.register_forward_pre_hook(lambda model, _: None if model.training else runs.append(model))
     stage.run()
-    assert len(runs) == len(stage.eval_set) == 3
-    assert sorted(stage.shown) == [0, 1, 2]
+    assert len(runs) == len(stage.evaluation.dataset) == 3
+    assert sorted(stage.evaluation.shown) == [0, 1, 2]
 
 
 def test_images_resized_for_the_network(recipe, mini_camvid, tmp_path):
@@ -310,7 +312,7 @@ def test_resuming_loads_no_image_that_was_seen():
 
 
 def test_ends_early(recipe, mini_camvid, tmp_path, monkeypatch, capsys):
-    """Two evaluations in a row without a better mIoU end it; going on needs more patience."""
+    """Two evaluations in a row without a better mIoU end it; resuming needs more patience."""
     mean_ious = iter([0.1, 0.3, 0.2, 0.3, 0.4, 0.0])
     evaluate = Stage.evaluate
     monkeypatch.setattr(Stage, "evaluate", lambda self, epoch: {**evaluate(self, epoch), "mean_iou": next(mean_ious)})
@@ -331,15 +333,15 @@ def test_loss_is_that_of_the_whole_step(recipe, mini_camvid, tmp_path):
     recipe.gradient_accumulation_steps, recipe.weight_decay = 2, 0.0
     recipe.class_weights = [1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0]
     stage = Stage(recipe, mini_camvid, tmp_path)
-    stage.model.eval()  # statistics of BatchNorm are those of a pass
-    passes = next(stage.data_steps())
+    stage.learner.model.eval()  # statistics of BatchNorm are those of a pass
+    passes = next(stage.data.steps())
     passes[0]["labels"][:, 10:] = 255
-    whole = stage.model(**{name: torch.cat([batch[name] for batch in passes]) for name in passes[0]}).loss
-    weight = stage.model.head[3].weight
+    whole = stage.learner.model(**{name: torch.cat([batch[name] for batch in passes]) for name in passes[0]}).loss
+    weight = stage.learner.model.head[3].weight
     (gradient,) = torch.autograd.grad(whole, weight)
     before = weight.detach().clone()
     stage.train_step(passes)
-    assert stage.losses[-1].sum().item() == pytest.approx(whole.item(), rel=1e-5)
+    assert stage.meter.losses[-1].sum().item() == pytest.approx(whole.item(), rel=1e-5)
     torch.testing.assert_close((before - weight.detach()) / recipe.learning_rate, gradient, rtol=1e-3, atol=1e-5)
 
 
@@ -348,18 +350,18 @@ def test_passes_with_ohem_count_alike(recipe, mini_camvid, tmp_path):
     recipe.gradient_accumulation_steps, recipe.weight_decay = 2, 0.0
     recipe.ohem_threshold, recipe.ohem_min_kept = 0.9, 10
     stage = Stage(recipe, mini_camvid, tmp_path)
-    stage.model.eval()  # statistics of BatchNorm are those of a pass
-    torch.nn.init.normal_(stage.model.head[3].weight)
-    passes = next(stage.data_steps())
+    stage.learner.model.eval()  # statistics of BatchNorm are those of a pass
+    torch.nn.init.normal_(stage.learner.model.head[3].weight)
+    passes = next(stage.data.steps())
     passes[0]["labels"][:, 4:] = 255
-    losses = [stage.model(**batch).loss for batch in passes]
+    losses = [stage.learner.model(**batch).loss for batch in passes]
     assert losses[0].item() != pytest.approx(losses[1].item(), rel=1e-2)
-    weight = stage.model.head[3].weight
+    weight = stage.learner.model.head[3].weight
     mean = (losses[0] + losses[1]) / 2
     (gradient,) = torch.autograd.grad(mean, weight)
     before = weight.detach().clone()
     stage.train_step(passes)
-    assert stage.losses[-1].sum().item() == pytest.approx(mean.item(), rel=1e-5)
+    assert stage.meter.losses[-1].sum().item() == pytest.approx(mean.item(), rel=1e-5)
     torch.testing.assert_close((before - weight.detach()) / recipe.learning_rate, gradient, rtol=1e-3, atol=1e-5)
 
 
@@ -367,12 +369,12 @@ def test_gradients_are_clipped(recipe, mini_camvid, tmp_path):
     """A first step of SGD is as long as learning rate × the clipped norm."""
     recipe.max_grad_norm, recipe.weight_decay, recipe.epochs = 0.01, 0.0, 1
     stage = Stage(recipe, mini_camvid, tmp_path)
-    before = [parameter.detach().clone() for parameter in stage.model.parameters()]
-    stage.model.train()
-    stage.train_step(next(stage.data_steps()))
-    moved = [parameter.detach() - old for parameter, old in zip(stage.model.parameters(), before, strict=True)]
+    before = [parameter.detach().clone() for parameter in stage.learner.model.parameters()]
+    stage.learner.model.train()
+    stage.train_step(next(stage.data.steps()))
+    moved = [parameter.detach() - old for parameter, old in zip(stage.learner.model.parameters(), before, strict=True)]
     assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(0.05 * 0.01, rel=1e-3)
-    assert stage.grad_norm > 0.01
+    assert stage.learner.grad_norm > 0.01
 
 
 def test_options_together(recipe, mini_camvid, weights, tmp_path):
@@ -411,7 +413,7 @@ def test_worker_that_dies(recipe, mini_camvid, tmp_path):
     def killed(index):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    stage.samples._read = killed
+    stage.data.samples._read = killed
     with pytest.raises(TrainingError, match=r"A process that loads images died .*DataLoader worker .*num_workers is 1"):
         stage.run()
 
@@ -419,7 +421,7 @@ def test_worker_that_dies(recipe, mini_camvid, tmp_path):
 def test_worker_that_hangs(recipe, mini_camvid, tmp_path):
     recipe.num_workers = 1
     stage = Stage(recipe, mini_camvid, tmp_path, timeout=2)
-    stage.samples._read = lambda index: time.sleep(60)
+    stage.data.samples._read = lambda index: time.sleep(60)
     with pytest.raises(TrainingError, match="answered nothing for 2 s: DataLoader timed out"):
         stage.run()
 

@@ -1,1 +1,1 @@
-"""One module for each source of data: where a publisher's, or one's own, files lie, and what their ids mean."""
+"""One module for each source of data: the layout of its files and the meaning of its ids."""

@@ -1,4 +1,4 @@
-"""CamVid: 701 frames of driving in Cambridge (Brostow et al., 2009), in the two forms that people have on disk.
+"""CamVid: 701 frames of driving in Cambridge (Brostow et al., 2009), in the two forms in which it is distributed.
 
 - *SegNet form*, 480×360: `train/X.png`, `trainannot/X.png` with raw ids 0–11, `train.txt`; the same for val and test.
 - *Original form*, 960×720: `701_StillsRaw_full/X.png`, `LabeledApproved_full/X_L.png` in 32 colours. Its split is
@@ -10,19 +10,19 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from ...errors import AbsentSplitError, DataError
-from ..archive import DataTree, leads_outside
+from ..archive import DataFolder, leads_outside
 from ..builder import SegmentationBuilder
 from ..label_space import LABEL_SPACES, LabelSpace
-from ..listing import Listed, check_no_repeats
+from ..listing import ListedSample, check_no_repeats
 
 SEGNET_VOID = 11
 VOID = "Void"
 STILLS, LABELS = "701_StillsRaw_full", "LabeledApproved_full"
-ListForm = Callable[[DataTree, str], list[Listed]]
+ListForm = Callable[[DataFolder, str], list[ListedSample]]
 PARTS = ("train", "val", "test")
 SPLIT_PARTS = {part: (part,) for part in PARTS} | {"trainval": ("train", "val")}
 
-# Train id = position. Members are the original form's classes that SegNet merged; what is in none of them is void.
+# (name, colour, members) in the order of train ids. SegNet merged the members, classes of the original form; others are void.
 CLASSES = (
     ("Sky", (128, 128, 128), ("Sky",)),
     ("Building", (128, 0, 0), ("Archway", "Bridge", "Building", "Tunnel", "Wall")),
@@ -85,7 +85,7 @@ def _camvid11() -> LabelSpace:
 
 
 def _camvid32() -> LabelSpace:
-    """The original form's classes, but for Void, which is ignored."""
+    """The original form's classes; Void is ignored."""
     names = tuple(name for name in COLOURS_32 if name != VOID)
     colours = {colour: names.index(name) if name != VOID else 255 for name, colour in COLOURS_32.items()}
     return LabelSpace("camvid32", names, tuple(COLOURS_32[name] for name in names), raw_ids={}, raw_colours=colours)
@@ -96,7 +96,7 @@ LABEL_SPACES.update({space.name: space for space in (CAMVID11, CAMVID32)})
 
 
 class CamVid(SegmentationBuilder):
-    """CamVid in either form, recognised from the folders."""
+    """CamVid in either form, which the folders' names tell."""
 
     TITLE = "CamVid"
     LABEL_SPACES = (CAMVID11.name, CAMVID32.name)
@@ -105,76 +105,76 @@ class CamVid(SegmentationBuilder):
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 367, "val": 101, "test": 233}
 
     @staticmethod
-    def recognises(tree: DataTree) -> bool:
-        return _form_of(tree) is not None
+    def recognises(data_folder: DataFolder) -> bool:
+        return _form_of(data_folder) is not None
 
     @classmethod
     def _is_part_of(cls, given: Path, above: Path) -> bool:
-        # Many a folder has another beside it that is called train.
+        # Folders called train are common, so the given folder's own name must be one of CamVid's.
         return given.relative_to(above).parts[0] in (STILLS, LABELS, *PARTS, *(f"{part}annot" for part in PARTS))
 
     @staticmethod
-    def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
-        form = _form_of(tree)
+    def list_split(data_folder: DataFolder, split: str, label_space: str) -> list[ListedSample]:
+        form = _form_of(data_folder)
         if label_space == CAMVID32.name and form is _list_segnet:
             raise DataError(
-                f"{tree.root} is CamVid in SegNet's form, which has 11 classes: for {CAMVID32.name!r} give the folder of the "
-                f"original form ({STILLS}/, {LABELS}/)."
+                f"{data_folder.root} is CamVid in SegNet's form, which has 11 classes: for {CAMVID32.name!r} give the folder of "
+                f"the original form ({STILLS}/, {LABELS}/)."
             )
-        listed = [item for part in SPLIT_PARTS[split] for item in form(tree, part)]
-        check_no_repeats([item.image_id for item in listed], f"{tree.root}: {' + '.join(SPLIT_PARTS[split])}")
+        listed = [item for part in SPLIT_PARTS[split] for item in form(data_folder, part)]
+        check_no_repeats([item.image_id for item in listed], f"{data_folder.root}: {' + '.join(SPLIT_PARTS[split])}")
         return listed
 
 
-def _form_of(tree: DataTree) -> ListForm | None:
-    if tree.has_folder(STILLS) or tree.has_folder(LABELS):
+def _form_of(data_folder: DataFolder) -> ListForm | None:
+    if data_folder.has_folder(STILLS) or data_folder.has_folder(LABELS):
         return _list_original
-    if any(tree.has_folder(folder) for part in PARTS for folder in (part, f"{part}annot")):
+    if any(data_folder.has_folder(folder) for part in PARTS for folder in (part, f"{part}annot")):
         return _list_segnet
     return None
 
 
-def _list_segnet(tree: DataTree, part: str) -> list[Listed]:
+def _list_segnet(data_folder: DataFolder, part: str) -> list[ListedSample]:
     images, label_maps = part, f"{part}annot"
-    if not tree.has_folder(images) or not tree.has_folder(label_maps):
-        present = [p for p in PARTS if tree.has_folder(p) and tree.has_folder(f"{p}annot")]
+    if not data_folder.has_folder(images) or not data_folder.has_folder(label_maps):
+        present = [p for p in PARTS if data_folder.has_folder(p) and data_folder.has_folder(f"{p}annot")]
         raise AbsentSplitError(
-            f"CamVid in {tree.root} has no split {part!r} (it needs {part}/ and {part}annot/); "
+            f"CamVid in {data_folder.root} has no split {part!r} (it needs {part}/ and {part}annot/); "
             f"splits there: {', '.join(present) or 'none'}."
         )
     list_file = f"{part}.txt"
-    if tree.has_file(list_file):
-        return [_segnet_item(line, tree.expected(list_file)) for line in _lines(tree, list_file)]
-    names = sorted({*tree.files(images, [".png"]), *tree.files(label_maps, [".png"])})
+    if data_folder.has_file(list_file):
+        return [_segnet_item(line, data_folder.expected(list_file)) for line in _lines(data_folder, list_file)]
+    names = sorted({*data_folder.files(images, [".png"]), *data_folder.files(label_maps, [".png"])})
     if not names:
-        raise DataError(f"CamVid's folder {tree.root / images} holds no PNG: put the images there.")
-    return [Listed(f"{images}/{name}", f"{label_maps}/{name}", PurePosixPath(name).stem) for name in names]
+        raise DataError(f"CamVid's folder {data_folder.root / images} holds no PNG: put the images there.")
+    return [ListedSample(f"{images}/{name}", f"{label_maps}/{name}", PurePosixPath(name).stem) for name in names]
 
 
-def _segnet_item(line: str, list_file: str) -> Listed:
-    """`/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`: only the last two parts hold on this machine."""
+def _segnet_item(line: str, list_file: str) -> ListedSample:
+    """`/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`: only the last two parts of each path are used."""
     paths = ["/".join(PurePosixPath(entry).parts[-2:]) for entry in line.split()]
     if len(paths) != 2:
         raise DataError(f"{list_file}: the line {line!r} must name an image and a label map, with a blank between.")
     if any(map(leads_outside, paths)):
         raise DataError(f"{list_file}: the line {line!r} leads outside the data folder: correct it.")
-    return Listed(*paths, image_id=PurePosixPath(paths[0]).stem)
+    return ListedSample(*paths, image_id=PurePosixPath(paths[0]).stem)
 
 
-def _list_original(tree: DataTree, part: str) -> list[Listed]:
+def _list_original(data_folder: DataFolder, part: str) -> list[ListedSample]:
     list_file = f"{part}.txt"
-    if not tree.has_file(list_file):
-        present = [f"{p}.txt" for p in PARTS if tree.has_file(f"{p}.txt")]
+    if not data_folder.has_file(list_file):
+        present = [f"{p}.txt" for p in PARTS if data_folder.has_file(f"{p}.txt")]
         raise AbsentSplitError(
             f"CamVid's original form does not say which frames are {part!r}: put SegNet's {part}.txt (one frame a "
-            f"line) into {tree.root}, beside {STILLS}/ (lists there: {', '.join(present) or 'none'})."
+            f"line) into {data_folder.root}, beside {STILLS}/ (lists there: {', '.join(present) or 'none'})."
         )
-    stems = [PurePosixPath(line.split()[0]).stem for line in _lines(tree, list_file)]
-    return [Listed(f"{STILLS}/{stem}.png", f"{LABELS}/{stem}_L.png", stem) for stem in stems]
+    stems = [PurePosixPath(line.split()[0]).stem for line in _lines(data_folder, list_file)]
+    return [ListedSample(f"{STILLS}/{stem}.png", f"{LABELS}/{stem}_L.png", stem) for stem in stems]
 
 
-def _lines(tree: DataTree, list_file: str) -> list[str]:
-    lines = [line for line in tree.read_text(list_file).splitlines() if line.strip()]
+def _lines(data_folder: DataFolder, list_file: str) -> list[str]:
+    lines = [line for line in data_folder.read_text(list_file).splitlines() if line.strip()]
     if not lines:
-        raise DataError(f"{tree.expected(list_file)} is empty: it must name the split's images, one a line.")
+        raise DataError(f"{data_folder.expected(list_file)} is empty: it must name the split's images, one a line.")
     return lines

@@ -1,22 +1,23 @@
 """Cityscapes: 5,000 finely and 20,000 coarsely labelled frames of driving in 50 cities (Cordts et al., 2016).
 
-Laid out as its publisher ships it, unpacked or still in the publisher's zip files:
+The publisher's layout, unpacked or in the publisher's zip files:
 
 - images `leftImg8bit/{train,val,train_extra}/CITY/CITY_SEQ_FRAME_leftImg8bit.png`,
 - fine label maps `gtFine/{train,val}/CITY/CITY_SEQ_FRAME_gtFine_labelIds.png`,
 - coarse ones `gtCoarse/{train,val,train_extra}/CITY/CITY_SEQ_FRAME_gtCoarse_labelIds.png`.
 
-Label maps hold the publisher's ids; they become train ids when they are read. Files of train ids that other tools have made
-(`labelTrainIds`) are not used.
+Label maps hold the publisher's ids, which are translated to train ids when they are read. Files of train ids that other tools
+write (`labelTrainIds`) are not used.
 """
 
 from typing import ClassVar, NamedTuple
 
 from ...errors import AbsentSplitError, DataError
-from ..archive import DataTree, read_location
+from ...images import Colour
+from ..archive import DataFolder, read_location
 from ..builder import SegmentationBuilder
-from ..label_space import LABEL_SPACES, Colour, LabelSpace
-from ..listing import Listed
+from ..label_space import LABEL_SPACES, LabelSpace
+from ..listing import ListedSample
 
 IMAGES, IMAGE_SUFFIX = "leftImg8bit", "_leftImg8bit.png"
 IDS_SUFFIX, INSTANCES_SUFFIX = "_labelIds.png", "_instanceIds.png"
@@ -30,9 +31,9 @@ class CityscapesLabel(NamedTuple):
     Attributes:
         name: the publisher's name.
         raw_id: the id in label maps.
-        train_id: the class that is scored, or 255.
-        category: the publisher's group of labels; categories are scored as well.
-        has_instances: whether `instanceIds` tells objects of this label apart.
+        train_id: the scored class, or 255.
+        category: the publisher's group of labels; categories are scored too.
+        has_instances: whether `instanceIds` distinguishes objects of this label.
         colour: RGB, 0–255.
     """
 
@@ -81,7 +82,7 @@ LABELS = tuple(
         ("train", 31, 16, "vehicle", True, (0, 80, 100)),
         ("motorcycle", 32, 17, "vehicle", True, (0, 0, 230)),
         ("bicycle", 33, 18, "vehicle", True, (119, 11, 32)),
-        # The publisher gives −1 as train id as well; as a class it does not exist.
+        # The publisher's train id is −1 as well; there is no such class.
         ("license plate", -1, 255, "vehicle", False, (0, 0, 142)),
     )
 )
@@ -103,7 +104,7 @@ LABEL_SPACES[CITYSCAPES.name] = CITYSCAPES
 
 
 class Part(NamedTuple):
-    """Where a part of the dataset lies: `leftImg8bit/FOLDER` and `gtFine/FOLDER` or `gtCoarse/FOLDER`."""
+    """The folders of a part of the dataset: `leftImg8bit/FOLDER` and `gtFine/FOLDER` or `gtCoarse/FOLDER`."""
 
     folder: str
     labels: str
@@ -124,12 +125,12 @@ SPLIT_PARTS = {
 
 
 class Cityscapes(SegmentationBuilder):
-    """Cityscapes, fine (train, val, trainval) and coarse (train_extra, and train and val drawn coarsely)."""
+    """Cityscapes with fine labels (train, val, trainval) and coarse ones (train_extra, train_coarse, val_coarse)."""
 
     TITLE = "Cityscapes"
     LABEL_SPACES = (CITYSCAPES.name,)
     SPLITS = tuple(SPLIT_PARTS)
-    UNLABELLED_SPLITS = ("test",)  # the publisher ships label maps for it that are void everywhere
+    UNLABELLED_SPLITS = ("test",)  # its published label maps are void everywhere
     HINT = "leftImg8bit/ and gtFine/ (or gtCoarse/), or the publisher's zip files of these"
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {
         "train": 2975,
@@ -140,26 +141,26 @@ class Cityscapes(SegmentationBuilder):
     }
 
     @staticmethod
-    def recognises(tree: DataTree) -> bool:
-        return tree.has_folder(IMAGES) and any(tree.has_folder(labels) for labels in ("gtFine", "gtCoarse"))
+    def recognises(data_folder: DataFolder) -> bool:
+        return data_folder.has_folder(IMAGES) and any(data_folder.has_folder(labels) for labels in ("gtFine", "gtCoarse"))
 
     @staticmethod
-    def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
-        return [item for part in SPLIT_PARTS[split] for item in _list_part(tree, split, part)]
+    def list_split(data_folder: DataFolder, split: str, label_space: str) -> list[ListedSample]:
+        return [item for part in SPLIT_PARTS[split] for item in _list_part(data_folder, split, part)]
 
     @staticmethod
-    def list_images(tree: DataTree, split: str) -> list[Listed]:
+    def list_images(data_folder: DataFolder, split: str) -> list[ListedSample]:
         folder = f"{IMAGES}/{split}"
-        if not tree.has_folder(folder):
-            raise AbsentSplitError(f"Cityscapes in {tree.root} has no split {split!r} (it needs {folder}/).")
-        frames = _frames(tree, folder, IMAGE_SUFFIX)
+        if not data_folder.has_folder(folder):
+            raise AbsentSplitError(f"Cityscapes in {data_folder.root} has no split {split!r} (it needs {folder}/).")
+        frames = _frames(data_folder, folder, IMAGE_SUFFIX)
         if not frames:
-            raise _no_images(tree, folder)
-        return [Listed(f"{folder}/{city}/{stem}{IMAGE_SUFFIX}", None, stem) for city, stem in frames]
+            raise _no_images(data_folder, folder)
+        return [ListedSample(f"{folder}/{city}/{stem}{IMAGE_SUFFIX}", None, stem) for city, stem in frames]
 
 
 def instances_location(label_map: str) -> str | None:
-    """Where the instance map beside a label map of ids lies, or None if none is there; in an archive, in the same one."""
+    """The location of the instance map beside a label map of ids (in the same archive, if in one); None if there is none."""
     location = label_map.replace(IDS_SUFFIX, INSTANCES_SUFFIX)
     try:
         read_location(location, 1)
@@ -168,39 +169,42 @@ def instances_location(label_map: str) -> str | None:
     return location
 
 
-def _no_images(tree: DataTree, folder: str) -> DataError:
-    return DataError(f"Cityscapes' folder {tree.root / folder} holds no CITY/*{IMAGE_SUFFIX}: put the images there.")
+def _no_images(data_folder: DataFolder, folder: str) -> DataError:
+    return DataError(f"Cityscapes' folder {data_folder.root / folder} holds no CITY/*{IMAGE_SUFFIX}: put the images there.")
 
 
-def _list_part(tree: DataTree, split: str, part: Part) -> list[Listed]:
+def _list_part(data_folder: DataFolder, split: str, part: Part) -> list[ListedSample]:
     images, label_maps = f"{IMAGES}/{part.folder}", f"{part.labels}/{part.folder}"
-    if not _has_part(tree, part):
-        present = [name for name, parts in SPLIT_PARTS.items() if all(_has_part(tree, p) for p in parts)]
+    if not _has_part(data_folder, part):
+        present = [name for name, parts in SPLIT_PARTS.items() if all(_has_part(data_folder, p) for p in parts)]
         raise AbsentSplitError(
-            f"Cityscapes in {tree.root} has no split {split!r} (it needs {images}/ and {label_maps}/); "
+            f"Cityscapes in {data_folder.root} has no split {split!r} (it needs {images}/ and {label_maps}/); "
             f"splits there: {', '.join(present) or 'none'}."
         )
-    frames = _frames(tree, label_maps, part.suffix)
-    if not frames and (other := _frames(tree, label_maps, "_labelTrainIds.png")):
+    frames = _frames(data_folder, label_maps, part.suffix)
+    if not frames and (other := _frames(data_folder, label_maps, "_labelTrainIds.png")):
         city, stem = other[0]
         raise DataError(
-            f"{tree.root / label_maps} holds train ids ({city}/{stem}_labelTrainIds.png) but no *{part.suffix}: put the "
+            f"{data_folder.root / label_maps} holds train ids ({city}/{stem}_labelTrainIds.png) but no *{part.suffix}: put the "
             f"publisher's label maps of ids there (they are in {part.labels}'s zip file); they are translated on reading."
         )
-    frames = sorted({*_frames(tree, images, IMAGE_SUFFIX), *frames})
+    frames = sorted({*_frames(data_folder, images, IMAGE_SUFFIX), *frames})
     if not frames:
-        raise _no_images(tree, images)
+        raise _no_images(data_folder, images)
     return [
-        Listed(f"{images}/{city}/{stem}{IMAGE_SUFFIX}", f"{label_maps}/{city}/{stem}{part.suffix}", stem) for city, stem in frames
+        ListedSample(f"{images}/{city}/{stem}{IMAGE_SUFFIX}", f"{label_maps}/{city}/{stem}{part.suffix}", stem)
+        for city, stem in frames
     ]
 
 
-def _has_part(tree: DataTree, part: Part) -> bool:
-    return tree.has_folder(f"{IMAGES}/{part.folder}") and tree.has_folder(f"{part.labels}/{part.folder}")
+def _has_part(data_folder: DataFolder, part: Part) -> bool:
+    return data_folder.has_folder(f"{IMAGES}/{part.folder}") and data_folder.has_folder(f"{part.labels}/{part.folder}")
 
 
-def _frames(tree: DataTree, folder: str, suffix: str) -> list[tuple[str, str]]:
-    """City and CITY_SEQ_FRAME of each file in the folders of the cities that ends in `suffix`."""
+def _frames(data_folder: DataFolder, folder: str, suffix: str) -> list[tuple[str, str]]:
+    """City and CITY_SEQ_FRAME of each file in the cities' folders that ends with `suffix`."""
     return [
-        (city, name.removesuffix(suffix)) for city in tree.folders(folder) for name in tree.files(f"{folder}/{city}", [suffix])
+        (city, name.removesuffix(suffix))
+        for city in data_folder.folders(folder)
+        for name in data_folder.files(f"{folder}/{city}", [suffix])
     ]

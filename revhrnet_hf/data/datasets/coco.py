@@ -1,12 +1,12 @@
-"""COCO 2017 (Lin et al., 2014) and its panoptic annotations (Kirillov et al., 2019), as its publishers ship them.
+"""COCO 2017 (Lin et al., 2014) and its panoptic annotations (Kirillov et al., 2019), in the publishers' layout.
 
 - `train2017/X.jpg`, `val2017/X.jpg`, or `train2017.zip`, `val2017.zip`;
 - `annotations/instances_{train,val}2017.json`, or `annotations_trainval2017.zip`: polygons, and run lengths for crowds;
-- for `coco_panoptic133`, `annotations/panoptic_{train,val}2017.json`, and beside it or in the data folder the PNGs, in
-  `panoptic_{train,val}2017/` or `panoptic_{train,val}2017.zip`.
+- for `coco_panoptic133`, `annotations/panoptic_{train,val}2017.json`, and the PNGs in `panoptic_{train,val}2017/` or
+  `panoptic_{train,val}2017.zip`, beside the JSON or in the data folder.
 
-Data in COCO's format that annotation tools export is read as well: `OWN_LAYOUTS`. The annotations of an image are stored as its
-label map and drawn whenever the example is read.
+Exports of annotation tools in COCO's format are read as well (`OWN_LAYOUTS`). The annotations of an image are stored as its label
+map and drawn whenever the example is read.
 """
 
 import hashlib
@@ -20,25 +20,26 @@ from typing import Any, ClassVar, NamedTuple
 
 from tqdm.auto import tqdm
 
-from ...errors import AbsentSplitError, DataError
+from ...errors import AbsentSplitError, DataError, first_few
+from ...images import Colour
 from ..annotation import category_train_id, labelled_pixels, pack_annotation, shapes, shown
-from ..archive import DataTree, leads_outside
+from ..archive import DataFolder, leads_outside
 from ..builder import SegmentationBuilder
 from ..coco_categories import BACKGROUND, category_names, is_background, is_coco_file, json_object, listed_categories
-from ..label_space import LABEL_SPACES, Colour, LabelSpace, find_label_space
+from ..label_space import LABEL_SPACES, LabelSpace, find_label_space
 from ..label_table import SPLIT
-from ..listing import LONG_CHECK, MAX_NAMED, Listed, files_digest, image_size
+from ..listing import LONG_CHECK, MAX_NAMED, ListedSample, files_digest, image_size
 from .pascal_voc import VOC21
 
 ANNOTATIONS = "annotations"
-UNPRINTED = ("Cc", "Cs")  # Unicode's categories of control characters and of halves of a character
+UNPRINTED = ("Cc", "Cs")  # Unicode's categories of control characters and surrogates
 FEWEST_LABELLED = 1000  # pixels; see _drop_nearly_empty
 # VOC's classes 1–20 as COCO categories.
 VOC_CATEGORIES = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
 
 
 class Category(NamedTuple):
-    """COCO's category. Ids up to 90 are things, which instances are drawn of; the others are panoptic stuff."""
+    """A category of COCO. Ids up to 90 are things, which have instances; the others are panoptic stuff."""
 
     id: int
     name: str
@@ -194,7 +195,7 @@ COCO81 = LabelSpace(
     raw_ids={category.id: train_id for train_id, category in enumerate(THINGS, start=1)},
 )
 VOC_ID_OF_CATEGORY = {category.id: 0 for category in THINGS} | {category: k for k, category in enumerate(VOC_CATEGORIES, start=1)}
-"""COCO category → VOC's id; what VOC does not know is background there."""
+"""COCO category → VOC's id; categories that VOC lacks are background."""
 COCO_PANOPTIC133 = LabelSpace(
     name="coco_panoptic133",
     names=tuple(category.name for category in CATEGORIES),
@@ -206,7 +207,7 @@ for _space in (COCO81, COCO_PANOPTIC133):
 
 
 class Layout(NamedTuple):
-    """Where a split's annotations lie, and the folders in which its images may: the first one that holds any of them.
+    """The path of a split's annotations, and possible folders of its images: the first that holds any of them is used.
 
     `{split}` stands for the split's name.
     """
@@ -225,18 +226,18 @@ OWN_LAYOUTS = (
     Layout("{split}.json", ANY_IMAGES),  # labelme2coco, Label Studio
 )
 USUAL_SPLITS = ("train", "val", "valid", "validation", "test", "trainval", "default")
-"""How a file must be called whose name says nothing else."""
+"""Names of splits for annotation files whose name has no other mark, such as `train.json`."""
 
 
 class Coco(SegmentationBuilder):
     """COCO 2017: instances as label maps of 81 classes or of VOC's 21, or the panoptic label maps of 133 classes.
 
-    And people's own data in COCO's format, as annotation tools export it (`OWN_LAYOUTS`). A split is called what its folder or
-    file is called. If the file's categories are not COCO's, they are a label space of their own: background, then the
-    categories in the order of their ids. The file's location names that label space.
+    A user's own data in COCO's format, as annotation tools export it (`OWN_LAYOUTS`), are read too. The splits have the names of
+    their folders or files. If the file's categories are not COCO's, they form a label space: background, then the categories in
+    the order of their ids. The name of this label space is the file's location.
 
-    A split's JSON is read as a whole, which takes some gigabytes of memory and about a minute for the real train split; the
-    `datasets` cache then answers. Streaming reads it each time, and every worker holds the split's annotations.
+    A split's JSON is parsed as a whole, which takes some gigabytes of memory and about a minute for the real train split; after
+    that, the `datasets` cache is used. Streaming parses it each time, and every worker keeps the split's annotations.
     """
 
     TITLE = "COCO"
@@ -249,72 +250,78 @@ class Coco(SegmentationBuilder):
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 118_287, "val": 5_000}
 
     @classmethod
-    def recognises(cls, tree: DataTree) -> bool:
-        return _is_published(tree) or bool(_own_splits(tree))
+    def recognises(cls, data_folder: DataFolder) -> bool:
+        return _is_published(data_folder) or bool(_own_splits(data_folder))
 
     @classmethod
-    def takes_label_space(cls, label_space: str) -> bool:
-        return super().takes_label_space(label_space) or is_coco_file(label_space)
+    def accepts_label_space(cls, label_space: str) -> bool:
+        return super().accepts_label_space(label_space) or is_coco_file(label_space)
 
     @classmethod
     def default_label_space(cls, data_dir: Path) -> str:
-        """COCO's 81 classes, or the location of the annotations whose categories are others: train's, or the first split's."""
-        tree = cls.open_tree(data_dir)
-        published = _is_published(tree)
-        paths = [_annotations(tree, COCO81.name, split) for split in (cls.SPLITS if published else sorted(_own_splits(tree)))]
+        """COCO's 81 classes, or the location of annotations with other categories (the train split's, else the first split's)."""
+        data_folder = cls.open_folder(data_dir)
+        published = _is_published(data_folder)
+        paths = [
+            _annotations(data_folder, COCO81.name, split)
+            for split in (cls.SPLITS if published else sorted(_own_splits(data_folder)))
+        ]
         paths.sort(key=lambda path: "train" not in path)
-        location = next(location for path in paths if (location := tree.location(path)))
+        location = next(location for path in paths if (location := data_folder.location(path)))
         names = set(category_names(listed_categories(location), location).items())
         coco = {(category.id, category.name) for category in THINGS}
-        # A part of COCO's categories is COCO's where it lies as COCO does, and somebody's own person or car elsewhere.
+        # A subset of COCO's categories counts as COCO in COCO's layout; in another layout it is the user's own person or car.
         return COCO81.name if names == coco or (published and names <= coco) else location
 
     @classmethod
     def splits(cls, data_dir: Path, label_space: str) -> tuple[str, ...]:
-        tree = cls.open_tree(data_dir)
-        return cls.SPLITS if _is_published(tree) else tuple(sorted(_own_splits(tree)))
+        data_folder = cls.open_folder(data_dir)
+        return cls.SPLITS if _is_published(data_folder) else tuple(sorted(_own_splits(data_folder)))
 
     @classmethod
-    def published_count(cls, tree: DataTree, split: str, space: LabelSpace) -> int | None:
-        # People use COCO's categories for images of their own; and for VOC's classes images are dropped from train.
-        is_whole = _is_published(tree) and not _drops_images(split, space)
-        return super().published_count(tree, split, space) if is_whole else None
+    def published_count(cls, data_folder: DataFolder, split: str, space: LabelSpace) -> int | None:
+        # Unknown for a user's own images with COCO's categories, and for VOC's classes, for which images are dropped.
+        is_complete = _is_published(data_folder) and not _drops_images(split, space)
+        return super().published_count(data_folder, split, space) if is_complete else None
 
     @classmethod
-    def list_split(cls, tree: DataTree, split: str, label_space: str) -> list[Listed]:
+    def list_split(cls, data_folder: DataFolder, split: str, label_space: str) -> list[ListedSample]:
         space = find_label_space(label_space)
-        source = _AnnotationFile.read(tree, _annotations(tree, label_space, split))
+        source = _AnnotationFile.read(data_folder, _annotations(data_folder, label_space, split))
         source.check_categories(space)
         images = source.images()
-        folder = _images_folder(tree, split, images)
-        images = _with_sizes(images, tree, folder)
+        folder = _images_folder(data_folder, split, images)
+        images = _with_sizes(images, data_folder, folder)
         if space is COCO_PANOPTIC133:
-            return _list_panoptic(tree, split, source, images, folder)
+            return _list_panoptic(data_folder, split, source, images, folder)
         listed = _list_instances(source, images, folder, space)
         return _drop_nearly_empty(listed, space) if _drops_images(split, space) else listed
 
     @classmethod
     def digest(cls, data_dir: Path, split: str, label_space: str) -> str:
-        """Of all files that lie there. Which of them are listed is in the JSON, and COCO's takes too long to read each time."""
-        tree = cls.open_tree(data_dir)
+        """Covers all files in the folders: COCO's JSON, which lists the split's files, takes too long to parse each time."""
+        data_folder = cls.open_folder(data_dir)
         definition = hashlib.sha256(find_label_space(label_space).to_json().encode()).hexdigest()[:16]
-        if not _is_published(tree):
+        if not _is_published(data_folder):
             return f"{super().digest(data_dir, split, label_space)}-{definition}"
-        locations = [_required(tree, _annotations(tree, label_space, split)), *_locations(tree, f"{split}2017")]
+        locations = [
+            _required(data_folder, _annotations(data_folder, label_space, split)),
+            *_locations(data_folder, f"{split}2017"),
+        ]
         if label_space == COCO_PANOPTIC133.name:
-            locations += _locations(*_panoptic_folder(tree, split))
+            locations += _locations(*_panoptic_folder(data_folder, split))
         return f"{files_digest(locations)}-{definition}"
 
 
 def _drops_images(split: str, space: LabelSpace) -> bool:
-    """Whether the split is read without the images that `_drop_nearly_empty` drops."""
+    """Whether `_drop_nearly_empty` drops images of the split."""
     return split == "train" and space is VOC21
 
 
-def _is_published(tree: DataTree) -> bool:
-    """Whether the files lie as COCO's publisher ships them."""
+def _is_published(data_folder: DataFolder) -> bool:
+    """Whether the files are in the publisher's layout."""
     files = [_annotations_2017(space, split) for space in Coco.LABEL_SPACES for split in Coco.SPLITS]
-    return any(map(tree.has_file, files))
+    return any(map(data_folder.has_file, files))
 
 
 def _annotations_2017(label_space: str, split: str) -> str:
@@ -322,66 +329,69 @@ def _annotations_2017(label_space: str, split: str) -> str:
     return f"{ANNOTATIONS}/{kind}_{split}2017.json"
 
 
-def _annotations(tree: DataTree, label_space: str, split: str) -> str:
+def _annotations(data_folder: DataFolder, label_space: str, split: str) -> str:
     """The path of a split's annotations."""
-    own = None if _is_published(tree) or label_space == COCO_PANOPTIC133.name else _own_splits(tree).get(split)
+    own = None if _is_published(data_folder) or label_space == COCO_PANOPTIC133.name else _own_splits(data_folder).get(split)
     return own.annotations.replace(SPLIT, split) if own else _annotations_2017(label_space, split)
 
 
-def _own_splits(tree: DataTree) -> dict[str, Layout]:
-    """Split → its layout, where that is not the publisher's."""
+def _own_splits(data_folder: DataFolder) -> dict[str, Layout]:
+    """Split → its layout, for a user's own data."""
     found: dict[str, Layout] = {}
     for layout in OWN_LAYOUTS:
-        for split in _splits_in(tree, layout):
+        for split in _splits_in(data_folder, layout):
             found.setdefault(split, layout)
     return found
 
 
-def _splits_in(tree: DataTree, layout: Layout) -> list[str]:
+def _splits_in(data_folder: DataFolder, layout: Layout) -> list[str]:
     folder, _, name = layout.annotations.rpartition("/")
     if folder == SPLIT:
-        return [split for split in tree.folders() if tree.has_file(f"{split}/{name}")]
+        return [split for split in data_folder.folders() if data_folder.has_file(f"{split}/{name}")]
     prefix, suffix = name.split(SPLIT)
-    names = [file.removeprefix(prefix).removesuffix(suffix) for file in tree.files(folder, [suffix]) if file.startswith(prefix)]
+    names = [
+        file.removeprefix(prefix).removesuffix(suffix) for file in data_folder.files(folder, [suffix]) if file.startswith(prefix)
+    ]
     return [split for split in names if split and (prefix or split in USUAL_SPLITS)]
 
 
-def _images_folder(tree: DataTree, split: str, images: "dict[int | str, _Image]") -> str:
-    """The folder in which the split's images lie."""
-    own = None if _is_published(tree) else _own_splits(tree).get(split)
+def _images_folder(data_folder: DataFolder, split: str, images: "dict[int | str, _Image]") -> str:
+    """The folder of the split's images."""
+    own = None if _is_published(data_folder) else _own_splits(data_folder).get(split)
     folders = [folder.replace(SPLIT, split) for folder in (own or PUBLISHED).images]
-    if own is None and not tree.has_folder(folders[0]):
+    if own is None and not data_folder.has_folder(folders[0]):
         raise AbsentSplitError(
-            f"COCO in {tree.root} has no images of the split {split!r}: {folders[0]}/ or {folders[0]}.zip should lie there."
+            f"COCO in {data_folder.root} has no images of the split {split!r}: {folders[0]}/ or {folders[0]}.zip should lie "
+            "there."
         )
     names = [image.file_name for image in images.values()]
-    return next((f for f in folders if any(tree.has_file(posixpath.join(f, name)) for name in names)), folders[0])
+    return next((f for f in folders if any(data_folder.has_file(posixpath.join(f, name)) for name in names)), folders[0])
 
 
-def _required(tree: DataTree, path: str) -> str:
+def _required(data_folder: DataFolder, path: str) -> str:
     """The file's location; a DataError if it is not there."""
-    location = tree.location(path)
+    location = data_folder.location(path)
     if location is None:
-        present = ", ".join(tree.files(ANNOTATIONS, [".json"])) or "none"
-        raise AbsentSplitError(f"{tree.root / path} is missing: fetch COCO's annotations (JSON files there: {present}).")
+        present = ", ".join(data_folder.files(ANNOTATIONS, [".json"])) or "none"
+        raise AbsentSplitError(f"{data_folder.root / path} is missing: fetch COCO's annotations (JSON files there: {present}).")
     return location
 
 
-def _locations(tree: DataTree, folder: str) -> list[str]:
-    return [tree.location(f"{folder}/{name}") for name in tree.files(folder)]
+def _locations(data_folder: DataFolder, folder: str) -> list[str]:
+    return [data_folder.location(f"{folder}/{name}") for name in data_folder.files(folder)]
 
 
 @dataclass(frozen=True)
 class _AnnotationFile:
-    """COCO's JSON; every record that is asked for is checked."""
+    """COCO's JSON, with checks of every record that is used."""
 
     location: str
     content: dict[str, Any]
 
     @classmethod
-    def read(cls, tree: DataTree, path: str) -> "_AnnotationFile":
-        location = _required(tree, path)
-        return cls(location, json_object(tree.read_json(path), location))
+    def read(cls, data_folder: DataFolder, path: str) -> "_AnnotationFile":
+        location = _required(data_folder, path)
+        return cls(location, json_object(data_folder.read_json(path), location))
 
     def records(self, key: str) -> list[dict[str, Any]]:
         records = self.content.get(key)
@@ -398,7 +408,7 @@ class _AnnotationFile:
         return value
 
     def images(self) -> "dict[int | str, _Image]":
-        """By id, in the file's order. Some tools' ids are text."""
+        """Id → image, in the file's order. Some tools write text for ids."""
         images, ids_of_names = {}, {}
         for record in self.records("images"):
             image_id = self.field(record, "id", int | str, "an entry of images")
@@ -410,18 +420,18 @@ class _AnnotationFile:
             if other != image_id:
                 raise DataError(
                     f"{self.location}: the images {shown(other)} and {shown(image_id)} are both called "
-                    f"{_image_id(image.file_name)!r}, but for the suffix: take one out, or rename it."
+                    f"{_image_id(image.file_name)!r}, except for the suffix: take one out, or rename it."
                 )
             images[image_id] = image
         return images
 
     def file_name(self, record: dict[str, Any], where: str) -> str:
-        """A path with forward slashes; tools on Windows write the other ones."""
+        """The image's path with forward slashes; tools on Windows write backslashes."""
         name = self.field(record, "file_name", str, where)
         if leads_outside(name):
             raise DataError(f"{self.location}: {where}: its file_name {name!r} leads outside of the data folder: correct it.")
         if any(unicodedata.category(character) in UNPRINTED for character in name):
-            raise DataError(f"{self.location}: {where}: its file_name {name!a} holds what no file's name should: correct it.")
+            raise DataError(f"{self.location}: {where}: its file_name {name!a} holds unprintable characters: correct it.")
         return posixpath.normpath(name.replace("\\", "/"))
 
     def image_of(self, record: dict[str, Any], images: "dict[int | str, _Image]", where: str) -> int | str:
@@ -441,7 +451,7 @@ class _AnnotationFile:
         return VOC_ID_OF_CATEGORY[category_id] if space is VOC21 else category_id
 
     def _side(self, record: dict[str, Any], side: str, where: str) -> int | None:
-        """Height or width in pixels, or None where the file does not say."""
+        """Height or width in pixels; None if the file does not give it."""
         if record.get(side) is None:
             return None
         value = self.field(record, side, int, where)
@@ -450,7 +460,7 @@ class _AnnotationFile:
         return value
 
     def check_categories(self, space: LabelSpace) -> None:
-        """Numbers mean a label space's classes only if the file says so: people number their own classes from 0 or 1 as well."""
+        """Raises a DataError if an id has another name than in the label space: users number their own classes from 0 or 1."""
         listed = category_names(self.records("categories"), self.location)
         own = space not in (COCO81, VOC21, COCO_PANOPTIC133)
         names = {key: space.names[k] for key, k in space.raw_ids.items()} if own else {c.id: c.name for c in CATEGORIES}
@@ -467,7 +477,7 @@ class _AnnotationFile:
 
 
 class _Image(NamedTuple):
-    """An entry of COCO's images; sizes in pixels, None where the file does not say."""
+    """An entry of COCO's images; sizes in pixels, None if the file does not give them."""
 
     file_name: str
     height: int | None
@@ -478,16 +488,16 @@ def _image_id(file_name: str) -> str:
     return str(PurePosixPath(file_name).with_suffix(""))
 
 
-def _listed(folder: str, image: _Image, label_map: str, drawing: dict[str, Any]) -> Listed:
+def _listed(folder: str, image: _Image, label_map: str, drawing: dict[str, Any]) -> ListedSample:
     annotation = pack_annotation({"height": image.height, "width": image.width, **drawing})
-    return Listed(posixpath.join(folder, image.file_name), label_map, _image_id(image.file_name), annotation)
+    return ListedSample(posixpath.join(folder, image.file_name), label_map, _image_id(image.file_name), annotation)
 
 
-def _with_sizes(images: "dict[int | str, _Image]", tree: DataTree, folder: str) -> "dict[int | str, _Image]":
-    """The same; a size that the file does not say is read from the image. (One that is missing is named later.)"""
+def _with_sizes(images: "dict[int | str, _Image]", data_folder: DataFolder, folder: str) -> "dict[int | str, _Image]":
+    """Reads the sizes that the file does not give from the images. (A missing image is an error later.)"""
     sized = {}
     for key, image in images.items():
-        location = tree.location(posixpath.join(folder, image.file_name)) if None in (image.height, image.width) else None
+        location = data_folder.location(posixpath.join(folder, image.file_name)) if None in (image.height, image.width) else None
         if location is not None:
             width, height = image_size(location)
             image = image._replace(height=image.height or height, width=image.width or width)
@@ -495,7 +505,9 @@ def _with_sizes(images: "dict[int | str, _Image]", tree: DataTree, folder: str) 
     return sized
 
 
-def _list_instances(source: _AnnotationFile, images: "dict[int | str, _Image]", folder: str, space: LabelSpace) -> list[Listed]:
+def _list_instances(
+    source: _AnnotationFile, images: "dict[int | str, _Image]", folder: str, space: LabelSpace
+) -> list[ListedSample]:
     objects = defaultdict(list)
     for record in source.records("annotations"):
         where = f"annotation {shown(record.get('id'))}"
@@ -514,52 +526,53 @@ def _object(source: _AnnotationFile, record: dict[str, Any], space: LabelSpace, 
     return thing if drawable else {**thing, "bbox": record.get("bbox")}
 
 
-def _drop_nearly_empty(listed: list[Listed], space: LabelSpace) -> list[Listed]:
-    """Without the images in which VOC's classes cover 1,000 pixels or fewer: they teach little but background.
+def _drop_nearly_empty(listed: list[ListedSample], space: LabelSpace) -> list[ListedSample]:
+    """Drops images in which VOC's classes cover 1,000 pixels or fewer, because they are almost only background.
 
-    torchvision's reference recipe for segmentation drops them, by the sum of the areas that the annotations state. Here the
-    pixels are drawn and counted, each once.
+    torchvision's reference recipe for segmentation drops them too, by the sum of the areas in the annotations. Here the objects
+    are drawn, and each pixel is counted once.
     """
-    shown = tqdm(listed, desc="counting labelled pixels", unit="image", leave=False, disable=len(listed) < LONG_CHECK)
-    kept = [item for item in shown if labelled_pixels(item.annotation, space, item.label_map) > FEWEST_LABELLED]
+    is_short = len(listed) < LONG_CHECK
+    bar = tqdm(listed, desc="counting labelled pixels", unit="image", leave=False, disable=is_short or None)
+    kept = [item for item in bar if labelled_pixels(item.annotation, space, item.label_map) > FEWEST_LABELLED]
     if not kept:
         raise DataError(
             f"In none of the {len(listed)} images of COCO's train split do VOC's classes cover more than {FEWEST_LABELLED} "
-            f"pixels, which label space {space.name!r} asks for: take larger images, or label space {COCO81.name!r}."
+            f"pixels, which label space {space.name!r} requires: take larger images, or label space {COCO81.name!r}."
         )
     return kept
 
 
-def _panoptic_folder(tree: DataTree, split: str) -> tuple[DataTree, str]:
-    """The tree and the folder of the panoptic PNGs."""
+def _panoptic_folder(data_folder: DataFolder, split: str) -> tuple[DataFolder, str]:
+    """The folder of the panoptic PNGs: a DataFolder and a path in it."""
     name = f"panoptic_{split}2017"
-    places = [(tree, name), (tree, f"{ANNOTATIONS}/{name}")]
-    if (tree.root / ANNOTATIONS).is_dir():
-        # The publisher packs the PNGs into a zip file beside the JSON.
-        places.append((DataTree(tree.root / ANNOTATIONS), name))
+    places = [(data_folder, name), (data_folder, f"{ANNOTATIONS}/{name}")]
+    if (data_folder.root / ANNOTATIONS).is_dir():
+        # In the publisher's archive, the PNGs are in a zip file beside the JSON.
+        places.append((DataFolder(data_folder.root / ANNOTATIONS), name))
     for place, folder in places:
         if place.has_folder(folder):
             return place, folder
-    raise DataError(f"{tree.root} has no panoptic label maps: {name}/ or {name}.zip should lie there or in {ANNOTATIONS}/.")
+    raise DataError(
+        f"{data_folder.root} has no panoptic label maps: {name}/ or {name}.zip should lie there or in {ANNOTATIONS}/."
+    )
 
 
 def _list_panoptic(
-    tree: DataTree, split: str, source: _AnnotationFile, images: "dict[int | str, _Image]", folder: str
-) -> list[Listed]:
+    data_folder: DataFolder, split: str, source: _AnnotationFile, images: "dict[int | str, _Image]", folder: str
+) -> list[ListedSample]:
     records = {}
     for record in source.records("annotations"):
         where = f"the annotation of image {shown(record.get('image_id'))}"
         records[source.image_of(record, images, where)] = record
-    place, png_folder = _panoptic_folder(tree, split)
+    place, png_folder = _panoptic_folder(data_folder, split)
     pngs = {key: f"{png_folder}/{source.file_name(record, f'image {key}')}" for key, record in records.items()}
-    lost = [key for key in images if key not in pngs or not place.has_file(pngs[key])]
-    if lost:
-        named = ", ".join(
-            f"{key} (expected {place.expected(pngs[key])})" if key in pngs else f"{key}" for key in lost[:MAX_NAMED]
-        )
+    missing = [key for key in images if key not in pngs or not place.has_file(pngs[key])]
+    if missing:
+        named = (f"{key} (expected {place.expected(pngs[key])})" if key in pngs else key for key in missing)
         raise DataError(
-            f"{source.location}: {len(lost)} of {len(images)} images have no entry in annotations or no panoptic PNG: {named}. "
-            "Fetch the annotations again, or take these images out."
+            f"{source.location}: {len(missing)} of {len(images)} images have no entry in annotations or no panoptic PNG: "
+            f"{first_few(named, MAX_NAMED)}. Fetch the annotations again, or take these images out."
         )
     return [
         _listed(
@@ -573,7 +586,7 @@ def _list_panoptic(
 
 
 def _segments(source: _AnnotationFile, record: dict[str, Any], image: str) -> list[tuple[int, int]]:
-    """(Segment id, category id) of each segment of a panoptic annotation."""
+    """(segment id, category id) of each segment in a panoptic annotation."""
     segments = []
     for segment in source.field(record, "segments_info", list, image):
         segment_id = source.field(segment, "id", int, f"a segment of {image}")

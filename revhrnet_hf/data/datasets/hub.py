@@ -1,7 +1,7 @@
-"""Datasets that `datasets` has stored: on the Hub, in a copy of a Hub repository, or in a folder written by `save_to_disk`.
+"""Datasets stored by `datasets`: on the Hub, in a copy of a Hub repository, or in a folder written by `save_to_disk`.
 
-Ours come back as they were, for their features say everything. Any other dataset with a column of images and a column of label
-maps will do too, given a label table for the ids in its label maps.
+A dataset that this package loaded and saved needs nothing else, because its features define the classes. Any other dataset with a
+column of images and a column of label maps needs a label table.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetsError
 
-from ...errors import AbsentSplitError, DataError
+from ...errors import AbsentSplitError, DataError, first_few
 from ...images import ImageFile, unreadable_is_data_error
 from ..features import LabelMap, RgbImage
 from ..label_space import find_label_space
@@ -22,10 +22,10 @@ from ..listing import MAX_NAMED, mismatch
 from .own_files import OwnFiles
 
 IMAGE, LABEL_MAP, IMAGE_ID = "image", "label_map", "image_id"
-UNNAMED = "train"  # what `datasets` calls the only split of a dataset that names none
+UNNAMED = "train"  # the name that `datasets` gives to the only split of a dataset without split names
 SAVED_SET, SAVED_SPLITS = "state.json", "dataset_dict.json"
 FILE = RgbImage(decode=False)  # an image as stored
-STREAMS = 64  # shards of a saved dataset that is streamed, for as many processes at most
+STREAMS = 64  # shards of a saved dataset when streaming; at most as many processes can read
 
 AnyDataset = datasets.Dataset | datasets.IterableDataset
 
@@ -33,17 +33,17 @@ AnyDataset = datasets.Dataset | datasets.IterableDataset
 def load_stored(
     source: str | Path, split: str, label_space: str | Path | None, streaming: bool, image_column: str, label_column: str
 ) -> AnyDataset:
-    """One split of a stored dataset, in our three columns.
+    """Loads one split of a stored dataset, with the columns `image`, `label_map` and `image_id`.
 
     Args:
         source: a name on the Hub or a folder.
-        label_space: what the ids in the label maps mean; None for a dataset of ours, which knows it.
-        image_column, label_column: what these columns are called there. A column `image_id` is taken over; without one, ids are
-            made of the rows' numbers, or of the images' content where rows of the Hub are streamed and have no number.
+        label_space: the meaning of the ids in the label maps; None for a dataset that this package saved.
+        image_column, label_column: the names of these columns there. A column `image_id` is kept. Without one, the ids are the
+            rows' numbers, or hashes of the images' content for rows streamed from the Hub, which have no number.
 
     Raises:
-        DataError: there is no such dataset, split or column, its label space is unknown or another, or a row lacks its image or
-            label map. (The rows of a stream are seen when they are read.)
+        DataError: there is no such dataset, split or column, its label space is unknown or differs, or a row lacks its image or
+            label map. (In a stream, rows are checked when they are read.)
     """
     saved = _is_saved(source)
     stored = _stored(source, streaming)
@@ -66,8 +66,9 @@ def load_stored(
     own = OwnFiles(source, None if saved else dataset.info.builder_name)
     dataset = dataset.select_columns(columns).cast_column(image_column, RgbImage())
     if (image_column, label_column) != (IMAGE, LABEL_MAP):
-        between = dataset.rename_columns({image_column: "given_image", label_column: "given_label_map"})  # they may be swapped
-        dataset = between.rename_columns({"given_image": IMAGE, "given_label_map": LABEL_MAP})
+        # In two steps, because the names may be swapped.
+        renamed = dataset.rename_columns({image_column: "given_image", label_column: "given_label_map"})
+        dataset = renamed.rename_columns({"given_image": IMAGE, "given_label_map": LABEL_MAP})
     complete = _complete_mapped if isinstance(dataset, datasets.Dataset) else _complete_streamed
     dataset = complete(dataset, feature, foreign, own)
     return dataset.to_iterable_dataset(num_shards=min(STREAMS, len(dataset))) if saved and streaming else dataset
@@ -100,7 +101,7 @@ def _load_saved(folder: Path) -> Mapping[str, datasets.Dataset]:
 def _load_published(source: str, streaming: bool) -> Mapping[str, AnyDataset]:
     try:
         return datasets.load_dataset(source, streaming=streaming)
-    # Of the network, the name, the repository's files, and its configuration.
+    # Errors of the network, the name, the repository's files, and its configuration.
     except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
             f"The dataset {source} cannot be loaded ({error}): give its name on the Hub, or a folder that holds a copy of it or "
@@ -122,8 +123,8 @@ def _label_map_feature(source: str | Path, stored: datasets.Image, given: str | 
     if not isinstance(stored, LabelMap):
         if given is None:
             raise DataError(
-                f"{source} does not say what the ids in its label maps mean: give label_space, a label table (a YAML file; one "
-                "line, such as names: [road, car, person], is enough) or the name of a label space."
+                f"{source} does not define the ids in its label maps: give label_space, a label table (a YAML file; one line, "
+                "such as names: [road, car, person], is enough) or the name of a label space."
             )
         return LabelMap.of(find_label_space(given))
     if given is not None and find_label_space(given) != stored.space:
@@ -147,31 +148,30 @@ def _complete_mapped(dataset: datasets.Dataset, feature: LabelMap, foreign: bool
 
 
 def _check_present(dataset: datasets.Dataset, column: str, kind: str) -> None:
-    """Raises a DataError for rows whose value is null, or holds neither bytes nor a path."""
+    """Raises a DataError for rows whose value is null or has neither bytes nor a path."""
     stored = dataset.data.column(column)
     parts = [pc.is_null(pc.struct_field(stored, part)) for part in ("bytes", "path")]
     empty = pc.or_(pc.is_null(stored), pc.and_(*parts))
     rows = pc.indices_nonzero(empty).to_pylist()
     if not rows:
         return
-    shown = ", ".join(map(str, rows[:MAX_NAMED])) + (f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else "")
     raise DataError(
-        f"{len(rows)} of the split's {len(dataset)} rows have no {kind}: row {shown}, counted from 0. Take another split, or "
-        "drop these rows."
+        f"{len(rows)} of the split's {len(dataset)} rows have no {kind}: row {first_few(rows, MAX_NAMED)}, counted from 0. Take "
+        "another split, or drop these rows."
     )
 
 
 def holds_decoded(dataset: datasets.Dataset) -> bool:
-    """Whether a label map lacks a file name, which to LabelMap says that it holds train ids already."""
+    """Whether a label map has no file name, which means to LabelMap that it already holds train ids."""
     return pc.any(pc.is_null(pc.struct_field(dataset.data.column(LABEL_MAP), "path"))).as_py()
 
 
 def _with_named_label_maps(dataset: datasets.Dataset) -> datasets.Dataset:
-    """LabelMap takes a label map without a file name for one that is translated already: it gets its row for a name."""
+    """Gives each label map without a file name its row number as a name; otherwise LabelMap would not translate it."""
     if not holds_decoded(dataset):
         return dataset
     label_maps = dataset.select_columns(LABEL_MAP).cast_column(LABEL_MAP, FILE)
-    # Not where the dataset lies, which may not be ours to write to.
+    # Not in the dataset's folder, which may be read-only.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "label_maps"
     cache.mkdir(parents=True, exist_ok=True)
     named = label_maps.map(
@@ -189,7 +189,7 @@ def _complete_streamed(
     for column in (IMAGE, LABEL_MAP):
         dataset = dataset.cast_column(column, FILE)
     features = datasets.Features({IMAGE: RgbImage(), LABEL_MAP: feature, IMAGE_ID: datasets.Value("string")})
-    # cast: what `map` gives with features counts as decoded.
+    # cast, rather than the argument `features` of `map`, with which the columns would count as decoded.
     return dataset.map(_completed, fn_kwargs={"foreign": foreign, "own": own}).cast(features)
 
 
@@ -202,7 +202,7 @@ def _completed(row: dict[str, Any], foreign: bool, own: OwnFiles) -> dict[str, A
         label_path = "of an unknown name" if _is_empty(label_map) or not label_map["path"] else label_map["path"]
         which = f"image_id {row[IMAGE_ID]}" if IMAGE_ID in row else f"the label map {label_path}"
         raise DataError(f"The row with {which} has no image: drop such rows.")
-    # Not the row's number, which each of several processes counts for itself.
+    # Not the row's number: each process counts its own rows.
     image_id = str(row[IMAGE_ID]) if IMAGE_ID in row else _content_id(image)
     if _is_empty(label_map):
         raise DataError(f"The image {image_id} has no label map: take another split, or drop such rows.")
@@ -216,9 +216,9 @@ def _is_empty(value: dict[str, Any] | None) -> bool:
 
 
 def _check_same_size(image_id: str, image: dict[str, Any], label_map: dict[str, Any]) -> None:
-    """Raises a DataError unless a row's image and label map, where it holds their bytes, are of one size.
+    """Raises a DataError if a row holds the bytes of image and label map, and they have different sizes.
 
-    Only headers are read; an annotation, or what cannot be read, is left to whoever decodes it.
+    Only headers are read. Annotations and unreadable files are not checked here, but when they are decoded.
     """
     if None in (image["bytes"], label_map["bytes"]):
         return

@@ -1,21 +1,21 @@
-"""The label lists of Mapillary Vistas (Neuhold et al., 2017), as its publisher's `config.json` gives them; data only.
+"""The label lists of Mapillary Vistas (Neuhold et al., 2017), from the publisher's `config.json`; data only.
 
-A label's place in its list is its id in label maps.
+A label's position in its list is its id in label maps.
 """
 
 from typing import NamedTuple
 
-from ..label_space import Colour
+from ...images import Colour
 
 
 class VistasLabel(NamedTuple):
     """One of the publisher's labels.
 
     Attributes:
-        name: the publisher's name, with the groups that it is in.
+        name: the publisher's name, which includes its groups.
         readable: the name in English.
         colour: RGB, 0–255.
-        instances: whether the instance maps tell objects of this label apart.
+        instances: whether the instance maps distinguish objects of this label.
         evaluate: whether the publisher's benchmark scores it.
     """
 

@@ -1,8 +1,8 @@
-"""Which files the rows of a stored dataset may point to: its own, and no other.
+"""Checks that the rows of a stored dataset refer only to the dataset's own files.
 
-`datasets` stores an image as bytes, or as a path. Whoever writes a dataset chooses the path, and whoever saves or pushes the
-dataset puts the content of the file into it. So a path must lead into the dataset's own folder, or to a file that `datasets`
-itself unpacked or downloaded for it; an address is never followed.
+`datasets` stores an image as bytes, or as a path that the dataset's author chose. When a user saves or pushes the dataset, the
+content of that file is copied into it, whatever the file is. So a path must lead into the dataset's own folder, or to a file that
+`datasets` itself unpacked or downloaded for it. Other URLs are never followed.
 """
 
 import json
@@ -20,16 +20,16 @@ from ...errors import DataError
 from ..annotation import JSON_START
 from ..archive import split_location
 
-FOLDER_BUILDER = "imagefolder"  # of `datasets`: lists image files itself, and unpacks archives into its cache
-SNAPSHOTS = "snapshots"  # in the Hub's cache, where files are links to ../../blobs
+FOLDER_BUILDER = "imagefolder"  # a builder of `datasets` that lists image files itself and unpacks archives into its cache
+SNAPSHOTS = "snapshots"  # a folder in the Hub's cache; its files are links to ../../blobs
 
 
 class OwnFiles:
     """The files of one dataset.
 
     Args:
-        source: its folder, or its name on the Hub.
-        builder: the name of the builder of `datasets` that listed its files; None for a dataset written by `save_to_disk`.
+        source: the dataset's folder, or its name on the Hub.
+        builder: the builder of `datasets` that listed its files; None for a dataset written by `save_to_disk`.
     """
 
     def __init__(self, source: str | Path, builder: str | None = None):
@@ -41,7 +41,7 @@ class OwnFiles:
         self._roots = [os.path.realpath(root) for root in (own, *(caches if builder == FOLDER_BUILDER else ()))]
 
     def check_column(self, dataset: datasets.Dataset, column: str) -> None:
-        """Raises a DataError for the first row of an image column that points to another file."""
+        """Raises a DataError for the first row of an image column that refers to another file."""
         stored = dataset.data.column(column)
         contents, paths = pc.struct_field(stored, "bytes"), pc.struct_field(stored, "path")
         for path in paths.filter(pc.is_null(contents)).drop_null().unique().to_pylist():
@@ -50,7 +50,7 @@ class OwnFiles:
             self._check_annotation(annotation.as_py(), column)
 
     def check_value(self, value: dict[str, Any], column: str) -> None:
-        """The same for one stored value."""
+        """Raises a DataError if a stored value refers to another file."""
         if value["bytes"] is None:
             if value["path"] is not None:
                 self._check(value["path"], column)
@@ -64,9 +64,9 @@ class OwnFiles:
     def _check(self, path: str, column: str) -> None:
         if not self._holds(path):
             raise DataError(
-                f"The column {column!r} of {self.source} points to {path}, which is none of the dataset's own files: it is not "
-                "opened, for its content would be copied into the dataset when that is saved. If you trust the dataset, store "
-                "the images themselves in it (their bytes), or put the files into its folder."
+                f"The column {column!r} of {self.source} points to {path}, which is none of the dataset's own files. It is not "
+                "opened, because its content would be copied into the dataset when that is saved. If you trust the dataset, "
+                "store the images themselves in it (their bytes), or put the files into its folder."
             )
 
     def _holds(self, path: str) -> bool:
@@ -85,7 +85,7 @@ def _repository(folder: Path) -> Path:
 
 
 def _pointers(annotation: bytes) -> Iterator[str]:
-    """The locations of other files in an annotation; see annotation.py. A damaged one is an error when it is drawn."""
+    """The locations of other files in an annotation (see annotation.py). A damaged annotation is an error when it is drawn."""
     try:
         record = json.loads(annotation)
     except (ValueError, RecursionError):

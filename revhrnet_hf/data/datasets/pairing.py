@@ -1,7 +1,7 @@
-"""Which label map belongs to which image, in two folders of people's own files, and which of the pairs a list file names.
+"""Pairs images with label maps in two folders of a user's own files, and reads the list files that name some of the pairs.
 
-A pair's *id* is the image's path below its folder without ending, for example `north/x`. Names are compared in Unicode's composed
-form (NFC): macOS writes an umlaut as a letter and a mark, most other systems as one character.
+A pair's *id* is the image's path below its folder, without ending, for example `north/x`. Names are compared in Unicode's
+composed form (NFC), because macOS writes an umlaut as a letter and a mark, most other systems as one character.
 """
 
 import hashlib
@@ -13,67 +13,57 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from ...errors import DataError
-from ..archive import DataTree
-from ..listing import MAX_NAMED, Listed
+from ...errors import DataError, first_few
+from ..archive import DataFolder
+from ..listing import MAX_NAMED, ListedSample
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
 LOSSY = (".jpg", ".jpeg", ".webp", ".jp2")
 IMAGES = (*LOSSLESS, *LOSSY, ".ppm")
 
-# What a label map's name has after its image's, in lower case; a label table's label_suffix says another.
+# A label map's name may be its image's name with one of these suffixes, in lower case. A label table sets another (label_suffix).
 LABEL_SUFFIXES = (
-    "_mask",
-    "_masks",
-    "_label",
-    "_labels",
-    "_l",
-    "_gt",
-    "_seg",
-    "_segmentation",
-    "_annotation",
-    "-mask",
-    "-label",
-    "-gt",
-)
+    "_mask", "_masks", "_label", "_labels", "_l", "_gt", "_seg", "_segmentation", "_annotation", "-mask", "-label", "-gt",
+)  # fmt: skip
 
 
 def pair_files(
-    tree: DataTree, images: str, labels: str, image_suffix: str | None = None, label_suffix: str | None = None
-) -> dict[str, Listed]:
-    """Every image below the folder `images` and every label map below the folder `labels`, by id and sorted by it.
+    data_folder: DataFolder, images: str, labels: str, image_suffix: str | None = None, label_suffix: str | None = None
+) -> dict[str, ListedSample]:
+    """Id → pair, sorted by id, of every image below the folder `images` and every label map below the folder `labels`.
 
-    A file without a partner has the path where the partner should be.
+    If a file has no partner, the pair has the path where the partner should be.
 
     Args:
-        image_suffix, label_suffix: what the names have before their endings; files without are passed over. If None, names are
-            taken as they are, and those of label maps also with one of `LABEL_SUFFIXES` or with the image's ending (`x.jpg.png`).
+        image_suffix, label_suffix: the ends of the names, before their endings; files without them are skipped. If None, names
+            are compared as they are; those of label maps may have one of `LABEL_SUFFIXES` or the image's ending (`x.jpg.png`).
 
     Raises:
-        DataError: two files have the same id, a label map is in a lossy format, or there are no images at all.
+        DataError: two files have the same id, a label map is in a lossy format, or there are no images.
     """
     if images == labels and label_suffix is None:
         raise DataError(
-            f"Images and label maps are both in {tree.expected(images)}: say in the label table what label maps are called, such "
-            "as label_suffix: _mask."
+            f"Images and label maps are both in {data_folder.expected(images)}: say in the label table what label maps are "
+            "called, such as label_suffix: _mask."
         )
-    image_files = _by_id(tree, images, labels, image_suffix or "")
+    image_files = _by_id(data_folder, images, labels, image_suffix or "")
     if images == labels:
         image_files = {i: file for i, file in image_files.items() if not i.endswith(label_suffix)}
-    label_files, suffix = _label_maps_by_id(tree, labels, images, image_files, label_suffix)
+    label_files, suffix = _label_maps_by_id(data_folder, labels, images, image_files, label_suffix)
     lossy = [file for file in label_files.values() if file.lower().endswith(LOSSY)]
     if lossy:
         raise DataError(
-            f"The label map {tree.expected(lossy[0])} ({len(lossy)} such in {labels}/) is in a format that changes the ids "
-            "when it compresses: save label maps as PNG, from what they were drawn in."
+            f"The label map {data_folder.expected(lossy[0])} ({len(lossy)} such in {labels}/) is in a format that changes the "
+            "ids when it compresses: save label maps as PNG, from the originals."
         )
     ids = sorted({*image_files, *label_files})
     if not ids:
         raise DataError(
-            f"{tree.expected(images)} and {tree.expected(labels)} hold no images ({', '.join(IMAGES)}): put them there."
+            f"{data_folder.expected(images)} and {data_folder.expected(labels)} hold no images ({', '.join(IMAGES)}): put them "
+            "there."
         )
     return {
-        i: Listed(
+        i: ListedSample(
             image_files.get(i, _joined(images, f"{i}{image_suffix or ''}.*")),
             label_files.get(i, _joined(labels, f"{i}{suffix}.png")),
             i,
@@ -82,68 +72,68 @@ def pair_files(
     }
 
 
-def _by_id(tree: DataTree, folder: str, without: str, suffix: str) -> dict[str, str]:
-    """Id → file, of the images below `folder` whose names end with `suffix`."""
+def _by_id(data_folder: DataFolder, folder: str, without: str, suffix: str) -> dict[str, str]:
+    """Id → file, for the images below `folder` whose names end with `suffix`."""
     files: dict[str, str] = {}
-    for file in images_below(tree, folder, without):
+    for file in images_below(data_folder, folder, without):
         stem = _stem(file, folder)
         if stem.endswith(suffix):
-            _claim(tree, files, stem.removesuffix(suffix), file)
+            _claim(data_folder, files, stem.removesuffix(suffix), file)
     return files
 
 
 def _label_maps_by_id(
-    tree: DataTree, folder: str, without: str, images: dict[str, str], suffix: str | None
+    data_folder: DataFolder, folder: str, without: str, images: dict[str, str], suffix: str | None
 ) -> tuple[dict[str, str], str]:
-    """Id → label map, and the suffix that most of them have."""
+    """Id → label map; and the most common suffix."""
     if suffix is not None:
-        return _by_id(tree, folder, without, suffix), suffix
+        return _by_id(data_folder, folder, without, suffix), suffix
     files: dict[str, str] = {}
     suffixes = Counter()
-    for file in images_below(tree, folder, without):
+    for file in images_below(data_folder, folder, without):
         stem = _stem(file, folder)
         image_id = next((name for name in _possible_ids(stem) if name in images), stem)
-        _claim(tree, files, image_id, file)
+        _claim(data_folder, files, image_id, file)
         suffixes[stem.removeprefix(image_id)] += image_id in images
     return files, suffixes.most_common(1)[0][0] if suffixes else ""
 
 
 def _possible_ids(stem: str) -> Iterator[str]:
-    """The ids that a label map's name may mean, the name itself first."""
+    """The possible ids of a label map, its name itself first."""
     yield stem
     for ending in (*LABEL_SUFFIXES, *IMAGES):
         if stem.lower().endswith(ending):
             yield stem[: -len(ending)]
 
 
-def _claim(tree: DataTree, files: dict[str, str], image_id: str, file: str) -> None:
+def _claim(data_folder: DataFolder, files: dict[str, str], image_id: str, file: str) -> None:
     if image_id in files:
         raise DataError(
-            f"{tree.expected(files[image_id])} and {tree.expected(file)} are both called {image_id!r}, for they differ in ending "
-            "or suffix only: take one away, or say in the label table which suffix counts (image_suffix, label_suffix)."
+            f"{data_folder.expected(files[image_id])} and {data_folder.expected(file)} are both called {image_id!r} and "
+            "differ only in ending or suffix: take one away, or set the suffix in the label table (image_suffix, label_suffix)."
         )
     files[image_id] = file
 
 
-def images_below(tree: DataTree, folder: str, without: str | None = None) -> Iterator[str]:
-    """Paths of the image files in `folder` and its sub-folders, but for the sub-folder `without`."""
-    for name in tree.files(folder):
+def images_below(data_folder: DataFolder, folder: str, without: str | None = None) -> Iterator[str]:
+    """Paths of the image files in `folder` and its sub-folders, except the sub-folder `without`."""
+    for name in data_folder.files(folder):
         if name.lower().endswith(IMAGES):
             yield _joined(folder, name)
-    for name in tree.folders(folder):
+    for name in data_folder.folders(folder):
         below = _joined(folder, name)
         if below != without:
-            yield from images_below(tree, below, without)
+            yield from images_below(data_folder, below, without)
 
 
 def held_out(ids: list[str], fraction: float, seed: int) -> set[str]:
-    """A share of the ids, at least one and not all, that depends on their names and the seed only.
+    """Chooses a share of the ids, at least one and not all, which depends only on their names and the seed.
 
-    Their order is that of a hash of seed and name, so that on another machine they are the same, and that further images move
-    few of them from one side to the other.
+    The ids with the smallest hashes of seed and name are chosen. So the choice is the same on any machine, and it changes little
+    when images are added.
 
     Raises:
-        DataError: there are fewer than two.
+        DataError: there are fewer than two ids.
     """
     if len(ids) < 2:
         raise DataError(f"val_fraction needs two images or more to choose from, and there is {len(ids)}.")
@@ -151,27 +141,30 @@ def held_out(ids: list[str], fraction: float, seed: int) -> set[str]:
     return set(sorted(ids, key=lambda image_id: hashlib.sha256(f"{seed}\0{image_id}".encode()).digest())[:count])
 
 
-def read_split_list(tree: DataTree, list_file: str, images: str, labels: str, pairs: dict[str, Listed]) -> list[Listed]:
+def read_split_list(
+    data_folder: DataFolder, list_file: str, images: str, labels: str, pairs: dict[str, ListedSample]
+) -> list[ListedSample]:
     """The pairs that a list file names, in its order.
 
-    A line is an id, an image's file, with or without the folders above it, or an image and its label map with a tab or blanks
-    between. Empty lines are passed over, and those that begin with `#`. Folders above may be those of the machine on which the
-    list was written; a path that leads to another file here is refused.
+    A line is an id; an image's file, with or without the folders above it; or an image and its label map, separated by a tab or
+    blanks. Empty lines and unknown names that begin with `#` are skipped. The folders above may be those of the machine on which
+    the list was written; but a path that leads to another existing file on this machine is an error.
 
     Raises:
         DataError: the list is empty, or a line names no image, an image that another line names too, or another existing file.
     """
-    written = _Written(tree, list_file)
+    location = data_folder.expected(list_file)
+    paths = _ListedPaths(data_folder, list_file)
     id_of = {name: i for i, pair in pairs.items() for name in (i, *_names(pair.image, images))}
-    image_of = _Names(id_of, {i: pair.image for i, pair in pairs.items()}, written)
-    label_maps = [pair.label_map for pair in pairs.values()]
-    label_map_of = _Names(
-        {name: file for file in label_maps for name in _names(file, labels)}, {file: file for file in label_maps}, written
+    image_of = _NameIndex(id_of, {i: pair.image for i, pair in pairs.items()}, paths)
+    files = [pair.label_map for pair in pairs.values()]
+    label_map_of = _NameIndex(
+        {name: file for file in files for name in _names(file, labels)}, {file: file for file in files}, paths
     )
-    chosen: dict[str, Listed] = {}
+    chosen: dict[str, ListedSample] = {}
     line_of: dict[str, int] = {}
     unknown = []
-    for number, line in enumerate(tree.read_text(list_file).removeprefix("\ufeff").splitlines(), 1):
+    for number, line in enumerate(data_folder.read_text(list_file).removeprefix("\ufeff").splitlines(), 1):
         if not line.strip():
             continue
         found = _named_pair(line, image_of, label_map_of)
@@ -180,46 +173,44 @@ def read_split_list(tree: DataTree, list_file: str, images: str, labels: str, pa
             continue
         image_id, label_map = found
         if image_id in chosen:
-            raise DataError(
-                f"{tree.expected(list_file)} names {image_id!r} twice, in lines {line_of[image_id]} and {number}: take one out."
-            )
+            raise DataError(f"{location} names {image_id!r} twice, in lines {line_of[image_id]} and {number}: take one out.")
         pair = pairs[image_id]
         chosen[image_id], line_of[image_id] = (pair if label_map is None else pair._replace(label_map=label_map)), number
     if unknown:
-        more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         raise DataError(
-            f"{tree.expected(list_file)} names what is no image in {tree.expected(images)}: "
-            f"{', '.join(unknown[:MAX_NAMED])}{more}. Correct these lines, or add the files."
+            f"{location} has lines that name no image in {data_folder.expected(images)}: {first_few(unknown, MAX_NAMED)}. "
+            "Correct these lines, or add the files."
         )
     if not chosen:
-        raise DataError(f"{tree.expected(list_file)} is empty: it must name the split's images, one a line.")
+        raise DataError(f"{location} is empty: it must name the split's images, one a line.")
     return list(chosen.values())
 
 
-class _Written:
-    """Whether the paths that a list holds lead to the files of the data folder that are taken for them.
+class _ListedPaths:
+    """Checks that the paths in a list file lead to the files in the data folder that are used for them.
 
     Args:
-        tree: the data folder.
-        list_file: the list's path there. Relative paths may be meant from its folder, the data folder or the working directory.
+        data_folder: the data folder.
+        list_file: the list's path in it. Relative paths may start in its folder, the data folder or the working directory.
     """
 
-    def __init__(self, tree: DataTree, list_file: str):
-        self._tree = tree
+    def __init__(self, data_folder: DataFolder, list_file: str):
+        self._data_folder = data_folder
         self._list_file = list_file
-        self._bases = [str(tree.root / PurePosixPath(list_file).parent), str(tree.root), os.getcwd()]
-        self._is_folder = lru_cache(os.path.isdir)  # a list of another machine names few folders and many files
+        self._bases = [str(data_folder.root / PurePosixPath(list_file).parent), str(data_folder.root), os.getcwd()]
+        self._is_folder = lru_cache(os.path.isdir)  # a list names few folders and many files
 
-    def check(self, path: str, taken: str) -> None:
-        """Raises a DataError if `path`, with or without the ending of `taken`, is another existing file than `taken`."""
-        endings = ("", PurePosixPath(taken).suffix)
+    def check(self, path: str, used: str) -> None:
+        """Raises a DataError if `path`, with or without the ending of `used`, is an existing file other than `used`."""
+        endings = ("", PurePosixPath(used).suffix)
         named = {os.path.join(base, path + ending) for base in self._bases for ending in endings}
         existing = [file for file in named if self._is_folder(os.path.dirname(file)) and os.path.isfile(file)]
-        location = self._tree.location(taken)
+        location = self._data_folder.location(used)
         if existing and not any(_is_same_file(file, location) for file in existing):
             raise DataError(
-                f"{self._tree.expected(self._list_file)} names {path}, which leads outside the data folder, to another file than "
-                f"{self._tree.expected(taken)}: copy what the list names into {self._tree.root}, and write the paths below it."
+                f"{self._data_folder.expected(self._list_file)} names {path}, which leads outside the data folder, to another "
+                f"file than {self._data_folder.expected(used)}: copy the files that the list names into "
+                f"{self._data_folder.root}, and write their paths below it."
             )
 
 
@@ -228,21 +219,21 @@ def _is_same_file(file: str, location: str | None) -> bool:
 
 
 @dataclass(frozen=True)
-class _Names:
-    """What a list may call files.
+class _NameIndex:
+    """Finds the image or label map that a list file names.
 
     Attributes:
-        known: name → id of an image, or label map.
-        file_of: the same → its file in the data folder.
-        written: checks a path of which only the end is known.
+        known: name → id of the image, or the label map.
+        file_of: id or label map → its file in the data folder.
+        paths: checks a path of which only the end is known.
     """
 
     known: dict[str, str]
     file_of: dict[str, str]
-    written: _Written
+    paths: _ListedPaths
 
     def find(self, name: str) -> str | None:
-        """What a name stands for; folders of another machine before those of the data folder are passed over."""
+        """The id or label map with this name, without leading folders that belong to another machine; None if unknown."""
         path = name.strip().replace("\\", "/").removeprefix("./")
         composed = unicodedata.normalize("NFC", path)
         if composed in self.known and not composed.startswith("/"):
@@ -251,12 +242,12 @@ class _Names:
         tails = ("/" + "/".join(parts[k:]) for k in range(len(parts)))
         found = next((self.known[tail] for tail in tails if tail in self.known), None)
         if found is not None:
-            self.written.check(path, self.file_of[found])
+            self.paths.check(path, self.file_of[found])
         return found
 
 
-def _named_pair(line: str, image_of: _Names, label_map_of: _Names) -> tuple[str, str | None] | None:
-    """The id that a list's line names, and the label map if the line names one; None if it names nothing."""
+def _named_pair(line: str, image_of: _NameIndex, label_map_of: _NameIndex) -> tuple[str, str | None] | None:
+    """The id that a line of a list names, and the label map if it names one; None if the line names nothing known."""
     if (image_id := image_of.find(line)) is not None:
         return image_id, None
     for parts in (line.split("\t"), line.split()):
@@ -268,7 +259,7 @@ def _named_pair(line: str, image_of: _Names, label_map_of: _Names) -> tuple[str,
 
 
 def _names(file: str, folder: str) -> Iterator[str]:
-    """What a list may call a file: its path below `folder`, and that below the data folder, with `/` before it as a mark."""
+    """Possible names of a file in a list: its path below `folder`, and below the data folder, then marked with a leading `/`."""
     path = unicodedata.normalize("NFC", file)
     below = str(PurePosixPath(path).relative_to(unicodedata.normalize("NFC", folder)))
     yield from (below, path) if folder else (below,)

@@ -1,9 +1,9 @@
-"""PASCAL VOC 2012 (Everingham et al., 2015), and SBD's further label maps (Hariharan et al., 2011).
+"""PASCAL VOC 2012 (Everingham et al., 2015), and the additional label maps of SBD (Hariharan et al., 2011).
 
 - `VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}`, or `VOCtrainval_11-May-2012.tar`: palette PNGs whose
-  index is the class, 255 the border.
-- SBD, `benchmark_RELEASE/dataset/{cls,train.txt,val.txt}`: `cls/X.mat` for images of VOC's `JPEGImages`. Or, instead of the
-  `.mat` files, the PNGs that many people made of them: `SegmentationClassAug/X.png` beside `SegmentationClass`.
+  indices are the classes; 255 is the border.
+- SBD, `benchmark_RELEASE/dataset/{cls,train.txt,val.txt}`: `cls/X.mat` for images in VOC's `JPEGImages`. Or, instead of the
+  `.mat` files, the same label maps as PNGs: `SegmentationClassAug/X.png` beside `SegmentationClass`.
 """
 
 import posixpath
@@ -11,34 +11,16 @@ from pathlib import PurePosixPath
 from typing import ClassVar
 
 from ...errors import AbsentSplitError, DataError
-from ..archive import DataTree
+from ...images import Colour
+from ..archive import DataFolder
 from ..builder import SegmentationBuilder
-from ..label_space import LABEL_SPACES, Colour, LabelSpace
-from ..listing import Listed, check_no_repeats
+from ..label_space import LABEL_SPACES, LabelSpace
+from ..listing import ListedSample, check_no_repeats
 
 NAMES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 BORDER = 255
 
 BASES = ("", "VOC2012/", "VOCdevkit/VOC2012/")
@@ -65,12 +47,12 @@ LABEL_SPACES[VOC21.name] = VOC21
 
 
 class PascalVoc(SegmentationBuilder):
-    """PASCAL VOC 2012; `train_aug` is VOC's and SBD's images without VOC's val.
+    """PASCAL VOC 2012. The split `train_aug` has the images of VOC and SBD without those of VOC's val.
 
-    The data folder is `VOC2012/`, `VOCdevkit/`, or the one above. `train_aug` has the members of `trainaug.txt` (`train_aug.txt`)
-    if that is among VOC's lists; else (SBD train ∪ SBD val ∪ VOC train) − VOC val, if SBD lies in VOC2012 or in one of the two
-    folders above it; else those of `SegmentationClassAug` − VOC val. Its label maps are those of `SegmentationClassAug` if that
-    is there, else VOC's where VOC has one, and SBD's.
+    The data folder is `VOC2012/`, `VOCdevkit/`, or the folder above. The images of `train_aug` are those in `trainaug.txt` (or
+    `train_aug.txt`) if it is among VOC's lists; else (SBD train ∪ SBD val ∪ VOC train) − VOC val, if SBD is in VOC2012 or in one
+    of the two folders above; else those in `SegmentationClassAug` − VOC val. Their label maps are in `SegmentationClassAug` if it
+    exists; otherwise they are VOC's, and SBD's for images that VOC does not label.
     """
 
     TITLE = "PASCAL VOC"
@@ -81,90 +63,90 @@ class PascalVoc(SegmentationBuilder):
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {"train": 1_464, "val": 1_449, "trainval": 2_913, "train_aug": 10_582}
 
     @staticmethod
-    def recognises(tree: DataTree) -> bool:
-        return _base(tree) is not None
+    def recognises(data_folder: DataFolder) -> bool:
+        return _base(data_folder) is not None
 
     @staticmethod
-    def list_split(tree: DataTree, split: str, label_space: str) -> list[Listed]:
-        base = _base(tree)
+    def list_split(data_folder: DataFolder, split: str, label_space: str) -> list[ListedSample]:
+        base = _base(data_folder)
         if split == "train_aug":
-            return _list_train_aug(tree, base)
-        ids = _read_list(tree, f"{base}{LISTS}/{split}.txt")
+            return _list_train_aug(data_folder, base)
+        ids = _read_list(data_folder, f"{base}{LISTS}/{split}.txt")
         return [_item(base, image_id, f"{base}{LABELS}/{image_id}.png") for image_id in ids]
 
     @staticmethod
-    def list_images(tree: DataTree, split: str) -> list[Listed]:
-        base = _base(tree)
-        listed = [_item(base, image_id, None) for image_id in _read_list(tree, f"{base}{LISTS}/{split}.txt")]
-        absent = [item.image_id for item in listed if not tree.has_file(item.image)]
+    def list_images(data_folder: DataFolder, split: str) -> list[ListedSample]:
+        base = _base(data_folder)
+        listed = [_item(base, image_id, None) for image_id in _read_list(data_folder, f"{base}{LISTS}/{split}.txt")]
+        absent = [item.image_id for item in listed if not data_folder.has_file(item.image)]
         if absent:
             raise DataError(
                 f"{len(absent)} of {len(listed)} images of PASCAL VOC's {split!r} are not in "
-                f"{tree.expected(f'{base}{IMAGES}')}, {absent[0]}.jpg first: put those of VOC2012test.tar there as well."
+                f"{data_folder.expected(f'{base}{IMAGES}')}, {absent[0]}.jpg first: put those of VOC2012test.tar there as well."
             )
         return listed
 
 
-def _base(tree: DataTree) -> str | None:
-    """Where VOC2012 lies in the tree."""
-    return next((base for base in BASES if all(tree.has_folder(f"{base}{folder}") for folder in (LISTS, IMAGES))), None)
+def _base(data_folder: DataFolder) -> str | None:
+    """The path of VOC2012 in the data folder; None if it is not there."""
+    return next((base for base in BASES if all(data_folder.has_folder(f"{base}{folder}") for folder in (LISTS, IMAGES))), None)
 
 
-def _item(base: str, image_id: str, label_map: str | None) -> Listed:
-    return Listed(f"{base}{IMAGES}/{image_id}.jpg", label_map, image_id)
+def _item(base: str, image_id: str, label_map: str | None) -> ListedSample:
+    return ListedSample(f"{base}{IMAGES}/{image_id}.jpg", label_map, image_id)
 
 
-def _list_train_aug(tree: DataTree, base: str) -> list[Listed]:
-    sbd = _sbd(tree, base)
-    ids = _train_aug_ids(tree, base, sbd)
-    if tree.has_folder(f"{base}{LABELS_AUG}"):
+def _list_train_aug(data_folder: DataFolder, base: str) -> list[ListedSample]:
+    sbd = _sbd(data_folder, base)
+    ids = _train_aug_ids(data_folder, base, sbd)
+    if data_folder.has_folder(f"{base}{LABELS_AUG}"):
         return [_item(base, image_id, f"{base}{LABELS_AUG}/{image_id}.png") for image_id in ids]
-    own = set(tree.files(f"{base}{LABELS}"))
+    own = set(data_folder.files(f"{base}{LABELS}"))
     if sbd is None and any(f"{image_id}.png" not in own for image_id in ids):
-        raise AbsentSplitError(_no_sbd(tree, base))
+        raise AbsentSplitError(_no_sbd(data_folder, base))
     return [
         _item(base, image_id, f"{base}{LABELS}/{image_id}.png" if f"{image_id}.png" in own else f"{sbd}/cls/{image_id}.mat")
         for image_id in ids
     ]
 
 
-def _train_aug_ids(tree: DataTree, base: str, sbd: str | None) -> list[str]:
+def _train_aug_ids(data_folder: DataFolder, base: str, sbd: str | None) -> list[str]:
     for name in AUG_LISTS:
-        if tree.has_file(f"{base}{LISTS}/{name}"):
-            return _read_list(tree, f"{base}{LISTS}/{name}")
-    val = set(_read_list(tree, f"{base}{LISTS}/val.txt"))
+        if data_folder.has_file(f"{base}{LISTS}/{name}"):
+            return _read_list(data_folder, f"{base}{LISTS}/{name}")
+    val = set(_read_list(data_folder, f"{base}{LISTS}/val.txt"))
     if sbd is not None:
         lists = (f"{sbd}/train.txt", f"{sbd}/val.txt", f"{base}{LISTS}/train.txt")
-        return sorted({image_id for name in lists for image_id in _read_list(tree, name)} - val)
-    if tree.has_folder(f"{base}{LABELS_AUG}"):
-        return sorted({PurePosixPath(name).stem for name in tree.files(f"{base}{LABELS_AUG}", [".png"])} - val)
-    raise AbsentSplitError(_no_sbd(tree, base))
+        return sorted({image_id for name in lists for image_id in _read_list(data_folder, name)} - val)
+    if data_folder.has_folder(f"{base}{LABELS_AUG}"):
+        return sorted({PurePosixPath(name).stem for name in data_folder.files(f"{base}{LABELS_AUG}", [".png"])} - val)
+    raise AbsentSplitError(_no_sbd(data_folder, base))
 
 
-def _sbd(tree: DataTree, base: str) -> str | None:
-    """SBD's `dataset` folder, relative to the tree's root, or None."""
+def _sbd(data_folder: DataFolder, base: str) -> str | None:
+    """The path of SBD's `dataset` folder, relative to the data folder; None if it is not there."""
     levels = [posixpath.normpath(posixpath.join(base, *[".."] * up)) for up in range(3)]
     places = [posixpath.normpath(f"{level}/{folder}/dataset") for level in levels for folder in SBD_FOLDERS]
-    return next((place for place in places if tree.has_folder(f"{place}/cls")), None)
+    return next((place for place in places if data_folder.has_folder(f"{place}/cls")), None)
 
 
-def _no_sbd(tree: DataTree, base: str) -> str:
+def _no_sbd(data_folder: DataFolder, base: str) -> str:
     return (
-        f"{tree.root} has no label maps for PASCAL VOC's train_aug: put SBD (benchmark_RELEASE/) or the PNGs made of it "
-        f"({tree.expected(f'{base}{LABELS_AUG}')}/) there, or ask for the split 'train'."
+        f"{data_folder.root} has no label maps for PASCAL VOC's train_aug: put SBD (benchmark_RELEASE/) or the PNGs made of it "
+        f"({data_folder.expected(f'{base}{LABELS_AUG}')}/) there, or ask for the split 'train'."
     )
 
 
-def _read_list(tree: DataTree, path: str) -> list[str]:
-    """Image ids, one a line; an id that is there twice is a DataError. Some lists name files instead, image and label map."""
-    if not tree.has_file(path):
+def _read_list(data_folder: DataFolder, path: str) -> list[str]:
+    """Reads image ids, one in each line; a repeated id is a DataError. Some lists name files instead: image and label map."""
+    if not data_folder.has_file(path):
         folder = posixpath.dirname(path)
-        present = ", ".join(tree.files(folder, [".txt"])) or "none"
+        present = ", ".join(data_folder.files(folder, [".txt"])) or "none"
         raise AbsentSplitError(
-            f"{tree.expected(path)} is missing: it must name the split's images, one a line (lists there: {present})."
+            f"{data_folder.expected(path)} is missing: it must name the split's images, one a line (lists there: {present})."
         )
-    ids = [PurePosixPath(line.split()[0]).stem for line in tree.read_text(path).splitlines() if line.strip()]
+    ids = [PurePosixPath(line.split()[0]).stem for line in data_folder.read_text(path).splitlines() if line.strip()]
     if not ids:
-        raise DataError(f"{tree.expected(path)} is empty: it must name the split's images, one a line.")
-    check_no_repeats(ids, tree.expected(path))
+        raise DataError(f"{data_folder.expected(path)} is empty: it must name the split's images, one a line.")
+    check_no_repeats(ids, data_folder.expected(path))
     return ids

@@ -94,7 +94,7 @@ def test_licence_plates_and_unscored_ids_are_ignored(mini_cityscapes):
 def test_stray_ids_name_the_file(mini_cityscapes, stray):
     file = file_of(mini_cityscapes, "gtFine/train/aachen/*_labelIds.png")
     save_ids(file, np.full((48, 96), stray, np.uint8))
-    with pytest.raises(DataError, match=rf"{file.name} holds the ids {stray}, .*'cityscapes'.*knows 0–33, 255"):
+    with pytest.raises(DataError, match=rf"{file.name} holds the ids {stray}, .*'cityscapes'.*has 0–33, 255"):
         load(mini_cityscapes)[0]
 
 
@@ -104,7 +104,7 @@ def test_negative_ids_are_no_class():
         space.train_ids(np.array([[0, -1, -7]], np.int32), "x")
 
 
-def test_owners_zip_files_hold_the_same(mini_cityscapes, tmp_path):
+def test_publishers_zip_files_hold_the_same(mini_cityscapes, tmp_path):
     zipped = tmp_path / "zipped"
     zipped.mkdir()
     for name, folders in {
@@ -122,7 +122,7 @@ def test_owners_zip_files_hold_the_same(mini_cityscapes, tmp_path):
         unpacked = [pixels(row) for row in load(mini_cityscapes, split)]
         assert [pixels(row) for row in load(zipped, split)] == unpacked
         assert [pixels(row) for row in load(zipped, split, streaming=True)] == unpacked
-    # Images unpacked, label maps not.
+    # The images are unpacked, the label maps are not.
     shutil.copytree(mini_cityscapes / IMAGES, zipped / IMAGES)
     for archive in zipped.glob("leftImg8bit*.zip"):
         archive.unlink()
@@ -142,7 +142,7 @@ def test_damaged_archive_far_above_is_not_the_error(mini_cityscapes):
 
 
 @pytest.mark.parametrize("lost", [("gtFine", "gtCoarse"), ("leftImg8bit",)])
-def test_images_or_label_maps_alone_are_not_the_data_set(mini_cityscapes, lost):
+def test_images_or_label_maps_alone_are_not_the_dataset(mini_cityscapes, lost):
     for folder in lost:
         shutil.rmtree(mini_cityscapes / folder)
     with pytest.raises(DataError, match=r"is not Cityscapes: leftImg8bit/ and gtFine/ .* should lie there"):
@@ -173,7 +173,7 @@ def test_label_maps_of_train_ids_alone_are_refused(mini_cityscapes):
         load(mini_cityscapes)
 
 
-def test_label_maps_of_train_ids_beside_the_owners_do_not_matter(mini_cityscapes):
+def test_label_maps_of_train_ids_beside_the_publishers_do_not_matter(mini_cityscapes):
     before = [pixels(row) for row in load(mini_cityscapes)]
     for file in mini_cityscapes.glob("gtFine/train/*/*_labelIds.png"):
         shutil.copy(file, file.with_name(file.name.replace("labelIds", "labelTrainIds")))

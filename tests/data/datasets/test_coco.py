@@ -22,7 +22,7 @@ from revhrnet_hf.synthetic.scene import SCENE_CLASSES
 
 SIZE, COUNTS = (60, 80), {"train": 3, "val": 4}
 PERSON, DOG, UMBRELLA = 1, 18, 28
-# Where VOC's names are not COCO's.
+# VOC's names that differ from COCO's.
 VOC_NAME_IN_COCO = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
@@ -189,7 +189,7 @@ def test_only_different_classes_of_the_space_make_a_pixel_ignored(one_image):
 def test_crowd_counts_as_its_class(one_image):
     mask = np.random.default_rng(0).random((10, 20)) < 0.4
     mask[0, 0] = True
-    # Column by column: how many pixels in a row are 0, then 1, and so on; the first run may be empty.
+    # Column by column: the number of consecutive 0s, then of 1s, and so on; the first run may be empty.
     counts, value = [0], False
     for pixel in mask.T.ravel():
         if pixel != value:
@@ -275,7 +275,7 @@ def pack(archive, *folders):
 
 @pytest.mark.parametrize("label_space", ["coco81", "coco_panoptic133"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_folder_and_owners_zip_files_give_the_same(drawn_coco, mini_coco, label_space, streaming):
+def test_folder_and_publishers_zip_files_give_the_same(drawn_coco, mini_coco, label_space, streaming):
     pack(mini_coco / "val2017.zip", mini_coco / "val2017")
     pack(mini_coco / "annotations" / "panoptic_val2017.zip", mini_coco / "annotations" / "panoptic_val2017")
     if label_space == "coco81":
@@ -299,11 +299,11 @@ def test_streaming_workers_share_the_images_out(mini_coco):
 
 
 @pytest.mark.parametrize("label_space", ["coco81", "coco_panoptic133"])
-def test_saved_data_set_holds_the_same_without_the_files(mini_coco, tmp_path, label_space):
+def test_saved_dataset_holds_the_same_without_the_files(mini_coco, tmp_path, label_space):
     dataset = load(mini_coco, label_space=label_space)
     expected = pixels(dataset)
     dataset.save_to_disk(tmp_path / "saved")
-    # What push_to_hub does to each shard.
+    # push_to_hub does this to each shard.
     dataset.with_format("arrow").map(embed_table_storage, batched=True).to_parquet(tmp_path / "pushed.parquet")
     shutil.rmtree(mini_coco)
     for back in (datasets.load_from_disk(tmp_path / "saved"), datasets.Dataset.from_parquet(str(tmp_path / "pushed.parquet"))):
@@ -359,7 +359,7 @@ def first(key, **changes):
     ("change", "message"),
     [
         (first("annotations", image_id=12), r"annotation 90 belongs to image 12, which is not among the file's images"),
-        (first("annotations", category_id=12), r"annotation 90 has the category id 12, which label space 'coco81' does not know"),
+        (first("annotations", category_id=12), r"annotation 90 has the category id 12, which label space 'coco81' does not have"),
         (first("annotations", category_id="1"), r"annotation 90 has the category_id 1; it must be of type int"),
         (first("annotations", category_id=True), r"annotation 90 has the category_id True; it must be of type int"),
         (first("annotations", segmentation="x"), r"annotation 90 has a segmentation that is neither polygons nor run lengths"),
@@ -372,8 +372,8 @@ def first(key, **changes):
         (first("images", file_name="/etc/secret.jpg"), r"image 7: its file_name '/etc/secret\.jpg' leads outside"),
         (first("images", file_name="a\\..\\..\\b.jpg"), r"image 7: its file_name .* leads outside"),
         (first("images", file_name=""), r"image 7: its file_name '' leads outside"),
-        (first("images", file_name="a\0b.jpg"), r"image 7: its file_name 'a\\x00b\.jpg' holds what no file's name should"),
-        (first("images", file_name="\ud800.jpg"), r"image 7: its file_name '\\ud800\.jpg' holds what no file's name should"),
+        (first("images", file_name="a\0b.jpg"), r"image 7: its file_name 'a\\x00b\.jpg' holds unprintable characters"),
+        (first("images", file_name="\ud800.jpg"), r"image 7: its file_name '\\ud800\.jpg' holds unprintable characters"),
         (first("images", height=0), r"image 7 has the height 0: it must be 1 or more"),
         (first("images", width="20"), r"image 7 has the width 20; it must be of type int"),
         (first("images", id=None), r"an entry of images has the id None; it must be of type int \| str"),
@@ -381,7 +381,7 @@ def first(key, **changes):
         (lambda content: content["images"].append(content["images"][0]), r"image 7 is there twice"),
         (
             lambda content: content["images"].append({**content["images"][0], "id": 8, "file_name": "7.png"}),
-            r"the images 7 and 8 are both called '7', but for the suffix",
+            r"the images 7 and 8 are both called '7', except for the suffix",
         ),
         (lambda content: content.pop("annotations"), r"has no list 'annotations' of objects"),
         (lambda content: content.update(images={}), r"has no list 'images' of objects"),

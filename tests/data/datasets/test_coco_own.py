@@ -16,7 +16,7 @@ from revhrnet_hf.errors import DataError
 SIZE = 20, 10  # width, height
 CATS_AND_DOGS = [{"id": 3, "name": "dog", "supercategory": "pets"}, {"id": 1, "name": "cat", "supercategory": "pets"}]
 CAT_BOX, DOG_BOX = (2, 1, 8, 6), (10, 3, 18, 9)  # left, top, right, bottom
-LAYOUTS = {  # annotations, images, what the file calls an image
+LAYOUTS = {  # annotations, images, an image's name in the file
     "CVAT": ("annotations/instances_{}.json", "images/{}/{}.png", "{}.png"),
     "CVAT of one subset": ("annotations/instances_{}.json", "images/{1}.png", "{}.png"),
     "Datumaro": ("annotations/{}.json", "images/{}/{}.png", "{}.png"),
@@ -211,7 +211,7 @@ def test_roboflows_group_is_no_class(tmp_path):
     group = {"id": 0, "name": "pets", "supercategory": "none"}
     space = label_space_of(load(write_split(tmp_path, "Roboflow", "train", [group, *CATS_AND_DOGS])))
     assert space.names == ("background", "cat", "dog")
-    # With objects of its own it is one.
+    # With its own objects it is a class.
     things = [annotation(5, 0, 0, CAT_BOX)]
     folder = write_split(tmp_path / "used", "Roboflow", "train", [group, *CATS_AND_DOGS], things)
     assert label_space_of(load(folder)).names == ("background", "pets", "cat", "dog")
@@ -262,7 +262,7 @@ def test_splits_that_number_differently_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("categories", "message"),
     [
-        ([*CATS_AND_DOGS, {"id": 3, "name": "cow"}], "the category id 3 stands twice, as 'dog' and 'cow'"),
+        ([*CATS_AND_DOGS, {"id": 3, "name": "cow"}], "the category id 3 is there twice, as 'dog' and 'cow'"),
         ([*CATS_AND_DOGS, {"id": 4, "name": "cat"}], "the categories 1, 4 are all called 'cat'"),
         ([*CATS_AND_DOGS, {"id": "4", "name": "cow"}], r"\{'id': '4', 'name': 'cow'\} is among its categories"),
         ([*CATS_AND_DOGS, {"id": True, "name": "cow"}], "is among its categories"),

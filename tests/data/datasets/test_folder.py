@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
-from revhrnet_hf.data.archive import DataTree
+from revhrnet_hf.data.archive import DataFolder
 from revhrnet_hf.data.datasets.folder import Folder
 from revhrnet_hf.data.label_space import find_label_space
 from revhrnet_hf.errors import DataError
@@ -126,7 +126,7 @@ def test_no_split_says_what_should_lie_there(own):
     with pytest.raises(DataError, match=r"holds no split: \{split\}/images/ with \{split\}/labels/ or images/"):
         load(own)
     (own / "labels.yaml").write_text(TABLE + "images: p/{split}\nlabels: m/{split}\n")
-    with pytest.raises(DataError, match=r"holds no split: p/\{split\}/ with m/\{split\}/ should"):
+    with pytest.raises(DataError, match=r"holds no split: according to the label table, p/\{split\}/ with m/\{split\}/ should"):
         load(own)
 
 
@@ -156,7 +156,7 @@ def test_file_without_partner_is_named(own, folder, kind):
 
 def test_images_that_differ_in_the_suffix_only(own):
     shutil.copy(own / "train" / "images" / "a.jpg", own / "train" / "images" / "a.PNG")
-    with pytest.raises(DataError, match=r"a\.PNG and .*a\.jpg are both called .a., for they differ in ending"):
+    with pytest.raises(DataError, match=r"a\.PNG and .*a\.jpg are both called .a. and differ only in ending"):
         load(own)
 
 
@@ -231,8 +231,8 @@ def check_pairs(dataset, names="abcdefghij"):
 @pytest.mark.parametrize("layout", ["{split}/{folder}", "{folder}/{split}"])
 def test_folders_by_other_names(tmp_path, images, labels, layout):
     places = [layout.format(split="train", folder=folder) for folder in (images, labels)]
-    tree = DataTree(write_files(tmp_path / "own", *places, names="ab"))
-    assert [tuple(pair) for pair in Folder.list_split(tree, "train", str(tmp_path / "own" / "labels.yaml"))] == [
+    data_folder = DataFolder(write_files(tmp_path / "own", *places, names="ab"))
+    assert [tuple(pair) for pair in Folder.list_split(data_folder, "train", str(tmp_path / "own" / "labels.yaml"))] == [
         (f"{places[0]}/{i}.jpg", f"{places[1]}/{i}.png", i, None) for i in "ab"
     ]
 
@@ -285,7 +285,7 @@ def test_names_in_either_form_of_unicode(tmp_path):
     check_pairs(load(own), ["Stra\u00dfe", "f\u00fcr"])
 
 
-def test_litter_in_a_dataset_is_skipped(tmp_path):
+def test_hidden_files_in_a_dataset_is_skipped(tmp_path):
     own = write_files(tmp_path / "own", "images/train", "labels/train")
     for place in ("images/train", "labels/train", "images", "."):
         for litter in (
@@ -389,7 +389,10 @@ def test_list_of_pairs_that_are_called_differently(tmp_path, between):
     ("text", "message"),
     [
         ("a\nb\na.jpg\n", r"train\.txt names 'a' twice, in lines 1 and 3: take one out"),
-        ("a\nzz\n../../secret.jpg\n", r"names what is no image in .*images: 'zz' \(line 2\), '\.\./\.\./secret\.jpg' \(line 3\)"),
+        (
+            "a\nzz\n../../secret.jpg\n",
+            r"lines that name no image in .*images: 'zz' \(line 2\), '\.\./\.\./secret\.jpg' \(line 3\)",
+        ),
         ("other/a.jpg\n", r"'other/a\.jpg' \(line 1\)"),  # not the a.jpg that is there
         ("\n \n", r"train\.txt is empty"),
         ("\n".join(f"z{k}" for k in range(5)), r"'z2' \(line 3\) and 2 more"),
@@ -405,7 +408,7 @@ def test_mistakes_in_list_files(tmp_path, text, message):
 def test_ambiguity_names_both(tmp_path):
     own = write_files(tmp_path / "own", "images/train", "labels/train")
     (own / "train.txt").write_text("".join(f"images/train/{i}.jpg\n" for i in "abcdefghij"))
-    assert ids_of(own, "train") == {"train": list("abcdefghij")}  # both say the same
+    assert ids_of(own, "train") == {"train": list("abcdefghij")}  # both lists are equal
     (own / "train.txt").write_text("train/a\n")
     with pytest.raises(DataError, match=r"the split 'train' twice, in images/train and train\.txt: take .* or name the folders"):
         load(own)
@@ -416,7 +419,7 @@ def test_ambiguity_names_both(tmp_path):
     (own / "labels.yaml").write_text("names: [road, car]\nimages: images/{split}\nlabels: labels/{split}\n")
     check_pairs(load(own))
     shutil.rmtree(own / "masks")
-    (own / "masks" / "train").mkdir(parents=True)  # no label maps in there
+    (own / "masks" / "train").mkdir(parents=True)  # without label maps
     (own / "labels.yaml").write_text("names: [road, car]\n")
     check_pairs(load(own))
 
@@ -427,7 +430,7 @@ def test_unsplit_folders_that_the_table_names(tmp_path):
     found = ids_of(own, "train", "val")
     assert len(found["val"]) == 3 and sorted(found["train"] + found["val"]) == list("abcdefghij")
     (own / "labels.yaml").write_text(table.replace("out/ids", "elsewhere"))
-    with pytest.raises(DataError, match="holds nothing that the label table's val_fraction could take from"):
+    with pytest.raises(DataError, match="holds no images for the label table's val_fraction"):
         load(own)
 
 
@@ -498,7 +501,7 @@ def test_zip_of_a_folder_with_a_table_beside_it(tmp_path):
     (tmp_path / "packed" / "labels.yaml").write_text("names: [road, car]\n")
     check_pairs(load(tmp_path / "packed"))
     zipped(own, tmp_path / "packed" / "other.zip", root="other")
-    with pytest.raises(DataError, match=r"archives with other/ and own/, each of which may be meant"):
+    with pytest.raises(DataError, match=r"archives with other/ and own/, and it is not clear which one is meant"):
         load(tmp_path / "packed")
 
 
@@ -569,7 +572,7 @@ def test_errors_say_where_an_id_or_a_colour_goes(tmp_path):
     ):
         load(own)[0]
     PIL.Image.fromarray(np.full((4, 6, 3), (9, 8, 7), np.uint8)).save(own / "train/labels/a.png")
-    with pytest.raises(DataError, match=r"knows ids only: .* each class its colour in the field colours:"):
+    with pytest.raises(DataError, match=r"has ids only: .* each class its colour in the field colours:"):
         load(own)[0]
     (own / "labels.yaml").write_text('names:\n  road: {ids: 0, colours: "#000001"}\n  car: {ids: 1, colours: "#000002"}\n')
     with pytest.raises(DataError, match=r"holds the colours \(9, 8, 7\), .*to a class \(field colours:\) or under ignore:"):

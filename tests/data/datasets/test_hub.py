@@ -263,7 +263,7 @@ def test_what_is_not_said_or_not_there(foreign, foreign_columns, own, tmp_path):
         ({}, "has no column 'image'; its columns: caption, photo, mask"),
         ({"image_column": "caption"}, r"column 'caption' of .*saved is Value\('string'\), not one of images"),
         ({"image_column": "photo", "label_column": "labels"}, "has no column 'labels'"),
-        ({"image_column": "photo", "label_column": "mask"}, "does not say what the ids in its label maps mean: give label_space"),
+        ({"image_column": "photo", "label_column": "mask"}, "does not define the ids in its label maps: give label_space"),
         ({**foreign_columns, "label_space": "kitti"}, "Unknown label space 'kitti'"),
     ]
     for options, message in wrong:

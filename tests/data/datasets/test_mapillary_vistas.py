@@ -9,7 +9,7 @@ from revhrnet_hf.data import MapillaryVistas, get_label_space, load_segmentation
 from revhrnet_hf.data.datasets.mapillary_vistas import LABELS
 from revhrnet_hf.errors import DataError
 
-# Label space → the release whose folder holds its labels alone or together, version of the labels.
+# Label space → the release with its labels, version of the labels.
 VERSIONS = {"mapillary_vistas_v1.2": "v1.2", "mapillary_vistas_v2.0": "v2.0"}
 
 
@@ -43,8 +43,8 @@ def test_labels_are_the_published_tables(published_table):
             assert row == {"id": row["id"]} | given | (flags if version == "v1.2" else {})
 
 
-def test_labels_are_counted_as_their_owner_counts_them():
-    # In the publisher's words 66 and 124 labels, of which 37 and 70 are scored by instances.
+def test_labels_are_counted_as_their_publisher_counts_them():
+    # The publisher counts 66 and 124 labels, of which 37 and 70 are scored by instances.
     assert [len(labels) for labels in LABELS.values()] == [66, 124]
     assert [sum(label.instances and label.evaluate for label in labels) for labels in LABELS.values()] == [37, 70]
     for labels in LABELS.values():
@@ -98,7 +98,7 @@ def test_both_versions_show_the_same_scenes(mini_vistas):
 
 
 @pytest.mark.parametrize(("release", "label_space"), [("v1.2", "mapillary_vistas_v1.2"), ("v2.0", "mapillary_vistas_v2.0")])
-def test_owners_zip_file_holds_the_same(mini_vistas, tmp_path, release, label_space):
+def test_publishers_zip_file_holds_the_same(mini_vistas, tmp_path, release, label_space):
     data_dir = mini_vistas(release)
     zipped = tmp_path / "zipped"
     zipped.mkdir()
@@ -184,7 +184,7 @@ def test_labels_of_the_other_version_are_found_by_their_ids(mini_vistas):
     stray = PIL.Image.fromarray(np.full((48, 64), 66, np.uint8))
     stray.putpalette([0, 0, 0] * 256)
     stray.save(file)
-    with pytest.raises(DataError, match=rf"{file.name} holds the ids 66, which label space 'mapillary_vistas_v1.2' .*knows 0–65"):
+    with pytest.raises(DataError, match=rf"{file.name} holds the ids 66, which label space 'mapillary_vistas_v1.2' .*has 0–65"):
         load(data_dir)[0]
 
 

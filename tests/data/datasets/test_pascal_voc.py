@@ -11,7 +11,7 @@ import pytest
 import scipy.io
 
 from revhrnet_hf.data import PascalVoc, get_label_space, load_segmentation_dataset
-from revhrnet_hf.data.archive import DataTree
+from revhrnet_hf.data.archive import DataFolder
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.synthetic import draw_scenes, write_pascal_voc
 from revhrnet_hf.synthetic.objects import VOC_NAMES
@@ -125,7 +125,7 @@ def test_train_aug_has_the_published_size(tmp_path):
     lists, sbd = tmp_path / "ImageSets" / "Segmentation", tmp_path / "SBD" / "dataset"
     for folder in (lists, tmp_path / "JPEGImages", sbd / "cls"):
         folder.mkdir(parents=True)
-    # SBD's own split is another than VOC's: both its lists have images of VOC's train and of VOC's val.
+    # SBD's split differs from VOC's: both its lists have images of VOC's train and val.
     beyond_voc = sorted(set(published["train_aug"]) - set(published["train"]))
     of_sbd = {
         "train": beyond_voc[:5000] + published["val"][::3],
@@ -134,7 +134,7 @@ def test_train_aug_has_the_published_size(tmp_path):
     for folder, members in ((lists, published), (sbd, of_sbd)):
         for part in ("train", "val"):
             (folder / f"{part}.txt").write_text("\n".join(members[part]))
-    listed = PascalVoc.list_split(DataTree(tmp_path), "train_aug", "voc21")
+    listed = PascalVoc.list_split(DataFolder(tmp_path), "train_aug", "voc21")
     assert sorted(item.image_id for item in listed) == sorted(published["train_aug"])
     assert PascalVoc.PUBLISHED_COUNTS["train_aug"] == len(published["train_aug"]) == len(listed) == 10_582
     for part in ("train", "val"):
@@ -176,7 +176,7 @@ def test_a_list_of_train_aug_decides_its_members(mini_voc, voc2012, name, line):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_owners_tar_file_gives_the_same(drawn_voc, mini_voc, streaming):
+def test_publishers_tar_file_gives_the_same(drawn_voc, mini_voc, streaming):
     with tarfile.open(mini_voc / "VOCtrainval_11-May-2012.tar", "w") as tar:
         tar.add(mini_voc / "VOCdevkit", "VOCdevkit")
     shutil.rmtree(mini_voc / "VOCdevkit")
@@ -192,7 +192,7 @@ def test_label_map_converted_to_colours(mini_voc, voc2012, drawn_voc):
 
 def test_matlab_file_as_its_owner_structures_it(mini_voc, sbd):
     ids = np.random.default_rng(0).integers(0, 21, SIZE, dtype=np.uint8)
-    # A struct of one field more, each wrapped once, as MATLAB saves it.
+    # A struct with another field, each wrapped once, as in MATLAB's files.
     kind = [("Boundaries", object), ("Segmentation", object), ("CategoriesPresent", object)]
     struct = np.array([[(np.zeros((20, 1)), ids, np.unique(ids)[:, None])]], dtype=kind)
     for compressed in (False, True):
@@ -202,7 +202,7 @@ def test_matlab_file_as_its_owner_structures_it(mini_voc, sbd):
             assert np.array_equal(np.asarray(row["label_map"]), ids)
 
 
-def test_saved_data_set_holds_matlab_label_maps(mini_voc, drawn_voc, tmp_path):
+def test_saved_dataset_holds_matlab_label_maps(mini_voc, drawn_voc, tmp_path):
     load(mini_voc, "train_aug").save_to_disk(tmp_path / "saved")
     shutil.rmtree(mini_voc)
     assert pixels(datasets.load_from_disk(tmp_path / "saved")) == pixels(load(drawn_voc, "train_aug"))
@@ -244,7 +244,7 @@ def test_train_aug_without_its_label_maps(mini_voc, voc2012):
     (voc2012 / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("\n".join(SBD_ONLY))
     with pytest.raises(DataError, match="no label maps for PASCAL VOC's train_aug"):
         load(mini_voc, "train_aug")
-    # A list of VOC's own images needs no more than VOC.
+    # A list of VOC's own images needs only VOC.
     (voc2012 / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("\n".join(TRAIN))
     assert load(mini_voc, "train_aug")["image_id"][:] == TRAIN
 

@@ -33,7 +33,7 @@ def test_same_seed_same_bytes(tmp_path, write):
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
-def test_a_image_does_not_depend_on_how_many_others_there_are(tmp_path, write):
+def test_an_image_does_not_depend_on_how_many_others_there_are(tmp_path, write):
     write(tmp_path / "few", {"val": 2}, SIZE)
     write(tmp_path / "many", {"train": 1, "val": 3}, SIZE)
     few, many = contents(tmp_path / "few"), contents(tmp_path / "many")
@@ -67,7 +67,7 @@ def test_every_class_occurs_in_eight_images(tmp_path, seed):
 def test_the_scarce_thing_is_in_the_image(scarce):
     scenes = [draw_street_scene(np.random.default_rng(seed), (60, 80), scarce) for seed in range(10)]
     seen = [(scene.classes == SCENE_CLASSES.index(scarce)).any() for scene in scenes]
-    # Now and then something else stands before it.
+    # Sometimes another thing hides it.
     assert sum(seen) >= 8
 
 
@@ -237,7 +237,7 @@ STREET_NAMES = {
         ("mapillary_vistas", "mapillary_vistas_v2.0", 2),
     ],
 )
-def test_scenes_are_labelled_with_the_owners_classes(tmp_path, name, label_space, column):
+def test_scenes_are_labelled_with_the_publishers_classes(tmp_path, name, label_space, column):
     if name == "cityscapes":
         write_cityscapes(tmp_path / "mini", {"train": 8}, (96, 128))
     else:
@@ -246,7 +246,7 @@ def test_scenes_are_labelled_with_the_owners_classes(tmp_path, name, label_space
         load_segmentation_dataset(name, tmp_path / "mini", "train", label_space=label_space),
         key=lambda row: row["image_id"].split("_")[1:],
     )
-    # Cityscapes deals its images out to three cities in turn.
+    # Cityscapes assigns its images to three cities in turn.
     scenes = list(draw_scenes("train", 8, (96, 128), seed=0))
     train_ids = {None: 255} | get_label_space(label_space).label2id
     table = np.array([train_ids[STREET_NAMES[scene_class][column]] for scene_class in SCENE_CLASSES])

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.training.checkpoint import choose_whole, recover, save_last
-from revhrnet_hf.training.integrity import damage, refuse_pickles, write_checkpoint
+from revhrnet_hf.training.checkpoint_files import damage, refuse_pickles, write_checkpoint
+from revhrnet_hf.training.output_dir import choose_whole, recover, save_last
 
 
 @pytest.fixture

@@ -1,20 +1,26 @@
-"""Which entries of a run's folders are the run's: only these may be deleted, whatever else lies beside them.
+"""The files of a checkpoint folder: which of them its run has written, whether they are whole, how the folder is replaced.
 
-A run writes plain files, never links. A checkpoint's files are those that its `SHA256SUMS` lists, its card, and, in case the list
-is damaged, those that have the names of a checkpoint's files. Results of `evaluate_seg.py` belong to the package, but not to the
-run: they say something about weights, and stay as long as nobody asks for a new run.
+A run writes plain files, never links, and lists their checksums in `SHA256SUMS`, which `sha256sum -c SHA256SUMS` checks as well.
+Only a run's own files may be deleted, whatever else lies beside them. They are the files that `SHA256SUMS` lists, the model card,
+and, in case the list is damaged, the files with the usual names. Results of `evaluate_seg.py` belong to the package, but not to
+the run: they describe the weights, and stay until a new run is asked for.
 """
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .. import models
-from ..io import PICKLES
+from ..errors import CheckpointError
+from ..io import PICKLES, write_folder
 
 CHECKSUMS = "SHA256SUMS"
+CHANGING = {"README.md"}  # the model card, which people edit and evaluations write anew: it has no checksum
 WEIGHTS = {".safetensors", *PICKLES}  # suffixes
 
 # A folder that has one of these is a checkpoint of a run.
@@ -32,10 +38,71 @@ CHECKPOINT_FILES = {
     "versions.json",
     *(path.name for path in Path(models.__file__).parent.glob("*.py")),  # the networks' code, for `trust_remote_code`
 }
-PARTIAL = re.compile(r"\..+\.\d+\.part")  # of a killed `io.whole_file`
+PARTIAL = re.compile(r"\..+\.\d+\.part")  # left by an `io.whole_file` that was killed
 TRACKER_FILES = re.compile(r"events\.out\.tfevents\..+|hparams\.yml")  # TensorBoard's, as Accelerate writes them
 AIM_FOLDER = ".aim"  # the repository of the tracker Aim, whose files have many names
 OLD_RESULTS = "scores_of_step_{}"  # folder in a checkpoint: results of the weights that it replaced
+
+
+def write_checkpoint(target: Path, fill: Callable[[Path], None], keep_old_as: Path | None = None) -> None:
+    """Replace the folder `target` by what `fill` writes, with checksums; see `io.write_folder`. Files of others in it stay.
+
+    Raises:
+        CheckpointError: it cannot be written, for example because the disk is full; `target` is as it was.
+    """
+
+    def fill_and_sum(folder: Path) -> None:
+        fill(folder)
+        write_checksums(folder)
+
+    try:
+        write_folder(target, fill_and_sum, keep_old_as, carry_over)
+    except (OSError, SafetensorError) as error:
+        standing = "what was saved before is whole" if target.exists() else "nothing was saved before"
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"Cannot write {target}: {reason}; {standing}. Make room, then resume with --resume") from error
+
+
+def write_checksums(folder: Path) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in CHANGING)
+    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """Describes the first damage found in a folder that `write_checkpoint` wrote; None if each file is as it was written."""
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        sums = [line.split("  ", 1) for line in lines]
+        for digest, name in sums:
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if _digest(path) != digest:
+                return f"{name} is not what was written (its SHA-256 differs)"
+    except (OSError, ValueError) as error:
+        return f"{CHECKSUMS} cannot be read ({getattr(error, 'strerror', None) or error})"
+    listed = {name for _, name in sums}
+    unlisted = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in listed)
+    return f"{unlisted[0]} is not in {CHECKSUMS}" if unlisted else None if sums else f"{CHECKSUMS} is empty"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raises a CheckpointError if there is a file that loading could unpickle, which runs whatever code is in it.
+
+    A run writes safetensors and text only, so somebody else has put such a file there.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICKLES:
+            raise CheckpointError(
+                f"{path} was not written by this program, and loading such a file can run code that is hidden in it: find out "
+                "where it comes from, and remove it before resuming"
+            )
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -61,7 +128,7 @@ def _listed(folder: Path) -> set[str]:
 
 
 def result_files(folder: Path) -> set[Path]:
-    """What `evaluate_seg.py` has written into a checkpoint folder: records, and what goes with each, by its name."""
+    """The files that `evaluate_seg.py` has written into a checkpoint folder: records, and the files named after each record."""
     found = set()
     for record in folder.glob("scores_*.json"):
         if _is_record(record):
@@ -84,14 +151,14 @@ def _is_record(path: Path) -> bool:
 
 
 def tracker_files(folder: Path) -> set[Path]:
-    """What trackers have written into their folder."""
+    """The files that trackers have written into their folder."""
     return {
         path for path in _files(folder) if TRACKER_FILES.fullmatch(path.name) or AIM_FOLDER in path.relative_to(folder).parts[:-1]
     }
 
 
 def entries_of_others(folder: Path, known: set[Path]) -> list[Path]:
-    """The entries below a folder that are not `known` files; a folder without any of them is one entry."""
+    """The entries below a folder that are not `known` files; a folder without any known file is one entry."""
     found = []
     for path in sorted(folder.iterdir()):
         if not _is_folder(path):
@@ -104,9 +171,9 @@ def entries_of_others(folder: Path, known: set[Path]) -> list[Path]:
 
 
 def remove_files(folder: Path, files: Iterable[Path]) -> None:
-    """Delete these files below a folder, and the folders that are empty then, itself too.
+    """Delete these files below a folder, then the folders that have become empty, `folder` included.
 
-    The marks go last: whenever it is killed, the rest is still known as the run's.
+    The marks are deleted last, so that the rest is still known as the run's if the process is killed on the way.
     """
     files = sorted(files, key=lambda path: (path.name in MARKS, path))
     for path in files:
@@ -118,12 +185,12 @@ def remove_files(folder: Path, files: Iterable[Path]) -> None:
 
 
 def carry_over(old: Path, new: Path, old_stays: bool) -> None:
-    """Move what a run has not written from a checkpoint folder to the one that replaces it.
+    """Move everything that a run has not written from a checkpoint folder to the one that replaces it.
 
     Args:
-        old_stays: it is kept under another name. Results then stay with the weights that they are of, and so do weights of
-            others, which would make the new checkpoint one that cannot be resumed from. Else results go into a folder of
-            their own, so that they are not taken for those of the new weights.
+        old_stays: the old folder is kept under another name. Then results stay with the weights that they describe, and so do
+            weights of others, with which the new checkpoint could not be resumed. Otherwise results move to a folder of their
+            own, so that they are not taken for results of the new weights.
     """
     if not _is_folder(old):
         return
@@ -133,15 +200,15 @@ def carry_over(old: Path, new: Path, old_stays: bool) -> None:
             _move(path, new / path.relative_to(old))
     if old_stays:
         return
-    aside = OLD_RESULTS.format(_step_of(old))
+    aside = OLD_RESULTS.format(_scored_step(old))
     for path in sorted(results):
         name = path.relative_to(old)
         is_aside = len(name.parts) > 1 and name.parts[0].startswith(OLD_RESULTS.format(""))  # of weights before these
         _move(path, new / name if is_aside else new / aside / name)
 
 
-def _step_of(folder: Path) -> str:
-    """The step of a checkpoint that was scored; `unknown` where nothing says it."""
+def _scored_step(folder: Path) -> str:
+    """The step at which a checkpoint was scored; `unknown` where nothing says it."""
     try:
         return str(int(json.loads((folder / "scores.json").read_text(encoding="utf-8"))["step"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -149,7 +216,7 @@ def _step_of(folder: Path) -> str:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Give a file, link or folder another place on the same disk; where something is there already, with a number behind it."""
+    """Move a file, link or folder on the same disk; if something has that name already, add a number."""
     target.parent.mkdir(parents=True, exist_ok=True)
     names = (target.name, *(f"{target.name}.{number}" for number in range(2, 1000)))
     path.rename(next(free for free in map(target.with_name, names) if not os.path.lexists(free)))

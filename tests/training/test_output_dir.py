@@ -10,20 +10,16 @@ from torch.utils.tensorboard import SummaryWriter
 import revhrnet_hf
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.training.chain import check_chain
-from revhrnet_hf.training.checkpoint import (
-    TrainingState,
+from revhrnet_hf.training.checkpoint import TrainingState, save_averages, save_model_folder, save_training_state
+from revhrnet_hf.training.checkpoint_files import checkpoint_files, damage, entries_of_others, write_checkpoint
+from revhrnet_hf.training.output_dir import (
     claim_output_dir,
     earlier_checkpoints,
     entries_no_run_wrote,
     note_saved,
-    save_averages,
     save_last,
-    save_model_folder,
-    save_training_state,
 )
-from revhrnet_hf.training.integrity import damage, write_checkpoint
 from revhrnet_hf.training.recipe import Recipe
-from revhrnet_hf.training.run_files import checkpoint_files, entries_of_others
 
 RECIPE = Recipe(dataset="camvid")
 RECORD = json.dumps({"scores": {}, "confusion_matrix": [], "settings": {}})
@@ -83,12 +79,13 @@ OTHERS = [
 
 
 class TestOverwrite:
-    def test_a_runs_own_goes(self, tmp_path, capsys):
+    def test_a_runs_own_goes(self, tmp_path, capsys, caplog):
+        caplog.set_level("INFO", "revhrnet_hf")
         begin(tmp_path)
         assert entries_no_run_wrote(tmp_path) == []
         claim_output_dir(tmp_path, RECIPE, resume=False, overwrite=True)[1].close()
         assert list(tree(tmp_path)) == [".lock"]
-        assert capsys.readouterr() == ("", "")
+        assert (capsys.readouterr(), caplog.messages) == (("", ""), [])
 
     @pytest.mark.parametrize("name", OTHERS)
     def test_files_of_others_are_named_and_nothing_is_deleted(self, tmp_path, name):
@@ -121,13 +118,14 @@ class TestOverwrite:
             claim_output_dir(tmp_path / "out", RECIPE, resume=False, overwrite=True)
         assert tree(tmp_path) == before
 
-    def test_evaluations_go_and_that_is_said(self, tmp_path, capsys):
+    def test_evaluations_go_and_that_is_said(self, tmp_path, caplog):
+        caplog.set_level("INFO", "revhrnet_hf")
         begin(tmp_path)
         evaluate(tmp_path / "best")
         evaluate(tmp_path / "last", "scores_folder-photos_val")
         claim_output_dir(tmp_path, RECIPE, resume=False, overwrite=True)[1].close()
         assert list(tree(tmp_path)) == [".lock"]
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = caplog.messages
         assert line.endswith(": best/scores_camvid_val.json, last/scores_folder-photos_val.json")
 
     def test_checksums_that_list_what_lies_elsewhere(self, tmp_path):

@@ -1,0 +1,1 @@
+"""Commands, one module each: parse the command line, call the package, print."""

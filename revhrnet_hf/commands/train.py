@@ -1,0 +1,100 @@
+"""Train a network by a recipe, or several stages after each other by a chain's recipe.
+
+    accelerate launch scripts/run_seg.py --recipe scripts/recipes/camvid.yaml --data_dir DIR --output_dir OUT
+    accelerate launch scripts/run_seg.py --recipe scripts/recipes/mapillary_to_cityscapes.yaml \\
+        --data_dir mapillary_vistas=DIR cityscapes=DIR --output_dir OUT
+
+On two CPU cores in some minutes, on the small scenes that scripts/quickstart.sh has drawn:
+
+    python scripts/run_seg.py --recipe scripts/recipes/mapillary_to_cityscapes_mini.yaml \\
+        --data_dir mapillary_vistas=quickstart/mapillary_vistas cityscapes=quickstart/cityscapes --output_dir OUT
+
+`--dry_run` first says how long a chain will take. SIGINT (Ctrl-C) and SIGTERM save and stop; `--resume` resumes.
+Any field of the recipe can be overridden, for all stages alike: --epochs 5 --crop_size 360 480. OUT/best and OUT/last load with
+the Auto classes; a chain's earlier stages are in OUT/1_DATASET and so on.
+"""
+
+import argparse
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from ..cli import ArgumentParser, run
+from ..errors import RecipeError
+from ..training.recipe import Recipe, read_chain
+
+
+@dataclass
+class RunArguments:
+    """The options that are not fields of the recipe."""
+
+    recipe: str = field(metadata={"help": "YAML file with the fields below that differ from their defaults"})
+    data_dir: list[str] = field(
+        metadata={"help": "Folder of the dataset, as its publisher ships it; for several datasets NAME=DIR NAME=DIR …"}
+    )
+    output_dir: str = field(metadata={"help": "Folder for checkpoints (best/, last/), log.jsonl and the trackers' files"})
+    resume: bool = field(default=False, metadata={"help": "Resume the run in output_dir after its last checkpoint, on its data"})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run in output_dir and start anew"})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Build and try all stages, print the time and room that the run will take, and write nothing"},
+    )
+    timeout_minutes: float = field(
+        default=30, metadata={"help": "End the run if a loader's worker or another process has not answered for so long"}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.timeout_minutes < float("inf"):
+            raise RecipeError(f"--timeout_minutes must be a positive number, got {self.timeout_minutes}")
+
+
+class RunParser(ArgumentParser, HfArgumentParser):
+    """Options from dataclasses; mistakes are reported as by the other commands."""
+
+
+def build_parser() -> RunParser:
+    parser = RunParser([RunArguments, Recipe], description=__doc__.splitlines()[0], allow_abbrev=False)
+    for action in parser._actions:
+        if action.option_strings[0].startswith("--no_"):  # HfArgumentParser repeats the help of the opposite option
+            action.help = f"The same as --{action.dest} false"
+    return parser
+
+
+def parse_command_line(arguments: list[str] | None = None) -> tuple[RunArguments, list[Recipe]]:
+    """The run's arguments, and each stage's recipe: the file's fields override the defaults, the command line's override both."""
+    parser = build_parser()
+    # argparse sets no default for an attribute that is there already. So we know which fields were given, and the file is checked
+    # with these alone.
+    not_given = object()
+    namespace = argparse.Namespace(**dict.fromkeys((setting.name for setting in fields(Recipe)), not_given))
+    parsed, rest = parser.parse_known_args(arguments, namespace=namespace)
+    if rest:
+        parser.error(f"not understood: {' '.join(rest)}")
+    given = {name: value for name, value in vars(parsed).items() if value is not not_given}
+    run_arguments = RunArguments(**{setting.name: given.pop(setting.name) for setting in fields(RunArguments)})
+    return run_arguments, read_chain(run_arguments.recipe, given)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, or rehearse with `--dry_run`, as the command line (`sys.argv` if None) says."""
+    args, recipes = parse_command_line(arguments)
+    # After parsing, so that --help answers at once.
+    from accelerate import PartialState
+
+    from ..hub.push import check_ready, push_checkpoint
+    from ..training.chain import data_dirs_by_name, run_chain
+    from ..training.dry_run import dry_run
+    from ..training.output_dir import BEST
+
+    data_dirs, result = data_dirs_by_name(args.data_dir, recipes), recipes[-1]
+    if result.push_to_hub:
+        check_ready(result.hub_model_id)  # not after days of training
+    train = dry_run if args.dry_run else run_chain
+    train(recipes, data_dirs, args.output_dir, args.resume, args.overwrite, 60 * args.timeout_minutes)
+    if result.push_to_hub and not args.dry_run and PartialState().is_main_process:
+        push_checkpoint(Path(args.output_dir) / BEST, result.hub_model_id, private=result.hub_private_repo)
+
+
+if __name__ == "__main__":
+    run(main)

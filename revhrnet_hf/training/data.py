@@ -1,0 +1,245 @@
+"""The data of a stage: the splits that it trains and scores on, and the batches that its steps learn from."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from torch.utils.data import ConcatDataset
+
+from ..data import LabelSpace, TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset, translate
+from ..data.loader import build_loader
+from ..data.loading import in_classes
+from ..errors import DataError, RecipeError, TrainingError, first_few
+from .agreement import SharedErrors
+from .recipe import Recipe
+from .sampler import EpochBatches, Mixture
+
+logger = logging.getLogger(__name__)
+
+DataDirs = Mapping[str, str | Path]
+"""Folder by name of dataset."""
+
+Batch = dict[str, torch.Tensor]
+"""`pixel_values` (images, 3, height, width) and `labels` (images, height, width) of one forward pass."""
+
+
+class TrainingSet(NamedTuple):
+    """A split that is trained on; `ignored` are those of its own classes that correspond to no class of the first dataset."""
+
+    name: str
+    split: str
+    images: Dataset
+    ignored: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        said = f"{self.name}:{self.split}: {len(self.images)} images"
+        if self.ignored:
+            said += f"; ignored, for they correspond to no class of the first dataset: {', '.join(self.ignored)}"
+        return said
+
+
+def training_sets(recipe: Recipe) -> list[tuple[str, str]]:
+    """(dataset, split) of everything that the recipe trains on, beginning with the dataset that it scores on."""
+    return [(dataset.name, dataset.split or recipe.train_split) for dataset in recipe.datasets]
+
+
+def folders_by_name(recipe: Recipe, data_dir: str | Path | DataDirs) -> DataDirs:
+    """`data_dir` as a mapping; a single folder is the first dataset's.
+
+    Raises:
+        RecipeError: a dataset of the recipe has no folder.
+    """
+    folders = data_dir if isinstance(data_dir, Mapping) else {recipe.dataset: data_dir}
+    if missing := [name for name, _ in training_sets(recipe) if name not in folders]:
+        raise RecipeError(f"The recipe trains on {missing[0]} too: say where it lies (--data_dir {missing[0]}=DIR)")
+    return folders
+
+
+def load_split(recipe: Recipe, data_dir: str | Path, split: str) -> Dataset:
+    """A split of the recipe's (first) dataset."""
+    return load_segmentation_dataset(
+        recipe.dataset,
+        data_dir,
+        split,
+        label_space=recipe.label_space,
+        image_column=recipe.image_column,
+        label_column=recipe.label_column,
+        loader=recipe.loader,
+    )
+
+
+def load_sets(recipe: Recipe, data_dirs: DataDirs) -> tuple[list[TrainingSet], Dataset]:
+    """The splits that the recipe trains on, in the classes of the first dataset, and the split that it scores on.
+
+    Raises:
+        DataError: a dataset cannot be loaded, or none of its classes corresponds to one of the first dataset's.
+    """
+    train, evaluation = (
+        load_split(recipe, data_dirs[recipe.dataset], split) for split in (recipe.train_split, recipe.eval_split)
+    )
+    space = label_space_of(train)
+    sets = [TrainingSet(recipe.dataset, recipe.train_split, train)]
+    for dataset in recipe.datasets[1:]:
+        name, split = dataset.name, dataset.split or recipe.train_split
+        try:
+            images = load_segmentation_dataset(
+                name,
+                data_dirs[name],
+                split,
+                label_space=dataset.label_space,
+                image_column=dataset.image_column,
+                label_column=dataset.label_column,
+                loader=dataset.loader,
+            )
+            ignored = tuple(own for own, partner in translate(label_space_of(images), space).items() if partner is None)
+            sets.append(TrainingSet(name, split, in_classes(images, space), ignored))
+        except DataError as error:
+            raise DataError(f"more_datasets: {name}:{split} cannot be trained on as well: {error}") from error
+    return sets, evaluation
+
+
+def image_id_of(sets: list[TrainingSet], index: int) -> str:
+    """The id of an image by its index into the concatenated sets; an index beyond the end repeats an image (`Mixture`)."""
+    index %= sum(len(entry.images) for entry in sets)
+    for _, _, images, _ in sets:
+        if index < len(images):
+            return images.select_columns("image_id")[index]["image_id"]
+        index -= len(images)
+    raise ValueError("there are no images")
+
+
+class TrainingData:
+    """The augmented images of a stage, in batches on the device, step by step.
+
+    Args:
+        recipe: the stage's recipe.
+        sets: the splits to train on.
+        label_space: of the first split; the others are translated to it.
+        image_processor: of the network.
+        errors: holds this process's error in loading until all processes come to the end of the step.
+
+    Attributes:
+        samples, batches, loader: the images, their order, and the loader's workers.
+        seconds_waited: time that the loop has waited for the loader; whoever logs it sets it back.
+
+    Raises:
+        RecipeError: batch size, forward passes, processes and images do not fit together.
+    """
+
+    def __init__(self, recipe: Recipe, sets: list[TrainingSet], label_space: LabelSpace, image_processor, errors: SharedErrors):
+        self.recipe, self.sets, self.errors, self.accelerator = recipe, sets, errors, errors.accelerator
+        self.label_space = label_space
+        self.seconds_waited = 0.0
+        transform = TrainingTransform(
+            image_processor,
+            crop_size=recipe.crop_size,
+            base_size=recipe.base_size,
+            scale_range=recipe.scale_range,
+            scale_step=recipe.scale_step,
+            flip=recipe.flip,
+            ignore_index=label_space.ignore_index,
+        )
+        self.samples = TrainingSamples(_concatenated(sets), transform, recipe.seed, recipe.on_bad_sample == "skip")
+        self.batches = EpochBatches(
+            len(self.samples),
+            recipe.batch_size,
+            recipe.gradient_accumulation_steps,
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+            recipe.seed,
+            _mixture(recipe, sets),
+        )
+        self.loader = build_loader(
+            self.samples,
+            recipe.num_workers,
+            self.accelerator.device,
+            batch_sampler=self.batches,
+            persistent_workers=True,
+            timeout=errors.timeout,
+        )
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What is trained on, for the `training_history` in a checkpoint's config."""
+        names = dict.fromkeys(name for name, _ in training_sets(self.recipe))
+        return {"dataset": " + ".join(names), "label_space": self.label_space.name, "images": len(self.samples)}
+
+    def start_at(self, epoch: int, step: int) -> None:
+        """The next `steps()` begin with step `step` (from 0) of `epoch`."""
+        self.samples.set_epoch(epoch)
+        self.batches.start_at(epoch, step)
+
+    def steps(self) -> Iterator[list[Batch]]:
+        """For each step that is left in the epoch, the batches of its forward passes, on the device."""
+        count, batches = len(self.batches) // self.batches.passes, iter(self.loader)
+        for _ in range(count):
+            started = time.perf_counter()
+            passes = self._next_passes(batches)
+            self.seconds_waited += time.perf_counter() - started
+            passes = [send_to_device(batch, self.accelerator.device, non_blocking=True) for batch in passes]
+            for batch in passes:
+                batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+                batch["labels"] = batch["labels"].long()
+            yield passes
+
+    def _next_passes(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The loader's batches for the next step, or, once it has failed, images without labels.
+
+        So the other processes are not left waiting in the middle of a step. They hear of the error at the end of the next step,
+        and nothing of these steps is saved.
+        """
+        if self.errors.held is None:
+            with self.errors.hold():
+                return list(islice(batches, self.batches.passes))
+        height, width = self.recipe.crop_size
+        count = self.recipe.batch_size // (self.batches.passes * self.accelerator.num_processes)
+        labels = torch.full((count, height, width), self.label_space.ignore_index)
+        return [{"pixel_values": torch.zeros(count, 3, height, width), "labels": labels} for _ in range(self.batches.passes)]
+
+    def image_ids(self, indices: list[int]) -> list[str]:
+        return [image_id_of(self.sets, index) for index in indices]
+
+    def mark_bad(self, indices: list[int]) -> None:
+        """Take over, in a resumed run, the images that could not be used before."""
+        self.samples.bad[indices] = 1
+
+    def gather_bad(self, known: list[int]) -> list[int]:
+        """With `on_bad_sample: skip`, the indices of images that any process could not use so far; `known` are no news.
+
+        Others are named in a warning.
+        """
+        if not self.samples.skip_bad:
+            return known
+        bad = self.accelerator.reduce(self.samples.bad.to(self.accelerator.device), "sum").nonzero().flatten().tolist()
+        if len(bad) > len(known) and self.accelerator.is_main_process:
+            ids = first_few(self.image_ids(bad))
+            logger.warning(f"{len(bad)} of {len(self.samples)} training images cannot be used and are skipped: {ids}")
+        return bad
+
+    def loader_failure(self, error: RuntimeError) -> TrainingError | None:
+        """The error to raise where a worker of the loader has died or hangs; None for any other error."""
+        said = str(error)
+        if "DataLoader worker" not in said and "DataLoader timed out" not in said:
+            return None
+        first_line = said.partition("\n")[0].rstrip(" .")
+        return TrainingError(
+            f"A process that loads images died or answered nothing for {self.errors.timeout:.0f} s: {first_line}. "
+            f"Usual causes: too little memory (num_workers is {self.loader.num_workers}), a slow disk. Resume with --resume"
+        )
+
+
+def _concatenated(sets: list[TrainingSet]) -> Dataset | ConcatDataset:
+    # Not datasets.concatenate_datasets, to which label maps that are translated by different tables are different columns.
+    return sets[0].images if len(sets) == 1 else ConcatDataset([entry.images for entry in sets])
+
+
+def _mixture(recipe: Recipe, sets: list[TrainingSet]) -> Mixture | None:
+    if not recipe.dataset_shares:
+        return None
+    return Mixture(tuple(len(entry.images) for entry in sets), tuple(recipe.dataset_shares))

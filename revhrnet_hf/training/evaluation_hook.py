@@ -1,0 +1,166 @@
+"""Evaluation during training: scores of the evaluation split, the images that are drawn of it, and which scores are the best."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from ..data import label_space_of
+from ..errors import RunStopped
+from ..evaluation import ConfusionMatrix, Predicted, evaluate_dataset, format_scores, predict_label_maps
+from ..viz.figures import label_map_strip, triptych
+from .agreement import SharedStop
+from .checkpoint import SUMMARY, TrainingState
+from .learner import Learner
+from .log import RunLog
+from .progress import progress_bar
+
+IMAGE_SIDE = 480  # pixels, of the images that trackers get
+CARD_IMAGES, CARD_HEIGHT = 3, 240  # label maps in a model card, and their height in pixels
+
+
+class EvaluationHook:
+    """Scores the stage's network on the evaluation split, by all processes together.
+
+    Args:
+        learner: its `scored_network` is evaluated.
+        dataset: the evaluation split.
+        log: gets the scores and the drawn images.
+        stop: ends an evaluation early in all processes.
+
+    Attributes:
+        shown: the last evaluation's label maps of the images that are drawn, by row.
+    """
+
+    def __init__(self, learner: Learner, dataset: Dataset, log: RunLog, stop: SharedStop):
+        self.learner, self.dataset, self.log, self.stop = learner, dataset, log, stop
+        self.recipe, self.accelerator = learner.recipe, learner.accelerator
+        self.label_space = label_space_of(dataset)
+        self.shown: dict[int, np.ndarray] = {}
+
+    def run(self, epoch: int, step: int) -> dict[str, Any]:
+        """Scores at the label maps' native size, each image counted once whatever the number of processes.
+
+        Args:
+            epoch, step: finished, for the log.
+
+        Raises:
+            RunStopped: a signal came to any process.
+        """
+        started = time.perf_counter()
+        self.learner.share_buffers()
+        with self.accelerator.autocast(), self._uncompiled():
+            confusion = self._confusion()
+            if self.recipe.log_images:
+                with self.stop.errors.hold():
+                    self.log.images(step, lambda: self.draw(self.recipe.log_images))
+        scores = confusion.scores(self.label_space.names)
+        summary = {name: scores[name] for name in SUMMARY}
+        self.accelerator.print(
+            f"epoch {epoch}: mIoU {summary['mean_iou']:.4f}, pixel accuracy {summary['overall_accuracy']:.4f}, "
+            f"mean accuracy {summary['mean_accuracy']:.4f}"
+        )
+        per_class = dict(zip(self.label_space.names, scores["per_category_iou"], strict=True))
+        with self.stop.errors.hold():
+            seconds = time.perf_counter() - started
+            self.log.write(epoch, step, {**summary, "evaluation_seconds": seconds}, iou=per_class)
+        return scores
+
+    def _confusion(self) -> ConfusionMatrix:
+        """The sum of all processes' confusion matrices; label maps that are to be drawn are kept in `shown`."""
+        accelerator, confusion, self.shown = self.accelerator, None, {}
+        drawn = {*self._drawn_rows(self.recipe.log_images), *self._drawn_rows(CARD_IMAGES)}
+
+        def keep_if_drawn(image: Predicted):
+            if accelerator.is_main_process and image.index in drawn:
+                self.shown[image.index] = image.label_map.cpu().numpy()
+
+        with progress_bar(accelerator, len(self.dataset), "evaluating", "image", leave=False) as progress:
+
+            def tick(done: int):
+                progress.update(done * accelerator.num_processes)
+                if self.stop.signals.received is not None:
+                    raise self.stop.signals.stopped("")
+
+            with suppress(RunStopped), self.stop.errors.hold():  # until the other processes know
+                confusion = evaluate_dataset(
+                    self.learner.scored_network,
+                    self.learner.image_processor,
+                    self.dataset,
+                    self.label_space.num_classes,
+                    ignore_index=self.label_space.ignore_index,
+                    process_index=accelerator.process_index,
+                    num_processes=accelerator.num_processes,
+                    num_workers=self.recipe.num_workers,
+                    progress=tick,
+                    look=keep_if_drawn,
+                )
+            if self.stop.anywhere():
+                self.stop.errors.raise_together()
+                raise self.stop.signals.stopped("stopped in an evaluation")
+        confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
+        return confusion
+
+    def report(self, scores: dict[str, Any], state: TrainingState, best: Path) -> None:
+        """Print the last scores of a stage, class by class, and where the best checkpoint is."""
+        self.accelerator.print(format_scores(scores, self.label_space.names))
+        mean_iou = "none yet" if state.best_mean_iou is None else f"{state.best_mean_iou:.4f}"
+        self.accelerator.print(f"{state.epoch} epochs; best mIoU {mean_iou} in {best}")
+
+    def _uncompiled(self) -> AbstractContextManager:
+        """Runs a compiled network as it was written: it would be compiled anew for each of the many sizes of images."""
+        return torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext()
+
+    def draw(self, count: int) -> Image.Image:
+        """Image, truth and prediction of `count` images spread over the evaluation split, small."""
+        space = self.label_space
+        return triptych(self._predictions(count), space.names, space.colours, space.ignore_index)
+
+    def draw_for_card(self) -> Image.Image:
+        """Predictions on a few images.
+
+        A card is made to be passed on, and Cityscapes' and Mapillary Vistas' terms forbid that for images and annotations: so
+        it has predictions only, whatever the dataset.
+        """
+        with self._uncompiled():
+            predictions = [prediction for _, _, prediction in self._predictions(CARD_IMAGES)]
+        return label_map_strip(predictions, self.label_space.names, self.label_space.colours, CARD_HEIGHT)
+
+    def _drawn_rows(self, count: int) -> list[int]:
+        """Rows of `count` images spread over the evaluation split."""
+        count = min(count, len(self.dataset))
+        return [place * len(self.dataset) // count for place in range(count)]
+
+    def _predictions(self, count: int) -> list[tuple[Image.Image, np.ndarray, np.ndarray]]:
+        """Image, true and predicted label map of `count` images spread over the evaluation split, small."""
+        rows = []
+        for index in self._drawn_rows(count):
+            row = self.dataset[index]
+            image, truth = row["image"], row["label_map"]
+            if index not in self.shown:  # it was evaluated by another process
+                with self.accelerator.autocast():
+                    (self.shown[index],) = predict_label_maps(
+                        self.learner.scored_network, self.learner.image_processor, [image], [(truth.height, truth.width)]
+                    )
+            scale = min(1, IMAGE_SIDE / max(image.size))
+            size = [max(1, round(side * scale)) for side in image.size]
+            small = (
+                np.asarray(ids.resize(size, Image.Resampling.NEAREST)) for ids in (truth, Image.fromarray(self.shown[index]))
+            )
+            rows.append((image.resize(size), *small))
+        return rows
+
+
+def note_scores(state: TrainingState, scores: dict[str, Any]) -> bool:
+    """Note an evaluation's scores in the state; whether they are the best so far."""
+    mean_iou = scores["mean_iou"]
+    better = state.best_mean_iou is None or mean_iou > state.best_mean_iou
+    if better:
+        state.best_mean_iou = mean_iou
+    state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
+    return better
