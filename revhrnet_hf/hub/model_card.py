@@ -21,7 +21,7 @@ from ..data.loading import DATASETS
 from ..errors import CheckpointError
 from ..escape import code, fenced, markdown
 from ..io import write_text
-from ..models.backbone import TIMM_HRNETS
+from ..models.backbone import LICENCE_LINKS, TIMM_HRNETS, backbone_licence
 from ..viz.figures import names_and_palette
 
 CARD_FILE, EXAMPLE_FILE = "README.md", "example.png"
@@ -34,6 +34,7 @@ PAPERS = {
 }
 CODE_LICENCE = "apache-2.0"
 LICENCE_NAMES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0"}
+LICENCE_NAMES |= {name: f"{name}, [its own terms]({link})" for name, link in LICENCE_LINKS.items()}  # that the Hub does not list
 OWN_DATA = {"folder", "hub"}  # names of datasets that say nothing to others
 METRICS = {"mean_iou": "mIoU", "overall_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 HUB_METRICS = {"mean_iou": "mean_iou", "overall_accuracy": "accuracy", "mean_accuracy": "mean_accuracy"}
@@ -222,11 +223,11 @@ def metadata(record: Record, name: str | None = None) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        license=licence(record),
+        **hub_licence(licence(record)),
         tags=["semantic-segmentation", record.config.model_type, "timm"],
         # Of a name of somebody's own the Hub may have another dataset.
         datasets=[name for name in record.datasets if name in DATASETS and name not in OWN_DATA] or None,
-        base_model=timm.get_pretrained_cfg(base).hf_hub_id if base else None,
+        base_model=base if not base or "/" in base else timm.get_pretrained_cfg(base).hf_hub_id,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=(name or record.title).rpartition("/")[2] if results else None,
         eval_results=results or None,
@@ -246,7 +247,7 @@ def dataset_title(name: str) -> str:
 
 
 def pretrained_backbone(record: Record) -> str | None:
-    """timm's name for the pretrained weights in a checkpoint; None where there are none, or none that timm knows."""
+    """timm's name for the pretrained weights in a checkpoint, or the Hub's, which has a slash; None where there are none."""
     config = record.config
     if record.history and record.history[0]["recipe"].get("backbone_weights") == "random":
         return None
@@ -254,15 +255,29 @@ def pretrained_backbone(record: Record) -> str | None:
     if config.model_type == "hrnetv2":
         return TIMM_HRNETS.get(record.recipe.get("variant"))
     known = getattr(config, "backbone", None)
+    if known is None and config.model_type != "timm_backbone":
+        return config.name_or_path or None  # of a checkpoint of Transformers
     return known if known and timm.is_model_pretrained(known) else None
 
 
 def licence(record: Record) -> str:
     """The Hub's identifier: that of the pretrained weights; where all was trained from random weights, that of the code."""
     base = pretrained_backbone(record)
+    recorded = getattr(record.config, "backbone_license", None)
+    if recorded:
+        return recorded
+    if base and "/" in base:
+        return backbone_licence(record.config.backbone_config) or "unknown"
     if base:
         return timm.get_pretrained_cfg(base).license or "unknown"
     return CODE_LICENCE if record.history else "unknown"
+
+
+def hub_licence(identifier: str) -> dict[str, str]:
+    """The Hub's fields for a licence; one that the Hub does not list is "other", with its name and link."""
+    if identifier not in LICENCE_LINKS:
+        return {"license": identifier}
+    return {"license": "other", "license_name": identifier, "license_link": LICENCE_LINKS[identifier]}
 
 
 def _introduction(record: Record) -> str:
