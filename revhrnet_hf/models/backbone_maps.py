@@ -173,7 +173,22 @@ def _check_that_it_works(config: PreTrainedConfig, name: str) -> None:
 
 
 def create_backbone(config: PreTrainedConfig) -> BackboneMixin:
-    """The backbone of `config` with random weights, taking images of any size where it can."""
+    """The backbone of `config` with random weights, taking images of any size where it can.
+
+    Raises:
+        ValueError: a timm model has no map of one of the `out_indices`.
+    """
+    try:
+        return _create_backbone(config)
+    except IndexError as error:
+        strides = timm_strides(config.backbone)
+        raise ValueError(
+            f"The timm model {config.backbone!r} has maps at strides {list(strides)}, out_indices 0 to {len(strides) - 1}, and "
+            f"{', '.join(map(str, config.out_indices))} are not all among them: leave out_indices out to have the right ones"
+        ) from error
+
+
+def _create_backbone(config: PreTrainedConfig) -> BackboneMixin:
     cfg = timm.get_pretrained_cfg(config.backbone) if isinstance(config, TimmBackboneConfig) else None
     if cfg is not None and cfg.fixed_input_size:
         for options in ANY_SIZE:

@@ -186,7 +186,8 @@ def test_licence_is_that_of_the_pretrained_weights(config, licence, said, tmp_pa
 def test_licence_of_its_own_terms(named_by, tmp_path):
     """DINOv3's, which the Hub does not list: "other", with name and link."""
     if named_by == "timm":
-        config, base = rev("convnext_tiny.dinov3_lvd1689m"), "timm/convnext_tiny.dinov3_lvd1689m"
+        base = "timm/convnext_tiny.dinov3_lvd1689m"
+        config = RevHRNetConfig(backbone=base, training_history=[{**STAGE, "recipe": {}}])
     else:
         base = "facebook/dinov3-convnext-tiny-pretrain-lvd1689m"
         backbone = DINOv3ConvNextConfig(name_or_path=base)

@@ -36,6 +36,12 @@ REFUSED = {
 }
 
 
+# Families that say they have a map at stride 2, and why it is none.
+WITHOUT_STRIDE_2 = {
+    "tresnet": "cannot serve as backbone",  # it has no module of its own
+    "xception": r"gives maps of \[\(147, 147",  # of 299 pixels: convolutions without padding
+}
+
 # Words of small models in timm's names, the smallest first.
 SMALL_NAMES = (
     "test_",
@@ -106,13 +112,17 @@ def check_family(module):
             with pytest.raises(ValueError, match=f"images of {fixed[0]}×{fixed[1]} pixels only, got 101×131"):
                 model(torch.empty(1, 3, *ODD))
     if set(timm_strides(name)) >= WANTED:
-        check_five_streams(name)
+        check_five_streams(name, module)
 
 
-def check_five_streams(name):
+def check_five_streams(name, module):
     """From the map at stride 2 where there is one."""
     if 2 not in timm_strides(name):
         with pytest.raises(ValueError, match=r"need \[2, 4, 8, 16, 32\] \(five streams start at stride 2"):
+            RevHRNetConfig(backbone=name, **SMALL_FIVE)
+        return
+    if module in WITHOUT_STRIDE_2:
+        with pytest.raises(ValueError, match=WITHOUT_STRIDE_2[module]):
             RevHRNetConfig(backbone=name, **SMALL_FIVE)
         return
     with torch.device("meta"), torch.no_grad():
@@ -157,6 +167,13 @@ def test_strides_that_do_not_fit_are_refused():
         config = RevHRNetConfig(backbone_config=TimmBackboneConfig(backbone=name, out_indices=indices), **SMALL)
         with torch.device("meta"), pytest.raises(ValueError, match=f"maps have strides {strides}"):
             RevHRNetModel(config)
+
+
+def test_maps_that_there_are_not():
+    """Chosen by hand."""
+    config = RevHRNetConfig(backbone_config=TimmBackboneConfig(backbone="hgnet_tiny", out_indices=[1, 2, 3, 4]), **SMALL)
+    with torch.device("meta"), pytest.raises(ValueError, match=r"strides \[4, 8, 16, 32\], .* 1, 2, 3, 4 are not"):
+        RevHRNetModel(config)
 
 
 def test_choosing_maps_draws_no_random_numbers():
