@@ -1,4 +1,4 @@
-"""Transformers' `pipeline("image-segmentation")`, through which this package's models see images as everywhere else."""
+"""Transformers' `pipeline("image-segmentation")`, reading images as the rest of this package does."""
 
 import base64
 import binascii
@@ -18,15 +18,15 @@ OURS = {HRNetV2Config.model_type, RevHRNetConfig.model_type}
 TASK = "image-segmentation"
 ADDRESSES = ("http://", "https://")
 DATA_ADDRESS = "data:image/"
-DOWNLOAD_SECONDS = 30.0  # for a whole image, if the pipeline's `timeout` says nothing else
+DOWNLOAD_SECONDS = 30.0  # for a whole image, unless the pipeline is given a `timeout`
 DOWNLOAD_BYTES = 100_000_000
-CHUNK = 1 << 16
-SHOWN = 80  # characters of a text that errors quote
+CHUNK_BYTES = 1 << 16
+QUOTED_CHARACTERS = 80  # of a text that an error message quotes
 
 
 class SegmentationPipeline(ImageSegmentationPipeline):
-    """For models of this package images are read by images.py; Transformers would clip 16 bits, and uncover what lies under
-    transparency. For all other models nothing is changed.
+    """For models of this package, images are read by images.py: Transformers' own reader would clip images of 16 bits, and show
+    the hidden colours of transparent pixels. For all other models nothing is changed.
     """
 
     def preprocess(self, image, subtask=None, timeout=None):
@@ -36,13 +36,14 @@ class SegmentationPipeline(ImageSegmentationPipeline):
 
 
 def load_rgb(image, timeout: float | None = None):
-    """A file, an address, base64 or a PIL image as an RGB image; what is no text is left to Transformers.
+    """Opens an image, RGB, that is given as a file, an http address, base64 text or a PIL image.
 
     Args:
+        image: the image; any other type is returned as it is, for Transformers to handle.
         timeout: seconds that fetching an address may take.
 
     Raises:
-        DataError: it is no image that can be read, or it cannot be fetched.
+        DataError: the image cannot be fetched or read.
     """
     if isinstance(image, Image.Image):
         return to_rgb(image)
@@ -56,15 +57,15 @@ def load_rgb(image, timeout: float | None = None):
 
 
 def fetch(address: str, seconds: float) -> bytes:
-    """What lies at an http or https address.
+    """Downloads the contents of an http or https address.
 
     Raises:
-        DataError: it cannot be fetched, takes longer than `seconds`, or is larger than `DOWNLOAD_BYTES`.
+        DataError: the download fails, takes longer than `seconds`, or is larger than `DOWNLOAD_BYTES`.
     """
     deadline, data = time.monotonic() + seconds, bytearray()
     try:
         with urlopen(address, timeout=seconds) as answer:
-            while chunk := answer.read1(CHUNK):
+            while chunk := answer.read1(CHUNK_BYTES):
                 data += chunk
                 if len(data) > DOWNLOAD_BYTES:
                     raise ValueError(f"it is larger than {DOWNLOAD_BYTES / 1e6:.0f} MB; fetch it yourself, and give the file")
@@ -76,14 +77,14 @@ def fetch(address: str, seconds: float) -> bytes:
 
 
 def _from_base64(text: str) -> Image.Image:
-    """Not left to Transformers, whose decoders are all that Pillow has."""
+    """Decodes base64 here: Transformers would let Pillow open any file format that it knows."""
     encoded = text.partition(",")[2] if text.startswith(DATA_ADDRESS) else text
     try:
         data = base64.b64decode("".join(encoded.split()), validate=True)
         return decode_image(data, "(given as base64)")
     except (binascii.Error, ValueError) as error:
-        shown = repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
-        raise DataError(f"{shown} is no file that is there, no http address, and no image as base64") from error
+        quoted = repr(text if len(text) <= QUOTED_CHARACTERS else f"{text[:QUOTED_CHARACTERS]}…")
+        raise DataError(f"{quoted} is neither an existing file, an http address, nor an image as base64") from error
 
 
 def register() -> None:

@@ -1,6 +1,6 @@
 """Measure ourselves as ratios against a peer in the same run; `COMMAND --help` says what is measured.
 
-python scripts/benchmark.py loop --recipe scripts/recipes/camvid.yaml --data_dir DIR
+python scripts/benchmark.py loop --recipe camvid --data_dir DIR
 python scripts/benchmark.py data
 python scripts/benchmark.py memory --saved_only
 python scripts/benchmark.py train --networks rev-w48 --height 512 --width 1024 --batch 2

@@ -1,58 +1,7 @@
-"""Turn a checkpoint of the official HRNet for segmentation into a folder that Transformers loads.
+"""The same as `revhrnet convert`: see revhrnet_hf/commands/convert.py."""
 
-    python scripts/convert_hrnet.py hrnet_w48_cityscapes_cls19_1024x2048.pth hrnet_w48_cityscapes
-    python scripts/convert_hrnet.py hrnet_w48_ocr_branch.pth OUT --align_corners
-
-Takes checkpoints of HRNet/HRNet-Semantic-Segmentation, model seg_hrnet, of branch pytorch-v1.1, and with --align_corners of
-branch HRNet-OCR. Width, depth and number of classes are read off the tensors. Every tensor must fit, or nothing is written.
-Prints the names of the tensors that differ, official → ours.
-"""
-
-import argparse
-from itertools import groupby
-from pathlib import Path
-
-from revhrnet_hf import RevHRNetImageProcessor
-from revhrnet_hf.cli import ArgumentParser, run
-from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.export.conversion import convert_official, read_official
-from revhrnet_hf.hub.model_card import write_model_card
-
-
-def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("official", metavar="OFFICIAL", type=Path, help="file of the official training or model zoo, .pth")
-    parser.add_argument("output_dir", metavar="OUT", type=Path, help="folder to write; it must not exist, or be empty")
-    parser.add_argument(
-        "--align_corners",
-        action="store_true",
-        help="the checkpoint is of branch HRNet-OCR, which upsamples with aligned corners (the file does not tell)",
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments=None) -> None:
-    args = parse_arguments(arguments)
-    if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
-        raise CheckpointError(f"{args.output_dir} exists and is not an empty folder: give another one")
-    model, names = convert_official(read_official(args.official), args.align_corners)
-    model.save_pretrained(args.output_dir)
-    RevHRNetImageProcessor().save_pretrained(args.output_dir)
-    write_model_card(args.output_dir)
-    for (theirs, ours), keys in groupby(names.items(), key=name_parts):
-        print(f"{theirs}* → {ours}*  ({len(list(keys))} tensors)")
-    config = model.config
-    print(f"streams {list(config.stream_channels)}, modules {list(config.num_modules)}, {config.num_labels} classes")
-    print(f"written: {args.output_dir}")
-
-
-def name_parts(names: tuple[str, str]) -> tuple[str, str]:
-    """First part of an official name with what stands there in ours."""
-    official, ours = names
-    first = official.split(".")[0]
-    rest = official.removeprefix(first)
-    return first, ours.removesuffix(rest)
-
+from revhrnet_hf.cli import run
+from revhrnet_hf.commands.convert import main
 
 if __name__ == "__main__":
     run(main)

@@ -1,59 +1,7 @@
-"""Serve a page to try a checkpoint on, or two side by side: drop an image, see its classes.
+"""The same as `revhrnet demo`: see revhrnet_hf/commands/demo.py."""
 
-    python scripts/demo.py CHECKPOINT
-    python scripts/demo.py CHECKPOINT CHECKPOINT_B --examples street.jpg more_images/
-    python scripts/demo.py CHECKPOINT --export_space space
-
-The page is served on this machine only, at http://127.0.0.1:7860 or the next free port, and fetches nothing from elsewhere.
-Needs the extra `demo`: pip install -c constraints.txt -e .[demo]
---export_space writes a folder for a Space of the Hugging Face Hub instead: app.py, requirements.txt, README.md, this package,
-and the checkpoints that are folders here.
-"""
-
-import argparse
-from pathlib import Path
-
-from revhrnet_hf.cli import ArgumentParser, choose_device, run
-from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.evaluation.checkpoint import add_trust_argument
-from revhrnet_hf.images import find_images, read_image
-
-
-def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
-    parser.add_argument("other", metavar="CHECKPOINT_B", nargs="?", help="a second one, shown beside it")
-    parser.add_argument(
-        "--examples", metavar="IMAGES", nargs="+", default=[], help="images to choose from (default: two drawn streets)"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run (default: auto)")
-    add_trust_argument(parser)
-    parser.add_argument("--export_space", type=Path, metavar="DIR", help="write a Space to this new folder, and serve nothing")
-    return parser.parse_args(arguments)
-
-
-def main(arguments=None) -> None:
-    args = parse_arguments(arguments)
-    try:
-        from revhrnet_hf.demo.page import build_page, load_segmenter, serve
-        from revhrnet_hf.demo.space import export_space
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise RecipeError("the page needs Gradio: pip install -c constraints.txt -e .[demo]") from error
-    checkpoints = [args.checkpoint, *([args.other] if args.other else [])]
-    examples = find_images(args.examples)
-    for path in examples:
-        read_image(path)  # a broken example is said now, not to the page's visitors
-    if args.export_space:
-        export_space(args.export_space, checkpoints, examples, args.trust_remote_code)
-        print(f"written: {args.export_space}")
-        return
-    segmenters = [load_segmenter(checkpoint, choose_device(args.device), args.trust_remote_code) for checkpoint in checkpoints]
-    serve(build_page(segmenters, examples), args.host, args.port)
-
+from revhrnet_hf.cli import run
+from revhrnet_hf.commands.demo import main
 
 if __name__ == "__main__":
     run(main)

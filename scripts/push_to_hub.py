@@ -1,49 +1,7 @@
-"""Send a checkpoint to the Hugging Face Hub: model, image processor, code, card, scores and curves, in one commit.
+"""The same as `revhrnet push`: see revhrnet_hf/commands/push.py."""
 
-    hf auth login                                                         # once; or HF_TOKEN=…
-    python scripts/push_to_hub.py runs/camvid/best someone/revhrnet-w18-camvid --dry_run
-    python scripts/push_to_hub.py runs/camvid/best someone/revhrnet-w18-camvid --private
-
-Before anything is sent it is loaded in a fresh process without this package; no file may hold a token or a place on this
-machine; the card must be complete. Anybody then loads it with
-AutoModelForSemanticSegmentation.from_pretrained("someone/revhrnet-w18-camvid", trust_remote_code=True).
-"""
-
-import argparse
-from pathlib import Path
-
-from revhrnet_hf.cli import ArgumentParser, run
-from revhrnet_hf.hub.push import push_checkpoint
-
-
-def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder, such as runs/camvid/best")
-    parser.add_argument("name", metavar="NAME", help="on the Hub: NAMESPACE/NAME, or NAME in your own namespace")
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--revision", help="branch to send to, made if need be (default: main)")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="look through everything and list it, but send nothing; needs no network or token"
-    )
-    parser.add_argument(
-        "--trust_remote_code",
-        action="store_true",
-        help="run and send the checkpoint's Python files although they differ from this package's",
-    )
-    return parser.parse_args(arguments)
-
-
-def main(arguments=None) -> None:
-    args = parse_arguments(arguments)
-    push_checkpoint(
-        args.checkpoint,
-        args.name,
-        private=args.private,
-        revision=args.revision,
-        dry_run=args.dry_run,
-        trust_remote_code=args.trust_remote_code,
-    )
-
+from revhrnet_hf.cli import run
+from revhrnet_hf.commands.push import main
 
 if __name__ == "__main__":
     run(main)

@@ -1,69 +1,7 @@
-"""The whole way in minutes on two CPU cores: draw two miniature datasets, train a chain on them, load the result, look at it.
+"""The same as `revhrnet quickstart`: see revhrnet_hf/commands/quickstart.py."""
 
-bash scripts/quickstart.sh              # makes the environment and calls this
-python scripts/quickstart.py --output_dir DIR
-"""
-
-from pathlib import Path
-
-import numpy as np
-from transformers import pipeline
-
-import revhrnet_hf  # noqa: F401 (registers the models)
-from revhrnet_hf.cli import ArgumentParser, run
-from revhrnet_hf.data import label_space_of, load_segmentation_dataset
-from revhrnet_hf.images import save_image
-from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas
-from revhrnet_hf.training.chain import run_chain
-from revhrnet_hf.training.recipe import read_chain
-from revhrnet_hf.viz.figures import triptych
-
-RECIPE = Path(__file__).parent / "recipes" / "mapillary_to_cityscapes_mini.yaml"
-WRITERS = {"mapillary_vistas": write_mapillary_vistas, "cityscapes": write_cityscapes}
-IMAGES = {"train": 48, "val": 12}
-SIZE = (240, 320)  # height, width
-
-
-def main():
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("quickstart"), help="where everything goes (default: quickstart)")
-    parser.add_argument("--epochs", type=int, help="passes over the images in each stage (default: the recipe's)")
-    arguments = parser.parse_args()
-    recipes, run_dir = read_chain(RECIPE), arguments.output_dir / "run"
-    data_dirs = {recipe.dataset: arguments.output_dir / recipe.dataset for recipe in recipes}
-    for name, data_dir in data_dirs.items():
-        if not data_dir.exists():
-            print(f"Drawing {sum(IMAGES.values())} street scenes in the layout of {name} in {data_dir}")
-            WRITERS[name](data_dir, IMAGES, SIZE)
-    for recipe in recipes:
-        recipe.epochs = arguments.epochs or recipe.epochs
-    last = recipes[-1]
-    print(f"Training a reverse HRNet-{last.variant} on a frozen, pretrained {last.backbone}; epoch 0 is before training")
-    run_chain(recipes, data_dirs, run_dir, overwrite=True)
-
-    checkpoint, figure = run_dir / "best", arguments.output_dir / "predictions.png"
-    images = load_segmentation_dataset(last.dataset, data_dirs[last.dataset], last.eval_split).select(range(3))
-    save_image(draw_predictions(checkpoint, images), figure)
-    print(
-        f"\nCheckpoint:  {checkpoint} (of the stage before: {run_dir / f'1_{recipes[0].dataset}' / 'best'})\n"
-        f"Log:         {run_dir / 'log.jsonl'}; .venv/bin/tensorboard --logdir {run_dir / 'tensorboard'}\n"
-        f"Images:    {figure} (image, truth, prediction)\n"
-        f"Your own:    .venv/bin/python scripts/predict.py {checkpoint} IMAGE.jpg"
-    )
-
-
-def draw_predictions(checkpoint: Path, images):
-    """Image, truth and the pipeline's prediction, a row each."""
-    segmenter = pipeline("image-segmentation", model=str(checkpoint))
-    space = label_space_of(images)
-    rows = []
-    for row in images:
-        prediction = np.zeros((row["image"].height, row["image"].width), dtype=np.uint8)
-        for segment in segmenter(row["image"]):
-            prediction[np.array(segment["mask"]) > 0] = space.label2id[segment["label"]]
-        rows.append((row["image"], np.array(row["label_map"]), prediction))
-    return triptych(rows, space.names, space.colours, space.ignore_index)
-
+from revhrnet_hf.cli import run
+from revhrnet_hf.commands.quickstart import main
 
 if __name__ == "__main__":
     run(main)

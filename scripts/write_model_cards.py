@@ -1,55 +1,7 @@
-"""Write the cards of the families of networks, model_cards/*.md.
+"""The same as `revhrnet cards`: see revhrnet_hf/commands/cards.py."""
 
-    python scripts/write_model_cards.py                           # costs are measured (half a minute), results are those known
-    python scripts/write_model_cards.py runs/camvid/best …        # the results of these checkpoints are added
-
-What is known is kept in model_cards/results.json, which is filled from what training and evaluate_seg.py have recorded in the
-checkpoints' folders. (A checkpoint's own card, README.md in its folder, is written when it is saved.)
-"""
-
-import argparse
-import json
-from pathlib import Path
-
-from tqdm import tqdm
-
-from revhrnet_hf.cli import ArgumentParser, run
-from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.hub.family_cards import merge_results, needed_costs, results_of, write_family_cards
-from revhrnet_hf.hub.model_card import read_record
-from revhrnet_hf.hub.model_table import all_models, measure
-from revhrnet_hf.io import write_json
-
-CARDS = Path(__file__).parents[1] / "model_cards"
-
-
-def parse_arguments(arguments=None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", metavar="CHECKPOINT", type=Path, nargs="*", help="folders with recorded scores")
-    parser.add_argument("--output_dir", type=Path, default=CARDS, help="folder of the cards (default: model_cards)")
-    return parser.parse_args(arguments)
-
-
-def main(arguments=None) -> None:
-    args = parse_arguments(arguments)
-    new = [result for checkpoint in args.checkpoints for result in recorded(checkpoint)]
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    file = args.output_dir / "results.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    results = merge_results(known, new)
-    models = all_models()
-    costs = {name: measure(name, models[name]) for name in tqdm(needed_costs(), unit="network")}
-    write_json(file, results)
-    for path in write_family_cards(args.output_dir, costs, results):
-        print(f"written: {path}")
-
-
-def recorded(checkpoint: Path) -> list[dict]:
-    results = results_of(read_record(checkpoint))
-    if not results:
-        raise CheckpointError(f"{checkpoint} has no scores with their recipe: score it with evaluate_seg.py, or give another one")
-    return results
-
+from revhrnet_hf.cli import run
+from revhrnet_hf.commands.cards import main
 
 if __name__ == "__main__":
     run(main)

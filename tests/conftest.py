@@ -1,10 +1,17 @@
 """Shared by all tests: offline, without progress bars, on the CPU; a tiny network; fixtures; the place of the real data."""
 
+import atexit
 import csv
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# Caches and fetched code of the libraries, for this session and its child processes alone.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="revhrnet_tests_")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 # Tests mean the CPU where they name no device; child processes inherit it. TEST_GPU=1 shows them the GPUs.
 if os.environ.get("TEST_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -111,14 +118,13 @@ def shared_dir():
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory):
-    """The folder of a tiny network with four classes, with names and a palette, that predicts all of them."""
+def _save_tiny(folder, streams):
+    """A network with so many streams, and four classes, with names and a palette, that predicts all of them."""
     torch.manual_seed(1)
     config = revhrnet_hf.RevHRNetConfig(
-        backbone_config=TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4]),
-        stream_channels=[8, 12, 16, 20],
-        num_modules=[1, 1, 1],
+        backbone_config=TimmBackboneConfig(backbone="test_resnet", out_indices=[1, 2, 3, 4][:streams]),
+        stream_channels=[8, 12, 16, 20][:streams],
+        num_modules=[1] * (streams - 1),
         num_blocks=1,
         initializer="he",
         id2label=dict(enumerate(["road", "sky & <b>clouds</b>", "car", "tree"])),
@@ -129,7 +135,18 @@ def tiny_checkpoint(tmp_path_factory):
     with torch.no_grad():  # no class is ahead of the others everywhere
         logits = model.eval()(torch.randn(2, 3, 96, 96)).logits
         model.head[3].bias.sub_(logits.mean(dim=(0, 2, 3)))
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     model.save_pretrained(folder)
     revhrnet_hf.RevHRNetImageProcessor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """The folder of a tiny network with four classes, with names and a palette, that predicts all of them."""
+    return _save_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny", streams=4)
+
+
+@pytest.fixture(scope="session")
+def two_streams_checkpoint(tmp_path_factory):
+    """The same with two streams: a third of the layers, for what takes time by the layer."""
+    return _save_tiny(tmp_path_factory.mktemp("checkpoint") / "two_streams", streams=2)

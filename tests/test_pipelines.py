@@ -102,7 +102,7 @@ def test_base64_is_read_as_a_file_is():
 
 @pytest.mark.parametrize("text", ["absent.png", "", "photos12", base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0").decode(), "x" * 999])
 def test_any_other_text_is_an_error(text):
-    with pytest.raises(DataError, match="is no file that is there, no http address, and no image as base64") as caught:
+    with pytest.raises(DataError, match="is neither an existing file, an http address, nor an image as base64") as caught:
         load_rgb(text)
     assert len(str(caught.value)) < 250
 

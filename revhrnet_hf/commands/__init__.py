@@ -1,1 +1,33 @@
-"""Commands, one module each: parse the command line, call the package, print."""
+"""The commands of `revhrnet COMMAND …`, one module each: parse the command line, call the package, print.
+
+Every module has `build_parser()` and `main(arguments=None)`; `python -m revhrnet_hf.commands.NAME` calls it as well, which is how
+accelerate and torchrun start several processes.
+"""
+
+from importlib.util import find_spec
+
+from ..errors import RecipeError
+
+# Name of the command and of its module → its line in `revhrnet --help`.
+COMMANDS = {
+    "train": "train a network by a recipe, or by a chain of recipes",
+    "evaluate": "score a checkpoint on a dataset",
+    "predict": "segment images with a checkpoint",
+    "audit": "check a dataset on disk before a long training",
+    "figure": "draw predictions, feature maps, errors, confusion matrices and legends",
+    "plot": "draw the loss and mIoU curves of runs",
+    "export": "write a checkpoint as ONNX or as a torch.export program",
+    "push": "send a checkpoint to the Hugging Face Hub",
+    "demo": "serve a page to try one checkpoint, or two side by side",
+    "convert": "turn a checkpoint of the official HRNet into one of this package",
+    "table": "print what every variant costs: parameters, multiply-adds, memory",
+    "cards": "write the cards of the families of networks",
+    "quickstart": "draw two small datasets, train a chain on them, look at the result",
+}
+
+
+def check_installed(purpose: str, extra: str, *modules: str) -> None:
+    """Raises a RecipeError that names the extra to install, unless all of the modules are there."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise RecipeError(f'{purpose} {", ".join(missing)}: pip install "revhrnet_hf[{extra}]"')

@@ -1,12 +1,12 @@
 """Train a network by a recipe, or several stages after each other by a chain's recipe.
 
-    accelerate launch scripts/run_seg.py --recipe scripts/recipes/camvid.yaml --data_dir DIR --output_dir OUT
-    accelerate launch scripts/run_seg.py --recipe scripts/recipes/mapillary_to_cityscapes.yaml \\
+    accelerate launch -m revhrnet_hf.commands.train --recipe camvid --data_dir DIR --output_dir OUT
+    accelerate launch -m revhrnet_hf.commands.train --recipe mapillary_to_cityscapes \\
         --data_dir mapillary_vistas=DIR cityscapes=DIR --output_dir OUT
 
-On two CPU cores in some minutes, on the small scenes that scripts/quickstart.sh has drawn:
+On two CPU cores in some minutes, on the small scenes that `revhrnet quickstart` has drawn:
 
-    python scripts/run_seg.py --recipe scripts/recipes/mapillary_to_cityscapes_mini.yaml \\
+    revhrnet train --recipe mapillary_to_cityscapes_mini \\
         --data_dir mapillary_vistas=quickstart/mapillary_vistas cityscapes=quickstart/cityscapes --output_dir OUT
 
 `--dry_run` first says how long a chain will take. SIGINT (Ctrl-C) and SIGTERM save and stop; `--resume` resumes.
@@ -29,7 +29,9 @@ from ..training.recipe import Recipe, read_chain
 class RunArguments:
     """The options that are not fields of the recipe."""
 
-    recipe: str = field(metadata={"help": "YAML file with the fields below that differ from their defaults"})
+    recipe: str = field(
+        metadata={"help": "Recipe by name, such as camvid, or a YAML file with the fields below that differ from their defaults"}
+    )
     data_dir: list[str] = field(
         metadata={"help": "Folder of the dataset, as its publisher ships it; for several datasets NAME=DIR NAME=DIR …"}
     )

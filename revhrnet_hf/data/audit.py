@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..errors import AbsentSplitError, DataError
 from ..images import Size, orient_to_fit
+from ..text import table
 from .archive import DataFolder
 from .builder import SegmentationBuilder
 from .class_counts import MOST_IGNORED, ClassCounter, ClassCounts, RawValue, ignored_text, is_published, unseen_text
@@ -139,12 +140,12 @@ class Audit:
         }
 
     def __str__(self) -> str:
-        parts = [f"{self.dataset}, label space {self.label_space.name}", _table(self._split_rows()), _table(self._class_rows())]
+        parts = [f"{self.dataset}, label space {self.label_space.name}", table(self._split_rows()), table(self._class_rows())]
         if self.absent:
             parts.append(f"not there: {', '.join(self.absent)}")
         if self.notes:
-            parts.append(_table(self._rows("note", self.notes)))
-        parts.append(_table(self._rows("finding", self.findings)) if self.findings else "no findings")
+            parts.append(table(self._rows("note", self.notes)))
+        parts.append(table(self._rows("finding", self.findings)) if self.findings else "no findings")
         return "\n\n".join(parts)
 
     def _split_rows(self) -> Iterable[list[str]]:
@@ -402,17 +403,3 @@ def is_ambiguous(image: RgbImageFile, label_map_size: Size) -> bool:
     """Whether a label map of this (width, height) fits a turned image both as stored and as turned."""
     stored_size = image.size[::-1] if image.orientation > 4 else image.size
     return image.orientation != 1 and image.size == stored_size == label_map_size
-
-
-def _table(rows: Iterable[list[str]]) -> str:
-    """Aligned columns; those whose title begins with `>` are aligned to the right."""
-    title, *body = rows
-    right = [cell.startswith(">") for cell in title]
-    rows = [[cell.removeprefix(">") for cell in title], *body]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_line(row, widths, right) for row in rows)
-
-
-def _line(cells: list[str], widths: list[int], right: list[bool]) -> str:
-    aligned = (cell.rjust(w) if to_right else cell.ljust(w) for cell, w, to_right in zip(cells, widths, right, strict=True))
-    return "  ".join(aligned).rstrip()

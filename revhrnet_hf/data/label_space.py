@@ -16,7 +16,8 @@ import PIL.Image
 from ..errors import DataError, first_few
 from ..images import Colour
 from .coco_categories import BACKGROUND, is_coco_file, read_own_categories
-from .label_table import default_colours, is_label_table, read_label_table
+from .label_table import is_label_table, read_label_table
+from .palette import default_palette
 
 MAX_NAMED = 8
 UNKNOWN = -1
@@ -91,7 +92,7 @@ class LabelSpace:
         return cls(
             name=f"{own.name}_coco" if own.name in LABEL_SPACES else own.name,
             names=(BACKGROUND, *own.classes.values()),
-            colours=((0, 0, 0), *default_colours(len(own.classes))),
+            colours=((0, 0, 0), *default_palette(len(own.classes))),
             raw_ids={key: 0 for key in own.background} | {key: k for k, key in enumerate(own.classes, start=1)},
         )
 

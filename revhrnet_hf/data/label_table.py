@@ -43,6 +43,7 @@ from ..errors import DataError
 from ..images import Colour
 from .archive import DataFolder, location_name, read_text, split_location
 from .limits import MEBIBYTE
+from .palette import default_palette
 
 FIELDS = ("name", "names", "ignore", "images", "labels", "image_suffix", "label_suffix", "val_fraction", "val_seed")
 CLASS_FIELDS = ("ids", "colours")
@@ -61,29 +62,6 @@ IGNORED = 255
 MAX_CLASSES = 255
 FEWEST_CLASSES = 2
 LARGEST_ID = 65535  # of 16-bit PNGs
-
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), without black, which stands for "no class".
-OKABE_ITO = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
-# The share of white (positive) or black (negative) in each further group of seven colours.
-TINTS = (0.0, 0.5, -0.5, 0.75, -0.7)
-
-
-def default_colours(count: int) -> tuple[Colour, ...]:
-    """Okabe and Ito's seven colours, then lighter and darker ones; they repeat after 35."""
-    return tuple(_tinted(OKABE_ITO[k % 7], TINTS[k // 7 % len(TINTS)]) for k in range(count))
-
-
-def _tinted(colour: Colour, tint: float) -> Colour:
-    towards = 255 if tint > 0 else 0
-    return tuple(round(channel + abs(tint) * (towards - channel)) for channel in colour)
 
 
 @dataclass
@@ -202,7 +180,7 @@ def _read_cvat(text: str, source: str) -> LabelTable:
                 raise error(f"the colour {colour} belongs to the class {table.names[table.raw_colours[colour]]!r} already.")
             table.raw_colours[colour] = train_id
             coloured.append(name)
-        table.colours.append(colour if match["colour"] else default_colours(train_id + 1)[train_id])
+        table.colours.append(colour if match["colour"] else default_palette(train_id + 1)[train_id])
     if coloured and coloured != table.names:
         without = next(name for name in table.names if name not in coloured)
         raise DataError(f"Label table {source}: {coloured[0]!r} has a colour and {without!r} has none: give all classes one.")
@@ -310,7 +288,7 @@ class _Reader:
             if train_id == MAX_CLASSES:
                 raise self._error(key, f"{name!r} is one class too many: there can be {MAX_CLASSES}.")
             self.result.names.append(name)
-            self.result.colours.append(default_colours(train_id + 1)[train_id])
+            self.result.colours.append(default_palette(train_id + 1)[train_id])
             if value is None:
                 self._assign_id(key, train_id, train_id)
             else:

@@ -1,4 +1,4 @@
-"""The page: an image goes in, each checkpoint's answer comes out. Built on Gradio; served on this machine's loopback."""
+"""The demo page, built on Gradio: it segments an image with one checkpoint, or with two side by side."""
 
 import signal
 import socket
@@ -15,13 +15,13 @@ from PIL import Image
 
 from ..errors import DataError, RecipeError, RevHRNetError
 from ..evaluation import InferenceSettings, load_checkpoint, segment
-from ..evaluation.predict import window_starts
-from ..images import header_size, read_image, save_image, unreadable_is_data_error
+from ..evaluation.sliding import window_starts
+from ..images import Colour, header_size, read_image, save_image, unreadable_is_data_error
 from ..synthetic import draw_scenes
-from ..viz.figures import Colour, names_and_palette
+from ..viz.figures import names_and_palette
 from .result import error_html, result_html
 
-# What one visitor may ask of the server; a whole image takes a W18 network some 250 bytes of memory a pixel.
+# Limits of one visitor's request. A W18 network takes some 250 bytes of memory for each pixel of a whole image.
 MOST_MEGABYTES = 30  # of an uploaded file
 MOST_MEGAPIXELS = 50  # of an image; phones make 12 to 48, Mapillary Vistas' largest have 22
 MOST_EDGE = 16384  # pixels of the longer side
@@ -34,8 +34,8 @@ WHOLE, SLIDING = "Whole image", "Sliding window"
 KEPT_SECONDS = 3600  # how long an uploaded image stays on the server
 
 INTRODUCTION = """## What is where in this image?
-Drop an image: each of its pixels gets a class. Point at the result (on a phone, tap) to see which, and how sure the network
-is."""
+Drop an image to see the class of each pixel. Point at the result (on a phone, tap it) to read the class, and how sure the
+network is."""
 
 HERE = Path(__file__).parent
 WAITING = '<p class="seg-foot">The classes will be shown here.</p>'
@@ -55,8 +55,8 @@ class Segmenter:
 def image_input() -> gr.Image:
     """An upload that arrives as a file, whatever is in it.
 
-    Gradio's own decoding would clip 16-bit images, and say of a broken file no more than that there was an error. (Not a
-    sub-class: Gradio writes a `.pyi` beside the module of each.)
+    Gradio's own decoding clips 16-bit images, and reports a broken file as an error without a reason. (This is not a sub-class,
+    because Gradio writes a `.pyi` beside the module of each.)
     """
     image = gr.Image(label="Image", sources=["upload", "clipboard"], height=260, elem_id="image")
     image.preprocess = lambda upload: None if upload is None else upload.path
@@ -64,7 +64,7 @@ def image_input() -> gr.Image:
 
 
 def load_segmenter(checkpoint: str | Path, device: str = "cpu", trust_remote_code: bool = False) -> Segmenter:
-    """Loads what the page needs of a checkpoint.
+    """Load a checkpoint for the page.
 
     Args:
         checkpoint: a folder written by `save_pretrained`, or a name on the Hub.
@@ -82,7 +82,7 @@ def load_segmenter(checkpoint: str | Path, device: str = "cpu", trust_remote_cod
 
 
 def answers_to(segmenters: Sequence[Segmenter], path: str | None, how: str, height: int | None, width: int | None) -> list[str]:
-    """What the page shows for its settings, a piece of HTML a checkpoint; the user's errors are shown in the same place."""
+    """The HTML that the page shows, one piece for each checkpoint: its answer, or the user's error."""
     if path is None:
         return [WAITING] * len(segmenters)
     try:
@@ -114,7 +114,7 @@ def answer(segmenter: Segmenter, path: str | Path, settings: InferenceSettings) 
 
 
 def reduced(image: Image.Image) -> Image.Image:
-    """The image at `WHOLE_MEGAPIXELS` where it has more."""
+    """The image, scaled down to `WHOLE_MEGAPIXELS` if it has more."""
     factor = (WHOLE_MEGAPIXELS * 1e6 / (image.width * image.height)) ** 0.5
     if factor >= 1:
         return image
@@ -122,7 +122,7 @@ def reduced(image: Image.Image) -> Image.Image:
 
 
 def check_windows(size: tuple[int, int], settings: InferenceSettings) -> None:
-    """Raises a RecipeError if an image (height, width) takes more windows than the page gives one visitor."""
+    """Raise a RecipeError if an image (height, width) takes more windows than a visitor may have."""
     if settings.window is None:
         return
     edges = zip(size, settings.window, settings.steps, strict=True)
@@ -136,7 +136,7 @@ def check_windows(size: tuple[int, int], settings: InferenceSettings) -> None:
 
 @contextmanager
 def time_limit(model) -> Iterator[None]:
-    """Ends the model's work with a RecipeError before the first forward pass after `MOST_SECONDS`."""
+    """Raise a RecipeError before the first forward pass that begins after `MOST_SECONDS`."""
     end = time.monotonic() + MOST_SECONDS
 
     def check(*_) -> None:
@@ -154,7 +154,7 @@ def open_upload(path: str | Path) -> Image.Image:
     """An image as a viewer shows it, RGB.
 
     Raises:
-        DataError: the file is no image or has too many pixels; it is called by its name, not by its place on the server.
+        DataError: the file is no image or has too many pixels; the message has the file's name, not its place on the server.
     """
     path = Path(path)
     try:
@@ -165,7 +165,7 @@ def open_upload(path: str | Path) -> Image.Image:
 
 
 def check_pixels(path: Path) -> None:
-    """Raises a DataError if an image has too many pixels, before they are read."""
+    """Raise a DataError if an image has too many pixels, before they are read."""
     with unreadable_is_data_error("Image", str(path)), path.open("rb") as file:
         width, height = header_size(file)
     megapixels, edge = width * height / 1e6, max(width, height)
@@ -176,13 +176,13 @@ def check_pixels(path: Path) -> None:
 
 
 def default_window(segmenters: Sequence[Segmenter]) -> tuple[int, int]:
-    """(height, width) of the crops that the first checkpoint was trained on, where it says so."""
+    """(height, width) of the crops that the first checkpoint was trained on, if it records them."""
     history = getattr(segmenters[0].model.config, "training_history", None) or [{}]
     return tuple(history[-1].get("recipe", {}).get("crop_size") or (512, 512))
 
 
 def drawn_examples(folder: Path, count: int = 2) -> list[Path]:
-    """Drawn street scenes as example images, for who has none at hand."""
+    """Write drawn street scenes to `folder`, as example images."""
     paths = [folder / f"drawn_street_{number + 1}.png" for number in range(count)]
     for path, scene in zip(paths, draw_scenes("val", count, (360, 480), seed=0), strict=True):
         save_image(Image.fromarray(scene.image), path)
@@ -194,7 +194,7 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
 
     Args:
         segmenters: the checkpoints.
-        examples: image files to choose from; two drawn street scenes if none are given, in a folder that goes with the page.
+        examples: image files to choose from. By default two drawn street scenes, in a folder that is removed with the page.
     """
     drawn = None
     if not examples:
@@ -232,22 +232,22 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
             trigger_mode="always_last",
             api_visibility="private",
         )
-        # The browser's own business: no image is sent again.
+        # This runs in the browser: no image is sent again.
         opacity.input(None, opacity, None, js="value => document.documentElement.style.setProperty('--seg-opacity', value)")
     page.drawn_examples = drawn  # removed with the page, or when the program ends
     return page.queue(max_size=MOST_WAITING)
 
 
 def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = None) -> None:
-    """Serves the page until Ctrl-C or SIGTERM; nothing on it is fetched from elsewhere.
+    """Serve the page until Ctrl-C or SIGTERM; it fetches nothing from elsewhere.
 
     Args:
         page: of `build_page`.
-        host: address to listen on; None is what the environment of a Space says.
-        port: None takes the first free one from 7860 on.
+        host: address to listen on; None: the one that the environment of a Space gives.
+        port: None: the first free one from 7860 on.
 
     Raises:
-        RecipeError: the port cannot be had.
+        RecipeError: the port is not free.
     """
     if port is not None:
         check_port(host or "127.0.0.1", port)
@@ -274,7 +274,7 @@ def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = No
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises a RecipeError unless the port can be had: Gradio would fail as well, and leave a process that does not end."""
+    """Raise a RecipeError unless the port is free: Gradio would fail too, and leave a process that does not end."""
     try:
         with socket.create_server((host, port)):
             pass

@@ -1,6 +1,6 @@
 """One checkpoint's answer to one image as a piece of HTML: overlay, values under the pointer, legend, label map to download.
 
-Everything that the page needs travels in it, so opacity and pointer never ask the server, and no file is left there.
+It holds everything that the page needs, so that opacity and pointer send no request and no file is left on the server.
 """
 
 import base64
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..viz.figures import Colour, class_shares, palette_png
+from ..images import Colour
+from ..viz.figures import class_shares, palette_png
 
 MOST_EDGE = 1280  # pixels of the longer side as shown; the label map to download has the image's own size
 
@@ -27,7 +28,7 @@ def result_html(
     file_name: str,
     note: str = "",
 ) -> str:
-    """The answer as HTML that page.css and page.js bring to life.
+    """The answer as HTML, which page.css and page.js make interactive.
 
     Args:
         title: names the checkpoint.
@@ -35,15 +36,15 @@ def result_html(
         label_map: (height, width) of class ids, the image's size.
         confidence: (height, width) from 0 to 1, the share of the best class.
         names, palette: name and colour of each class id.
-        file_name: of the image; the label map's is made from it.
-        note: what is said beside the image's size.
+        file_name: of the image; the name of the label map is made from it.
+        note: text that follows the image's size.
     """
     shown = _shown_size(image.size)
     ids = Image.fromarray(label_map.astype(np.uint8)).resize(shown, Image.Resampling.NEAREST)
     percent = Image.fromarray(np.rint(100 * confidence).astype(np.uint8)).resize(shown, Image.Resampling.NEAREST)
     image_url = _data_url(image.resize(shown, Image.Resampling.LANCZOS), "JPEG", quality=90)
     colours_url = _data_url(palette_png(np.asarray(ids), palette), "PNG")
-    # What stands under the pointer: red is the class id, green the confidence in percent.
+    # Read under the pointer: red is the class id, green the confidence in percent.
     values_url = _data_url(Image.merge("RGB", (ids, percent, percent)), "PNG")
     download = f"{Path(file_name).stem}_labels.png"
     names_list = "".join(f"<li>{html.escape(name)}</li>" for name in names)

@@ -33,7 +33,7 @@ serve(build_page([load_segmenter(checkpoint) for checkpoint in CHECKPOINTS], EXA
 README = """---
 {front_matter}---
 
-Drop an image, and each of its pixels gets a class. Written by `scripts/demo.py --export_space`; `python app.py` serves the same
+Drop an image, and each of its pixels gets a class. Written by `revhrnet demo --export_space`; `python app.py` serves the same
 page on your own machine, after `pip install -r requirements.txt gradio=={gradio}`.
 """
 
@@ -43,11 +43,11 @@ GIT_ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 def export_space(
     folder: Path, checkpoints: Sequence[str | Path], examples: Sequence[Path] = (), trust_remote_code: bool = False
 ) -> None:
-    """Writes a Space: the page, this package, the versions installed here, checkpoints that are folders here, example images.
+    """Write a Space: the page, this package, the versions that are installed here, local checkpoints, example images.
 
     Args:
         folder: to write; it must not exist, or be empty. It is there whole or not at all.
-        checkpoints: one or two; of a folder is copied what a push would send, a Hub name is loaded by the Space.
+        checkpoints: one or two. Of a folder, the files that a push would send are copied; the Space loads a Hub name itself.
         examples: images to copy, without their metadata.
         trust_remote_code: run and copy Python files of a checkpoint that differ from this package's.
 
@@ -64,7 +64,7 @@ def export_space(
 
 
 def _fill(folder, checkpoints, examples, trust_remote_code):
-    # The page calls a checkpoint by the last two parts of its place.
+    # The page shows the last two parts of a checkpoint's path as its title.
     local = {
         name: "/".join(["checkpoints", str(number), *_public_parts(Path(name).resolve())])
         for number, name in enumerate(checkpoints, start=1)
@@ -100,19 +100,19 @@ def _fill(folder, checkpoints, examples, trust_remote_code):
 
 
 def _public_parts(checkpoint: Path) -> tuple[str, ...]:
-    """The folder's name, after the run's where it is one of a run's; the folder around another may be somebody's home."""
+    """The folder's name, with the run's name before `best` or `last`; the parent of any other folder may be private."""
     return checkpoint.parts[-2:] if checkpoint.name in ("best", "last") else checkpoint.parts[-1:]
 
 
 def _check(folder: Path) -> None:
-    """Raises a HubError that lists what must not be published; the package itself is not in the folder yet."""
+    """Raise a HubError that lists files that must not be published; the package itself is not in the folder yet."""
     written = (path for path in sorted(folder.rglob("*")) if path.is_file())
     if problems := [problem for path in written for problem in leaks_of(path, path.relative_to(folder))]:
         raise HubError("no Space was written: " + "; ".join(problems))
 
 
 def _copy_package(folder: Path) -> None:
-    """This package's own files, as they were installed or are in its git checkout: not what lies beside them by chance."""
+    """Copy this package's own files, as they were installed or are in its git checkout, without other files beside them."""
     package = Path(revhrnet_hf.__file__).parent
     for path in package_files(package):
         target = folder / package.name / path.relative_to(package)
@@ -124,30 +124,30 @@ def package_files(package: Path) -> list[Path]:
     """The files that belong to this package.
 
     Raises:
-        CheckpointError: that cannot be known here.
+        CheckpointError: neither git nor the installation lists them.
     """
-    # Of a checkout git knows them; what setuptools has noted beside an editable installation may be out of date.
+    # In a checkout, git lists them (elsewhere it prints nothing); the list of an editable installation may be out of date.
     found = []
     if shutil.which("git"):
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=package, capture_output=True, text=True)  # nothing in no checkout
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=package, capture_output=True, text=True)
         found = [package / name for name in listed.stdout.split("\0") if name]
     if not found:
         recorded = [Path(file.locate()).resolve() for file in files("revhrnet_hf") or ()]
         found = [path for path in recorded if package.resolve() in path.parents and path.suffix != ".pyc"]
     found = [path for path in found if path.is_file()]
     if not found:
-        raise CheckpointError(f"which files in {package} belong to the package is not known: install it, or use its git checkout")
+        raise CheckpointError(f"nothing lists the files of the package in {package}: install it, or use its git checkout")
     return found
 
 
 def requirements() -> list[str]:
-    """What this package needs, each at the version that is installed here; Gradio's is the Space's `sdk_version`."""
+    """The packages that this one needs, at the versions that are installed here; Gradio's is the Space's `sdk_version`."""
     needed = [re.match(r"[\w.-]+", line)[0] for line in requires("revhrnet_hf") if "extra ==" not in line]
     return [f"{name}=={version(name)}" for name in needed]
 
 
 def _copy_image(source: Path, folder: Path, number: int) -> str:
-    """Write the image as a viewer shows it, without its metadata, which may say where and by whom it was taken; its new name."""
+    """Copy an image as a viewer shows it, without metadata, which may tell where and by whom it was taken; returns its name."""
     folder.mkdir(exist_ok=True)
     lossy = source.suffix.lower() in (".jpg", ".jpeg")
     target = folder / f"{number}_{source.stem}{'.jpg' if lossy else '.png'}"

@@ -1,9 +1,10 @@
-"""Judging: label maps of whole images, one confusion matrix over a dataset, and every score read off it."""
+"""Label maps of whole images, and the scores of a model on a dataset, all from one confusion matrix."""
 
 from .checkpoint import add_trust_argument, check_same_classes, class_sources, load_checkpoint
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
-from .predict import Predicted, Segmentation, evaluate_dataset, predict_dataset, predict_label_maps, segment
+from .evaluator import evaluate_dataset
+from .predict import Predicted, Segmentation, predict_dataset, predict_label_maps, segment
 from .scores import check_labelled, format_scores
 from .settings import InferenceSettings, add_inference_arguments, inference_settings
 

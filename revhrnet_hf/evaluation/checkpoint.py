@@ -1,4 +1,4 @@
-"""Loading a checkpoint to use it, and holding its classes against a dataset's."""
+"""Loading a checkpoint to use it, and comparing its classes with a dataset's."""
 
 import argparse
 import re
@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """The option `--trust_remote_code` of every command that loads a checkpoint."""
+    """Adds the option `--trust_remote_code`, which every command that loads a checkpoint has."""
     parser.add_argument(
         "--trust_remote_code",
         action="store_true",
@@ -24,19 +24,19 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False):
-    """Loads a model for semantic segmentation and its image processor; any that Transformers knows, not only ours.
+    """Loads a model for semantic segmentation and its image processor: any model that Transformers knows, not only ours.
 
     Args:
         checkpoint: a folder written by `save_pretrained`, or a name on the Hub.
         dtype: of the weights.
-        trust_remote_code: run Python files that come with the checkpoint, where neither Transformers nor this package knows its
-            architecture; without it such a checkpoint is an error, and nobody is asked on the terminal.
+        trust_remote_code: run Python files that come with the checkpoint if neither Transformers nor this package knows its
+            architecture. Without it such a checkpoint is an error; there is no question on the terminal.
 
     Returns:
         The model, in eval mode on the CPU, and the image processor.
 
     Raises:
-        CheckpointError: there is no such folder or Hub name, or what is there lacks files or weights.
+        CheckpointError: there is no such folder or Hub name, or the checkpoint lacks files or weights.
     """
     checkpoint = str(checkpoint)
     _check_is_there(checkpoint)
@@ -46,15 +46,15 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
             checkpoint, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        said = " ".join(str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].split())
+        reason = " ".join(str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].split())
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"the checkpoint {checkpoint} brings Python code of its own, which loading it would run: read its *.py files, "
                 "then give --trust_remote_code if you trust them"
             ) from error
-        advice = "" if Path(checkpoint).is_dir() else "; no folder of that name lies here, so it was sought on the Hub"
-        raise CheckpointError(f"cannot load the checkpoint {checkpoint}: {said}{advice}") from error
-    # Transformers would fill these with random numbers.
+        advice = "" if Path(checkpoint).is_dir() else "; there is no folder of that name, so it was looked for on the Hub"
+        raise CheckpointError(f"cannot load the checkpoint {checkpoint}: {reason}{advice}") from error
+    # Transformers has filled these with random numbers.
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -65,11 +65,12 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
 
 
 def class_sources(config, label_space: LabelSpace, dataset_name: str) -> list[list[int]] | None:
-    """How a model's classes become a dataset's, by the tables and equal names that training transfers a classifier by.
+    """Which of a model's classes count as each class of a dataset, by the tables and equal names by which training transfers a
+    classifier.
 
     Returns:
-        None where they are the same; else for each class of the dataset the model's classes that are its partners (see
-        data/translation.py). A class without one is never predicted.
+        None if both have the same classes; else for each class of the dataset its partners among the model's classes (see
+        data/translation.py). A class without a partner is never predicted.
 
     Raises:
         CheckpointError: no class of the dataset has a partner.
@@ -84,19 +85,36 @@ def class_sources(config, label_space: LabelSpace, dataset_name: str) -> list[li
     raise _no_partner(names, label_space.names, dataset_name)
 
 
-def check_same_classes(config, names, dataset_name: str) -> None:
-    """Raises a CheckpointError unless a model's classes are a dataset's: as many, with the same names in this order.
+def format_sources(config, label_space: LabelSpace, sources: list[list[int]]) -> str:
+    """A model's classes that count as each class of a dataset, as lines of text.
 
-    Case does not matter; Transformers' placeholders (`LABEL_0` …) say nothing, so that only the count is compared.
+    Args:
+        config: the model's config.
+        label_space: of the dataset.
+        sources: of `class_sources`.
+    """
+    lines = [f"The checkpoint has other classes ({config.num_labels}); each class of {label_space.name!r} is made of:"]
+    for name, of in zip(label_space.names, sources, strict=True):
+        partners = " + ".join(config.id2label[class_id] for class_id in of)
+        lines.append(f"  {name} = {partners or 'nothing: it is never predicted'}")
+    return "\n".join(lines)
+
+
+def check_same_classes(config, names, dataset_name: str) -> None:
+    """Raises a CheckpointError unless a model has a dataset's classes: the same number, with the same names in the same order.
+
+    Case does not matter. Transformers' placeholders (`LABEL_0` …) match every name.
 
     Args:
         config: the model's config, with `id2label`.
         names: the dataset's class names in the order of their ids.
-        dataset_name: what the message calls the dataset.
+        dataset_name: the dataset's name in the message.
     """
     own_names = [config.id2label[class_id] for class_id in range(config.num_labels)]
-    if said := _difference(own_names, names, dataset_name):
-        raise CheckpointError(f"{said}: choose a checkpoint that was trained on these classes, or the dataset it was trained on")
+    if difference := _difference(own_names, names, dataset_name):
+        raise CheckpointError(
+            f"{difference}: choose a checkpoint that was trained on these classes, or the dataset it was trained on"
+        )
 
 
 def _difference(own_names, names, dataset_name: str = "the dataset") -> str | None:
@@ -132,7 +150,7 @@ def _check_is_there(checkpoint):
 
 
 def _is_path(checkpoint):
-    """Whether a name can only be meant as a path, so that asking the Hub for it is idle."""
+    """Whether a name can only be a path, so that there is no need to ask the Hub for it."""
     is_hub_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", checkpoint)
     return not is_hub_name or ("/" in checkpoint and Path(checkpoint).parent.is_dir())
 

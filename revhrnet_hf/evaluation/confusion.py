@@ -1,14 +1,14 @@
 """One confusion matrix over a whole dataset, and every score read off it.
 
-The matrix is all that is kept of the maps (classes × classes counts), so images can be streamed, split into any
-batches and shared among any number of processes: the sum of their matrices is the matrix of them all.
+Only the matrix (classes × classes counts) is kept, not the maps, so images can be streamed, split into any batches and shared
+among any number of processes: the sum of their matrices is the matrix of all images.
 
-Scores follow the usual definitions (Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic
-Segmentation", CVPR 2015), their dictionary keys those of `evaluate`'s `mean_iou`.
+The scores follow the usual definitions (Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic
+Segmentation", CVPR 2015). Their dictionary keys are those of `evaluate`'s `mean_iou`.
 """
 
+import logging
 import math
-import warnings
 
 import datasets
 import evaluate
@@ -18,7 +18,9 @@ import torch
 from ..errors import DataError
 
 BYTES = 256
-CHUNK_PIXELS = 2**19  # counted at once, so that what is computed stays in the processor's cache
+CHUNK_PIXELS = 2**19  # counted at once, so that intermediate values stay in the processor's cache
+
+logger = logging.getLogger(__name__)
 
 
 class ConfusionMatrix:
@@ -40,49 +42,61 @@ class ConfusionMatrix:
             )
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        # Around the classes lie places for what is no class: see `_place`.
+        # The classes have a border of bins for ids that are no class: see `_bins`.
         self._counts = torch.zeros(num_classes + 3, num_classes + 2, dtype=torch.int64, device=device)
 
     def update(self, predictions, references, image_ids=None) -> None:
         """Add the pixels of one map or of a batch of maps.
 
         On the CPU a bad id is an error at once, and nothing of this call is counted. On an accelerator nothing is read
-        back, so that the host never waits: a bad id is then an error when the matrix is read.
+        back, so that the host never waits for it; a bad id is then an error when the matrix is read.
 
         Args:
             predictions: predicted class ids; integers in any shape (tensor, array, PIL image or nested lists).
             references: true class ids, or `ignore_index`; the same shape.
-            image_ids: names of the images for error messages: one in all, or one for each entry of the first axis.
+            image_ids: names of the images for error messages: a single one, or one for each entry of the first axis.
 
         Raises:
-            DataError: the shapes differ, the values are not integers, a prediction is not a class (the ignored pixels'
-                included), or a reference is neither a class nor `ignore_index`.
+            DataError: the shapes differ, the values are not integers, a prediction is not a class (not even where the reference
+                is ignored), or a reference is neither a class nor `ignore_index`.
         """
         predictions, references = as_ids(predictions, "predictions"), as_ids(references, "references")
         if predictions.shape != references.shape:
             raise DataError(
-                f"{_where(image_ids)}predictions of shape {tuple(predictions.shape)} and references of shape "
+                f"{_image_prefix(image_ids)}predictions of shape {tuple(predictions.shape)} and references of shape "
                 f"{tuple(references.shape)} differ: predict at the label map's own size"
             )
         references = references.to(predictions.device, non_blocking=True)
         on_cpu = predictions.device.type == "cpu"
         ids = predictions.flatten(), references.flatten()
         counts = self._count_on_cpu(*ids) if on_cpu else self._count_cells(*ids, _count_without_waiting)
-        if on_cpu and _outside(counts).any():
+        if on_cpu and _pixels_outside_classes(counts).any():
             self._raise_for_bad_ids(predictions, references, image_ids)
+        self._add_counts(counts)
+
+    def add(self, other: "ConfusionMatrix") -> None:
+        """Add the maps that another matrix of the same classes has counted."""
+        if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
+            raise DataError(
+                f"a confusion matrix of {other.num_classes} classes (ignored: {other.ignore_index}) cannot be added to one of "
+                f"{self.num_classes} (ignored: {self.ignore_index})"
+            )
+        self._add_counts(other._counts)
+
+    def _add_counts(self, counts: torch.Tensor) -> None:
         # Not in place: a tensor made under torch.inference_mode could not be changed outside it.
         self._counts = self._counts.to(counts.device) + counts
 
     @property
     def matrix(self) -> torch.Tensor:
-        """The counts, int64 (num_classes, num_classes), rows truth and columns prediction, on the device of the maps.
+        """The counts, int64 (num_classes, num_classes) with rows truth and columns prediction, on the device of the maps.
 
         Assigning replaces them: `confusion.matrix = accelerator.reduce(confusion.matrix, "sum")` sums over processes.
 
         Raises:
             DataError: maps on an accelerator held ids that are no classes.
         """
-        bad_references, bad_predictions = _outside(self._counts).tolist()
+        bad_references, bad_predictions = _pixels_outside_classes(self._counts).tolist()
         if bad_references or bad_predictions:
             raise DataError(
                 f"{bad_predictions} predicted and {bad_references} reference pixels hold ids outside "
@@ -101,35 +115,38 @@ class ConfusionMatrix:
         self._counts = counts
 
     def reset(self) -> None:
-        """Forget every map."""
+        """Set all counts to 0."""
         self._counts = torch.zeros_like(self._counts)
 
     def scores(self, names=None, absent_as_zero: bool = False) -> dict:
         """Every score, as plain numbers (shares from 0 to 1) and lists in the order of the class ids.
 
-        A class that occurs neither in the references nor in the predictions has no IoU: it is NaN, is left out of
-        `mean_iou`, and stands in `absent_classes`. A class that is predicted somewhere but never true has IoU 0 and
-        counts in `mean_iou`; it has no accuracy. Without a single labelled pixel every score is NaN, with a warning.
+        A class that occurs neither in the references nor in the predictions has the IoU NaN; it is left out of `mean_iou` and
+        listed in `absent_classes`. A class that is predicted somewhere but never true has the IoU 0, which counts in `mean_iou`,
+        and the accuracy NaN. Without a single labelled pixel every score is NaN, and a warning is logged.
 
         Args:
             names: class names; `absent_classes` then holds names instead of ids.
-            absent_as_zero: count what is NaN as 0 in the means, as the official HRNet does.
+            absent_as_zero: count NaN as 0 in the means, as the official HRNet does.
 
         Returns:
-            `mean_iou`, `mean_accuracy`, `overall_accuracy` (share of labelled pixels that are right),
-            `frequency_weighted_iou` (IoUs weighted by the classes' reference pixels), `per_category_iou`,
-            `per_category_accuracy` and, the same by its other name, `per_category_recall` (share of the class's pixels that are
-            right), `per_category_precision` (share of the pixels predicted as the class that are), `per_category_pixels`
-            (reference pixels), `labelled_pixels`, `absent_as_zero` (as given), `absent_classes`.
+            - `mean_iou`, `mean_accuracy`: means over the classes.
+            - `overall_accuracy`: share of the labelled pixels that are predicted correctly.
+            - `frequency_weighted_iou`: mean of the IoUs, weighted by the classes' reference pixels.
+            - `per_category_iou`.
+            - `per_category_accuracy` and `per_category_recall`, two names for one score: share of the class's reference pixels
+              that are predicted as the class.
+            - `per_category_precision`: share of the pixels predicted as the class that are of the class.
+            - `per_category_pixels`: reference pixels of each class; `labelled_pixels`: their sum.
+            - `absent_as_zero` (as given), `absent_classes`.
         """
         if names is not None and len(names) != self.num_classes:
             raise DataError(f"{len(names)} class names were given for {self.num_classes} classes")
-        scores = scores_of(self.matrix.cpu().numpy(), absent_as_zero)
+        scores = scores_of_totals(class_totals(self.matrix.cpu().numpy()), absent_as_zero)
         if scores["labelled_pixels"] == 0:
-            warnings.warn(
-                f"no labelled pixel was counted (every reference pixel is {self.ignore_index}, or there was no map): "
-                "all scores are NaN",
-                stacklevel=2,
+            logger.warning(
+                "no labelled pixel was counted (every reference pixel is %d, or there was no map): all scores are NaN",
+                self.ignore_index,
             )
         if names is not None:
             scores["absent_classes"] = [names[class_id] for class_id in scores["absent_classes"]]
@@ -141,59 +158,70 @@ class ConfusionMatrix:
         return self._count_cells(predictions, references)
 
     def _count_cells(self, predictions, references, count=torch.bincount):
-        """Look at each id."""
+        """Counts ids of any type: the cell of every pixel is computed, then cells are counted."""
         rows, columns = self._counts.shape
-        cells = _place(references, self.num_classes, self.ignore_index)
-        cells.mul_(columns).add_(_place(predictions, self.num_classes))
+        cells = _bins(references, self.num_classes, self.ignore_index)
+        cells.mul_(columns).add_(_bins(predictions, self.num_classes))
         return count(cells, minlength=rows * columns).view(rows, columns)
 
     def _count_bytes(self, predictions, references):
-        """Count all pairs of two bytes, and only then what they mean: there are 65,536 pairs, and millions of pixels."""
+        """Counts ids of one byte: first pairs of bytes, then the cells that these mean. There are 65,536 pairs, but millions of
+        pixels.
+        """
         pairs = torch.zeros(BYTES**2, dtype=torch.int64)
         for reference, prediction in zip(references.split(CHUNK_PIXELS), predictions.split(CHUNK_PIXELS), strict=True):
             pairs += torch.bincount(reference.int().mul_(BYTES).add_(prediction), minlength=BYTES**2)
         every_id = torch.arange(BYTES).to(torch.uint8)
         rows, columns = self._counts.shape
-        places = _place(every_id, self.num_classes, self.ignore_index)
-        by_row = pairs.new_zeros(rows, BYTES).index_add_(0, places, pairs.view(BYTES, BYTES))
-        return pairs.new_zeros(rows, columns).index_add_(1, _place(every_id, self.num_classes), by_row)
+        row_of_id, column_of_id = _bins(every_id, self.num_classes, self.ignore_index), _bins(every_id, self.num_classes)
+        by_row = pairs.new_zeros(rows, BYTES).index_add_(0, row_of_id, pairs.view(BYTES, BYTES))
+        return pairs.new_zeros(rows, columns).index_add_(1, column_of_id, by_row)
 
     def _raise_for_bad_ids(self, predictions, references, image_ids):
         # int64 holds any ignore_index, so that the comparisons below cannot wrap.
-        predictions = _by_image(predictions.long(), image_ids)
-        references = _by_image(references.long(), image_ids)
+        predictions = _split_by_image(predictions.long(), image_ids)
+        references = _split_by_image(references.long(), image_ids)
         for image_id, prediction, reference in zip(image_ids or [None], predictions, references, strict=True):
-            where = _where(image_id and [image_id])
+            prefix = _image_prefix(image_id and [image_id])
             bad = (prediction < 0) | (prediction >= self.num_classes)
             if bad.any():
                 raise DataError(
-                    f"{where}the predictions hold {_ids(prediction[bad])}, which are not classes "
+                    f"{prefix}the predictions hold {_distinct_ids(prediction[bad])}, which are not classes "
                     f"0…{self.num_classes - 1}: every pixel needs a predicted class, the ignored ones too"
                 )
             bad = ((reference < 0) | (reference >= self.num_classes)) & (reference != self.ignore_index)
             if bad.any():
                 raise DataError(
-                    f"{where}the references hold {_ids(reference[bad])}, which are neither classes "
+                    f"{prefix}the references hold {_distinct_ids(reference[bad])}, which are neither classes "
                     f"0…{self.num_classes - 1} nor ignored ({self.ignore_index}): translate raw ids to train ids first"
                 )
 
 
-def scores_of(matrix: np.ndarray, absent_as_zero: bool = False) -> dict:
-    """The scores of a confusion matrix, (classes, classes) counts with rows truth; see `ConfusionMatrix.scores`."""
-    right, truth, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    union = truth + predicted - right
+def class_totals(matrix: np.ndarray) -> np.ndarray:
+    """All that the scores need of a confusion matrix, (classes, classes) with rows truth.
+
+    Returns:
+        (3, classes): for each class the pixels that are predicted correctly, that are truly of it, and that are predicted as it.
+    """
+    return np.stack([matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)])
+
+
+def scores_of_totals(totals: np.ndarray, absent_as_zero: bool = False) -> dict:
+    """The scores of `class_totals`; see `ConfusionMatrix.scores`."""
+    correct, truth, predicted = totals
+    union = truth + predicted - correct
     labelled = int(truth.sum())
-    iou, accuracy = _share(right, union), _share(right, truth)
+    iou, accuracy = ratios(correct, union), ratios(correct, truth)
     mean = _mean_with_zeros if absent_as_zero and labelled else _mean
     return {
         "mean_iou": mean(iou),
         "mean_accuracy": mean(accuracy),
-        "overall_accuracy": int(right.sum()) / labelled if labelled else math.nan,
+        "overall_accuracy": int(correct.sum()) / labelled if labelled else math.nan,
         "frequency_weighted_iou": float((truth * np.nan_to_num(iou)).sum()) / labelled if labelled else math.nan,
         "per_category_iou": iou.tolist(),
         "per_category_accuracy": accuracy.tolist(),
         "per_category_recall": accuracy.tolist(),
-        "per_category_precision": _share(right, predicted).tolist(),
+        "per_category_precision": ratios(correct, predicted).tolist(),
         "per_category_pixels": truth.tolist(),
         "labelled_pixels": labelled,
         "absent_as_zero": absent_as_zero,
@@ -202,9 +230,9 @@ def scores_of(matrix: np.ndarray, absent_as_zero: bool = False) -> dict:
 
 
 class SegmentationMetric(evaluate.Metric):
-    """Scores of semantic segmentation as an `evaluate` metric: offline, and with memory for one matrix only.
+    """Scores of semantic segmentation as an `evaluate` metric that works offline and keeps one matrix in memory.
 
-    Use it as any metric: `add` a map, `add_batch` some maps, `compute`. Nothing is written to a cache; the maps of a
+    It is used as any metric: `add` a map, `add_batch` several maps, `compute`. It writes no cache files, and the maps of a
     batch may differ in size. To sum over processes, reduce `metric.confusion.matrix` before `compute`.
 
     Args:
@@ -230,7 +258,7 @@ class SegmentationMetric(evaluate.Metric):
         )
 
     def _build_data_dir(self):
-        # The base class makes the folder of its cache files here; there are none.
+        # The base class would make a folder for cache files here.
         return self._data_dir_root
 
     def add(self, *, prediction, reference, image_id=None):
@@ -238,7 +266,7 @@ class SegmentationMetric(evaluate.Metric):
         self.confusion.update(prediction, reference, image_ids=None if image_id is None else [image_id])
 
     def add_batch(self, *, predictions, references, image_ids=None):
-        """Add as many predicted maps as references: lists of maps, or stacked (batch, height, width)."""
+        """Add predicted maps and as many references: lists of maps, or stacked maps (batch, height, width)."""
         if len(predictions) != len(references):
             raise DataError(f"{len(predictions)} predictions were given for {len(references)} references")
         if isinstance(predictions, (list, tuple)) or isinstance(references, (list, tuple)):
@@ -249,7 +277,7 @@ class SegmentationMetric(evaluate.Metric):
             self.confusion.update(predictions, references, image_ids)
 
     def compute(self, *, predictions=None, references=None, image_ids=None) -> dict:
-        """Scores of all maps since the last `compute`, these included; see `ConfusionMatrix.scores`."""
+        """Scores of all maps since the last `compute` and of these; see `ConfusionMatrix.scores`."""
         if (predictions is None) != (references is None):
             raise DataError("compute needs both predictions and references, or neither")
         if predictions is not None:
@@ -259,59 +287,65 @@ class SegmentationMetric(evaluate.Metric):
         return scores
 
 
-def as_ids(values, what):
+def as_ids(values, what: str) -> torch.Tensor:
+    """Class ids as a tensor of a type that torch computes with; a DataError that says `what` where they are not integers."""
     if isinstance(values, torch.Tensor):
         ids = values
     else:
         array = np.asarray(values)
         if array.dtype.kind not in "iu":
             raise DataError(f"{what} must be integer class ids, not {array.dtype}")
-        # Only a contiguous, writable array can be shared with torch as it is.
+        # torch shares the memory of contiguous, writable arrays only.
         ids = torch.from_numpy(np.require(array, requirements="CW"))
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise DataError(f"{what} must be integer class ids, not {ids.dtype}")
-    # torch computes with few unsigned types.
+    # Few operations of torch take the larger unsigned types.
     return ids.long() if ids.dtype in (torch.uint16, torch.uint32, torch.uint64) else ids
 
 
-def _place(ids, num_classes, ignore_index=None):
-    """Row or column of each id: 0 below the classes, 1 … num_classes a class, then above them, then ignored."""
+def _bins(ids, num_classes, ignore_index=None):
+    """Row or column of each id among the counts.
+
+    It is 0 for an id below 0, id + 1 for a class, num_classes + 1 for an id above the classes, num_classes + 2 for the ignored
+    one.
+    """
     dtype = torch.iinfo(ids.dtype)
-    places = ids.clamp(max(-1, dtype.min), min(num_classes, dtype.max)).to(torch.int32).add_(1)
-    # torch wraps a number that the type cannot hold: 255 == -1 in uint8.
+    bins = ids.clamp(max(-1, dtype.min), min(num_classes, dtype.max)).to(torch.int32).add_(1)
+    # torch would wrap a number that the type cannot hold: 255 == -1 in uint8.
     if ignore_index is not None and dtype.min <= ignore_index <= dtype.max:
-        places.masked_fill_(ids == ignore_index, num_classes + 2)
-    return places
+        bins.masked_fill_(ids == ignore_index, num_classes + 2)
+    return bins
 
 
 def _count_without_waiting(cells, minlength):
-    # bincount would read the largest value back to the host to learn the number of its bins.
+    # bincount would make the host wait: it reads the largest value back to learn how many bins there are.
     counts = torch.zeros(minlength, dtype=torch.int64, device=cells.device)
     return counts.scatter_add_(0, cells.long(), torch.ones_like(counts[:1]).expand(cells.numel()))
 
 
-def _outside(counts):
-    """Reference pixels and predicted pixels that are no classes, a tensor of the two numbers."""
+def _pixels_outside_classes(counts):
+    """How many reference pixels and how many predicted pixels hold an id that is no class: a tensor of two numbers."""
     num_classes = counts.shape[1] - 2
     return torch.stack([counts[[0, num_classes + 1]].sum(), counts[:, [0, num_classes + 1]].sum()])
 
 
-def _by_image(ids, image_ids):
+def _split_by_image(ids, image_ids):
     return ids if image_ids is not None and len(image_ids) > 1 else [ids]
 
 
-def _where(image_ids):
+def _image_prefix(image_ids):
     return "" if image_ids is None else f"image {', '.join(map(str, image_ids))}: "
 
 
-def _ids(values, most=10):
+def _distinct_ids(values, most=10):
     found = values.unique().tolist()
     listed = ", ".join(map(str, found[:most])) + (" …" if len(found) > most else "")
     return f"id{'s' if len(found) > 1 else ''} {listed}"
 
 
-def _share(part, whole):
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+def ratios(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, element by element; NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
 def _mean_with_zeros(values):

@@ -1,28 +1,34 @@
-"""From an image to what a network takes, with any image processor: always the whole image, and known where it lies in it.
+"""From an image, or a row of a dataset, to a network's input, with any image processor.
 
-A processor may crop the centre or pad, so that logits cover a part of the image, or more than the image. Cropping is switched
-off. Padding, which a network may need, stays and is undone on the logits: the image's place in the input is found, not assumed.
-A processor that does anything else to the image's geometry than resizing it as a whole is refused.
+The input must show the whole image, at a known place. An image processor may crop or pad, so that the logits would cover a part
+of the image, or more than the image. Cropping is switched off. Padding, which a network may need, stays and is undone on the
+logits: the image's place in the input is found by its pixels, not assumed. A processor that changes the image's geometry in any
+other way than resizing it as a whole is refused.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import PIL.Image
 import torch
+from torch.utils.data import Dataset
 
-from ..errors import CheckpointError
+from ..data.listing import mismatch
+from ..data.loader import build_loader
+from ..errors import CheckpointError, DataError
+from ..images import orient_to_fit
 from .settings import InferenceSettings, Size
 
-CUTTING = ("do_center_crop", "do_split_image")  # options with which an image processor shows a part of the image
+CUTTING = ("do_center_crop", "do_split_image")  # options with which an image processor cuts the image
 PADDING = "do_pad"
-PROBED_SIZES: tuple[Size, ...] = ((161, 243), (243, 161))  # odd, wide and tall
+TESTED_SIZES: tuple[Size, ...] = ((161, 243), (243, 161))  # odd, wide and tall
 GREY_TOLERANCE = 0.01  # of the range from black to white: rounding to 8 bits, and overshoot of cubic filters
 
-_PROBED: WeakKeyDictionary = WeakKeyDictionary()
-"""The state in which an image processor was last found to show whole images."""
+_TESTED: WeakKeyDictionary = WeakKeyDictionary()
+"""For each image processor its options when it last passed `check_shows_whole_images`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class NetworkInput:
     """An image at one scale as the network takes it.
 
     Attributes:
-        tensors: what the image processor gives (a `BatchFeature`): `pixel_values` (1, 3, height, width), and whatever else.
+        tensors: the image processor's output (a `BatchFeature`): `pixel_values` (1, 3, height, width), and others it may add.
         place: (top, left) of the image in `pixel_values`; the rest is padding.
         size: (height, width) of the image there.
     """
@@ -44,7 +50,7 @@ class NetworkInput:
         return tuple(self.tensors["pixel_values"].shape[-2:])
 
     def canvas(self, target: Size) -> tuple[float, float]:
-        """(height, width) that all of the input covers where the image covers `target`."""
+        """(height, width) of the whole input, padding included, at the scale at which the image is of size `target`."""
         return tuple(whole * edge / own for whole, edge, own in zip(self.padded_size, target, self.size, strict=True))
 
     def origin(self, target: Size) -> tuple[float, float]:
@@ -55,10 +61,10 @@ class NetworkInput:
 def network_inputs(image_processor, image: PIL.Image.Image, settings: InferenceSettings) -> list[NetworkInput]:
     """The image as the network takes it, once for each scale.
 
-    With windows or scales the image processor's padding is off.
+    With windows or scales the image processor's padding is switched off.
 
     Raises:
-        CheckpointError: the image processor shows something else than the whole image.
+        CheckpointError: the image processor does not show the whole image and nothing else.
     """
     check_shows_whole_images(image_processor)
     if settings.is_whole:
@@ -99,12 +105,12 @@ def _of_size(image_processor, image, size: Size) -> NetworkInput:
 
 
 def _switched_off(image_processor, *options: str) -> dict[str, bool]:
-    """Those of the options that are on, for a call."""
+    """Keyword arguments that switch off, for one call, those of the options that are on."""
     return {option: False for option in options if getattr(image_processor, option, None)}
 
 
 def _place_in(image_processor, padded: torch.Tensor, unpadded: NetworkInput) -> tuple[int, int]:
-    """Where the image lies in the padded input: in a corner or the centre. Found by its pixels, of which none may differ."""
+    """(top, left) of the image in the padded input, a corner or the centre: the place where every pixel is the image's."""
     height, width = unpadded.size
     pixels = unpadded.tensors["pixel_values"]
     slack = padded.shape[-2] - height, padded.shape[-1] - width
@@ -121,47 +127,53 @@ def _place_in(image_processor, padded: torch.Tensor, unpadded: NetworkInput) -> 
 
 
 def check_shows_whole_images(image_processor) -> None:
-    """Tries an image processor, with cropping and padding off, on drawn images: each must come out whole, resized at most.
+    """Tests an image processor, with cropping and padding off, on drawn images: each must stay whole, and may be resized.
 
     Raises:
         CheckpointError: it crops, pads, splits or turns images in a way that no option switches off.
     """
-    state = repr(sorted(vars(image_processor).items(), key=lambda item: item[0]))
-    if _PROBED.get(image_processor) == state:
+    options = repr(sorted(vars(image_processor).items(), key=lambda item: item[0]))
+    if _TESTED.get(image_processor) == options:
         return
-    for size in PROBED_SIZES:
-        _check_shows_all_of(image_processor, size)
-    _PROBED[image_processor] = state
+    for size in TESTED_SIZES:
+        _check_shows_whole_image(image_processor, size)
+    _TESTED[image_processor] = options
 
 
-def _check_shows_all_of(image_processor, size: Size) -> None:
+def _check_shows_whole_image(image_processor, size: Size) -> None:
     name = type(image_processor).__name__
     advice = "label maps would not fit the image: use another image processor, or one without cropping, in the checkpoint"
     off = _switched_off(image_processor, PADDING, *CUTTING)
     try:
-        # Four calls: images of one call may be put together.
-        outputs = [image_processor(images=[image], return_tensors="pt", **off)["pixel_values"] for image in _drawn(size)]
+        # One call for each image: a processor may pad the images of one call to a common size.
+        outputs = [image_processor(images=[image], return_tensors="pt", **off)["pixel_values"] for image in _drawn_images(size)]
     except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name} cannot make pixel_values of an image of {_by(size)} pixels ({error}): {advice}") from error
     if any(output.ndim != 4 or len(output) != 1 or output.shape != outputs[0].shape for output in outputs):
         raise CheckpointError(f"{name} makes {list(outputs[0].shape)} of one image, not (1, 3, height, width): {advice}")
+    if not _shows_whole_ramps(outputs, size):
+        raise CheckpointError(
+            f"{name} does not show the network all of an image, and nothing but the image ({_by(size)} pixels become "
+            f"{_by(outputs[0].shape[-2:])}; do_center_crop and do_pad are off): {advice}"
+        )
+
+
+def _shows_whole_ramps(outputs: list[torch.Tensor], size: Size) -> bool:
+    """Whether a processor's outputs for `_drawn_images` rise evenly from edge to edge, as the drawn images do."""
     black, white, *ramps = (output[0].double() for output in outputs)
-    found = [(ramp - black) / (white - black) for ramp in ramps]
-    shown = outputs[0].shape[-2:]
-    for values, old, new, shape in zip(found, size, shown, ((-1, 1), (1, -1)), strict=True):
+    brightness = [(ramp - black) / (white - black) for ramp in ramps]
+    for values, old, new, shape in zip(brightness, size, outputs[0].shape[-2:], ((-1, 1), (1, -1)), strict=True):
         expected = (torch.arange(new, dtype=torch.float64) + 0.5).reshape(shape) / new
-        # The filter's reach at the edges: a pixel of the coarser grid.
+        # At the edges the resizing filter reaches as far as a pixel of the coarser grid.
         allowed = GREY_TOLERANCE + 1 / min(old, new)
-        # Not "larger than": a comparison with NaN is false.
+        # Not "larger than": NaN must be refused, and a comparison with it is false.
         if not bool(((values - expected).abs() <= allowed).all()):
-            raise CheckpointError(
-                f"{name} does not show the network all of an image, and nothing but the image ({_by(size)} pixels become "
-                f"{_by(shown)}; do_center_crop and do_pad are off): {advice}"
-            )
+            return False
+    return True
 
 
-def _drawn(size: Size) -> list[PIL.Image.Image]:
-    """Black, white, brighter from top to bottom, brighter from left to right."""
+def _drawn_images(size: Size) -> list[PIL.Image.Image]:
+    """A black image, a white one, one that brightens from top to bottom, and one that brightens from left to right."""
     height, width = size
     down = np.broadcast_to((np.arange(height)[:, None] + 0.5) / height, size)
     across = np.broadcast_to((np.arange(width)[None] + 0.5) / width, size)
@@ -171,3 +183,55 @@ def _drawn(size: Size) -> list[PIL.Image.Image]:
 
 def _by(size) -> str:
     return "×".join(map(str, size))
+
+
+class Sample(NamedTuple):
+    """An image of a dataset, ready for the network.
+
+    Attributes:
+        index: its row.
+        image_id: its name.
+        inputs: its `network_inputs`.
+        size: (height, width) in pixels.
+        references: true class ids (height, width), or None.
+    """
+
+    index: int
+    image_id: str
+    inputs: list[NetworkInput]
+    size: Size
+    references: torch.Tensor | None
+
+
+class Samples(Dataset):
+    """Rows of a dataset, read and prepared for the network."""
+
+    def __init__(self, dataset, indices: list[int], image_processor, settings: InferenceSettings):
+        check_shows_whole_images(image_processor)  # here once, and not in each worker
+        self.dataset, self.indices, self.image_processor, self.settings = dataset, indices, image_processor, settings
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Sample:
+        row = self.dataset[self.indices[position]]
+        image, references = row["image"], row["label_map"]
+        if references is not None:
+            image, references = orient_to_fit(image, references.size), torch.from_numpy(np.array(references))
+            _check_same_size(row["image_id"], (image.height, image.width), tuple(references.shape))
+        inputs = network_inputs(self.image_processor, image, self.settings)
+        return Sample(self.indices[position], row["image_id"], inputs, (image.height, image.width), references)
+
+
+def _check_same_size(image_id: str, size: Size, label_map_size: Size) -> None:
+    if size != label_map_size:
+        raise DataError(mismatch(f"image {image_id}", size[::-1], 1, "its label map", label_map_size[::-1]))
+
+
+def read_ahead(samples: Samples, num_workers: int | None, device: torch.device) -> Iterator[Sample]:
+    """The samples in order, prepared by worker processes for a network on `device`; see `build_loader`."""
+    return iter(build_loader(samples, num_workers, device, collate_fn=_no_batch))
+
+
+def _no_batch(sample: Sample) -> Sample:
+    return sample

@@ -1,10 +1,10 @@
-"""Label maps from a model and images, and the confusion matrix of a model on a dataset.
+"""Label maps from a model: of single images, and of a dataset's.
 
 Any Transformers model for semantic segmentation will do, with its own image processor. Images are run one by one: a
 batch of several can change the last bits of the logits, and then the label map would depend on an image's neighbours.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,24 +12,20 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..errors import CheckpointError, DataError, RecipeError
+from ..errors import DataError
 from ..models.upsampling import upsampled_argmax
-from .confusion import ConfusionMatrix
-from .network_input import NetworkInput, network_inputs
-from .samples import Samples, load
-from .settings import InferenceSettings, Size
-from .sliding import View, Window, joined_bands, only_logits
-
-WHOLE = InferenceSettings()
+from .network_input import Samples, network_inputs, read_ahead
+from .settings import WHOLE, InferenceSettings, Size
+from .sliding import ForwardPass, View, first_parameter, joined_bands, run_at_all_scales, sole_window
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What a model says of one image.
+    """A model's prediction for one image.
 
     Attributes:
         label_map: (height, width) class ids: uint8, or uint16 where there are more than 256 classes.
-        confidence: (height, width) float32, the share of the best class, from 0 to 1; None unless asked for.
+        confidence: (height, width) float32, the probability of the best class, from 0 to 1; None unless asked for.
         probabilities: (classes, height, width) float32 that sum to 1 over the classes; None unless asked for.
     """
 
@@ -58,12 +54,12 @@ def segment(
         model: a Transformers model for semantic segmentation, on any device. It is run in eval mode; each of its
             modules is then put back into the mode it was in.
         image_processor: its image processor.
-        image: the image, RGB; of any size, smaller than a window too.
-        settings: whole or in windows, scales, mirrored.
+        image: the image, RGB, of any size; it may be smaller than a window.
+        settings: windows, scales and mirroring.
         target_size: (height, width) of the result; by default the image's own.
         sources: for each class wanted the model's classes that count as it, whose probabilities are summed; the
             model's own classes if None.
-        return_confidence, return_probabilities: what is wanted beside the label map.
+        return_confidence, return_probabilities: what to give beside the label map.
         name: what errors call the image.
 
     Raises:
@@ -73,10 +69,12 @@ def segment(
     size = tuple(target_size or (image.height, image.width))
     inputs = network_inputs(image_processor, image, settings)
     with inference(model):
-        views = _look(model, inputs, size, settings, name, sources)
-        label_map = _label_map(views, size, settings)
-        confidence, probabilities = _shares(views, size, settings, return_confidence, return_probabilities)
-    return Segmentation(label_map.cpu().numpy(), confidence, probabilities)
+        views = run_at_all_scales(ForwardPass(model, settings, sources, name), inputs, size)
+        label_map = _label_map(views, size, settings.average).cpu().numpy()
+        if not return_confidence and not return_probabilities:
+            return Segmentation(label_map)
+        confidence, probabilities = _probabilities(views, size, settings.average, return_confidence, return_probabilities)
+    return Segmentation(label_map, confidence, probabilities)
 
 
 def predict_label_maps(model, image_processor, images, target_sizes=None, settings=WHOLE) -> list[np.ndarray]:
@@ -91,7 +89,7 @@ def predict_label_maps(model, image_processor, images, target_sizes=None, settin
     """
     sizes = [None] * len(images) if target_sizes is None else target_sizes
     if len(sizes) != len(images):
-        raise DataError(f"{len(sizes)} target sizes were given for {len(images)} images: give one an image")
+        raise DataError(f"{len(sizes)} target sizes were given for {len(images)} images: give one for each image")
     return [
         segment(model, image_processor, image, settings, target_size=size, name=f"image {number}").label_map
         for number, (image, size) in enumerate(zip(images, sizes, strict=True))
@@ -100,7 +98,14 @@ def predict_label_maps(model, image_processor, images, target_sizes=None, settin
 
 @dataclass(frozen=True)
 class Predicted:
-    """An image of a dataset: its row and id, the predicted label map on the model's device, and the true one or None."""
+    """The prediction for an image of a dataset.
+
+    Attributes:
+        index: the image's row.
+        image_id: its name.
+        label_map: (height, width) predicted class ids, on the model's device.
+        references: (height, width) true class ids on the CPU, or None.
+    """
 
     index: int
     image_id: str
@@ -120,8 +125,8 @@ def predict_dataset(
 ) -> Iterator[Predicted]:
     """Label maps of a dataset's images, one by one, each at its image's own size.
 
-    Between two of them nothing of this call is in force: the caller's grad mode and the model's training mode are the caller's,
-    several readers may take turns, and one may be left before its end.
+    Between two images the caller's grad mode and the model's training mode are as the caller left them. Several iterators may
+    take turns, and one may be abandoned before its end.
 
     Args:
         model, image_processor, settings, sources: as in `segment`; the bare model, not one wrapped for distributed training.
@@ -135,183 +140,43 @@ def predict_dataset(
         CheckpointError, RecipeError: as in `segment`.
     """
     samples = Samples(dataset, list(indices), image_processor, settings)
-    for index, image_id, inputs, size, references in load(samples, num_workers, _parameter(model).device):
+    for index, image_id, inputs, size, references in read_ahead(samples, num_workers, first_parameter(model).device):
         with inference(model):
-            label_map = _label_map(_look(model, inputs, size, settings, f"image {image_id}", sources), size, settings)
+            views = run_at_all_scales(ForwardPass(model, settings, sources, f"image {image_id}"), inputs, size)
+            label_map = _label_map(views, size, settings.average)
         # A copy made outside: tensors of inference mode can neither be changed in place nor take part in training.
         yield Predicted(index, image_id, label_map.clone(), references)
 
 
-def evaluate_dataset(
-    model,
-    image_processor,
-    dataset,
-    num_labels: int,
-    *,
-    ignore_index: int = 255,
-    sources: list[list[int]] | None = None,
-    settings: InferenceSettings = WHOLE,
-    process_index: int = 0,
-    num_processes: int = 1,
-    num_workers: int | None = 0,
-    progress: Callable[[int], None] | None = None,
-    look: Callable[[Predicted], None] | None = None,
-) -> ConfusionMatrix:
-    """Scores a model on a dataset, each prediction at its label map's own size.
-
-    With several processes each takes every `num_processes`-th image, so that every image is counted once; the sum
-    of their matrices (`accelerator.reduce(confusion.matrix, "sum")`) is then exactly the matrix of one process.
-
-    Args:
-        model, image_processor, dataset, sources, settings, num_workers: as in `predict_dataset`.
-        num_labels: number of classes of the label maps, and of the model unless `sources` is given.
-        ignore_index: the id of pixels that do not count.
-        process_index, num_processes: which share of the images to take, of how many.
-        progress: is called with 1 after each image (a progress bar's `update`).
-        look: is called with each prediction.
-
-    Returns:
-        The matrix of this process's images, on the model's device.
-
-    Raises:
-        DataError: an image cannot be read, its label map is of another size, or holds an id that is neither a class nor ignored.
-        CheckpointError: the model's logits are not finite.
-    """
-    confusion = ConfusionMatrix(num_labels, ignore_index, device=_parameter(model).device)
-    indices = range(process_index, len(dataset), num_processes)
-    predicted = predict_dataset(
-        model, image_processor, dataset, indices, settings=settings, sources=sources, num_workers=num_workers
-    )
-    for image in predicted:
-        confusion.update(image.label_map, image.references, image_ids=[image.image_id])
-        if look is not None:
-            look(image)
-        if progress is not None:
-            progress(1)
-    return confusion
-
-
-def _look(model, inputs: list[NetworkInput], size, settings, where, sources) -> list[View]:
-    """Run the model on an image at every scale, in every window."""
-    try:
-        if settings.is_whole:
-            [whole] = inputs
-            logits = _logits_both_ways(model, whole.tensors, settings, where, sources)
-            return [View(size, [Window(0, 0, size, [one[0] for one in logits], whole.canvas(size), whole.origin(size))])]
-        return [
-            _look_through_windows(model, scaled, scale, size, settings, where, sources)
-            for scaled, scale in zip(inputs, settings.scales, strict=True)
-        ]
-    except torch.OutOfMemoryError as error:
-        edges = settings.window or inputs[-1].padded_size
-        taken = ("windows of {}×{}" if settings.window else "{}×{} pixels at once").format(*edges)
-        raise RecipeError(
-            f"{where}: the GPU's memory is not enough for {taken}: slide a smaller window (--window HEIGHT WIDTH)"
-            + (f", or fewer at once than {settings.batch_size} (--batch_size)" if settings.batch_size > 1 else "")
-        ) from error
-
-
-def _look_through_windows(model, inputs, scale, target, settings, where, sources) -> View:
-    pixel_values, size = inputs.tensors["pixel_values"], inputs.size
-    window_size = size if settings.window is None else tuple(map(min, settings.window, size))
-    steps = size if settings.window is None else settings.steps
-    places = [
-        (top, left) for top in window_starts(size[0], window_size[0], steps[0])
-        for left in window_starts(size[1], window_size[1], steps[1])
-    ]  # fmt: skip
-    height, width = window_size
-    windows = []
-    for first in range(0, len(places), settings.batch_size):
-        group = places[first : first + settings.batch_size]
-        crops = torch.cat([pixel_values[..., top : top + height, left : left + width] for top, left in group])
-        logits = _logits_both_ways(model, inputs.tensors.__class__({"pixel_values": crops}), settings, where, sources)
-        for number, (top, left) in enumerate(group):
-            windows.append(Window(top, left, window_size, [one[number] for one in logits], window_size))
-    if scale == 1 and len(windows) == 1:
-        # As the whole image is: one interpolation to the result's size.
-        return View(target, [Window(0, 0, target, windows[0].logits, target)])
-    return View(size, windows)
-
-
-def window_starts(length: int, window: int, step: int) -> list[int]:
-    """Where windows begin along one direction, so that they cover all of it; the last ends with it."""
-    return [*range(0, length - window, step), length - window]
-
-
-def _logits_both_ways(model, inputs, settings, where, sources) -> list[torch.Tensor]:
-    """The logits (batch, classes, h, w); with flip those of the mirrored inputs too, mirrored back, or for "exp" the mean."""
-    logits = [_logits(model, inputs, where, sources)]
-    if settings.flip:
-        mirrored = inputs.__class__({"pixel_values": inputs["pixel_values"].flip(-1)})
-        logits.append(_logits(model, mirrored, where, sources).flip(-1))
-        if settings.average == "exp":
-            logits = [(logits[0] + logits[1]) / 2]
-    return logits
-
-
-def _logits(model, inputs, where, sources):
-    parameter = _parameter(model)
-    # Dtype applies to the floating-point inputs only.
-    logits = model(**inputs.to(parameter.device, parameter.dtype)).logits
-    if not torch.isfinite(logits.abs().amax()):  # a sixth of the time of looking at each
-        raise CheckpointError(
-            f"{where}: the model's logits hold NaN or infinity, so its label map would mean nothing; the training has "
-            f"diverged, or {logits.dtype} is too narrow (try float32)"
-        )
-    return logits if sources is None else merge_classes(logits, sources)
-
-
-def _label_map(views, size, settings) -> torch.Tensor:
+def _label_map(views: list[View], size: Size, average: str) -> torch.Tensor:
     """Class ids (height, width) on the model's device, in the smallest type that holds them."""
     first = views[0].windows[0].logits[0]
     dtype = torch.uint8 if len(first) <= 256 else torch.uint16
-    # Not by way of probabilities, whose rounding makes ties: then a single window would not be bit for bit the whole image.
-    if only := only_logits(views):
-        return upsampled_argmax(only.logits[0], size, only.canvas, dtype, only.origin)
+    # Not by way of probabilities: their rounding makes ties, and a single window would not be bit for bit the whole image.
+    if window := sole_window(views):
+        return upsampled_argmax(window.logits[0], size, window.canvas, dtype, window.origin)
     label_map = torch.empty(size, dtype=dtype, device=first.device)
-    for rows, shares in joined_bands(views, size, settings.average):
-        label_map[rows] = shares.argmax(0).to(dtype)
+    for rows, probabilities in joined_bands(views, size, average):
+        label_map[rows] = probabilities.argmax(0).to(dtype)
     return label_map
 
 
-def _shares(views, size, settings, return_confidence, return_probabilities):
-    if not return_confidence and not return_probabilities:
-        return None, None
+def _probabilities(views, size, average, return_confidence, return_probabilities):
+    """Confidence (height, width) and probabilities (classes, height, width), each None unless asked for."""
     num_classes = len(views[0].windows[0].logits[0])
     confidence = np.empty(size, np.float32) if return_confidence else None
-    probabilities = np.empty((num_classes, *size), np.float32) if return_probabilities else None
-    for rows, shares in joined_bands(views, size, settings.average):
+    all_probabilities = np.empty((num_classes, *size), np.float32) if return_probabilities else None
+    for rows, probabilities in joined_bands(views, size, average):
         if return_confidence:
-            confidence[rows] = shares.amax(0).cpu().numpy()
+            confidence[rows] = probabilities.amax(0).cpu().numpy()
         if return_probabilities:
-            probabilities[:, rows] = shares.cpu().numpy()
-    return confidence, probabilities
-
-
-def merge_classes(logits: torch.Tensor, sources: list[list[int]]) -> torch.Tensor:
-    """Logits of classes that are each made of several: their probabilities summed.
-
-    A class without sources is never the best. As the softmax's denominator is common to all, the logit of a sum of probabilities
-    is the logarithm of the sum of exponentials.
-
-    Args:
-        logits: (batch, classes, height, width).
-        sources: for each new class the old classes it is made of.
-
-    Returns:
-        (batch, len(sources), height, width).
-    """
-    never = torch.full_like(logits[:, :1], torch.finfo(logits.dtype).min / 4)
-    return torch.cat([logits[:, of].logsumexp(1, keepdim=True) if of else never for of in sources], dim=1)
-
-
-def _parameter(model):
-    return next(model.parameters())
+            all_probabilities[:, rows] = probabilities.cpu().numpy()
+    return confidence, all_probabilities
 
 
 @contextmanager
 def inference(model) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every module is back in its own mode (parts may be frozen in eval)."""
+    """Eval mode without gradients; afterwards every module is back in its own mode (parts may be frozen in eval mode)."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

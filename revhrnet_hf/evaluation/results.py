@@ -1,18 +1,20 @@
-"""Where an evaluation's results lie, so that two evaluations never share a file: named for the dataset and for the settings.
+"""The results of an evaluation: how their files are named and what tells them from others, so that none overwrites another.
 
 scores_camvid_val.json                                  whole images in float32
-scores_camvid_val_window480x480_flip_bfloat16.json      otherwise
+scores_camvid_val_window480x480_flip_bfloat16.json      other settings
 scores_folder-photos_val.json                           a folder of one's own, called photos
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from tqdm import tqdm
 
 from ..data.archive import read_location
@@ -21,17 +23,135 @@ from ..data.label_space import LabelSpace
 from ..data.listing import LONG_CHECK
 from ..data.loading import STORED
 from ..errors import RecipeError
+from ..versions import versions
 from .settings import InferenceSettings
 
 OWN = ("folder", STORED)  # loaders whose name says nothing about the data
 MAX_STEM = 150  # bytes; file systems take 255, and endings are added
+WEIGHTS = ("*.safetensors", "*.bin", "config.json", "preprocessor_config.json")
 DATA = ("dataset", "loader", "split", "label_space", "label_table", "image_ids", "data")
 IDENTITY = ("checkpoint", *DATA, "absent_as_zero", "dtype", "inference")
-"""Fields of a record in which two evaluations differ that are not the same."""
+"""Fields of a result; two results that differ in one of them are of different evaluations."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checkpoint, the data that it is scored on, and how.
+
+    Attributes:
+        checkpoint: a folder or a name on the Hub.
+        dataset_name: the dataset's own name; see `dataset_name`.
+        loader: the name of the loader that reads it.
+        split: part of the dataset.
+        label_space: of the label maps.
+        image_ids: the images' names.
+        data: `digest_of_data`.
+        settings: how the model is run.
+        dtype: of the weights: "float32" or "bfloat16".
+        absent_as_zero: see `ConfusionMatrix.scores`.
+    """
+
+    checkpoint: str
+    dataset_name: str
+    loader: str
+    split: str
+    label_space: LabelSpace
+    image_ids: Sequence[str]
+    data: str
+    settings: InferenceSettings
+    dtype: str = "float32"
+    absent_as_zero: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """The values of `IDENTITY`."""
+        is_folder = Path(self.checkpoint).is_dir()
+        return {
+            # The path of a folder may tell more about this machine than its user wants to publish.
+            "checkpoint": Path(self.checkpoint).resolve().name if is_folder else self.checkpoint,
+            "dataset": self.dataset_name,
+            "loader": self.loader,
+            "split": self.split,
+            "label_space": self.label_space.name,
+            "label_table": digest_of_table(self.label_space),
+            "image_ids": digest_of_ids(self.image_ids),
+            "data": self.data,
+            "absent_as_zero": self.absent_as_zero,
+            "dtype": self.dtype,
+            "inference": self.settings.to_dict(),
+        }
+
+    def record_settings(self, device: str, boundary: bool, submission_dir: Path | None) -> dict[str, Any]:
+        """Everything that the records of single images depend on; see `records.WorkFolder`."""
+        return {
+            "checkpoint": weights_stamp(self.checkpoint),
+            "dataset": self.loader,
+            "split": self.split,
+            "label_space": self.label_space.to_json(),
+            "image_ids": digest_of_ids(self.image_ids),
+            "data": self.data,
+            "inference": self.settings.to_dict(),
+            "dtype": self.dtype,
+            "device": device,
+            "boundary": boundary,
+            "submission": submission_dir and str(submission_dir.resolve()),
+        }
+
+    def result(
+        self,
+        scores: dict,
+        intervals: dict | None,
+        matrix: np.ndarray,
+        never_predicted: Sequence[str],
+        device: str,
+        num_processes: int,
+    ) -> dict[str, Any]:
+        """The contents of the JSON file.
+
+        Args:
+            scores, matrix: of `score_records`.
+            intervals: of `bootstrap_intervals`, or None.
+            never_predicted: the dataset's classes that the checkpoint lacks.
+            device, num_processes: where the model ran; nothing depends on them but the time and last bits.
+        """
+        identity = self.identity()
+        return {
+            **{key: identity[key] for key in ("checkpoint", *DATA)},
+            "images": len(self.image_ids),
+            "class_names": list(self.label_space.names),
+            "never_predicted": list(never_predicted),
+            "scores": scores,
+            "confidence_intervals_95": intervals,
+            "confusion_matrix": matrix.tolist(),
+            "settings": {
+                "device": device,
+                "dtype": self.dtype,
+                "absent_as_zero": self.absent_as_zero,
+                "num_processes": num_processes,
+                "inference": str(self.settings),
+                **self.settings.to_dict(),
+            },
+            "versions": versions(),
+        }
+
+
+def confusion_caption(result: Mapping[str, Any]) -> str:
+    """The text below a drawing of a result's confusion matrix."""
+    parts = [f"{result['checkpoint']} on {result['dataset']} {result['split']}", f"{result['images']} images"]
+    parts += [settings["inference"]] if "inference" in (settings := result.get("settings", {})) else []
+    return f"{', '.join(parts)}. A row adds up to all pixels of a true class; grey: a class that occurs nowhere."
+
+
+def weights_stamp(checkpoint: str | Path) -> list | str:
+    """Names, sizes and times of a checkpoint's files, which change when the files do; for a name on the Hub the name."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return str(checkpoint)
+    files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def named_data_dir(text: str) -> tuple[str | None, str]:
-    """`NAME=DIR` as (NAME, DIR); DIR alone as (None, DIR), also where it is a folder with a "=" in its name."""
+    """Splits `NAME=DIR` into (NAME, DIR); gives (None, DIR) for DIR alone, even if an existing folder has a "=" in its name."""
     name, equals, folder = text.partition("=")
     if not equals or not re.fullmatch(r"[\w.-]+", name) or Path(text).exists():
         return None, text
@@ -41,11 +161,15 @@ def named_data_dir(text: str) -> tuple[str | None, str]:
 
 
 def dataset_name(loader: str, data_dir: str | Path, name: str | None = None) -> str:
-    """A dataset's own name: the one given; that of its folder, or on the Hub, where the loader's says nothing; the loader's."""
+    """A dataset's own name.
+
+    It is the name given, if there is one; else the loader's, unless that says nothing about the data; else the name of the folder
+    or the name on the Hub.
+    """
     if name or loader not in OWN:
         return name or loader
     folder = Path(data_dir).expanduser()
-    # Not the way to it, which is nobody else's business. A name on the Hub has two parts.
+    # Without the path to it, which is not to be published. A name on the Hub has two parts and stays as it is.
     return folder.resolve().name if folder.exists() else str(data_dir)
 
 
@@ -60,13 +184,13 @@ def result_stem(
     absent_as_zero: bool = False,
     checkpoint: str | None = None,
 ) -> str:
-    """The name of the files of an evaluation, without an ending.
+    """The name of the files of an evaluation, without the ending.
 
     Args:
-        dataset: its own name.
-        loader: is put before it, where the name was not given but is that of a folder or on the Hub.
-        label_space: the name or label table that was asked for, if one was.
-        checkpoint: its name on the Hub, where the files do not lie in the checkpoint's own folder.
+        dataset: the dataset's own name.
+        loader: is put before the dataset's name, where that is the name of a folder or on the Hub.
+        label_space: the name or label table, if the user gave one.
+        checkpoint: the checkpoint's name on the Hub, where the files do not lie in the checkpoint's own folder.
     """
     parts = ["scores", checkpoint, f"{loader}-{dataset}" if loader else dataset, split]
     parts.append(label_space and Path(label_space).stem)
@@ -80,7 +204,7 @@ def result_stem(
 
 
 def settings_parts(settings: InferenceSettings) -> list[str]:
-    """What differs from whole images, once."""
+    """Parts of a file's name for the settings that are not the defaults."""
     parts = []
     if settings.window is not None:
         parts.append("window{}x{}".format(*settings.window))
@@ -98,23 +222,24 @@ def settings_parts(settings: InferenceSettings) -> list[str]:
 
 
 def digest_of_ids(image_ids: Sequence[str]) -> str:
+    """A hash of the images' names in their order."""
     return hashlib.sha256("\n".join(image_ids).encode()).hexdigest()
 
 
 def digest_of_table(label_space: LabelSpace) -> str:
-    """A short hash of what the ids and colours in label maps mean; the colours that are drawn do not count."""
+    """A short hash of what the ids and colours in label maps mean; the colours of drawings do not count."""
     raw = (sorted(label_space.raw_ids.items()), sorted(label_space.raw_colours.items()))
     return hashlib.sha256(json.dumps([label_space.names, label_space.ignore_index, *raw]).encode()).hexdigest()[:16]
 
 
 def digest_of_data(dataset: datasets.Dataset, more_files: Sequence[str] = ()) -> str:
-    """A short hash of all images and label maps as they are stored, by content: the same wherever a copy of them lies.
+    """A short hash of the contents of all images and label maps as they are stored; it is the same for a copy elsewhere.
 
-    Every file is read, as the evaluation does anyway; nothing is decoded.
+    Every file is read, and none is decoded.
 
     Args:
         dataset: with the columns `image` and `label_map`.
-        more_files: locations (see data/archive.py) of further files that are scored on.
+        more_files: locations (see data/archive.py) of further files that scores depend on.
 
     Raises:
         DataError: a file cannot be read.
@@ -122,7 +247,8 @@ def digest_of_data(dataset: datasets.Dataset, more_files: Sequence[str] = ()) ->
     columns = [dataset.select_columns(name).cast_column(name, datasets.Image(decode=False)) for name in ("image", "label_map")]
     digest = hashlib.sha256()
     rows = zip(*columns, strict=True)
-    for row in tqdm(rows, "comparing files", len(dataset), unit="image", leave=False, disable=len(dataset) < LONG_CHECK):
+    quiet = True if len(dataset) < LONG_CHECK else None  # None: quiet where standard error is no terminal
+    for row in tqdm(rows, "comparing files", len(dataset), unit="image", leave=False, disable=quiet):
         for value in (row[0]["image"], row[1]["label_map"]):
             # A test split has no label maps.
             stored = {"path": None, "bytes": b""} if value is None else self_contained_file(value)
@@ -133,14 +259,14 @@ def digest_of_data(dataset: datasets.Dataset, more_files: Sequence[str] = ()) ->
 
 
 def check_replaceable(output: Path, identity: dict[str, Any]) -> bool:
-    """Whether the same evaluation has been written to this file before.
+    """Whether the file holds an earlier result of the same evaluation; False where there is no file.
 
     Args:
         output: the JSON file.
-        identity: the `IDENTITY` of what is to be written there.
+        identity: `Evaluation.identity` of the result that is to be written there.
 
     Raises:
-        RecipeError: the file holds something else.
+        RecipeError: the file holds anything else.
     """
     if not output.exists():
         return False

@@ -1,9 +1,21 @@
-"""Scores as a table, and whether there are any."""
+"""Scores for people: the table of classes and means with their confidence intervals, the table of images, and the worst images.
 
+The functions on images take the `class_totals` of each image, (images, 3, classes): for each class the pixels that are predicted
+correctly, that are truly of it, and that are predicted as it.
+"""
+
+import csv
+import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from ..errors import DataError
+from ..io import write_text
+from ..text import aligned
+from .confusion import ratios, scores_of_totals
 
 TITLES = {
     "mIoU": "mean_iou",
@@ -15,36 +27,42 @@ TITLES = {
     "IoU category": "iou_category",
     "iIoU category": "iiou_category",
 }
-"""What the table calls the scores below the classes; those that were not asked for are left out."""
+"""The titles of the scores below the classes; the table leaves out the scores that were not asked for."""
+SUMMARY = ("mean_iou", "overall_accuracy", "mean_accuracy", "frequency_weighted_iou")
+NUM_DRAWS = 1000
+DRAWS_AT_ONCE = 100  # bounds the memory
+
+
+def check_labelled(scores: dict, what: str) -> None:
+    """Raises a DataError if there was no labelled pixel: then all scores are NaN, and no checkpoint can be the best.
+
+    Args:
+        scores: of `ConfusionMatrix.scores`.
+        what: what was scored, for the message, such as "the split 'val'".
+    """
+    if not scores["labelled_pixels"]:
+        raise DataError(
+            f"{what} holds no labelled pixel (all pixels of its label maps are ignored), so no score can be given: look at the "
+            "label maps, and at what the label table ignores"
+        )
 
 
 def format_scores(scores: dict, names, intervals: dict | None = None, never_predicted: Sequence[str] = ()) -> str:
-    """The scores of `ConfusionMatrix.scores` as lines of text: a row a class, then the means; shares in percent.
+    """The scores of `ConfusionMatrix.scores` as a table: a row for each class, then the means; shares in percent.
 
     Args:
-        intervals: of `bootstrap_intervals`, to be shown beside the scores.
-        never_predicted: the classes for which the model has none, which is said below the table.
+        names: the class names.
+        intervals: of `bootstrap_intervals`, to be shown beside the means.
+        never_predicted: the classes that the model lacks; they are named below the table.
     """
-    width = max(map(len, [*names, "frequency-weighted IoU"]))
-    lines = [f"{'class':<{width}}  {'IoU %':>7}  {'accuracy %':>10}  {'precision %':>11}  {'pixels %':>8}"]
-    labelled = scores["labelled_pixels"]
-    for name, iou, accuracy, precision, pixels in zip(
-        names,
-        scores["per_category_iou"],
-        scores["per_category_accuracy"],
-        scores["per_category_precision"],
-        scores["per_category_pixels"],
-        strict=True,
-    ):
-        share = pixels / labelled if labelled else math.nan
-        cells = f"{_percent(iou):>7}  {_percent(accuracy):>10}  {_percent(precision):>11}  {_percent(share):>8}"
-        lines.append(f"{name:<{width}}  {cells}")
-    lines.append("-" * len(lines[0]))
-    for title, key in TITLES.items():
-        if key in scores:
-            low, high = (intervals or {}).get(key, (math.nan, math.nan))
-            interval = "" if math.isnan(low) else f"  {_percent(low)}–{_percent(high)}"
-            lines.append(f"{title:<{width}}  {_percent(scores[key]):>7}{interval}")
+    means = {title: key for title, key in TITLES.items() if key in scores}
+    titles = ["class", ">IoU %", ">accuracy %", ">precision %", ">pixels %"]
+    by_class = [titles, *_class_rows(scores, names)]
+    lines = aligned([*by_class, *([title, _percent(scores[key])] for title, key in means.items())])
+    for place, key in enumerate(means.values(), start=len(by_class)):
+        low, high = (intervals or {}).get(key, (math.nan, math.nan))
+        lines[place] += "" if math.isnan(low) else f"  {_percent(low)}–{_percent(high)}"
+    lines.insert(len(by_class), "-" * len(lines[0]))
     if intervals is not None:
         lines.append("(after the scores: 95 % intervals, bootstrap over images)")
     absent = ", ".join(map(str, scores["absent_classes"]))
@@ -56,19 +74,102 @@ def format_scores(scores: dict, names, intervals: dict | None = None, never_pred
     return "\n".join(lines)
 
 
-def check_labelled(scores: dict, what: str) -> None:
-    """Raises a DataError if the scores are of not a single labelled pixel: then they are no numbers, and nothing can be best.
+def _class_rows(scores: dict, names) -> list[list[str]]:
+    labelled = scores["labelled_pixels"]
+    columns = (scores[f"per_category_{column}"] for column in ("iou", "accuracy", "precision", "pixels"))
+    return [
+        [str(name), *map(_percent, (iou, accuracy, precision, pixels / labelled if labelled else math.nan))]
+        for name, iou, accuracy, precision, pixels in zip(names, *columns, strict=True)
+    ]
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def write_image_scores(path: str | Path, names: Sequence[str], image_ids: Sequence[str], totals: np.ndarray) -> None:
+    """Writes a CSV with a row for each image: id, labelled pixels, scores, IoU of each class (empty where the image has none).
+
+    An image's `mean_iou` is over the classes that occur in its label map or in its prediction.
 
     Args:
-        scores: of `ConfusionMatrix.scores`.
-        what: was scored, for the message, such as "the split 'val'".
+        names: the class names.
+        image_ids: the images' names.
+        totals: (images, 3, classes).
     """
-    if not scores["labelled_pixels"]:
-        raise DataError(
-            f"{what} holds no labelled pixel (all pixels of its label maps are ignored), so no score can be given: look at the "
-            "label maps, and at what the label table ignores"
-        )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image_id", "labelled_pixels", *SUMMARY, *(f"iou {name}" for name in names)])
+    for image_id, image_totals in zip(image_ids, totals, strict=True):
+        scores = scores_of_totals(image_totals)
+        values = [scores[key] for key in SUMMARY] + scores["per_category_iou"]
+        writer.writerow([image_id, scores["labelled_pixels"], *("" if math.isnan(value) else repr(value) for value in values)])
+    write_text(path, text.getvalue())
 
 
-def _percent(share):
-    return "–" if math.isnan(share) else f"{100 * share:.2f}"
+def worst_images(totals: np.ndarray, count: int) -> list[int]:
+    """The positions of the `count` images with the lowest mean IoU, lowest first; images without labelled pixels are left out.
+
+    Args:
+        totals: (images, 3, classes).
+    """
+    scores = [scores_of_totals(image_totals)["mean_iou"] for image_totals in totals]
+    known = [position for position, score in enumerate(scores) if not math.isnan(score)]
+    return sorted(known, key=scores.__getitem__)[:count]
+
+
+def bootstrap_intervals(totals: np.ndarray, confidence: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict:
+    """Confidence intervals of the scores by the percentile bootstrap over images.
+
+    Each draw takes as many images as there are, with replacement, and computes the scores from the sum of their pixels. The means
+    of a draw leave out the classes that do not occur in it.
+
+    Args:
+        totals: (images, 3, classes).
+        confidence: the share of draws inside the interval.
+        seed: of the draws; the same seed gives the same intervals.
+
+    Returns:
+        For each score of `SUMMARY` a pair [low, high]; for `per_category_iou` a pair for each class. NaN for a score that no draw
+        has.
+    """
+    drawn = _scores_of_draws(_draw_totals(totals, num_draws, np.random.default_rng(seed)))
+    per_category = [_interval(values, confidence) for values in drawn.pop("per_category_iou").T]
+    return {key: _interval(values, confidence) for key, values in drawn.items()} | {"per_category_iou": per_category}
+
+
+def _draw_totals(totals: np.ndarray, num_draws: int, generator: np.random.Generator) -> np.ndarray:
+    """(draws, 3, classes): the sums over the images of each draw."""
+    num_images, counts = len(totals), totals.astype(np.float64)  # whole numbers, so float64 sums them exactly
+    draws = []
+    for first in range(0, num_draws, DRAWS_AT_ONCE):
+        size = min(DRAWS_AT_ONCE, num_draws - first)
+        times = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=size)
+        draws.append(np.tensordot(times.astype(np.float64), counts, axes=1))
+    return np.concatenate(draws)
+
+
+def _scores_of_draws(totals: np.ndarray) -> dict[str, np.ndarray]:
+    """As `scores_of_totals`, for all draws at once: an array with a row for each draw."""
+    correct, truth, predicted = np.moveaxis(totals, 1, 0)
+    iou = ratios(correct, truth + predicted - correct)
+    labelled = truth.sum(1)
+    return {
+        "mean_iou": _row_means(iou),
+        "overall_accuracy": ratios(correct.sum(1), labelled),
+        "mean_accuracy": _row_means(ratios(correct, truth)),
+        "frequency_weighted_iou": ratios((truth * np.nan_to_num(iou)).sum(1), labelled),
+        "per_category_iou": iou,
+    }
+
+
+def _row_means(values: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(values)
+    return ratios(np.where(known, values, 0).sum(1), known.sum(1))
+
+
+def _interval(values: np.ndarray, confidence: float) -> list[float]:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return [math.nan, math.nan]
+    return np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()

@@ -1,34 +1,33 @@
-"""How an image is brought through a network to be judged: whole or in windows, at which scales, mirrored or not."""
+"""How a network is run on an image: on the whole image or in windows, at which scales, mirrored or not."""
 
 import argparse
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..errors import RecipeError
-
-Size = tuple[int, int]  # (height, width) in pixels
+from ..models.image_processing_pil_revhrnet import Size
 
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """The defaults take the image whole, once, as `pipeline("image-segmentation")` does.
+    """With the defaults the network sees the whole image once, as in `pipeline("image-segmentation")`.
+
+    With windows or scales, the image processor's own padding and cropping are switched off.
 
     Attributes:
-        window: (height, width) in pixels of the windows that slide over the network's input, at each scale; None takes it whole.
-            What is smaller than a window is taken whole in that direction.
-        stride: (rows, columns) in pixels from one window to the next, at most the window; None is 2/3 of the window. The last
+        window: (height, width) in pixels of the windows that slide over the network's input at each scale; None: no windows. An
+            input that is smaller than the window in one direction is taken whole in that direction.
+        stride: (rows, columns) in pixels from one window to the next, at most the window; None: 2/3 of the window. The last
             window is moved back so that it ends with the image.
-        scales: factors on the size that the image processor gives the image, which is the image's own unless it resizes.
-        flip: whether the mirrored image (each window) is taken as well.
-        average: where several results cover a pixel, "softmax" averages their probabilities. "exp" does as the official HRNet:
-            the mirrored logits are averaged, their exponentials averaged over windows at the resized image's size, and
-            these summed over the scales.
+        scales: factors on the size that the image processor gives the image (the image's own size, unless the processor resizes).
+        flip: whether the network is also run on the mirrored image, or on each mirrored window.
+        average: how several results for one pixel are joined. "softmax" averages the probabilities. "exp" does as the official
+            HRNet: the logits of the image and of the mirrored image are averaged, their exponentials are averaged over windows
+            at the resized image's size, and these are summed over the scales.
         batch_size: windows in one forward pass. More than 1 can change the last bits of the logits.
 
-    With windows or scales, the image processor's own padding and cropping are off.
-
     Raises:
-        RecipeError: a value that cannot be; the field is named.
+        RecipeError: a value is impossible; the message names the field.
     """
 
     window: Size | None = None
@@ -57,12 +56,12 @@ class InferenceSettings:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the image is taken whole at its own scale, so that the image processor's own options hold."""
+        """Whether there are neither windows nor scales, so that the image processor's own padding stays."""
         return self.window is None and self.scales == (1.0,)
 
     @property
     def steps(self) -> Size:
-        """The stride, 2/3 of the window unless it is given."""
+        """The stride, by default 2/3 of the window."""
         height, width = self.window
         return self.stride or (max(1, height * 2 // 3), max(1, width * 2 // 3))
 
@@ -70,7 +69,7 @@ class InferenceSettings:
         return asdict(self)
 
     def __str__(self) -> str:
-        """In words: `whole image`, `windows of 720×960 every 480×640, scales 0.5, 1, with flip, averaged softmax`."""
+        """The settings in words: `whole image`; `windows of 720×960 every 480×640, scales 0.5, 1, averaged softmax`."""
         parts = ["whole image"]
         if self.window is not None:
             (height, width), (down, across) = self.window, self.steps
@@ -82,35 +81,42 @@ class InferenceSettings:
         return ", ".join(parts if parts == ["whole image"] else [*parts, f"averaged {self.average}"])
 
 
+WHOLE = InferenceSettings()
+
+
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
-    """The settings as options of a script."""
-    group = parser.add_argument_group("inference", "by default each image is taken whole, once, at its own size")
+    """Adds the settings as options of a command."""
+    group = parser.add_argument_group("inference", "by default the network sees each image once, whole and at its own size")
     group.add_argument(
         "--window",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="slide a window of this size over the image; needs less memory, and shows the network what it was trained on",
+        help="slide a window of this size over the image; it needs less memory, and the network sees the size it was trained on",
     )
     group.add_argument(
-        "--stride", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="from window to window (default: 2/3 of the window)"
+        "--stride",
+        type=int,
+        nargs=2,
+        metavar=("ROWS", "COLUMNS"),
+        help="step from window to window (default: 2/3 of the window)",
     )
     group.add_argument(
-        "--scales", type=float, nargs="+", default=[1.0], help="resize the image by each of these factors (default: 1)"
+        "--scales", type=float, nargs="+", default=[1.0], help="run on the image resized by each of these factors (default: 1)"
     )
-    group.add_argument("--flip", action="store_true", help="take the mirrored image as well")
+    group.add_argument("--flip", action="store_true", help="run on the mirrored image as well")
     group.add_argument(
         "--average",
         choices=("softmax", "exp"),
         default="softmax",
-        help="how several results for a pixel are joined: probabilities, or exp(logits) as in the official HRNet (default: "
+        help="average several results for a pixel as probabilities, or as exp(logits) like the official HRNet (default: "
         "%(default)s)",
     )
     group.add_argument("--batch_size", type=int, default=1, help="windows in one forward pass (default: %(default)s)")
 
 
 def inference_settings(arguments: argparse.Namespace) -> InferenceSettings:
-    """What was given with the options of `add_inference_arguments`."""
+    """The settings given by the options of `add_inference_arguments`."""
     return InferenceSettings(
         window=arguments.window and tuple(arguments.window),
         stride=arguments.stride and tuple(arguments.stride),

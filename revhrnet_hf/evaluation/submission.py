@@ -1,4 +1,4 @@
-"""Label maps as the benchmark servers take them."""
+"""Label maps in the file formats of the benchmark servers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from .settings import Size
 
 @dataclass(frozen=True)
 class SubmissionFormat:
-    """What one server wants.
+    """The files that one server takes.
 
     Attributes:
-        label_space: the classes whose train ids are predicted.
-        folder: where the files lie, below the submission's folder.
-        mode: of the PNGs: "L", or "P" with the label space's colours; either way the pixel's number is the id.
-        ids: the id that the server knows, for each train id.
+        label_space: the predicted classes.
+        folder: the files' folder below the submission's.
+        mode: of the PNGs: "L", or "P" with the label space's colours. In both a pixel's value is the server's id of the class.
+        ids: the server's id for each train id.
     """
 
     label_space: LabelSpace
@@ -35,11 +35,11 @@ class SubmissionFormat:
     ids: np.ndarray
 
     def file(self, root: Path, image_id: str) -> Path:
-        """The image's file: the server tells images by the name."""
+        """The image's file; the server finds images by their names."""
         return root / self.folder / f"{image_id}.png"
 
     def write(self, root: Path, image_id: str, label_map: np.ndarray) -> None:
-        """Writes the label map of one image, (height, width) train ids, whole or not at all."""
+        """Writes the label map of one image, (height, width) train ids; the file is written whole or not at all."""
         ids = self.ids[label_map]
         file = self.file(root, image_id)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ class SubmissionFormat:
             sizes: (height, width) of each image by its id.
 
         Raises:
-            DataError: a file is missing or unreadable, of another size, mode or of unknown ids, or one lies there that does not
-                belong to it.
+            DataError: a file is missing or unreadable, has another size or mode or unknown ids, or does not belong to the
+                submission.
         """
         expected = {self.file(root, image_id): size for image_id, size in sizes.items()}
         for file, size in expected.items():
@@ -83,7 +83,7 @@ def _same_ids(label_space):
     return np.arange(label_space.num_classes, dtype=np.uint8)
 
 
-# A name that begins with CITY_SEQ_FRAME is what the Cityscapes server finds an image by.
+# The Cityscapes server finds an image by the beginning of the file's name, CITY_SEQ_FRAME.
 FORMATS = {
     ("cityscapes", CITYSCAPES.name): SubmissionFormat(CITYSCAPES, ".", "L", RAW_IDS),
     ("pascal_voc", VOC21.name): SubmissionFormat(VOC21, "results/VOC2012/Segmentation/comp6_test_cls", "P", _same_ids(VOC21)),
@@ -95,7 +95,7 @@ FORMATS = {
 
 
 def submission_format(dataset: str, label_space: LabelSpace) -> SubmissionFormat:
-    """What the dataset's server wants; a RecipeError where none is known."""
+    """The format of the dataset's server; a RecipeError if we know none for it."""
     if (dataset, label_space.name) not in FORMATS:
         known = ", ".join(f"{name} ({space})" for name, space in FORMATS)
         raise RecipeError(f"--submission: no server takes {dataset} in the classes {label_space.name!r}; known are {known}")

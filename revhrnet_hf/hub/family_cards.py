@@ -1,10 +1,10 @@
-"""Cards of the families of networks: what each costs, what has been measured with it so far, and the commands that measure it.
+"""Cards of the families of networks: their costs, the results so far, and the commands that measure them.
 
-The results are those of `results.json`, which is filled from checkpoints' own records and by nothing else.
+The results come from `results.json`, which is filled from checkpoints' own records only; the text is family.md.jinja.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from huggingface_hub import ModelCardData
 
 from ..models.backbone import TIMM_HRNETS
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
-from .model_card import LICENCE_NAMES, METRICS, PAPERS, Record, as_share, dataset_title, duration, table
+from .card import LICENCE_NAMES, PAPERS, Markdown, code_span, render
+from .model_card import METRICS
 from .model_table import ModelCosts
+from .record import Record, dataset_title, number_of_images
 
-MARK = "<!-- Written by scripts/write_model_cards.py: change what it reads, not this file. -->"
+MARK = "<!-- Written by `revhrnet cards`: change what it reads, not this file. -->"
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,10 @@ class Family:
         file: the card's name, without `.md`.
         title: what people call it.
         members: (model type, variant) of each network.
-        costs: the rows of the table of costs (model_table.py).
-        text: what it is, in a sentence or two.
-        make: Python that makes one.
-        recipes: of run_seg.py, with the datasets that they need; extra arguments may follow a recipe's name.
+        costs: names of the rows of the table of costs (model_table.py).
+        text: a description in a sentence or two.
+        make: Python code of a configuration.
+        recipes: for `revhrnet train`, with the datasets that they need; extra arguments may follow a recipe's name.
     """
 
     file: str
@@ -43,7 +45,7 @@ class Family:
 
     @property
     def base(self) -> str:
-        """timm's name of the pretrained weights that its networks start from unless told otherwise."""
+        """timm's name of the pretrained weights that its networks start from by default."""
         model_type, variant = self.members[0]
         return DEFAULT_BACKBONE if model_type == "revhrnet" else TIMM_HRNETS[variant]
 
@@ -53,7 +55,7 @@ CHAIN_FILES = ("mapillary_to_cityscapes", "mapillary_to_camvid", "coco_to_voc")
 
 
 def _chains(ending: str = "", arguments: str = "") -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return tuple((f"{name}{ending}.yaml{arguments}", sets) for name, sets in zip(CHAIN_FILES, CHAINS, strict=True))
+    return tuple((f"{name}{ending}{arguments}", sets) for name, sets in zip(CHAIN_FILES, CHAINS, strict=True))
 
 
 def _reverse(variant: str, recipes: tuple[tuple[str, tuple[str, ...]], ...]) -> Family:
@@ -70,7 +72,7 @@ def _reverse(variant: str, recipes: tuple[tuple[str, tuple[str, ...]], ...]) -> 
 
 
 FAMILIES = (
-    _reverse("w18", (("camvid.yaml", ("camvid",)), *_chains(arguments=" --variant w18"))),
+    _reverse("w18", (("camvid", ("camvid",)), *_chains(arguments=" --variant w18"))),
     _reverse("w32", _chains(arguments=" --variant w32")),
     _reverse("w48", _chains()),
     Family(
@@ -97,10 +99,7 @@ FAMILIES = (
 
 
 def results_of(record: Record) -> list[dict[str, Any]]:
-    """What a checkpoint's folder says was measured, one entry a split.
-
-    Entries of a checkpoint whose scores or recipe are not recorded do not exist.
-    """
+    """The results that a checkpoint's folder records, one entry for each; none where the recipe is not recorded."""
     if not record.history or "variant" not in record.recipe:
         return []
     stage = record.history[-1]
@@ -137,101 +136,63 @@ def merge_results(known: list[dict[str, Any]], new: Iterable[dict[str, Any]]) ->
 
 def family_card(family: Family, costs: dict[str, ModelCosts], results: list[dict[str, Any]]) -> str:
     """The card's text, metadata first."""
-    licence = timm.get_pretrained_cfg(family.base).license
+    weights = timm.get_pretrained_cfg(family.base)
     types = list(dict.fromkeys(model_type for model_type, _ in family.members))
-    data = ModelCardData(
+    config = family.make.split(".")[0]
+    metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        license=licence,
-        base_model=timm.get_pretrained_cfg(family.base).hf_hub_id,
+        license=weights.license,
+        base_model=weights.hf_hub_id,
         tags=["semantic-segmentation", *types, "timm"],
     )
-    own = [result for result in results if (result["model_type"], result["variant"]) in family.members]
-    papers = " and ".join(PAPERS[model_type] for model_type in types)
-    said = LICENCE_NAMES[licence] + (", not for commercial use" if "-nc" in licence else "")
-    parts = [
-        f"---\n{data.to_yaml()}\n---",
-        MARK,
-        f"# {family.title}",
-        f"{family.text} From {papers}.",
-        _costs([costs[name] for name in family.costs]),
-        _measured(own),
-        _commands(family),
-        f"## Licence\n\nThe code is Apache-2.0. The default weights, `{family.base}`, are {said}, and so is every checkpoint "
-        "that is made from them; with others, theirs hold. The data have their publishers' terms.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    data = {
+        "mark": Markdown(MARK),
+        "title": family.title,
+        "text": family.text,
+        "papers": [Markdown(PAPERS[model_type]) for model_type in types],
+        "costs": [asdict(costs[name]) for name in family.costs],
+        "results": [_shown(result) for result in results if (result["model_type"], result["variant"]) in family.members],
+        "config": Markdown(config),
+        "model": Markdown(config.replace("Config", "ForSemanticSegmentation")),
+        "make": Markdown(family.make),
+        "commands": [_commands(family, *recipe) for recipe in family.recipes],
+        "weights": code_span(family.base),
+        "licence": LICENCE_NAMES[weights.license],
+        "non_commercial": "-nc" in weights.license,
+    }
+    return render("family.md.jinja", metadata, data)
 
 
-def _costs(rows: list[ModelCosts]) -> str:
-    lines = [
-        [
-            row.name,
-            f"{row.parameters / 1e6:.2f}",
-            f"{row.trainable / 1e6:.2f}",
-            f"{row.multiply_adds / 1e9:.1f}",
-            f"{row.saved_bytes / 2**30:.2f}",
-            f"{row.saved_bytes_checkpointed / 2**30:.2f}",
-        ]
-        for row in rows
-    ]
-    heads = ["network", "parameters M", "trained M", "multiply-adds G", "GiB", "GiB, checkpointed"]
-    return (
-        f"## Costs\n\n{table(heads, lines)}\n\n19 classes; multiply-adds for 1024×2048 pixels; GiB kept for the backward pass of "
-        "one image of 512×1024 in float32, without and with gradient checkpointing. Measured by "
-        "`python scripts/model_table.py`."
-    )
+def _shown(result: dict[str, Any]) -> dict[str, Any]:
+    """A recorded result as the card's table has it."""
+    network = result["variant"] + (f" on {result['backbone']}" if result["backbone"] else "")
+    where = f"{dataset_title(result['dataset'])} {result['split']}"
+    classes = [{"name": name, "iou": iou} for name, iou in result["class_iou"].items()]
+    return {**result, "network": network, "where": where, "images": number_of_images(result), "classes": classes}
 
 
-def _measured(results: list[dict[str, Any]]) -> str:
-    if not results:
-        return "## Results\n\nNothing has been measured with it yet."
-    rows = []
-    for result in results:
-        network = result["variant"] + (f" on {result['backbone']}" if result["backbone"] else "")
-        made = f"{result['images']} images, {result['epochs']} epochs"
-        if result["hardware"]:
-            made += f", {result['hardware']}"
-        if result["seconds"]:
-            made += f", {duration(result['seconds'])}"
-        where = f"{dataset_title(result['dataset'])} {result['split']}"
-        scores = [as_share(result["scores"][metric]) for metric in METRICS]
-        rows.append([network, result["trained_on"], where, *scores, result["how"], made])
-    heads = ["network", "trained on", "scored on", *METRICS.values(), "how", "training"]
-    classes = [
-        f"IoU by class, {result['variant']} on {dataset_title(result['dataset'])} {result['split']}: "
-        + ", ".join(f"{name} {as_share(iou)}" for name, iou in result["class_iou"].items())
-        + "."
-        for result in results
-    ]
-    return "\n\n".join(["## Results", table(heads, rows), *classes])
-
-
-def _commands(family: Family) -> str:
-    lines = []
-    for recipe, sets in family.recipes:
-        name = recipe.split(".")[0] + "_" + family.file
-        dirs = f"{sets[0].upper()}_DIR" if len(sets) == 1 else " ".join(f"{of}={of.upper()}_DIR" for of in sets)
-        last = sets[-1]
-        lines += [
-            f"python scripts/run_seg.py --recipe scripts/recipes/{recipe} --data_dir {dirs} --output_dir runs/{name}",
-            f"python scripts/evaluate_seg.py runs/{name}/best --dataset {last} --data_dir {last.upper()}_DIR --split val",
-            f"python scripts/write_model_cards.py runs/{name}/best",
-        ]
-    config = family.make.split(".")[0]
-    model = config.replace("Config", "ForSemanticSegmentation")
-    made = f"```python\nfrom revhrnet_hf import {config}, {model}\n\nmodel = {model}.from_pretrained_backbone({family.make})\n```"
-    measured = "What measures it, and brings the result into this card:\n\n```bash\n" + "\n".join(lines) + "\n```"
-    return f"## How to make and measure it\n\n{made}\n\n{measured}"
+def _commands(family: Family, recipe: str, datasets: tuple[str, ...]) -> dict[str, Markdown]:
+    """What to fill into the commands that train by a recipe and score the result."""
+    folders = {name: f"{name.upper()}_DIR" for name in datasets}
+    named = " ".join(f"{name}={folder}" for name, folder in folders.items())
+    values = {
+        "recipe": recipe,
+        "data_dir": named if len(folders) > 1 else folders[datasets[0]],
+        "output_dir": f"runs/{recipe.split()[0]}_{family.file}",
+        "dataset": datasets[-1],
+        "dataset_dir": folders[datasets[-1]],
+    }
+    return {name: Markdown(value) for name, value in values.items()}
 
 
 def needed_costs() -> list[str]:
-    """Names of the networks in model_table.py that the cards show."""
+    """Names of the networks of model_table.py that the cards show."""
     return [name for family in FAMILIES for name in family.costs]
 
 
 def write_family_cards(folder: Path, costs: dict[str, ModelCosts], results: list[dict[str, Any]]) -> list[Path]:
-    """Write a card a family into `folder`; the files."""
+    """Write the card of each family into `folder`; returns the files."""
     paths = []
     for family in FAMILIES:
         path = folder / f"{family.file}.md"

@@ -1,12 +1,9 @@
-"""The card of a checkpoint: a README.md with the Hub's metadata, written from what lies in the folder.
+"""The card of a checkpoint: a README.md with the Hub's metadata.
 
-`config.json` (with `training_history`), `recipe.yaml`, `versions.json`, the scores of training (`scores.json`) and of
-evaluate_seg.py (`scores_*.json`), `example.png`: what is not there is not in the card.
+Its data are the folder's record (record.py), its text is the template checkpoint.md.jinja. What is not recorded is left out.
 """
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,90 +11,20 @@ import timm
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers import AutoModelForSemanticSegmentation
 
 from ..data.loading import DATASETS
-from ..errors import CheckpointError
-from ..escape import code, fenced, markdown
 from ..io import write_text
-from ..models.backbone import LICENCE_LINKS, TIMM_HRNETS, backbone_licence
+from ..models.backbone import LICENCE_LINKS
 from ..viz.figures import names_and_palette
+from .card import LICENCE_NAMES, PAPERS, Markdown, code_block, code_span, render
+from .record import CODE_LICENCE, EXAMPLE_FILE, OWN_DATA, Record, Result, dataset_title, read_record
 
-CARD_FILE, EXAMPLE_FILE = "README.md", "example.png"
+CARD_FILE = "README.md"
 MARK = "<!-- Written by revhrnet_hf from the files beside it. Remove this line to keep a card that you have edited. -->"
-
-TITLES = {"revhrnet": "RevHRNet", "hrnetv2": "HRNetV2"}
-PAPERS = {
-    "revhrnet": "[Early Fusion of Features for Semantic Segmentation](https://arxiv.org/abs/2402.06091)",
-    "hrnetv2": "[Deep High-Resolution Representation Learning for Visual Recognition](https://arxiv.org/abs/1908.07919)",
-}
-CODE_LICENCE = "apache-2.0"
-LICENCE_NAMES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0"}
-LICENCE_NAMES |= {name: f"{name}, [its own terms]({link})" for name, link in LICENCE_LINKS.items()}  # that the Hub does not list
-OWN_DATA = {"folder", "hub"}  # names of datasets that say nothing to others
 METRICS = {"mean_iou": "mIoU", "overall_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 HUB_METRICS = {"mean_iou": "mean_iou", "overall_accuracy": "accuracy", "mean_accuracy": "mean_accuracy"}
 WEAK_IOU = 0.5  # a class below is named among the limits
-
-
-@dataclass
-class Result:
-    """Scores of a checkpoint on a split.
-
-    Attributes:
-        names: of the classes that were scored, in the order of the per-class scores.
-        how: what they were taken with, such as "float32, whole image".
-        loader: what has read the dataset, where that is not said by the dataset's name.
-        is_plain: whether images were taken whole, once, as in training's own evaluation.
-    """
-
-    dataset: str
-    label_space: str | None
-    split: str
-    scores: dict[str, Any]
-    names: Sequence[str]
-    how: str
-    images: int | None = None
-    loader: str | None = None
-    is_plain: bool = True
-
-    @property
-    def where(self) -> str:
-        """The dataset and its split, as the card calls them."""
-        is_own = self.loader in OWN_DATA and self.dataset not in OWN_DATA
-        return f"{f'{self.dataset} (own data)' if is_own else dataset_title(self.dataset)} {self.split}"
-
-
-@dataclass
-class Record:
-    """What a checkpoint's folder says of it."""
-
-    config: PreTrainedConfig
-    recipe: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    results: list[Result] = field(default_factory=list)
-    has_example: bool = False
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """What was trained on, stage by stage."""
-        stages = getattr(self.config, "training_history", None) or []
-        return [{**stage, "images": _images(stage)} for stage in stages]
-
-    @property
-    def datasets(self) -> list[str]:
-        """Names of the datasets, those of the last stage first."""
-        names = [name for stage in reversed(self.history) for name in stage["dataset"].split(" + ")]
-        return list(dict.fromkeys(names))
-
-    @property
-    def title(self) -> str:
-        model_type = self.config.model_type
-        title = TITLES.get(model_type, model_type)
-        if "variant" in self.recipe:
-            title += f"-{self.recipe['variant'].upper()}"
-        return f"{title} on {dataset_title(self.datasets[0])}" if self.datasets else title
 
 
 def write_model_card(folder: str | Path, name: str | None = None) -> Path:
@@ -125,84 +52,114 @@ def refresh_model_card(folder: str | Path) -> None:
         write_model_card(folder)
 
 
-def read_record(folder: str | Path) -> Record:
-    """Raises a CheckpointError that names the file that cannot be read."""
-    folder = Path(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # which asks nobody on the terminal
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise CheckpointError(f"{folder} holds no configuration of a model that can be read: {error}") from error
-    record = Record(config, has_example=(folder / EXAMPLE_FILE).exists())
-    for name, read, attribute in (("recipe.yaml", yaml.safe_load, "recipe"), ("versions.json", json.loads, "versions")):
-        if (folder / name).exists():
-            setattr(record, attribute, _read(folder / name, read))
-    evaluated = [_evaluated(_read(path, json.loads), path) for path in sorted(folder.glob("scores_*.json"))]
-    trained = _trained(record, folder)
-    # The same measured anew; with windows or scales it is another measurement.
-    covered = {(result.dataset, result.split) for result in evaluated if result.is_plain}
-    record.results = [result for result in trained if (result.dataset, result.split) not in covered] + evaluated
-    return record
-
-
-def _read(path: Path, read) -> Any:
-    try:
-        return read(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} cannot be read for the model card: {error}") from error
-
-
-def _trained(record: Record, folder: Path) -> list[Result]:
-    """The scores that the training has taken, if it has."""
-    path = folder / "scores.json"
-    if not (path.exists() and record.history and record.recipe):
-        return []
-    stage, precision = record.history[-1], record.recipe["precision"]
-    names, _ = names_and_palette(record.config)
-    how = f"during training in {'float32' if precision == 'no' else precision}, whole image"
-    dataset = record.recipe["dataset"]
-    return [Result(dataset, stage["label_space"], record.recipe["eval_split"], _read(path, json.loads), names, how)]
-
-
-def _images(record: dict[str, Any]) -> int:
-    """The number of images in a record, which 0.1.0 wrote under `pictures`."""
-    return record["images"] if "images" in record else record["pictures"]
-
-
-def _evaluated(record: dict[str, Any], path: Path) -> Result:
-    """The scores in a file of evaluate_seg.py."""
-    try:
-        settings = record["settings"]
-        how = f"{settings['dtype']}, {settings['inference']}"
-        if record["scores"].get("absent_as_zero"):
-            how += ", absent classes as 0"
-        is_plain = settings.get("window") is None and settings.get("scales") in (None, [1.0]) and not settings.get("flip")
-        where = (record["dataset"], record["label_space"], record["split"])
-        measured = (record["scores"], record["class_names"], how, _images(record), record.get("loader"), is_plain)
-        return Result(*where, *measured)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no record of evaluate_seg.py ({error!r}): remove it, or score again") from error
-
-
 def make_card(record: Record, name: str | None = None) -> str:
     """The card's text: metadata between `---`, then sections."""
-    sections = [
-        MARK,
-        f"# {markdown(record.title)}",
-        _introduction(record),
-        _example(record),
-        _results(record),
-        _usage(name),
-        _making(record),
-        _limits(record),
-        _licence(record),
+    return render("checkpoint.md.jinja", metadata(record, name), card_data(record, name))
+
+
+def card_data(record: Record, name: str | None) -> dict[str, Any]:
+    """What the template names, without the Hub's metadata."""
+    config, base = record.config, record.pretrained_backbone
+    with torch.device("meta"):
+        model = AutoModelForSemanticSegmentation.from_config(config)
+    paper = PAPERS.get(config.model_type)
+    versions = {name: version for name, version in record.versions.items() if name != "revision"}
+    revision = record.versions.get("revision")
+    return {
+        "mark": Markdown(MARK),
+        "title": record.title,
+        "classes": names_and_palette(config)[0],
+        "paper": Markdown(paper) if paper else None,
+        "backbone": code_span(base) if base else None,
+        "frozen": getattr(config, "freeze_backbone", False),
+        "parameters": model.num_parameters(),
+        "trained": model.num_parameters(only_trainable=True),
+        "example": EXAMPLE_FILE if record.has_example else None,
+        "results": [_overview(result) for result in record.results],
+        # The overview holds all of them; class by class only the first on each split is shown.
+        "by_class": [_by_class(first, bool(others)) for first, *others in _by_place(record.results).values()],
+        "checkpoint": Markdown(name) if name else None,
+        "stages": [_stage(stage, number < len(record.history)) for number, stage in enumerate(record.history, start=1)],
+        "versions": [f"{package} {version}" for package, version in versions.items()],
+        "revision": code_span(revision) if revision else None,
+        "limits": _limits(record),
+        "licence": _licence(record),
+        "datasets": [dataset_title(name) for name in record.datasets],
+    }
+
+
+def _overview(result: Result) -> dict[str, Any]:
+    scores = {metric: result.scores[metric] for metric in METRICS}
+    return {"where": result.where, "images": result.images, "how": result.how, **scores}
+
+
+def _by_class(result: Result, is_one_of_several: bool) -> dict[str, Any]:
+    scores, labelled = result.scores, result.scores["labelled_pixels"]
+    columns = (scores[f"per_category_{name}"] for name in ("iou", "accuracy", "pixels"))
+    rows = [
+        {"name": name, "iou": iou, "accuracy": accuracy, "share": pixels / labelled if labelled else None}
+        for name, iou, accuracy, pixels in zip(result.names, *columns, strict=True)
     ]
-    body = "\n\n".join(section for section in sections if section)
-    return f"---\n{metadata(record, name).to_yaml()}\n---\n\n{body}\n"
+    return {"where": result.where, "how": result.how if is_one_of_several else None, "rows": rows}
+
+
+def _stage(stage: dict[str, Any], is_followed: bool) -> dict[str, Any]:
+    """One stage of training, with the settings in which its recipe differs from the defaults."""
+    names = stage["dataset"].split(" + ")
+    published = _published(stage)
+    return {
+        "title": " and ".join(map(dataset_title, names)),
+        "label_space": stage["label_space"],
+        "images": stage["images"],
+        "published": published if published != stage["images"] else None,
+        "epochs": stage["epochs"],
+        "steps": stage["steps"],
+        "hardware": stage.get("hardware"),
+        "seconds": stage.get("seconds"),
+        # The last stage's score is the checkpoint's, which stands among the results.
+        "mean_iou": stage["scores"]["mean_iou"] if is_followed and "scores" in stage else None,
+        "eval_split": stage.get("eval_split"),
+        "recipe": code_block(yaml.safe_dump({"dataset": names[0], **stage["recipe"]}, sort_keys=False), "yaml"),
+    }
+
+
+def _published(stage: dict[str, Any]) -> int | None:
+    """How many images the publisher of the stage's dataset says there are, where the stage has one dataset."""
+    counts = getattr(DATASETS.get(stage["dataset"]), "PUBLISHED_COUNTS", {})
+    return counts.get(stage["recipe"].get("train_split", "train"))
+
+
+def _limits(record: Record) -> dict[str, Any] | None:
+    """Weak and absent classes in the first result."""
+    if not record.results:
+        return None
+    result = record.results[0]
+    ious = zip(result.names, result.scores["per_category_iou"], strict=True)
+    weak = sorted((iou, name) for name, iou in ious if iou is not None and iou < WEAK_IOU)
+    return {
+        "places": list(_by_place(record.results)),
+        "where": result.where,
+        "weak_iou": WEAK_IOU,
+        "weak": [{"name": name, "iou": iou} for iou, name in weak],
+        "absent": result.scores["absent_classes"],
+    }
+
+
+def _licence(record: Record) -> dict[str, Any]:
+    identifier = record.licence
+    given = record.history[0]["recipe"].get("backbone_weights") if record.history else None
+    is_file = given is not None and not given.startswith("pip:")
+    return {
+        "name": LICENCE_NAMES.get(identifier, identifier),
+        "non_commercial": "-nc" in identifier,
+        "file": code_span(Path(given).name) if is_file else None,
+        "from_random": identifier == CODE_LICENCE,
+    }
 
 
 def metadata(record: Record, name: str | None = None) -> ModelCardData:
     """The Hub's fields: library, pipeline, tags, datasets, licence, base model, and the scores as `model-index`."""
-    base = pretrained_backbone(record)
+    base = record.pretrained_backbone
     measured = _by_place(record.results)
     results = [
         EvalResult(
@@ -223,7 +180,7 @@ def metadata(record: Record, name: str | None = None) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        **hub_licence(licence(record)),
+        **hub_licence(record.licence),
         tags=["semantic-segmentation", record.config.model_type, "timm"],
         # Of a name of somebody's own the Hub may have another dataset.
         datasets=[name for name in record.datasets if name in DATASETS and name not in OWN_DATA] or None,
@@ -234,45 +191,6 @@ def metadata(record: Record, name: str | None = None) -> ModelCardData:
     )
 
 
-def _by_place(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """The results on each dataset's split, taken with one setting after the other."""
-    places: dict[str, list[Result]] = {}
-    for result in results:
-        places.setdefault(result.where, []).append(result)
-    return places
-
-
-def dataset_title(name: str) -> str:
-    return "own data" if name in OWN_DATA else getattr(DATASETS.get(name), "TITLE", name)
-
-
-def pretrained_backbone(record: Record) -> str | None:
-    """timm's name for the pretrained weights in a checkpoint, or the Hub's, which has a slash; None where there are none."""
-    config = record.config
-    if record.history and record.history[0]["recipe"].get("backbone_weights") == "random":
-        return None
-    config = getattr(config, "backbone_config", config)
-    if config.model_type == "hrnetv2":
-        return TIMM_HRNETS.get(record.recipe.get("variant"))
-    known = getattr(config, "backbone", None)
-    if known is None and config.model_type != "timm_backbone":
-        return config.name_or_path or None  # of a checkpoint of Transformers
-    return known if known and timm.is_model_pretrained(known) else None
-
-
-def licence(record: Record) -> str:
-    """The Hub's identifier: that of the pretrained weights; where all was trained from random weights, that of the code."""
-    base = pretrained_backbone(record)
-    recorded = getattr(record.config, "backbone_license", None)
-    if recorded:
-        return recorded
-    if base and "/" in base:
-        return backbone_licence(record.config.backbone_config) or "unknown"
-    if base:
-        return timm.get_pretrained_cfg(base).license or "unknown"
-    return CODE_LICENCE if record.history else "unknown"
-
-
 def hub_licence(identifier: str) -> dict[str, str]:
     """The Hub's fields for a licence; one that the Hub does not list is "other", with its name and link."""
     if identifier not in LICENCE_LINKS:
@@ -280,173 +198,12 @@ def hub_licence(identifier: str) -> dict[str, str]:
     return {"license": "other", "license_name": identifier, "license_link": LICENCE_LINKS[identifier]}
 
 
-def _introduction(record: Record) -> str:
-    config, base = record.config, pretrained_backbone(record)
-    with torch.device("meta"):
-        model = AutoModelForSemanticSegmentation.from_config(config)
-    total, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
-    text = f"Semantic segmentation into {config.num_labels} classes"
-    if config.model_type in PAPERS:
-        text += f" with the network of {PAPERS[config.model_type]}"
-    if base:
-        frozen = getattr(config, "freeze_backbone", False)
-        text += f", on {'the frozen, ' if frozen else ''}pretrained weights of {code(base)}"
-    names, _ = names_and_palette(config)
-    size = f"{total / 1e6:.2f} million parameters, {trainable / 1e6:.2f} million of them trained"
-    return f"{text}. {size}.\n\nClasses: {', '.join(map(markdown, names))}."
-
-
-def _example(record: Record) -> str:
-    """The label maps that training has drawn; why there is no photograph is said with them."""
-    if not record.has_example:
-        return ""
-    return (
-        f"![Predicted label maps and their legend]({EXAMPLE_FILE})\n\n*Predictions on images of the split that training "
-        "was scored on. The images themselves are not shown: not every publisher of a dataset allows passing them on.*"
-    )
-
-
-def _results(record: Record) -> str:
-    if not record.results:
-        return ""
-    rows = [
-        [
-            markdown(result.where) + (f" ({result.images} images)" if result.images else ""),
-            *(as_share(result.scores[metric]) for metric in METRICS),
-            markdown(result.how),
-        ]
-        for result in record.results
-    ]
-    overview = table(["scored on", *METRICS.values(), "how"], rows)
-    # All of them in the overview; class by class the first on each split.
-    by_class = [_per_class(first, bool(others)) for first, *others in _by_place(record.results).values()]
-    return "\n\n".join(["## Results", overview, "Label maps at native size.", *by_class])
-
-
-def _per_class(result: Result, is_one_of_several: bool) -> str:
-    scores = result.scores
-    labelled = scores["labelled_pixels"]
-    rows = [
-        [markdown(name), as_share(iou), as_share(accuracy), as_share(pixels / labelled if labelled else None)]
-        for name, iou, accuracy, pixels in zip(
-            result.names,
-            scores["per_category_iou"],
-            scores["per_category_accuracy"],
-            scores["per_category_pixels"],
-            strict=True,
-        )
-    ]
-    title = f"{markdown(result.where)}{f' ({markdown(result.how)})' if is_one_of_several else ''}, class by class:"
-    return f"{title}\n\n{table(['class', 'IoU', 'accuracy', 'share of the pixels'], rows)}"
-
-
-def _usage(name: str | None) -> str:
-    where = "" if name else "  # this folder; a path or a name on the Hub will do"
-    return f"""## How to use it
-
-`pip install transformers timm torch torchvision pillow` is all it needs: the network's code comes with the checkpoint.
-
-```python
-import numpy as np
-from transformers import pipeline
-
-checkpoint = "{name or "."}"{where}
-segmenter = pipeline("image-segmentation", model=checkpoint, trust_remote_code=True)
-for segment in segmenter("street.jpg"):
-    mask = np.array(segment["mask"]) > 0  # at the image's size
-    print(segment["label"], f"{{mask.mean():.1%}}")
-```"""
-
-
-def _making(record: Record) -> str:
-    parts = ["## How it was made"] if record.history or record.versions else []
-    stages = [_stage(stage, number, len(record.history)) for number, stage in enumerate(record.history, start=1)]
-    parts += [stage for stage in stages if stage]
-    if record.versions:
-        made_with = dict(record.versions)
-        revision = made_with.pop("revision", None)
-        parts.append("Made with " + ", ".join(markdown(f"{name} {version}") for name, version in made_with.items()) + ".")
-        if revision:
-            parts.append(f"Revision of revhrnet_hf: {code(revision)}.")
-    return "\n\n".join(parts)
-
-
-def _stage(stage: dict[str, Any], number: int, stages: int) -> str:
-    """One stage of training in a sentence or two, and what its recipe says."""
-    title = markdown(" and ".join(dataset_title(name) for name in stage["dataset"].split(" + ")))
-    text = f"{f'Stage {number}: ' if stages > 1 else ''}{title} ({markdown(stage['label_space'])}), {stage['images']} images"
-    published = _published(stage)
-    if published not in (None, stage["images"]):
-        text += f" (the dataset was published with {published} to train on)"
-    text += f", {stage['epochs']} epoch{'s' * (stage['epochs'] != 1)}, {stage['steps']} steps"
-    if "hardware" in stage:
-        text += f", on {markdown(stage['hardware'])}"
-    if "seconds" in stage:
-        text += f", {duration(stage['seconds'])} with evaluation"
-    if "scores" in stage and number < stages:
-        text += f"; mIoU {as_share(stage['scores']['mean_iou'])} on {markdown(stage['eval_split'])}"
-    settings = yaml.safe_dump({"dataset": stage["dataset"].split(" + ")[0], **stage["recipe"]}, sort_keys=False)
-    return f"{text}. Its recipe, where it differs from the defaults of `scripts/run_seg.py`:\n\n{fenced(settings, 'yaml')}"
-
-
-def _published(stage: dict[str, Any]) -> int | None:
-    """How many images the publisher of the stage's dataset says there are, where the stage has one dataset."""
-    counts = getattr(DATASETS.get(stage["dataset"]), "PUBLISHED_COUNTS", {})
-    return counts.get(stage["recipe"].get("train_split", "train"))
-
-
-def _limits(record: Record) -> str:
-    if not record.results:
-        return ""
-    result = record.results[0]
-    ious = {name: iou for name, iou in zip(result.names, result.scores["per_category_iou"], strict=True) if iou is not None}
-    weak = sorted((iou, name) for name, iou in ious.items() if iou < WEAK_IOU)
-    where = markdown(result.where)
-    lines = [
-        f"- Measured on {' and '.join(map(markdown, _by_place(record.results)))} only: other cameras, "
-        "places and weather were not tried.",
-        "- It knows the classes above and nothing else: whatever is in the image gets one of them.",
-    ]
-    if weak:
-        named = ", ".join(f"{markdown(name)} ({as_share(iou)})" for iou, name in weak)
-        lines.append(f"- Below IoU {WEAK_IOU} on {where}: {named}.")
-    if result.scores["absent_classes"]:
-        absent = ", ".join(map(markdown, result.scores["absent_classes"]))
-        lines.append(f"- Occur nowhere in {where}, so nothing is known of them: {absent}.")
-    return "\n".join(["## Limits", "", *lines])
-
-
-def _licence(record: Record) -> str:
-    base, identifier = pretrained_backbone(record), licence(record)
-    if base:
-        text = f"The checkpoint contains the weights of {code(base)}, or was trained from them, and these are "
-        text += LICENCE_NAMES.get(identifier, identifier)
-        text += ": not for commercial use." if "-nc" in identifier else "."
-        given = record.history[0]["recipe"].get("backbone_weights") if record.history else None
-        if given and not given.startswith("pip:"):
-            text += f" (They were read from the file {code(Path(given).name)}, which was taken to hold just these.)"
-    elif identifier == CODE_LICENCE:
-        text = "Trained from random weights; the code is Apache-2.0."
-    else:
-        text = "What weights it was made from is not recorded, so its licence is unknown."
-    if record.datasets:
-        text += (
-            f" The data ({', '.join(markdown(dataset_title(name)) for name in record.datasets)}) have their publishers' terms."
-        )
-    return f"## Licence\n\n{text}"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown: the first column flush left, the others as they are."""
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def _by_place(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """The results on each dataset's split, taken with one setting after the other."""
+    places: dict[str, list[Result]] = {}
+    for result in results:
+        places.setdefault(result.where, []).append(result)
+    return places
 
 
 def missing_from_card(folder: str | Path) -> list[str]:
@@ -461,7 +218,3 @@ def missing_from_card(folder: str | Path) -> list[str]:
     if "```python" not in card.text:
         lacking.append("code that says how to use it")
     return lacking
-
-
-def as_share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

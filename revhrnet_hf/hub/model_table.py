@@ -1,7 +1,7 @@
-"""What every variant costs: parameters, multiply-adds, and the bytes that one training image keeps for the backward pass.
+"""The costs of every variant: parameters, multiply-adds, and the bytes that one training image keeps for the backward pass.
 
-All is measured on the meta device, where tensors have shapes but no values: no weights, no time, the same figures everywhere.
-Only a backbone's share of a step's time (`backbone_share`) is measured with values.
+They are measured on the meta device, where tensors have shapes but no values: it takes no weights and little time, and gives the
+same figures on every machine. Only a backbone's share of a step's time (`backbone_share`) is measured with values.
 """
 
 import time
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..models import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetConfig, RevHRNetForSemanticSegmentation
 from ..models import configuration_hrnetv2 as hrnetv2
 from ..models import configuration_revhrnet as revhrnet
+from ..text import table
 
 NUM_CLASSES = 19  # Cityscapes
 WHOLE_IMAGE = (1024, 2048)  # height, width: Cityscapes at native size
@@ -64,7 +65,7 @@ class ModelCosts:
 
 
 def all_models() -> dict[str, Callable[[], nn.Module]]:
-    """Every variant under the name that the table prints, each made when it is called."""
+    """Functions that make each variant, by the name that the table prints."""
 
     def hrnet(variant):
         return lambda: HRNetV2ForSemanticSegmentation(HRNetV2Config.from_variant(variant, num_labels=NUM_CLASSES))
@@ -174,13 +175,11 @@ def image(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
 
 def format_table(rows: list[ModelCosts]) -> str:
     """The rows as text: parameters in millions, multiply-adds in 10⁹, saved bytes in GiB."""
-    heads = ["parameters M", "trained M", "multiply-adds G", "saved GiB", "plain GiB", "checkpointed GiB"]
+    titles = [">parameters M", ">trained M", ">multiply-adds G", ">saved GiB", ">plain GiB", ">checkpointed GiB"]
     has_shares = any(row.backbone_share is not None for row in rows)
-    heads += ["backbone's share"] * has_shares
-    width = max(len(row.name) for row in rows)
-    lines = ["  ".join([f"{NUM_CLASSES} classes".ljust(width), *heads])]
-    for row in rows:
-        values = [
+    cells = [
+        [
+            row.name,
             f"{row.parameters / 1e6:.2f}",
             f"{row.trainable / 1e6:.2f}",
             f"{row.multiply_adds / 1e9:.1f}",
@@ -188,14 +187,17 @@ def format_table(rows: list[ModelCosts]) -> str:
             f"{row.saved_bytes_plain / 2**30:.2f}",
             f"{row.saved_bytes_checkpointed / 2**30:.2f}",
         ]
-        if has_shares:
-            values.append("–" if row.backbone_share is None else f"{row.backbone_share:.0%}")
-        lines.append("  ".join([row.name.ljust(width), *(v.rjust(len(h)) for v, h in zip(values, heads, strict=True))]))
-    return "\n".join(lines)
+        for row in rows
+    ]
+    if has_shares:
+        titles.append(">backbone's share")
+        for row, cell in zip(rows, cells, strict=True):
+            cell.append("–" if row.backbone_share is None else f"{row.backbone_share:.0%}")
+    return table([[f"{NUM_CLASSES} classes", *titles], *cells])
 
 
 def as_json(rows: list[ModelCosts]) -> dict:
-    """The rows with what they were measured at, for `json.dump`."""
+    """The rows and the sizes that they were measured at, for `json.dump`."""
     return {
         "num_classes": NUM_CLASSES,
         "multiply_adds_size": list(WHOLE_IMAGE),

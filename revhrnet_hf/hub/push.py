@@ -1,8 +1,8 @@
-"""A checkpoint to the Hub: what is sent is put together in a folder of its own, looked through, loaded, and sent in one commit.
+"""Pushing a checkpoint to the Hub: its files are collected in a folder of their own, checked, loaded, and sent in one commit.
 
-Sent are the weights, the configuration, the code that loads them without this package, the image processor, the card, the recipe,
-versions and scores, and the curves of training. Left out is what a run needs to go on (the optimizer, averages) and what names
-the machine: places in the recipe, the host in the names of TensorBoard's files.
+It sends the weights, the configuration, the code that loads them without this package, the image processor, the card, the recipe,
+versions and scores, and the curves of training. It leaves out what only a resumed run needs (the optimizer, averages) and what
+identifies the machine: paths in the recipe, the host in the names of TensorBoard's files.
 """
 
 import json
@@ -38,11 +38,11 @@ SENT = (
     "scores*.json",
     "*.png",
 )
-LARGE = 2**20  # bytes; larger files are sent one by one, before the commit
+LARGE = 2**20  # bytes; files above are sent one by one, before the commit
 
 CURVES = "tensorboard"  # beside the checkpoint's folder, and in the repository
 
-# Of the environment that a checkpoint's code runs in; it needs none of what these hold.
+# Parts of names of environment variables that a checkpoint's code must not see.
 SECRET_NAMES = ("TOKEN", "SECRET", "KEY", "PASSWORD", "CREDENTIAL", "AUTH", "COOKIE")
 
 # In a fresh process without this package: the model, its processor and a small image.
@@ -74,24 +74,24 @@ def push_checkpoint(
     trust_remote_code: bool = False,
     say: Callable[[str], None] = print,
 ) -> str | None:
-    """Send a checkpoint to the Hub, in one commit, after looking through all that would be sent.
+    """Send a checkpoint to the Hub in one commit, after checking every file.
 
     Args:
         checkpoint: a folder that training or `save_pretrained` has written; it is not changed.
         name: of the repository, `NAMESPACE/NAME`, or `NAME` in one's own namespace. One that holds a model of this kind gets a
             further commit.
         private: make the repository private.
-        revision: branch to send to, made if need be; the main one if not given.
-        dry_run: put together and look through everything, and send nothing; neither network nor token is needed.
+        revision: branch to send to, created if it does not exist; by default the main one.
+        dry_run: collect and check everything, and send nothing; this needs neither network nor token.
         trust_remote_code: run and send Python files of the checkpoint that differ from this package's.
-        say: is told what is done, line by line.
+        say: called with each line of the report.
 
     Returns:
         The commit's address; None with `dry_run`.
 
     Raises:
-        HubError: something that would be sent must not be, or does not load; there is no token; the name is taken or not
-            allowed; or the connection was lost: then the message says what had been sent.
+        HubError: a file must not be sent, or the checkpoint does not load; there is no token; the name is taken or not allowed;
+            or the connection was lost: then the message says which files had been sent.
     """
     checkpoint = Path(checkpoint)
     if not (checkpoint / "config.json").is_file():
@@ -117,7 +117,7 @@ def push_checkpoint(
 
 
 def stage(checkpoint: Path, staged: Path, name: str, trust_remote_code: bool = False) -> list[str]:
-    """Put what is to be sent into the empty folder `staged`: as `stage_model`, and the curves of the run beside it."""
+    """Collect the files to send in the empty folder `staged`: those of `stage_model`, and the curves of the run."""
     left_out = stage_model(checkpoint, staged, name, trust_remote_code)
     if (checkpoint.parent / CURVES).is_dir():
         copy_curves(checkpoint.parent / CURVES, staged / CURVES)
@@ -125,7 +125,7 @@ def stage(checkpoint: Path, staged: Path, name: str, trust_remote_code: bool = F
 
 
 def stage_model(checkpoint: Path, staged: Path, name: str | None = None, trust_remote_code: bool = False) -> list[str]:
-    """Put of a checkpoint what others need into the empty folder `staged`, weights as links.
+    """Collect the files of a checkpoint that others need in the empty folder `staged`, with links to the weights.
 
     Returns:
         The names of the checkpoint's files that are left out.
@@ -137,8 +137,8 @@ def stage_model(checkpoint: Path, staged: Path, name: str | None = None, trust_r
     pickles = sorted(path.name for path in checkpoint.iterdir() if path.suffix.lower() in PICKLES)
     if pickles:
         raise HubError(
-            f"{checkpoint} holds {', '.join(pickles)}: pickles are not sent, for loading them can run any code. Weights belong "
-            "into model.safetensors (save_pretrained); remove the rest"
+            f"{checkpoint} holds {', '.join(pickles)}: pickles are not sent, because loading them can run any code. Weights "
+            "belong into model.safetensors (save_pretrained); remove the rest"
         )
     chosen = {path for pattern in SENT for path in checkpoint.glob(pattern) if path.is_file()} | model_code(checkpoint)
     _check_links(checkpoint, chosen)
@@ -158,9 +158,9 @@ def stage_model(checkpoint: Path, staged: Path, name: str | None = None, trust_r
 
 
 def model_code(checkpoint: Path) -> set[Path]:
-    """The Python files that loading the checkpoint with `trust_remote_code` runs.
+    """The Python files that run when the checkpoint is loaded with `trust_remote_code`.
 
-    They are those that its JSON files name under `auto_map`, and the siblings that these import.
+    Its JSON files name them under `auto_map`; they import siblings.
     """
     files = set()
     for name in ("config.json", "preprocessor_config.json"):
@@ -186,7 +186,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def check_model_code(checkpoint: Path) -> None:
-    """Raises a HubError unless the checkpoint's code is this package's to the byte, so that it is known what loading it runs."""
+    """Raise a HubError unless the checkpoint's code equals this package's, byte by byte."""
     own = Path(models.__file__).parent
     differing = sorted(
         path.name
@@ -202,7 +202,7 @@ def check_model_code(checkpoint: Path) -> None:
 
 
 def _check_links(checkpoint: Path, files: set[Path]) -> None:
-    """Raises a HubError for a link out of the checkpoint's folder, whose content nobody would expect to be sent.
+    """Raise a HubError for a link out of the checkpoint's folder: nobody would expect its target to be sent.
 
     The Hub's own cache consists of links into a folder `blobs` beside its `snapshots`.
     """
@@ -217,7 +217,7 @@ def _check_links(checkpoint: Path, files: set[Path]) -> None:
 
 
 def _without_places(value):
-    """The same settings with files of this machine by their names alone."""
+    """The same settings, with only the name of each file of this machine."""
     if isinstance(value, dict):
         return {key: _without_places(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -228,8 +228,8 @@ def _without_places(value):
 
 
 def copy_curves(source: Path, target: Path) -> None:
-    """TensorBoard's curves of a run, and nothing else: its files carry the host's name, and the settings with their places."""
-    # They take a second to import, and nobody else here needs them.
+    """Copy only the curves from a run's TensorBoard files, which also hold the host's name and paths in the settings."""
+    # Imported here, because they take a second and nothing else needs them.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
@@ -250,7 +250,7 @@ def copy_curves(source: Path, target: Path) -> None:
 
 
 def check_staged(staged: Path) -> None:
-    """Raises a HubError that lists all that must not be sent, or is missing, in the folder `staged`."""
+    """Raise a HubError that lists everything in the folder `staged` that must not be sent, and everything that is missing."""
     files = (path for path in sorted(staged.rglob("*")) if path.is_file())
     problems = [problem for path in files for problem in leaks_of(path, path.relative_to(staged))]
     advice = "complete README.md, or remove it to have it written"
@@ -265,7 +265,7 @@ def check_staged(staged: Path) -> None:
 
 def _loading_fails(staged: Path) -> list[str]:
     with TemporaryDirectory(prefix="revhrnet_load_") as home:
-        # Without tokens: those of the environment are taken out, those in files are not found below another HF_HOME.
+        # Without tokens: those in the environment are removed, those in files are not found under another HF_HOME.
         secret = {name for name in os.environ if any(word in name.upper() for word in SECRET_NAMES)}
         environment = {name: value for name, value in os.environ.items() if name not in secret}
         environment |= {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": home}
@@ -286,7 +286,7 @@ def _check_name(name: str) -> None:
 
 
 def check_ready(name: str) -> None:
-    """Raises a HubError where a push to `name` cannot succeed, as far as is known without asking the Hub."""
+    """Raise a HubError if a push to `name` cannot succeed, as far as this machine can tell without a request."""
     _check_name(name)
     _token()
 
@@ -302,7 +302,7 @@ def _token() -> str:
 
 
 def _log_in(name: str) -> tuple[HfApi, str]:
-    """The Hub for the user whose token this is, and the name with its namespace."""
+    """The Hub's client for the token's user, and the name with its namespace."""
     api = HfApi(token=_token(), library_name="revhrnet_hf")
     with _hub_errors("nothing was sent"):
         user = api.whoami()["name"]
@@ -330,10 +330,10 @@ def _send(api: HfApi, name: str, staged: Path, files: list[Path], private: bool,
 
 
 def _claim(api: HfApi, name: str, private: bool, config: dict, say) -> None:
-    """Make the repository, unless there is one that holds a model of the same kind.
+    """Create the repository, unless one exists that holds a model of the same kind.
 
     Raises:
-        HubError: the name is taken by something else, or by a public repository where a private one is wanted.
+        HubError: the repository holds something else, or is public although a private one is wanted.
     """
     try:
         there = api.model_info(name)
@@ -354,14 +354,14 @@ def _claim(api: HfApi, name: str, private: bool, config: dict, say) -> None:
 
 
 def _so_far(name: str, sent: list[str]) -> str:
-    """What the Hub has when something breaks now."""
+    """The state of the Hub, for the message of an error that happens now."""
     had = f"{', '.join(sent)} had been sent (the Hub keeps that)" if sent else "no large file had been sent"
     return f"{had}, no commit was made, so {name} shows none of it; the checkpoint here is as it was: run the same command again"
 
 
 @contextmanager
 def _hub_errors(so_far: str) -> Iterator[None]:
-    """Errors of the Hub and of the way to it, as a HubError that ends with what has been done so far."""
+    """Turn errors of the Hub and the network into a HubError that ends with what has been sent so far."""
     try:
         yield
     except OfflineModeIsEnabled as error:
@@ -374,7 +374,7 @@ def _hub_errors(so_far: str) -> Iterator[None]:
 
 
 def _http_error(error: BaseException | None) -> BaseException | None:
-    """The first error of the network among an error and its causes: the client wraps it here and there."""
+    """The first network error among an error and its causes, because the client sometimes wraps it."""
     while error is not None and not isinstance(error, HTTPError | ConnectionError):
         error = error.__cause__
     return error

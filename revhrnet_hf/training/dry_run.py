@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ..text import aligned
 from .agreement import SharedErrors
 from .chain import check_chain
 from .data import DataDirs
@@ -196,18 +197,18 @@ def _gib(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**30
 
 
+COLUMNS = ("steps", "s/step", "evaluations", "s each", "saves", "s each", "time", "memory GiB", "disk GiB")
+
+
 def format_estimates(estimates: list[Estimate], output_dir: str | Path) -> str:
     """A table of the stages, and whether there is room for their checkpoints."""
-    lines = [
-        f"{'stage':<20} {'steps':>8} {'s/step':>8} {'evaluations':>11} {'s each':>8} {'saves':>6} {'s each':>7} {'time':>11} "
-        f"{'memory GiB':>11} {'disk GiB':>8}"
-    ]
+    rows = [["stage", *(f">{title}" for title in COLUMNS)]]
     for number, one in enumerate(estimates, 1):
         scoring = one.images * one.image_seconds
-        lines.append(
-            f"{f'{number} {one.dataset}':<20} {one.steps:>8} {one.step_seconds:>8.2f} {one.evaluations:>11} {scoring:>8.1f} "
-            f"{one.saves:>6} {one.save_seconds:>7.1f} {_as_time(one.seconds):>11} {one.memory_gib:>11.2f} {one.disk_gib:>8.2f}"
-        )
+        row = [f"{number} {one.dataset}", str(one.steps), f"{one.step_seconds:.2f}", str(one.evaluations), f"{scoring:.1f}"]
+        row += [str(one.saves), f"{one.save_seconds:.1f}", _as_time(one.seconds), f"{one.memory_gib:.2f}", f"{one.disk_gib:.2f}"]
+        rows.append(row)
+    lines = aligned(rows)
     needed = sum(one.disk_gib for one in estimates)
     place = next(folder for folder in (Path(output_dir).absolute(), *Path(output_dir).absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free / 2**30

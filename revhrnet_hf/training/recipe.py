@@ -24,6 +24,7 @@ from .dataset_names import NamedDataset, as_fields, check_one_loader
 logger = logging.getLogger(__name__)
 
 RANDOM = "random"  # as backbone_weights
+RECIPES = Path(__file__).parents[1] / "recipes"  # those that come with the package
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -348,10 +349,27 @@ def _without_folders(dataset: NamedDataset) -> NamedDataset:
     return replace(dataset, label_space=Path(table).name) if table is not None and Path(table).exists() else dataset
 
 
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of a recipe that comes with the package, such as camvid.
+
+    Raises:
+        RecipeError: there is no such recipe; the known names are listed.
+    """
+    path = Path(name)
+    known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    is_name = not path.suffix and path.parent == Path()
+    if path.is_file() or not (is_name or path.stem in known):
+        return path  # where it cannot be read, the reader says why
+    if is_name and path.name in known:
+        return RECIPES / f"{name}.yaml"
+    hint = did_you_mean(path.stem, known)
+    raise RecipeError(f"There is no recipe {name}{hint}: give a YAML file, or one of {', '.join(known)}")
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The mapping in a recipe's YAML file, unchecked."""
+    """The mapping in a recipe's YAML file, unchecked; see [`find_recipe`] for `path`."""
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

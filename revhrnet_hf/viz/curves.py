@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from ..errors import CheckpointError
 from ..io import LOG_FILE
 
-SMOOTHING_SPAN = 50  # parts of the curve over which the loss is averaged: one of them
+SMOOTHING_SPAN = 50  # the loss is averaged over a span of one part in 50 of the curve
 
 
 @dataclass
 class Curves:
-    """What a run has logged: (step, value) pairs."""
+    """The losses and mIoUs that a run has logged, as (step, value) pairs."""
 
     name: str
     losses: list[tuple[int, float]]
@@ -22,10 +22,10 @@ class Curves:
 
 
 def read_curves(output_dirs: list[str | Path]) -> list[Curves]:
-    """The curves of runs; of a chain's folder those of each stage, in order.
+    """The curves of runs; a chain's folder gives those of each stage, in order.
 
     Raises:
-        CheckpointError: a folder holds no log.jsonl, or one that is no log.
+        CheckpointError: a folder holds no log.jsonl, or the file is no log.
     """
     curves = []
     for folder in map(Path, output_dirs):
@@ -51,7 +51,7 @@ def _read(path: Path) -> Curves:
 
 
 def draw_curves(curves: list[Curves]) -> Figure:
-    """Loss (each line of the log faintly, their moving mean strongly) beside mIoU, over steps; one colour a run."""
+    """Loss (values faint, their moving mean strong) beside mIoU, over steps, in one colour for each run."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     loss_axes, iou_axes = figure.subplots(1, 2)
     for number, run in enumerate(curves):
@@ -59,7 +59,7 @@ def draw_curves(curves: list[Curves]) -> Figure:
         if run.losses:
             steps, losses = zip(*run.losses, strict=True)
             loss_axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-            alone = "." if len(losses) == 1 else None  # of one point there is no line to be seen
+            alone = "." if len(losses) == 1 else None  # a line of one point is invisible
             loss_axes.plot(steps, moving_mean(losses), color=colour, marker=alone, label=run.name)
         if run.mean_ious:
             best_step, best = max(run.mean_ious, key=lambda point: point[1])
@@ -75,6 +75,6 @@ def draw_curves(curves: list[Curves]) -> Figure:
 
 
 def moving_mean(values: tuple[float, ...]) -> list[float]:
-    """Each value's mean with those before it, over a fiftieth of the curve."""
+    """The mean of each value and those before it, over a fiftieth of the curve."""
     span = max(1, len(values) // SMOOTHING_SPAN)
     return [sum(values[max(0, i - span + 1) : i + 1]) / min(span, i + 1) for i in range(len(values))]

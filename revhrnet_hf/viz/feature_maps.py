@@ -1,6 +1,6 @@
-"""A network's feature maps as images: by their principal components, or by their mean activation.
+"""A network's feature maps as images: their principal components, or their mean activation.
 
-A map is turned into an image by the same rule whatever the network, so that images of two networks can stand side by side.
+The same rule turns maps of all networks into images, so that two networks can be compared.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import CheckpointError
 
 NUM_COMPONENTS = 3  # red, green, blue
-CLIPPED_PERCENT = 1  # at either end of the scale, so that single pixels do not take all of it
+CLIPPED_PERCENT = 1  # at either end of the scale, so that single pixels do not stretch it
 
 
 def feature_maps(model, inputs) -> dict[int, np.ndarray]:
@@ -20,21 +20,21 @@ def feature_maps(model, inputs) -> dict[int, np.ndarray]:
 
     Args:
         model: a Transformers model for semantic segmentation, in eval mode.
-        inputs: the image as the model takes it, whole: of `evaluation.network_input.network_inputs`.
+        inputs: the whole image as the model's input, from `evaluation.network_input.network_inputs`.
 
     Returns:
-        stride → (channels, height, width), float32, finest first, of the image without padding; of several maps with one stride,
-        the last.
+        stride → (channels, height, width), float32, finest first, of the image without padding. If several maps have one stride,
+        the last of them.
 
     Raises:
-        CheckpointError: the model gives no maps.
+        CheckpointError: the model returns no feature maps.
     """
     parameter = next(model.parameters())
     tensors = inputs.tensors.to(parameter.device, parameter.dtype)
     with torch.inference_mode():
         hidden_states = model(**tensors, output_hidden_states=True).hidden_states or ()
     height = inputs.padded_size[0]
-    # Maps of transformers are sequences of tokens, which have no height and width of their own.
+    # A transformer's hidden states are sequences of tokens, without height and width.
     maps = {
         _stride(height, x.shape[-2]): _without_padding(x[0].float().cpu().numpy(), inputs) for x in hidden_states if x.ndim == 4
     }
@@ -47,7 +47,7 @@ def feature_maps(model, inputs) -> dict[int, np.ndarray]:
 
 
 def _without_padding(features: np.ndarray, inputs) -> np.ndarray:
-    """A map (channels, height, width) of all of the input, cut to the cells that the image touches."""
+    """A map (channels, height, width) of the padded input, cropped to the cells that the image touches."""
     kept = []
     for cells, whole, start, length in zip(features.shape[1:], inputs.padded_size, inputs.place, inputs.size, strict=True):
         kept.append(slice(start * cells // whole, -(-(start + length) * cells // whole)))
@@ -55,23 +55,23 @@ def _without_padding(features: np.ndarray, inputs) -> np.ndarray:
 
 
 def _stride(image_height: int, map_height: int) -> int:
-    """A power of two: heights that are no multiple of the stride are rounded up by the network."""
+    """A power of two: the network rounds up heights that are no multiple of the stride."""
     return 2 ** round(np.log2(image_height / map_height))
 
 
 def component_images(maps: Sequence[np.ndarray], images: Sequence[Image.Image]) -> tuple[list[np.ndarray], float]:
     """The first three principal components of maps as red, green and blue.
 
-    The components are those of all pixels of all the maps together, so that one colour means one thing in all of them. The
-    sign of a component, which principal component analysis leaves open, is the one with which it is larger where the image is
-    brighter. Each is scaled from its 1st to its 99th percentile.
+    The components are computed over all pixels of all maps together, so that a colour means the same in all of them. Principal
+    component analysis leaves the sign of a component open; here a component is larger where the image is brighter. Each is scaled
+    from its 1st to its 99th percentile.
 
     Args:
-        maps: of one network at one stride, (channels, height, width), one an image.
-        images: what the maps are of.
+        maps: of one network at one stride, (channels, height, width), one for each image.
+        images: the images of the maps.
 
     Returns:
-        (height, width, 3) uint8, one a map, and the share of the maps' variance that the three hold (1 if there is none).
+        (height, width, 3) uint8 for each map, and the three components' share of the maps' variance (1 if there is none).
     """
     pixels = _pixels(maps)
     pixels -= pixels.mean(axis=0)
@@ -87,7 +87,7 @@ def component_images(maps: Sequence[np.ndarray], images: Sequence[Image.Image]) 
 
 
 def mean_images(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The mean of a map's channels at each pixel, scaled over all the maps together: (height, width) uint8, one a map."""
+    """The mean over channels at each pixel, scaled over all maps together: (height, width) uint8 for each map."""
     return _split(_eight_bit(_pixels(maps).mean(axis=1)), maps)
 
 
@@ -97,7 +97,7 @@ def _pixels(maps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _split(values: np.ndarray, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """`_pixels` undone: one array a map."""
+    """The reverse of `_pixels`: one array for each map."""
     ends = np.cumsum([x[0].size for x in maps])[:-1]
     return [part.reshape(*x.shape[1:], *values.shape[1:]) for part, x in zip(np.split(values, ends), maps, strict=True)]
 
@@ -107,7 +107,7 @@ def _brightness(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def _eight_bit(values: np.ndarray) -> np.ndarray:
-    """Each column from its low to its high percentile as 0 to 255; a constant one as 0."""
+    """Each column scaled from its low to its high percentile, to 0 to 255; a constant column becomes 0."""
     low, high = np.percentile(values, (CLIPPED_PERCENT, 100 - CLIPPED_PERCENT), axis=0)
     scaled = (values - low) / np.where(high > low, high - low, 1)
     return (255 * scaled.clip(0, 1) + 0.5).astype(np.uint8)

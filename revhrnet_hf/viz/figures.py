@@ -7,9 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import PreTrainedConfig
 
 from ..data.label_space import label_space_of_names
+from ..data.palette import default_palette
 from ..errors import CheckpointError
-
-Colour = Sequence[int]  # red, green, blue, 0 to 255
+from ..images import Colour
 
 MOST_CLASSES = 256  # of a palette PNG
 
@@ -17,48 +17,14 @@ BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
 SWATCH_EDGE = (90, 90, 90)
 
-# Paul Tol's "bright" and "muted" schemes without their greys: told apart with any common colour vision.
-# https://personal.sron.nl/~pault/
-DISTINCT_COLOURS = (
-    (68, 119, 170),
-    (238, 102, 119),
-    (34, 136, 51),
-    (204, 187, 68),
-    (102, 204, 238),
-    (170, 51, 119),
-    (51, 34, 136),
-    (221, 204, 119),
-    (136, 34, 85),
-    (68, 170, 153),
-    (153, 153, 51),
-    (204, 102, 119),
-)
-
-# A light blue and a dark red, which are told apart with any colour vision, and in grey.
+# A light blue and a dark red: told apart with any colour vision, and in grey.
 JUDGEMENTS = {"right": (158, 202, 225), "wrong": (178, 24, 43)}
-
-
-def default_palette(num_labels: int) -> list[tuple[int, int, int]]:
-    """A colour for each of `num_labels` classes: always the same, the first dozen safe for colour-blind eyes.
-
-    Each later one is the colour of a grid of 4,096 that lies farthest from those before it, and from black and white.
-    """
-    colours = list(DISTINCT_COLOURS[:num_labels])
-    levels = np.arange(0, 256, 17)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    taken = np.array([(0, 0, 0), (255, 255, 255), *colours])
-    distances = np.square(grid[:, None] - taken).sum(axis=-1).min(axis=1)
-    while len(colours) < num_labels:
-        farthest = grid[distances.argmax()]
-        colours.append(tuple(int(channel) for channel in farthest))
-        distances = np.minimum(distances, np.square(grid - farthest).sum(axis=-1))
-    return colours
 
 
 def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]]:
     """Name and colour of each class of a model.
 
-    The colours are the config's `palette`; without one, those of the dataset whose classes these are; else our own.
+    The colours are the config's `palette`; without one, those of the known dataset with these classes; else `default_palette`.
 
     Raises:
         CheckpointError: a class has no name, there are more than the 256 that a palette PNG holds, or the palette does not fit.
@@ -76,7 +42,7 @@ def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]
     palette = getattr(config, "palette", None) or _known_palette(names) or default_palette(num_labels)
     if len(palette) != num_labels:
         raise CheckpointError(f"the checkpoint's `palette` has {len(palette)} colours for {num_labels} classes")
-    return names, palette
+    return names, [tuple(colour) for colour in palette]
 
 
 def _known_palette(names: list[str]) -> list[Colour] | None:
@@ -91,7 +57,7 @@ def class_shares(label_map: np.ndarray) -> dict[int, float]:
 
 
 def ignored_colour(colours: Sequence[Colour]) -> tuple[int, int, int]:
-    """The colour of pixels without a class: black, or white where a class is black already (VOC's background)."""
+    """The colour of ignored pixels: black, or white if a class is black (VOC's background)."""
     return (255, 255, 255) if (0, 0, 0) in {tuple(colour) for colour in colours} else (0, 0, 0)
 
 
@@ -173,7 +139,7 @@ def overlay(
 def right_and_wrong(
     truth: np.ndarray, prediction: np.ndarray, ignored: Colour = (0, 0, 0), ignore_index: int = 255
 ) -> Image.Image:
-    """Where a prediction is right and wrong, in the colours of `JUDGEMENTS`, and where it is not judged.
+    """The right, wrong and ignored pixels of a prediction, the first two in the colours of `JUDGEMENTS`.
 
     Args:
         truth: (height, width) of class ids, or `ignore_index`.
@@ -276,7 +242,7 @@ def triptych(
 def label_map_strip(
     label_maps: Sequence[np.ndarray], names: Sequence[str], colours: Sequence[Colour], height: int
 ) -> Image.Image:
-    """Label maps in colours side by side, above a legend of the classes that occur; nothing of the images themselves.
+    """Label maps in colours side by side, above a legend of the classes that occur; the images are not shown.
 
     Args:
         label_maps: (height, width) of class ids; each is scaled to one height.
@@ -307,7 +273,7 @@ def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def text_size(width: int) -> int:
-    """Height in pixels of text that is readable when an image of this width in pixels is seen as a whole."""
+    """Height in pixels of text that is readable when an image of this width in pixels is viewed as a whole."""
     return max(12, round(width / 28))
 
 

@@ -1,6 +1,6 @@
 """Figures of panels, legends and matrices, laid out with matplotlib (the extra `plots`): PNG, or PDF with text as text.
 
-What a panel shows is made elsewhere (figures.py, feature_maps.py); sizes here are in inches.
+The panels' images come from figures.py and feature_maps.py. Sizes are in inches.
 """
 
 import textwrap
@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from ..errors import RecipeError
+from ..images import Colour
 from ..io import whole_file
-from .figures import Colour
 
 FORMATS = (".png", ".pdf")
 DPI = 200
@@ -26,10 +26,10 @@ PANEL_WIDTH, GAP, BLOCK_GAP, MARGIN = 2.2, 0.05, 0.15, 0.1
 TITLE_HEIGHT, LINE_HEIGHT, LEGEND_ROW = 0.25, 0.16, 0.165
 FONT_SIZE, SMALL = 9, 8
 CHARACTER_WIDTH = 0.062  # of small text, on average
-MOST_PIXELS = 1200  # of a panel's width: more would be seen by nobody and make files large
+MOST_PIXELS = 1200  # of a panel's width: more would be invisible and make files large
 
-CELL = 0.42  # of a matrix with numbers in it
-MOST_WITH_NUMBERS = 24  # classes; with more there is no room for them
+CELL = 0.42  # side of a cell with a number in it
+MOST_WITH_NUMBERS = 24  # classes; with more there is no room for numbers
 LONG_SIDE = 14  # of larger matrices
 EDGE = "#808080"
 
@@ -140,8 +140,8 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], caption: str = ""
     width, height = label_width + 0.25 + side + 1, below + side + label_width + 0.35
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes(((label_width + 0.25) / width, below / height, side / width, side / height))
-    axes.set_facecolor("#e8e8e8")  # seen where there is nothing to show
-    # The square root of the share is what the colour follows: a few percent of confusion are to be seen.
+    axes.set_facecolor("#e8e8e8")  # the colour of classes that do not occur
+    # The colour follows the square root of the share, so that a few percent of confusion are visible.
     drawn = axes.imshow(np.ma.masked_invalid(percent), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="none")
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=90, fontsize=font_size)
@@ -164,7 +164,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], caption: str = ""
 
 
 def check_format(path: Path) -> None:
-    """Raises a RecipeError unless `save_figure` can write a file of this name."""
+    """Raise a RecipeError unless `save_figure` can write a file of this name."""
     if path.suffix.lower() not in FORMATS:
         raise RecipeError(f"--output {path}: figures are written as {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -179,7 +179,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def _small_enough(image: Image.Image | np.ndarray) -> np.ndarray:
-    """A panel's pixels, at most `MOST_PIXELS` of them in a row, by leaving out some: colours of maps are not mixed."""
+    """A panel's pixels, at most `MOST_PIXELS` in a row. Pixels are left out, not averaged, so that no colours of maps mix."""
     pixels = np.asarray(image)
     step = -(-pixels.shape[1] // MOST_PIXELS)
     return pixels[step // 2 :: step, step // 2 :: step]
@@ -195,7 +195,7 @@ def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
 
 
 def _add_legend(figure: Figure, legend: Sequence[tuple[str, Colour]], columns: int, corner: tuple[float, float]) -> None:
-    """The upper left corner at `corner`, as shares of the figure."""
+    """Add a legend; `corner` is its upper left corner, in shares of the figure."""
     handles = [Patch(facecolor=np.divide(colour, 255), edgecolor=EDGE, linewidth=0.5, label=name) for name, colour in legend]
     figure.legend(
         handles=handles,

@@ -16,6 +16,8 @@ from revhrnet_hf.data.features import RgbImage
 from revhrnet_hf.data.loading import find_builder
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas
 
+from .timing import print_rows
+
 DRAWN = {"cityscapes": (write_cityscapes, (1024, 2048)), "mapillary_vistas": (write_mapillary_vistas, (3000, 4000))}
 
 
@@ -34,11 +36,8 @@ def main(arguments) -> dict:
         results = [benchmark_data(name, Path(arguments.data_dir), arguments)]
     else:
         results = [benchmark_drawn(name, arguments) for name in arguments.dataset]
-    print(f"{'dataset':<18}{'size':>11}{'bare /s':>9}{'ours /s':>9}{'ratio':>7}{'worker MiB bare':>17}{'ours':>6}")
-    for result in results:
-        rates = f"{result['bare_per_s']:>9.2f}{result['ours_per_s']:>9.2f}{result['median_ratio']:>7.3f}"
-        memory = f"{result['bare_worker_mib']:>17.0f}{result['ours_worker_mib']:>6.0f}"
-        print(f"{result['dataset']:<18}{result['size']:>11}{rates}{memory}")
+    rates = {"bare_per_s": ".2f", "ours_per_s": ".2f", "median_ratio": ".3f"}
+    print_rows(results, {"dataset": "", "size": "", **rates, "bare_worker_mib": ".0f", "ours_worker_mib": ".0f"})
     return {"data": results}
 
 

@@ -18,6 +18,8 @@ from revhrnet_hf import export
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import load_checkpoint
 
+from .timing import print_rows
+
 
 def add_arguments(parser):
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained")
@@ -46,9 +48,7 @@ def main(arguments) -> dict:
                 "ratio": statistics.median(ratios),
             }
         )
-    print(f"{'form':<28} {'MB':>6} {'s':>7} {'× PyTorch':>10}")
-    for row in rows:
-        print(f"{row['form']:<28} {row['megabytes']:>6.1f} {row['seconds']:>7.3f} {row['ratio']:>10.2f}")
+    print_rows(rows, {"form": "", "megabytes": ".1f", "seconds": ".3f", "ratio": ".2f"})
     return {"size": list(arguments.size), "rounds": arguments.rounds, "forms": rows}
 
 

@@ -19,6 +19,8 @@ from revhrnet_hf.evaluation.predict import inference
 from revhrnet_hf.training.recipe import Recipe, read_chain
 from revhrnet_hf.training.trainer import Stage
 
+from .timing import print_rows
+
 
 def add_arguments(parser):
     parser.add_argument("--recipe", required=True, help="YAML file of the recipe; of a chain, its first stage")
@@ -33,9 +35,9 @@ def main(arguments) -> dict:
     result = benchmark_loop(recipe, arguments.data_dir, arguments.rounds, arguments.steps, arguments.turn)
     for what, unit in (("training", "step"), ("evaluation", "image")):
         rounds = result[what]["rounds"]
-        print(f"{what}\n{'round':>5}  {f'bare s/{unit}':>14}  {f'loop s/{unit}':>14}  {'ratio':>6}")
-        for number, pair in enumerate(rounds, 1):
-            print(f"{number:>5}  {pair['bare_s']:>14.3f}  {pair['loop_s']:>14.3f}  {pair['ratio']:>6.3f}")
+        print(f"{what}, seconds a {unit}")
+        rows = [{"round": str(number), **pair} for number, pair in enumerate(rounds, 1)]
+        print_rows(rows, {"round": "", "bare_s": ".3f", "loop_s": ".3f", "ratio": ".3f"})
         print(f"median ratio: {result[what]['median_ratio']:.3f} ({result[what]['count']} a round, on {result['device']})")
     return result
 

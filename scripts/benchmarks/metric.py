@@ -17,6 +17,8 @@ from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import SegmentationMetric
 from revhrnet_hf.synthetic.scene import SCENE_CLASSES, draw_street_scene
 
+from .timing import print_rows
+
 
 def add_arguments(parser):
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048), metavar=("HEIGHT", "WIDTH"), help="default: 1024 2048")
@@ -51,9 +53,11 @@ def compared(kind, predictions, references, arguments):
             seconds[name].append(time.perf_counter() - started)
     # The best, not the mean: other work on the machine can only add time, and adds more to what is short.
     best = {name: min(taken) for name, taken in seconds.items()}
-    print(f"{kind:<14}{'ms a map':>10}{'maps a second':>15}{'time, theirs to ours':>22}")
-    for name, taken in best.items():
-        print(f"{name:<14}{1000 * taken:>10.1f}{1 / taken:>15.1f}{taken / best['ours']:>22.1f}")
+    rows = [
+        {kind: name, "ms a map": 1000 * taken, "maps a second": 1 / taken, "time, theirs to ours": taken / best["ours"]}
+        for name, taken in best.items()
+    ]
+    print_rows(rows, {kind: "", "ms a map": ".1f", "maps a second": ".1f", "time, theirs to ours": ".1f"})
     return {"seconds": best}
 
 

@@ -18,6 +18,7 @@ from transformers import SegformerImageProcessor
 from revhrnet_hf import RevHRNetImageProcessor
 
 from .data import peak_mib
+from .timing import print_rows
 
 PROCESSORS = {"ours": RevHRNetImageProcessor, "segformer": SegformerImageProcessor}
 
@@ -44,7 +45,6 @@ def main(arguments) -> dict:
             differing = float(np.mean(ours != theirs))
     height, width = arguments.size
     print(f"{arguments.num_labels} classes, {height}×{width} pixels, logits of stride {arguments.stride}, float32")
-    print(f"{'':<12}{'MiB above in- and output':>26}{'seconds':>10}")
     summary = {
         name: {
             "mib": max(mib for mib, _ in calls),
@@ -52,8 +52,8 @@ def main(arguments) -> dict:
         }
         for name, calls in results.items()
     }
-    for name, row in summary.items():
-        print(f"{name:<12}{row['mib']:>26.0f}{row['seconds']:>10.2f}")
+    rows = [{"name": name, "MiB above in- and output": row["mib"], "seconds": row["seconds"]} for name, row in summary.items()]
+    print_rows(rows, {"name": "", "MiB above in- and output": ".0f", "seconds": ".2f"})
     if differing is not None:
         pairs = zip(results["ours"], results["segformer"], strict=True)
         summary["time_ratio"] = statistics.median(ours / theirs for (_, ours), (_, theirs) in pairs)

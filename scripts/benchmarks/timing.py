@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from revhrnet_hf.text import table
+
 
 def seconds(call: Callable[[], object], device: str) -> float:
     """Of one call; on a GPU between two events of its stream."""
@@ -43,10 +45,8 @@ def take_turns(calls: dict[str, Callable[[], object]], peer: str, rounds: int, d
 def print_rows(rows: list[dict], columns: dict[str, str]) -> None:
     """A table of `rows`; `columns` gives each field's format (of a number), the first is the name. A missing value is a dash."""
     names = list(columns)
-    cells = [names, *([format_value(row.get(name), columns[name]) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    for line in cells:
-        print("  ".join([line[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(line[1:], widths[1:], strict=True))]))
+    titles = [names[0], *(f">{name}" for name in names[1:])]
+    print(table([titles, *([format_value(row.get(name), columns[name]) for name in names] for row in rows)]))
 
 
 def format_value(value, how: str) -> str:

@@ -1,7 +1,5 @@
-import importlib.util
 import io
 import json
-import sys
 from pathlib import Path
 
 import datasets
@@ -9,11 +7,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from revhrnet_hf.cli import run as run_and_explain
+from revhrnet_hf.commands import audit
 from revhrnet_hf.data import CamVid, RgbImage
 from revhrnet_hf.data.audit import audit_dataset, is_ambiguous
 from revhrnet_hf.errors import DataError
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "audit_data.py"
 
 
 @pytest.fixture(autouse=True)
@@ -22,16 +20,11 @@ def published(monkeypatch):
 
 
 @pytest.fixture
-def run_script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("audit_data", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
+def run_script():
     def run(*arguments):
         """The exit status."""
-        monkeypatch.setattr(sys, "argv", ["audit_data.py", *map(str, arguments), "--num_workers", "0"])
         with pytest.raises(SystemExit) as stopped:
-            script.run(script.main)
+            run_and_explain(lambda: audit.main([*map(str, arguments), "--num_workers", "0"]))
         return stopped.value.code
 
     return run

@@ -1,7 +1,6 @@
 import io
 import json
 import pickle
-import subprocess
 import sys
 
 import datasets
@@ -14,6 +13,8 @@ from datasets.table import embed_table_storage
 from revhrnet_hf.data import LabelMap, LabelSpace, RgbImage
 from revhrnet_hf.data.label_space import LABEL_SPACES
 from revhrnet_hf.errors import DataError
+
+from .. import forked
 
 # Translating twice would show: 0 → 1 → 2.
 SPACE = LabelSpace("shifted", ("a", "b", "c"), ((0, 0, 0),) * 3, {0: 1, 1: 2, 2: 0, 5: 255})
@@ -128,12 +129,13 @@ def test_save_to_disk_loads_in_another_process(tmp_path):
     columns = datasets.Features({"label_map": LabelMap(label_space="camvid11")})
     datasets.Dataset.from_dict({"label_map": [str(file)]}, features=columns).save_to_disk(tmp_path / "saved")
     program = (
+        "import warnings; warnings.simplefilter('error', UserWarning)\n"
         "import sys, datasets, revhrnet_hf.data\n"
         "row = datasets.load_from_disk(sys.argv[1])[0]\n"
         "print(list(row['label_map'].tobytes()))"
     )
-    command = [sys.executable, "-W", "error::UserWarning", "-c", program, str(tmp_path / "saved")]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", program, str(tmp_path / "saved")]
+    run = forked.run(command, preloaded=forked.BARE, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[3, 255]"
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from revhrnet_hf.data import LabelMap, LabelSpace, get_label_space, label_table
 from revhrnet_hf.data.label_space import find_label_space
-from revhrnet_hf.data.label_table import default_colours, read_label_table
+from revhrnet_hf.data.label_table import read_label_table
+from revhrnet_hf.data.palette import default_palette
 from revhrnet_hf.errors import DataError
 
 EVERYTHING = """\
@@ -51,7 +52,7 @@ def test_everything_that_can_be_said(space_of):
     assert (space.name, space.names) == ("car_park", ("road", "car", "person", "lawn"))
     assert space.raw_ids == {7: 0, 26: 1, 27: 1, 24: 2, 0: 255, 255: 255}
     assert space.raw_colours == {(220, 20, 60): 2, (0, 255, 0): 3, (0, 170, 0): 3, (0, 0, 0): 255}
-    assert space.colours == (*default_colours(2), (220, 20, 60), (0, 255, 0))
+    assert space.colours == (*default_palette(2), (220, 20, 60), (0, 255, 0))
 
 
 def test_the_documented_example_is_a_table(space_of):
@@ -90,16 +91,6 @@ def test_label_space_is_found_by_name_or_file(tmp_path):
     (tmp_path / "own.yaml").write_text("names: [a, b]\n")
     assert find_label_space(tmp_path / "own.yaml").names == ("a", "b")
     assert find_label_space("camvid11") is get_label_space("camvid11")
-
-
-def test_default_colours_can_be_told_apart():
-    colours = np.array(default_colours(35), float)
-    distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
-    assert distances[~np.eye(35, dtype=bool)].min() > 15
-    # Okabe and Ito's vermilion and blue, as published.
-    assert colours[5].tolist() == [213, 94, 0]
-    assert colours[4].tolist() == [0, 114, 178]
-    assert default_colours(36)[35] == default_colours(1)[0]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +281,7 @@ def label_spaces(draw):
     raw_ids = dict(zip(ids, [*range(len(classes)), *draw(st.lists(owner, min_size=40, max_size=40))], strict=False))
     raw_colours = {colour: draw(owner) for colour in coded}
     shown = tuple(
-        next((colour for colour in coded if raw_colours[colour] == k), default_colours(k + 1)[k]) for k in range(len(classes))
+        next((colour for colour in coded if raw_colours[colour] == k), default_palette(k + 1)[k]) for k in range(len(classes))
     )
     return LabelSpace("own", tuple(classes), shown, raw_ids, raw_colours=raw_colours)
 

@@ -8,7 +8,7 @@ import pytest
 from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.data import TrainingSamples, TrainingTransform, load_segmentation_dataset
 from revhrnet_hf.errors import DataError
-from revhrnet_hf.evaluation.samples import Samples
+from revhrnet_hf.evaluation.network_input import Samples
 from revhrnet_hf.evaluation.settings import InferenceSettings
 
 from ..image_files import UPRIGHT, encoded

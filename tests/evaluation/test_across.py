@@ -11,7 +11,7 @@ from revhrnet_hf.data.label_space import label_space_of_names
 from revhrnet_hf.data.translation import sources_of
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset
-from revhrnet_hf.evaluation.predict import merge_classes
+from revhrnet_hf.evaluation.sliding import merge_classes
 
 TINY = dict(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8)
 
@@ -36,7 +36,7 @@ def test_identity_is_exact():
 
 
 def test_a_sum_can_beat_the_best_single_class():
-    """Of 0.4, 0.3 and 0.3 the first is the best; where the others mean the same, they win."""
+    """The first of 0.4, 0.3 and 0.3 is the best; but if the others are one class, their sum wins."""
     logits = torch.tensor([0.4, 0.3, 0.3]).log().view(1, 3, 1, 1)
     assert merge_classes(logits, [[0], [1, 2]]).argmax(1).item() == 1
 

@@ -127,7 +127,7 @@ def test_a_image_alone_stacked_maps_and_processes_give_the_same(official, tmp_pa
 
 
 def test_from_a_matrix_of_train_ids(official, tmp_path):
-    """What `evaluate_seg.py` keeps."""
+    """The counts that `evaluate_seg.py` records."""
     rng = np.random.default_rng(2)
     scene = random_scene(rng, ids=RAW_IDS)
     metric = CityscapesMetric()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_jaccard_index, multiclass_precision
 from torchmetrics.functional.segmentation import mean_iou as torchmetrics_mean_iou
 
 from revhrnet_hf.errors import DataError
@@ -204,10 +204,10 @@ def test_class_absent_everywhere_is_left_out_and_named_and_one_only_predicted_co
     assert scores["absent_classes"] == ["d"]
 
 
-def test_without_a_labelled_pixel_all_scores_are_nan_and_a_warning_says_why():
+def test_without_a_labelled_pixel_all_scores_are_nan_and_a_warning_says_why(caplog):
     confusion = confusion_of(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8), 3)
-    with pytest.warns(UserWarning, match="no labelled pixel"):
-        scores = confusion.scores()
+    scores = confusion.scores()
+    assert "no labelled pixel was counted (every reference pixel is 255" in caplog.text
     for key in ("mean_iou", "mean_accuracy", "overall_accuracy"):
         assert math.isnan(scores[key])
     assert scores["labelled_pixels"] == 0
@@ -347,3 +347,61 @@ def test_no_warnings_from_images_and_read_only_arrays():
         warnings.simplefilter("error")
         confusion = confusion_of(predictions[:, ::-1], image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT), 4)
     assert confusion.matrix.tolist() == counted_by_loop(predictions, references, 4)
+
+
+def labelled_maps(num_classes):
+    return random_maps(num_classes, 40, 50, ignored=0, dtype=np.int64)
+
+
+def test_precision_and_frequency_weighted_iou_are_torchmetrics():
+    predictions, references = map(torch.from_numpy, labelled_maps(6))
+    scores = SegmentationMetric(6).compute(predictions=predictions[None], references=references[None])
+    precision = multiclass_precision(predictions[None], references[None], 6, average=None)
+    assert scores["per_category_precision"] == pytest.approx(precision.tolist(), abs=1e-6)
+    weighted = multiclass_jaccard_index(predictions[None], references[None], 6, average="weighted")
+    assert scores["frequency_weighted_iou"] == pytest.approx(weighted.item(), abs=1e-6)
+    assert scores["per_category_recall"] == scores["per_category_accuracy"]
+
+
+def test_absent_classes_as_zero_are_hrnets_means():
+    predictions, references = labelled_maps(4)
+    metric = SegmentationMetric(7, absent_as_zero=True)
+    scores = metric.compute(predictions=[predictions], references=[references])
+    matrix = confusion_of(predictions, references, 7).matrix.numpy()
+    truth, predicted, right = matrix.sum(1), matrix.sum(0), matrix.diagonal()
+    assert scores["mean_iou"] == pytest.approx((right / np.maximum(1.0, truth + predicted - right)).mean())
+    assert scores["mean_accuracy"] == pytest.approx((right / np.maximum(1.0, truth)).mean())
+    assert scores["absent_classes"] == [4, 5, 6] and math.isnan(scores["per_category_iou"][4])
+    assert math.isnan(SegmentationMetric(3, absent_as_zero=True).compute()["mean_iou"])
+
+
+@pytest.mark.parametrize("num_classes", [3, 19, 256])
+def test_counting_of_bytes_is_counting_of_other_types(num_classes):
+    """Maps of bytes that are large enough are counted in another way; every id may occur, also ignored and unknown ones."""
+    ignore_index = 255 if num_classes < 256 else -1
+    rng = np.random.default_rng(0)
+    predictions = rng.integers(0, num_classes, (600, 1500))
+    references = rng.integers(0, num_classes, (600, 1500))
+    if num_classes < 256:
+        references[:50] = 255
+    bytewise, plain = ConfusionMatrix(num_classes, ignore_index), ConfusionMatrix(num_classes, ignore_index)
+    bytewise.update(predictions.astype(np.uint8), references.astype(np.uint8))
+    plain.update(predictions, references)
+    assert torch.equal(bytewise.matrix, plain.matrix) and bytewise.matrix.sum() > 0
+    if num_classes < 256:
+        predictions[100, 100] = num_classes
+        with pytest.raises(DataError, match=f"image a: the predictions hold id {num_classes}"):
+            bytewise.update(predictions.astype(np.uint8), references.astype(np.uint8), ["a"])
+        assert torch.equal(bytewise.matrix, plain.matrix)
+
+
+def test_a_sum_of_matrices_is_the_matrix_of_all_maps():
+    maps = [random_maps(5, 20, 30, seed=seed) for seed in range(3)]
+    total = ConfusionMatrix(5)
+    for predictions, references in maps:
+        total.add(confusion_of(predictions, references, 5))
+    expected = sum(np.array(counted_by_loop(*pair, 5)) for pair in maps)
+    assert np.array_equal(total.matrix.numpy(), expected)
+    for other in (ConfusionMatrix(4), ConfusionMatrix(5, ignore_index=-1)):
+        with pytest.raises(DataError, match="cannot be added to one of 5"):
+            total.add(other)

@@ -90,7 +90,7 @@ def wrong_inside(found, truth, reach, margin):
 def check_exact(image_processor, size, settings):
     image, truth = mosaic(size)
     found = segment(ExactSegmenter(image_processor), image_processor, image, settings).label_map
-    # What the resampling mixes: two pixels of the coarser grid.
+    # The resampling mixes two pixels of the coarser grid.
     options = {option: False for option in ("do_pad", "do_center_crop") if getattr(image_processor, option, None)}
     seen = np.asarray(image_processor(images=[image], **options)["pixel_values"][0]).shape[-2:]
     reach = int(np.ceil(2 * max(1, *(edge / new for edge, new in zip(size, seen, strict=True)))))

@@ -1,39 +1,14 @@
-"""Label maps against Transformers' pipeline, and a dataset's matrix against counting it by hand."""
+"""Label maps against Transformers' pipeline, and what predicting leaves as it was."""
 
-import datasets
 import numpy as np
-import PIL.Image
 import pytest
 import torch
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor, pipeline
+from transformers import SegformerImageProcessor, pipeline
 
-from revhrnet_hf.data import RgbImage
 from revhrnet_hf.errors import CheckpointError, DataError
 from revhrnet_hf.evaluation import InferenceSettings, evaluate_dataset, predict_dataset, predict_label_maps
 
-NUM_LABELS = 5
-SIZES = [(33, 47), (64, 40), (40, 64), (33, 47), (35, 90)]
-
-
-def tiny_model(num_labels=NUM_LABELS):
-    torch.manual_seed(0)
-    config = SegformerConfig(
-        depths=[1] * 4,
-        hidden_sizes=[8] * 4,
-        num_attention_heads=[1] * 4,
-        decoder_hidden_size=8,
-        classifier_dropout_prob=0.5,
-        num_labels=num_labels,
-    )
-    model = SegformerForSemanticSegmentation(config).eval()
-    # As initialised, one class wins everywhere.
-    torch.nn.init.normal_(model.decode_head.classifier.weight)
-    return model
-
-
-def images():
-    rng = np.random.default_rng(0)
-    return [PIL.Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
+from .tiny import NUM_LABELS, images, labelled_dataset, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -48,31 +23,7 @@ def image_processor():
 
 @pytest.fixture(scope="module")
 def dataset():
-    rng = np.random.default_rng(1)
-    label_maps = [rng.integers(0, NUM_LABELS, size, dtype=np.uint8) for size in SIZES]
-    for label_map in label_maps:
-        label_map[:3] = 255
-    return as_dataset(images(), label_maps)
-
-
-def as_dataset(images, label_maps):
-    columns = {
-        "image": images,
-        "label_map": [PIL.Image.fromarray(label_map) for label_map in label_maps],
-        "image_id": [f"frame_{number}" for number in range(len(images))],
-    }
-    features = {"image": datasets.Image(), "label_map": datasets.Image(), "image_id": datasets.Value("string")}
-    return datasets.Dataset.from_dict(columns, datasets.Features(features))
-
-
-def counted_by_hand(label_maps, dataset):
-    matrix = np.zeros((NUM_LABELS, NUM_LABELS), int)
-    for prediction, reference in zip(label_maps, dataset["label_map"], strict=True):
-        reference = np.array(reference)
-        for row in range(NUM_LABELS):
-            for column in range(NUM_LABELS):
-                matrix[row, column] += np.sum((reference == row) & (prediction == column))
-    return matrix.tolist()
+    return labelled_dataset()
 
 
 def test_label_maps_are_the_pipelines(model, image_processor):
@@ -140,51 +91,6 @@ def test_what_is_not_finite_is_an_error_that_names_the_image(image_processor, da
         evaluate_dataset(model, image_processor, dataset, NUM_LABELS)
 
 
-def test_matrix_of_a_data_set_is_what_counting_by_hand_gives(model, image_processor, dataset):
-    confusion = evaluate_dataset(model, image_processor, dataset, NUM_LABELS)
-    label_maps = predict_label_maps(model, image_processor, dataset["image"])
-    assert confusion.matrix.tolist() == counted_by_hand(label_maps, dataset)
-
-
-def test_each_image_is_counted_once_whatever_the_number_of_processes(model, image_processor, dataset):
-    whole = evaluate_dataset(model, image_processor, dataset, NUM_LABELS).matrix
-    for num_processes in (2, 3, 7):
-        done = []
-        shares = [
-            evaluate_dataset(
-                model,
-                image_processor,
-                dataset,
-                NUM_LABELS,
-                process_index=index,
-                num_processes=num_processes,
-                progress=done.append,
-            ).matrix
-            for index in range(num_processes)
-        ]
-        assert torch.equal(sum(shares), whole)
-        assert sum(done) == len(dataset)
-
-
-def test_workers_change_nothing(model, image_processor, dataset):
-    alone = evaluate_dataset(model, image_processor, dataset, NUM_LABELS)
-    with_workers = evaluate_dataset(model, image_processor, dataset, NUM_LABELS, num_workers=2)
-    assert torch.equal(with_workers.matrix, alone.matrix)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(
-    ("label_map_size", "said"), [((40, 40), "40×40"), ((47, 33), "33×47"), ((34, 47), "47×34"), ((66, 94), "94×66")]
-)
-def test_a_label_map_of_another_size_is_an_error_that_names_the_image(model, image_processor, label_map_size, said, num_workers):
-    label_maps = [np.zeros(size, np.uint8) for size in SIZES]
-    label_maps[3] = np.zeros(label_map_size, np.uint8)
-    rows = as_dataset(images(), label_maps)
-    message = rf"^image frame_3 is 47×33 pixels \(width×height\) but its label map is {said}: .*EXIF orientation"
-    with pytest.raises(DataError, match=message):
-        evaluate_dataset(model, image_processor, rows, NUM_LABELS, num_workers=num_workers)
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("given", [{}, {"window": (32, 32), "scales": (1.0, 1.5)}], ids=str)
 def test_between_two_images_all_is_the_callers(image_processor, dataset, num_workers, given):
@@ -240,26 +146,3 @@ def test_an_exception_leaves_all_as_it_was(image_processor, dataset):
         next(predict_dataset(model, image_processor, dataset, range(5)))
     assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (True, False)
     assert [module.training for module in model.modules()] == modes
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_bad_samples_are_named(model, image_processor, dataset, tmp_path, num_workers):
-    label_maps = [np.array(label_map) for label_map in dataset["label_map"]]
-    label_maps[3][5, 5] = 77
-    with pytest.raises(DataError, match=r"^image frame_3: the references hold id 77"):
-        evaluate_dataset(model, image_processor, as_dataset(images(), label_maps), NUM_LABELS, num_workers=num_workers)
-
-    truncated = tmp_path / "truncated.png"
-    images()[1].save(truncated)
-    truncated.write_bytes(truncated.read_bytes()[:500])
-    rows = dataset.select([0]).remove_columns("image").add_column("image", [str(truncated)])
-    rows = rows.cast_column("image", RgbImage())
-    with pytest.raises(DataError, match=r"^Image .*truncated.png cannot be read") as raised:
-        evaluate_dataset(model, image_processor, rows, NUM_LABELS, num_workers=num_workers)
-    assert "\n" not in str(raised.value)
-
-
-def test_images_take_the_weights_dtype(image_processor, dataset):
-    model = tiny_model().double()
-    confusion = evaluate_dataset(model, image_processor, dataset.select([0]), NUM_LABELS)
-    assert confusion.matrix.sum() == (np.array(dataset[0]["label_map"]) != 255).sum()

@@ -10,7 +10,7 @@ import torch
 from transformers import SegformerImageProcessor
 
 from revhrnet_hf.errors import DataError
-from revhrnet_hf.evaluation.samples import Samples, load
+from revhrnet_hf.evaluation.network_input import Samples, read_ahead
 from revhrnet_hf.evaluation.settings import InferenceSettings
 
 INDICES = [4, 0, 3, 1, 2]
@@ -47,7 +47,7 @@ def image_processor():
 def test_same_as_a_loop(image_processor, num_workers):
     rows = Rows()
     settings = InferenceSettings(scales=(1.0, 1.5))
-    samples = list(load(Samples(rows, INDICES, image_processor, settings), num_workers, CPU))
+    samples = list(read_ahead(Samples(rows, INDICES, image_processor, settings), num_workers, CPU))
     assert [sample.index for sample in samples] == INDICES
     for index, image_id, inputs, size, references in samples:
         image, label_map = rows.images[index], rows.label_maps[index]
@@ -61,7 +61,7 @@ def test_same_as_a_loop(image_processor, num_workers):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_bad_row_is_an_error_in_its_turn(image_processor, num_workers):
-    samples = load(Samples(Damaged(), INDICES, image_processor, InferenceSettings()), num_workers, CPU)
+    samples = read_ahead(Samples(Damaged(), INDICES, image_processor, InferenceSettings()), num_workers, CPU)
     assert [next(samples).index for _ in range(3)] == INDICES[:3]
     with pytest.raises(DataError, match=r"^frame_1.png cannot be read$"):
         next(samples)
@@ -70,7 +70,7 @@ def test_a_bad_row_is_an_error_in_its_turn(image_processor, num_workers):
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who has sent a signal")
 def test_processes_outlive_signals_of_others(image_processor):
     """As in training: a run that is stopped saves first, and its workers get the signal too."""
-    samples = load(Samples(Rows(), INDICES * 4, image_processor, InferenceSettings()), 1, CPU)
+    samples = read_ahead(Samples(Rows(), INDICES * 4, image_processor, InferenceSettings()), 1, CPU)
     indices = [next(samples).index]
     subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in samples._workers)], check=True)
     indices += [sample.index for sample in samples]

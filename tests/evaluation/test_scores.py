@@ -1,12 +1,16 @@
-"""The table that people read and the JSON that programs read."""
+"""The tables that people read, the JSON that programs read, scores of single images, and intervals against closed formulas."""
 
+import csv
 import json
+import math
 import os
 
 import numpy as np
 import pytest
+import torch
 
 from revhrnet_hf.evaluation import ConfusionMatrix, format_scores
+from revhrnet_hf.evaluation.scores import NUM_DRAWS, bootstrap_intervals, worst_images, write_image_scores
 from revhrnet_hf.io import write_json
 
 NAMES = ["Sky", "a very long class name", "Car"]
@@ -57,3 +61,67 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
         write_json(path, {"run": object()})
     assert json.loads(path.read_text()) == {"run": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def totals_of(matrices):
+    """(images, 3, classes): correct, true and predicted pixels of each class."""
+    return np.array([[np.diag(matrix), matrix.sum(1), matrix.sum(0)] for matrix in matrices])
+
+
+def test_table_and_worst_images(tmp_path):
+    good, bad, void = np.diag([8, 2]), np.array([[1, 4], [5, 0]]), np.zeros((2, 2), int)
+    only_one = np.array([[9, 1], [0, 0]])
+    totals = totals_of([good, bad, void, only_one])
+    write_image_scores(tmp_path / "scores.csv", ["Sky", "Car"], ["a", "b,b", "c", "d"], totals)
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image_id"] for row in rows] == ["a", "b,b", "c", "d"]
+    assert [row["labelled_pixels"] for row in rows] == ["10", "10", "0", "10"]
+    assert float(rows[1]["iou Sky"]) == 0.1 and float(rows[1]["mean_iou"]) == 0.05
+    assert rows[2]["mean_iou"] == rows[2]["iou Car"] == ""
+    assert float(rows[3]["mean_iou"]) == 0.45
+    assert worst_images(totals, 2) == [1, 3] and worst_images(totals, 9) == [1, 3, 0]
+
+
+def test_intervals_are_those_of_a_loop_over_draws():
+    rng = np.random.default_rng(0)
+    matrices = np.pad(rng.integers(0, 9, (12, 4, 4)), ((0, 0), (0, 1), (0, 1)))  # the fifth class never occurs
+    found = bootstrap_intervals(totals_of(matrices), num_draws=250, seed=3)
+    generator = np.random.default_rng(3)
+    scores = []
+    for many in (100, 100, 50):
+        for times in generator.multinomial(12, np.full(12, 1 / 12), size=many):
+            confusion = ConfusionMatrix(5)
+            confusion.matrix = torch.from_numpy(np.repeat(matrices, times, axis=0).sum(0))
+            scores.append(confusion.scores())
+    for key in ("mean_iou", "overall_accuracy", "mean_accuracy", "frequency_weighted_iou"):
+        expected = np.quantile([draw[key] for draw in scores], [0.025, 0.975])
+        assert found[key] == pytest.approx(expected.tolist(), rel=1e-12)
+    assert found["per_category_iou"][1] == pytest.approx(
+        np.quantile([draw["per_category_iou"][1] for draw in scores], [0.025, 0.975]).tolist(), rel=1e-12
+    )
+    assert np.isnan(found["per_category_iou"][4]).all()
+    assert str(found) == str(bootstrap_intervals(totals_of(matrices), num_draws=250, seed=3))
+
+
+def test_a_thousand_draws_unless_told_otherwise():
+    """The quantiles of a thousand draws, made here; with fewer or more draws they would differ."""
+    num_images, right = 40, 28
+    totals = totals_of(np.array([[[10, 0], [0, 0]]] * right + [[[0, 10], [0, 0]]] * (num_images - right)))
+    generator = np.random.default_rng(0)
+    times = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=1000)
+    accuracies = times[:, :right].sum(1) / num_images
+    assert bootstrap_intervals(totals)["overall_accuracy"] == pytest.approx(np.quantile(accuracies, [0.025, 0.975]).tolist())
+    # With ten draws the interval is narrower.
+    narrow = bootstrap_intervals(totals, num_draws=10)["overall_accuracy"]
+    assert np.ptp(bootstrap_intervals(totals)["overall_accuracy"]) > np.ptp(narrow)
+    assert NUM_DRAWS == 1000
+
+
+def test_interval_of_an_accuracy_is_the_normal_approximation():
+    """Images that are wholly right or wrong: the share of right ones is a binomial."""
+    num_images, right = 400, 280
+    matrices = np.array([[[10, 0], [0, 0]]] * right + [[[0, 10], [0, 0]]] * (num_images - right))
+    low, high = bootstrap_intervals(totals_of(matrices), num_draws=4000)["overall_accuracy"]
+    half = 1.96 * math.sqrt(0.7 * 0.3 / num_images)
+    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.005)

@@ -19,7 +19,7 @@ from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import InferenceSettings, add_inference_arguments, inference_settings, segment
 from revhrnet_hf.evaluation import sliding as views_module
-from revhrnet_hf.evaluation.predict import window_starts
+from revhrnet_hf.evaluation.sliding import window_starts
 from revhrnet_hf.models import upsampling
 
 NUM_LABELS = 5

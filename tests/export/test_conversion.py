@@ -1,6 +1,5 @@
 """Official checkpoints: against a plain PyTorch HRNet with the official names, written from the paper's description alone."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.export.conversion import convert_official, read_official
+
+from .. import forked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_hrnet.py"
 
@@ -156,7 +157,7 @@ def test_script(tmp_path):
     network = official(align_corners=True)
     torch.save(network.state_dict(), tmp_path / "official.pth")
     command = [sys.executable, SCRIPT, tmp_path / "official.pth", tmp_path / "out", "--align_corners"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = forked.run(command, check=True, capture_output=True, text=True).stdout
     assert "last_layer* → head*" in said
     assert "stage4* → backbone.stage4*" in said
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
@@ -210,10 +211,10 @@ def test_file_that_cannot_be_read(tmp_path):
 def test_nothing_is_written_over_or_by_halves(tmp_path):
     torch.save({"backbone.weight": torch.zeros(3)}, tmp_path / "alien.pth")
     command = [sys.executable, SCRIPT, tmp_path / "alien.pth", tmp_path / "out"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = forked.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").touch()
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = forked.run(command, capture_output=True, text=True)
     assert "is not an empty folder" in result.stderr

@@ -1,6 +1,5 @@
 """Exported networks against the checkpoint, run by onnxruntime in a process without this package."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,9 +14,12 @@ from transformers import TimmBackboneConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from revhrnet_hf import RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
+from revhrnet_hf.commands import export as export_command
 from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
 from revhrnet_hf.synthetic import write_camvid
+
+from .. import forked
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
@@ -42,7 +44,7 @@ assert not {"torch", "transformers", "revhrnet_hf"} & set(sys.modules)
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+    return forked.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
 
 
 def exported(*arguments):
@@ -122,10 +124,10 @@ def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, image, camvi
 
 
 @pytest.mark.slow
-def test_label_maps_of_one_size_and_opset(tiny_checkpoint, image, tmp_path):
+def test_label_maps_of_one_size_and_opset(two_streams_checkpoint, image, tmp_path):
     arguments = "--format", "onnx", "--size", 61, 90, "--with_argmax", "--opset", 18, "--output_dir", tmp_path / "fixed"
-    exported(tiny_checkpoint, *arguments)
-    model, image_processor = load_checkpoint(tiny_checkpoint)
+    exported(two_streams_checkpoint, *arguments)
+    model, image_processor = load_checkpoint(two_streams_checkpoint)
     found = foreign(tmp_path / "fixed", image, "model.onnx")
     [expected] = predict_label_maps(model, image_processor, [Image.open(image)])
     assert (found.dtype, found.shape) == (np.int64, (1, *expected.shape))
@@ -134,9 +136,9 @@ def test_label_maps_of_one_size_and_opset(tiny_checkpoint, image, tmp_path):
 
 
 @pytest.mark.slow
-def test_torch_program(tiny_checkpoint, image, tmp_path):
-    exported(tiny_checkpoint, "--format", "torch_export", "--dynamic", "--output_dir", tmp_path / "program")
-    model, image_processor = load_checkpoint(tiny_checkpoint)
+def test_torch_program(two_streams_checkpoint, image, tmp_path):
+    exported(two_streams_checkpoint, "--format", "torch_export", "--dynamic", "--output_dir", tmp_path / "program")
+    model, image_processor = load_checkpoint(two_streams_checkpoint)
     pixel_values = image_processor(images=Image.open(image), return_tensors="pt")["pixel_values"].repeat(3, 1, 1, 1)
     torch.save(pixel_values, tmp_path / "in.pt")
     # In a process of its own, without this package.
@@ -145,7 +147,7 @@ def test_torch_program(tiny_checkpoint, image, tmp_path):
         "torch.save(program(x), sys.argv[3]); assert 'revhrnet_hf' not in sys.modules"
     )
     files = [tmp_path / "program" / "model.pt2", tmp_path / "in.pt", tmp_path / "out.pt"]
-    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    forked.run([sys.executable, "-c", code, *files], preloaded=forked.BARE, check=True)
     with torch.no_grad():
         torch.testing.assert_close(torch.load(files[2]), model(pixel_values).logits, rtol=0, atol=1e-4)
 
@@ -237,15 +239,12 @@ def test_what_is_allowed_passes():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--format", "torch_export", "--dynamic", "--opset", "18"], "--opset and --quantize are of --format onnx"),
+        (["--format", "torch_export", "--dynamic", "--opset", "18"], "--opset and --quantize need --format onnx"),
         (["--format", "onnx", "--dynamic", "--quantize", "int8"], "needs --calibration"),
-        (["--format", "onnx", "--dynamic", "--calibration", "."], "are of --quantize int8"),
+        (["--format", "onnx", "--dynamic", "--calibration", "."], "need --quantize int8"),
     ],
 )
 def test_what_does_not_fit_together(tmp_path, arguments, said):
-    spec = importlib.util.spec_from_file_location("export_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     with pytest.raises(RecipeError, match=said):
-        script.main(["CHECKPOINT", *arguments, "--output_dir", str(tmp_path / "out")])
+        export_command.main(["CHECKPOINT", *arguments, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

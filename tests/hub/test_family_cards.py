@@ -9,9 +9,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from revhrnet_hf import RevHRNetConfig
+from revhrnet_hf.commands import COMMANDS
 from revhrnet_hf.hub.family_cards import FAMILIES, family_card, merge_results, needed_costs, results_of, write_family_cards
-from revhrnet_hf.hub.model_card import Record, Result
 from revhrnet_hf.hub.model_table import ModelCosts, all_models
+from revhrnet_hf.hub.record import Record, Result
 from revhrnet_hf.training.recipe import Recipe, read_chain
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,17 @@ def test_a_result_stands_in_its_familys_card_only():
     assert len(merge_results(results, results_of(record("w32")))) == 2
 
 
+def test_recorded_names_are_no_markup():
+    [result] = results_of(record("w18"))
+    evil = "<b>x</b> |\n## Licence {{ 7 * 7 }}"
+    result |= {"trained_on": evil, "hardware": evil, "how": evil, "class_iou": {evil: 0.5}}
+    family = next(family for family in FAMILIES if family.file == "revhrnet-w18")
+    card = family_card(family, COSTS, [result])
+    assert "<b>" not in card and "49" not in card and card.count("\n## Licence") == 1
+    [row] = [line for line in card.splitlines() if line.startswith("| w18")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 9
+
+
 def test_costs_and_licence(tmp_path):
     assert set(needed_costs()) <= set(all_models())
     for path in write_family_cards(tmp_path, COSTS, []):
@@ -49,13 +61,13 @@ def test_costs_and_licence(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.file)
-def test_the_commands_fit_the_scripts_and_recipes(family):
-    """Files exist, fields are a recipe's, the datasets given are those of its stages, and the network is the family's."""
-    commands = [shlex.split(line) for line in re.findall(r"^python scripts.*$", family_card(family, COSTS, []), re.MULTILINE)]
+def test_the_commands_and_recipes_exist(family):
+    """Fields are a recipe's, the datasets given are those of its stages, and the network is the family's."""
+    commands = [shlex.split(line) for line in re.findall(r"^revhrnet .*$", family_card(family, COSTS, []), re.MULTILINE)]
     assert commands
-    for _, script, *arguments in commands:
-        assert (ROOT / script).exists()
-        if not script.endswith("run_seg.py"):
+    for _, command, *arguments in commands:
+        assert command in COMMANDS
+        if command != "train":
             continue
         options = {}
         for word in arguments:
@@ -64,7 +76,7 @@ def test_the_commands_fit_the_scripts_and_recipes(family):
                 options[name] = []
             else:
                 options[name].append(word)
-        recipes = read_chain(ROOT / options.pop("recipe")[0])
+        recipes = read_chain(options.pop("recipe")[0])
         sets = [of.split("=")[0] for of in options.pop("data_dir")]
         assert len(sets) == 1 or set(sets) == {recipe.dataset for recipe in recipes}
         del options["output_dir"]

@@ -1,8 +1,6 @@
 """HRNetV2 against timm's HRNet, published sizes, and what Transformers promises of backbones; RevHRNet on top of it."""
 
 import math
-import os
-import subprocess
 import sys
 
 import PIL.Image
@@ -31,6 +29,8 @@ from revhrnet_hf import (
     RevHRNetForSemanticSegmentation,
 )
 from revhrnet_hf.models.backbone import backbone_normalization
+
+from .. import forked
 
 TINY = {
     "stem_channels": 8,
@@ -323,8 +323,7 @@ for folder in ("hrnet", "full"):
     for folder, model in (("hrnet", tiny_hrnet), ("full", full)):
         model.save_pretrained(tmp_path / folder)
         revhrnet_hf.RevHRNetImageProcessor().save_pretrained(tmp_path / folder)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment)
+    forked.run([sys.executable, "-c", program], preloaded=forked.BARE, check=True, cwd=tmp_path)
     for folder, model in (("hrnet", tiny_hrnet), ("full", full)):
         with torch.no_grad():
             assert torch.equal(torch.load(tmp_path / f"{folder}.pt"), model(x).logits), folder

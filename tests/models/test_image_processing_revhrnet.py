@@ -1,7 +1,6 @@
 """The image processors against SegFormer's, each other, closed formulas and brute force."""
 
 import json
-import subprocess
 import sys
 from fractions import Fraction
 from types import SimpleNamespace
@@ -22,6 +21,8 @@ from revhrnet_hf.models.image_processing_pil_revhrnet import (
     resized_size,
 )
 from revhrnet_hf.models.image_processing_revhrnet import RevHRNetImageProcessor
+
+from .. import forked
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
@@ -369,7 +370,7 @@ def test_auto_class_takes_the_twin_of_the_backend(processor_class, backend, tmp_
 
 @pytest.mark.slow
 @twins
-def test_remote_code_loads_both_twins_without_the_package(processor_class, tmp_path, monkeypatch):
+def test_remote_code_loads_both_twins_without_the_package(processor_class, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     processor_class(do_pad=True, size_divisor=8).save_pretrained(checkpoint)
     np.save(tmp_path / "image.npy", np.asarray(random_image(37, 53)))
@@ -387,9 +388,8 @@ for backend in ("torchvision", "pil"):
 processor.save_pretrained(again)
 assert AutoImageProcessor.from_pretrained(again, trust_remote_code=True).backend == "torchvision"
 """
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     command = [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "again"), str(tmp_path)]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    finished = forked.run(command, preloaded=forked.BARE, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     for twin, backend in zip(TWINS, ("torchvision", "pil"), strict=True):
         here = twin(do_pad=True, size_divisor=8)(random_image(37, 53), return_tensors="np")["pixel_values"]

@@ -115,6 +115,8 @@ class TestAllModels:
             assert all(torch.equal(a, b) for a, b in pairs)
 
     def test_compiled_without_graph_breaks(self, make, batch, name):
+        if name == "revhrnet on trained hrnetv2":
+            pytest.skip("made of two that are compiled here; test_trained_compiled has the whole")
         model = make(name).eval()
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend="eager")

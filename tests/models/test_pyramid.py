@@ -20,7 +20,6 @@ from transformers import (
     DINOv3ViTModel,
 )
 
-import revhrnet_hf
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetModel
 from revhrnet_hf.models.pyramid import Pyramid, resampled
 
@@ -216,10 +215,12 @@ def test_fixed_size_is_said():
 def test_onnx(tmp_path):
     """At an odd size, by onnxruntime."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    from revhrnet_hf.export import Exportable
+
     for kind in ("resize", "learned"):
         model = timm_model("test_vit", kind)
         x = torch.randn(1, 3, 75, 101)
-        program = torch.onnx.export(revhrnet_hf.export.Exportable(model), (x,), dynamo=True)
+        program = torch.onnx.export(Exportable(model), (x,), dynamo=True)
         program.save(tmp_path / f"{kind}.onnx")
         session = onnxruntime.InferenceSession(tmp_path / f"{kind}.onnx")
         [found] = session.run(None, {session.get_inputs()[0].name: x.numpy()})

@@ -2,8 +2,6 @@
 
 import copy
 import gc
-import os
-import subprocess
 import sys
 import weakref
 
@@ -332,9 +330,10 @@ class TestSyncBatchNorm:
     @pytest.mark.slow
     def test_two_processes(self, tmp_path):
         """Statistics over both processes, updated once, and gradients under DistributedDataParallel, as one process has them."""
+        from .. import forked  # not above: this file is a program as well
+
         processes = [
-            subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path / "store"), str(tmp_path)], env=os.environ)
-            for rank in (0, 1)
+            forked.Popen([sys.executable, __file__, str(rank), str(tmp_path / "store"), str(tmp_path)]) for rank in (0, 1)
         ]
         assert [process.wait(240) for process in processes] == [0, 0]
         whole = make("streams", NONE).double()

@@ -4,7 +4,6 @@ import functools
 import http.server
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -29,6 +28,8 @@ from transformers import (
 import revhrnet_hf
 from revhrnet_hf.evaluation import predict_label_maps
 from revhrnet_hf.images import read_image
+
+from .. import forked
 
 NAMES = ["sky", "road", "car", "tree", "person"]
 
@@ -187,8 +188,7 @@ numpy.savez(out, logits=logits.numpy(), **maps)
 assert type(model).__module__.startswith("transformers_modules")
 """
     command = [sys.executable, "-c", program, checkpoint, tmp_path / "image.png", tmp_path / "out.npz"]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    finished = forked.run(command, preloaded=forked.BARE, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "not supported" not in finished.stdout + finished.stderr
     model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)

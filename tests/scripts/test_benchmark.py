@@ -1,7 +1,7 @@
 """Each sub-command on tiny networks: a table, and JSON with machine, versions and settings."""
 
+import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,13 +10,27 @@ import pytest
 from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.training.recipe import Recipe
 
+from .. import forked
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 PEER = ["--peer", "tiny-hrnet"]
 SMALL = [*PEER, "--height", "64", "--width", "96", "--rounds", "1"]
 
 
-def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+# In place of processes that are spawned, and import torch anew, for each measurement.
+FORKED_MEASUREMENTS = """
+import multiprocessing, os, runpy, sys
+context = multiprocessing.get_context
+multiprocessing.get_context = lambda method=None: context("fork")
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(*arguments, spawn=False):
+    command = [SCRIPT] if spawn else ["-c", FORKED_MEASUREMENTS, SCRIPT]
+    return forked.run([sys.executable, *command, *map(str, arguments)], capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -49,7 +63,7 @@ def test_against_a_peer(command, arguments, names, tmp_path):
 
 @pytest.mark.slow
 def test_growth_and_guide(tmp_path):
-    plot = [] if subprocess.run([sys.executable, "-c", "import matplotlib"]).returncode else ["--plot", tmp_path / "growth.png"]
+    plot = ["--plot", tmp_path / "growth.png"] if importlib.util.find_spec("matplotlib") else []
     sizes = ["--sides", 64, 128, "--window", 64, "--batches", 1, 2, "--classes", 5, 9, "--rounds", 1]
     done = run("growth", "--network", "tiny-rev", *sizes, *plot, "--output", tmp_path / "g")
     assert done.returncode == 0, done.stderr

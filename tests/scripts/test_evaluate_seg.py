@@ -1,8 +1,8 @@
 """The command as a user gives it, on small datasets; scores against torchmetrics, the pipeline and the publishers' programs."""
 
 import csv
-import importlib.util
 import json
+import logging
 import os
 import shutil
 import signal
@@ -27,22 +27,19 @@ from transformers import (
     pipeline,
 )
 
+from revhrnet_hf.commands import evaluate
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
+from revhrnet_hf.evaluation.evaluator import Recorder
+from revhrnet_hf.evaluation.submission import submission_format
 from revhrnet_hf.hub.model_card import write_model_card
 from revhrnet_hf.synthetic import write_cityscapes, write_mapillary_vistas, write_pascal_voc
 
+from .. import forked
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_seg.py"
 SPACE = get_label_space("camvid11")
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("evaluate_seg", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +76,9 @@ def arguments(checkpoint, camvid, *more):
     return list(map(str, given))
 
 
-def test_scores_are_those_of_pipeline_and_torchmetrics(script, checkpoint, camvid, tmp_path, capsys):
+def test_scores_are_those_of_pipeline_and_torchmetrics(checkpoint, camvid, tmp_path, capsys):
     output = tmp_path / "scores.json"
-    script.main(arguments(checkpoint, camvid, "--output", output))
+    evaluate.main(arguments(checkpoint, camvid, "--output", output))
     record = json.loads(output.read_text(encoding="utf-8"))
 
     segment = pipeline("image-segmentation", model=str(checkpoint), device="cpu")
@@ -114,7 +111,7 @@ def test_scores_are_those_of_pipeline_and_torchmetrics(script, checkpoint, camvi
     assert low < record["scores"]["mean_iou"] < high
 
 
-def test_same_images_stored_elsewhere_give_the_same(script, checkpoint, camvid, tmp_path):
+def test_same_images_stored_elsewhere_give_the_same(checkpoint, camvid, tmp_path):
     """As a folder of one's own, and saved by `datasets` with other columns."""
     (tmp_path / "own" / "val").mkdir(parents=True)
     (tmp_path / "own" / "val" / "images").symlink_to(camvid / "val")
@@ -129,21 +126,21 @@ def test_same_images_stored_elsewhere_give_the_same(script, checkpoint, camvid, 
         ["--dataset", "folder", "--data_dir", tmp_path / "own", "--label_space", "camvid11"],
         ["--dataset", "hub", "--data_dir", tmp_path / "saved", "--label_space", "camvid11", *columns],
     ):
-        script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json", "--overwrite", *given))
+        evaluate.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json", "--overwrite", *given))
         record = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
         assert record["label_space"] == "camvid11"
         matrices.append(record["confusion_matrix"])
     assert matrices[0] == matrices[1] == matrices[2]
 
 
-def test_scores_lie_beside_the_checkpoint_by_default(script, checkpoint, camvid):
-    script.main(arguments(checkpoint, camvid))
+def test_scores_lie_beside_the_checkpoint_by_default(checkpoint, camvid):
+    evaluate.main(arguments(checkpoint, camvid))
     text = (checkpoint / "scores_camvid_val.json").read_text(encoding="utf-8")
     assert json.loads(text)["checkpoint"] == checkpoint.name
     assert str(checkpoint.parent) not in text
 
 
-def test_bad_input_is_named(script, checkpoint, camvid, tmp_path):
+def test_bad_input_is_named(checkpoint, camvid, tmp_path):
     five = save_checkpoint(tmp_path / "five", dict(enumerate("abcde")))
     for error, message, given in (
         (CheckpointError, r"5 classes \(a, b, c, d …\) is among the 11 of camvid \(Sky", arguments(five, camvid)),
@@ -155,13 +152,13 @@ def test_bad_input_is_named(script, checkpoint, camvid, tmp_path):
         (RecipeError, "--num_workers -1", arguments(checkpoint, camvid, "--num_workers", "-1")),
     ):
         with pytest.raises(error, match=message):
-            script.main(given)
+            evaluate.main(given)
 
 
 def test_an_error_is_one_line_and_status_1(checkpoint, camvid, tmp_path):
     output = tmp_path / "scores.json"
     command = [sys.executable, SCRIPT, *arguments(checkpoint, tmp_path / "absent", "--output", output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = forked.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: ")
     assert "\n" not in done.stderr.strip()
@@ -169,11 +166,11 @@ def test_an_error_is_one_line_and_status_1(checkpoint, camvid, tmp_path):
     assert not output.exists()
 
 
-def test_windows_scales_and_all_that_can_be_written(script, checkpoint, camvid, tmp_path):
+def test_windows_scales_and_all_that_can_be_written(checkpoint, camvid, tmp_path):
     pytest.importorskip("matplotlib")
     output = tmp_path / "sliding.json"
     given = ["--window", "32", "40", "--scales", "1", "1.5", "--flip", "--boundary", "--absent_as_zero"]
-    script.main(arguments(checkpoint, camvid, "--output", output, *given, "--plot", "--worst", "2"))
+    evaluate.main(arguments(checkpoint, camvid, "--output", output, *given, "--plot", "--worst", "2"))
     record = json.loads(output.read_text(encoding="utf-8"))
     model, image_processor = load_checkpoint(checkpoint)
     settings = InferenceSettings((32, 40), scales=(1.0, 1.5), flip=True)
@@ -196,7 +193,7 @@ def test_windows_scales_and_all_that_can_be_written(script, checkpoint, camvid, 
     assert figure.width >= 52 and figure.height > 2 * 36
 
 
-def test_another_librarys_model(script, camvid, tmp_path):
+def test_another_librarys_model(camvid, tmp_path):
     """An UperNet, whose image processor makes squares of the images."""
     torch.manual_seed(0)
     backbone = ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage1", "stage2", "stage3", "stage4"])
@@ -205,7 +202,7 @@ def test_another_librarys_model(script, camvid, tmp_path):
     )
     UperNetForSemanticSegmentation(config).save_pretrained(tmp_path / "upernet")
     SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "upernet")
-    script.main(arguments(tmp_path / "upernet", camvid))
+    evaluate.main(arguments(tmp_path / "upernet", camvid))
     record = json.loads((tmp_path / "upernet" / "scores_camvid_val.json").read_text(encoding="utf-8"))
     expected = 0
     segment_with = pipeline("image-segmentation", model=str(tmp_path / "upernet"), device="cpu")
@@ -220,94 +217,92 @@ class Stop(Exception):
     pass
 
 
-def test_what_was_interrupted_goes_on(script, checkpoint, camvid, tmp_path, monkeypatch, capsys):
+def test_what_was_interrupted_goes_on(checkpoint, camvid, tmp_path, monkeypatch, caplog):
     whole, output = tmp_path / "whole.json", tmp_path / "scores.json"
-    script.main(arguments(checkpoint, camvid, "--output", whole))
+    evaluate.main(arguments(checkpoint, camvid, "--output", whole))
     seen = []
-    record_image = script.Recorder.record
+    record_image = Recorder.record
 
-    def record(self, image):
+    def record(self, image, confusion):
         if len(seen) == 4:
             raise Stop
         seen.append(image.image_id)
-        return record_image(self, image)
+        return record_image(self, image, confusion)
 
-    monkeypatch.setattr(script.Recorder, "record", record)
+    monkeypatch.setattr(Recorder, "record", record)
     with pytest.raises(Stop):
-        script.main(arguments(checkpoint, camvid, "--output", output))
+        evaluate.main(arguments(checkpoint, camvid, "--output", output))
     assert not output.exists()
     [part] = (tmp_path / ".scores.work").glob("part_*.jsonl")
     part.write_bytes(part.read_bytes()[:-9])  # as if killed while writing the fourth
     with pytest.raises(CheckpointError, match=r"other settings \(dtype was float32, is bfloat16\).*--overwrite"):
-        script.main(arguments(checkpoint, camvid, "--output", output, "--dtype", "bfloat16"))
+        evaluate.main(arguments(checkpoint, camvid, "--output", output, "--dtype", "bfloat16"))
     config = checkpoint / "config.json"
     os.utime(config, ns=(0, 0))  # another training's checkpoint under the same name
     with pytest.raises(CheckpointError, match=r"other settings \(checkpoint was"):
-        script.main(arguments(checkpoint, camvid, "--output", output))
+        evaluate.main(arguments(checkpoint, camvid, "--output", output))
     begun = json.loads((tmp_path / ".scores.work" / "settings.json").read_text(encoding="utf-8"))
     os.utime(config, ns=(0, next(changed for name, _, changed in begun["checkpoint"] if name == "config.json")))
 
     seen.clear()
-    capsys.readouterr()
-    script.main(arguments(checkpoint, camvid, "--output", output))
+    caplog.set_level(logging.INFO, "revhrnet_hf")
+    evaluate.main(arguments(checkpoint, camvid, "--output", output))
     assert seen == ["3", "4", "5"]
-    assert "resumed: 3 of 6 images are done" in capsys.readouterr().out
+    assert "resumed: 3 of 6 images are done" in caplog.text
     assert output.read_bytes() == whole.read_bytes()
     assert output.with_suffix(".csv").read_bytes() == whole.with_suffix(".csv").read_bytes()
 
 
-def test_two_evaluations_in_one_folder_at_once(script, camvid, tmp_path, monkeypatch):
+def test_two_evaluations_in_one_folder_at_once(camvid, tmp_path, monkeypatch):
     """In the middle of one, another begins and ends; then the first is interrupted, and resumed while a third is unfinished."""
     checkpoint = save_checkpoint(tmp_path / "model", SPACE.id2label)
-    record_image, seen = script.Recorder.record, []
+    record_image, seen = Recorder.record, []
 
-    def record(self, image):
+    def record(self, image, confusion):
         seen.append(image.image_id)
         if len(seen) == 3:
-            script.main(arguments(checkpoint, camvid, "--flip"))
+            evaluate.main(arguments(checkpoint, camvid, "--flip"))
         if len(seen) == 12:
             raise Stop
-        return record_image(self, image)
+        return record_image(self, image, confusion)
 
-    monkeypatch.setattr(script.Recorder, "record", record)
+    monkeypatch.setattr(Recorder, "record", record)
     with pytest.raises(Stop):
-        script.main(arguments(checkpoint, camvid))
+        evaluate.main(arguments(checkpoint, camvid))
     assert [file.name for file in checkpoint.glob(".*")] == [".scores_camvid_val.work"]
     with pytest.raises(Stop):
         seen[:] = seen[:9]
-        script.main(arguments(checkpoint, camvid, "--scales", "1.5"))
+        evaluate.main(arguments(checkpoint, camvid, "--scales", "1.5"))
     assert seen[9:] == ["0", "1", "2"]
-    script.main(arguments(checkpoint, camvid))
+    evaluate.main(arguments(checkpoint, camvid))
     assert seen[12:] == ["5"]
-    script.main(arguments(checkpoint, camvid, "--scales", "1.5"))
+    evaluate.main(arguments(checkpoint, camvid, "--scales", "1.5"))
     assert seen[13:] == ["2", "3", "4", "5"]
     names = ["scores_camvid_val", "scores_camvid_val_flip", "scores_camvid_val_scales1.5"]
     assert sorted(file.stem for file in checkpoint.glob("scores*.json")) == names and not list(checkpoint.glob(".*"))
-    monkeypatch.setattr(script.Recorder, "record", record_image)
+    monkeypatch.setattr(Recorder, "record", record_image)
     alone = tmp_path / "alone.json"
-    script.main(arguments(checkpoint, camvid, "--output", alone))
+    evaluate.main(arguments(checkpoint, camvid, "--output", alone))
     assert alone.read_bytes() == (checkpoint / "scores_camvid_val.json").read_bytes()
 
 
-def test_overwrite_begins_anew(script, checkpoint, camvid, tmp_path, capsys):
+def test_overwrite_begins_anew(checkpoint, camvid, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "revhrnet_hf")
     (tmp_path / ".scores.work").mkdir()
     (tmp_path / ".scores.work" / "settings.json").write_text('{"dataset": "another"}', encoding="utf-8")
     with pytest.raises(CheckpointError, match="dataset was another, is camvid"):
-        script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json"))
-    script.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json", "--overwrite"))
-    assert "resumed" not in capsys.readouterr().out and (tmp_path / "scores.json").exists()
+        evaluate.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json"))
+    evaluate.main(arguments(checkpoint, camvid, "--output", tmp_path / "scores.json", "--overwrite"))
+    assert "resumed" not in caplog.text and (tmp_path / "scores.json").exists()
 
 
-def test_a_split_without_a_labelled_pixel_is_an_error(script, checkpoint, camvid, tmp_path):
+def test_a_split_without_a_labelled_pixel_is_an_error(checkpoint, camvid, tmp_path):
     void = Path(shutil.copytree(camvid, tmp_path / "void"))
     for file in (void / "valannot").iterdir():
         PIL.Image.fromarray(np.full((36, 52), 11, np.uint8)).save(file)
     output = tmp_path / "scores.json"
-    with (
-        pytest.warns(UserWarning, match="no labelled pixel was counted"),
-        pytest.raises(DataError, match="the split 'val' of camvid holds no labelled pixel"),
-    ):
-        script.main(arguments(checkpoint, void, "--output", output, "--worst", "1"))
+    with pytest.raises(DataError, match="the split 'val' of camvid holds no labelled pixel"):
+        evaluate.main(arguments(checkpoint, void, "--output", output, "--worst", "1"))
     assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("scores*"))
 
 
@@ -318,8 +313,9 @@ def own_folder(folder, camvid):
     return folder
 
 
-def test_no_evaluation_overwrites_another(script, camvid, tmp_path, capsys):
+def test_no_evaluation_overwrites_another(camvid, tmp_path, caplog):
     """Other settings, other own folders, another name: each has its files, and all are in the card."""
+    caplog.set_level(logging.INFO, "revhrnet_hf")
     checkpoint = save_checkpoint(tmp_path / "model", SPACE.id2label)
     write_model_card(checkpoint)
     own = ["--dataset", "folder", "--label_space", "camvid11", "--data_dir"]
@@ -331,35 +327,36 @@ def test_no_evaluation_overwrites_another(script, camvid, tmp_path, capsys):
         "scores_evening_val_camvid11": [*own, f"evening={slides}"],
     }
     for way in ways.values():
-        script.main(arguments(checkpoint, camvid, *way))
+        evaluate.main(arguments(checkpoint, camvid, *way))
     assert sorted(file.stem for file in checkpoint.glob("*.csv")) == sorted(ways)
     assert sorted(file.stem for file in checkpoint.glob("scores*.json")) == sorted(ways)
-    assert "replaced" not in capsys.readouterr().out
+    assert "replaced" not in caplog.text
     card = (checkpoint / "README.md").read_text(encoding="utf-8")
     rows = [line for line in card.splitlines() if " val (6 images) | " in line]
     assert len(rows) == len(ways) == len(set(rows))
     names = {json.loads(file.read_text(encoding="utf-8"))["dataset"] for file in checkpoint.glob("scores*.json")}
     assert names == {"camvid", "photos", "evening"}
-    script.main(arguments(checkpoint, camvid, "--flip"))
-    assert f"replaced: the scores of an earlier run of the same evaluation in {checkpoint}" in capsys.readouterr().out
+    evaluate.main(arguments(checkpoint, camvid, "--flip"))
+    output = checkpoint / "scores_camvid_val_flip.json"
+    assert f"the scores of an earlier run of the same evaluation in {output} will be replaced" in caplog.text
 
 
-def test_a_folder_by_a_name_of_its_own(script, checkpoint, camvid, tmp_path):
+def test_a_folder_by_a_name_of_its_own(checkpoint, camvid, tmp_path):
     """As in a recipe (`{name: photos, loader: folder}`), or with the name before the folder."""
     data, model = own_folder(tmp_path / "data", camvid), save_checkpoint(tmp_path / "model", SPACE.id2label)
     ways = (["photos", "--loader", "folder", "--data_dir", data], ["folder", "--data_dir", f"slides={data}"])
     for name, way in zip(("photos", "slides"), ways, strict=True):
-        script.main([*map(str, (model, "--label_space", "camvid11", "--num_workers", "0", "--dataset", *way))])
+        evaluate.main([*map(str, (model, "--label_space", "camvid11", "--num_workers", "0", "--dataset", *way))])
         record = json.loads((model / f"scores_{name}_val_camvid11.json").read_text(encoding="utf-8"))
         assert (record["dataset"], record["loader"]) == (name, "folder")
     with pytest.raises(DataError, match="needs a loader"):
-        script.main(arguments(checkpoint, data, "--dataset", "photos"))
+        evaluate.main(arguments(checkpoint, data, "--dataset", "photos"))
 
 
-def test_a_file_of_something_else_is_not_overwritten(script, checkpoint, camvid, tmp_path, capsys):
+def test_a_file_of_something_else_is_not_overwritten(checkpoint, camvid, tmp_path, capsys):
     output = tmp_path / "scores.json"
     given = arguments(checkpoint, camvid, "--output", output)
-    script.main(given)
+    evaluate.main(given)
     before = output.read_bytes()
     other = shutil.copytree(camvid, tmp_path / "other")
     (other / "val" / "5.png").unlink()
@@ -372,13 +369,13 @@ def test_a_file_of_something_else_is_not_overwritten(script, checkpoint, camvid,
         (["--data_dir", f"mine={camvid}"], "dataset"),
     ):
         with pytest.raises(RecipeError, match=rf"scores.json holds the scores of another evaluation \({differs} differ\)"):
-            script.main([*given, *map(str, more)])
+            evaluate.main([*given, *map(str, more)])
         assert output.read_bytes() == before
-    script.main([*given, "--flip", "--overwrite"])
+    evaluate.main([*given, "--flip", "--overwrite"])
     assert output.read_bytes() != before
     output.write_text('{"my": "notes"}', encoding="utf-8")
     with pytest.raises(RecipeError, match="is no record of an evaluation"):
-        script.main(given)
+        evaluate.main(given)
     assert json.loads(output.read_text(encoding="utf-8")) == {"my": "notes"}
     assert not list(tmp_path.glob(".*"))
 
@@ -392,60 +389,60 @@ def relabelled(folder, name="0.png"):
     os.utime(file, ns=(0, changed))
 
 
-def test_data_of_the_same_names_are_not_taken_for_the_same(script, camvid, tmp_path):
+def test_data_of_the_same_names_are_not_taken_for_the_same(camvid, tmp_path):
     """Two folders whose folders, files and image sizes are called alike; a copy to elsewhere is the same."""
     checkpoint = save_checkpoint(tmp_path / "model", SPACE.id2label)
     folds = [own_folder(tmp_path / fold / "data", Path(shutil.copytree(camvid, tmp_path / fold / "files"))) for fold in "ab"]
     own = ["--dataset", "folder", "--label_space", "camvid11", "--data_dir"]
     given = [arguments(checkpoint, camvid, *own, fold) for fold in folds]
     for arguments_ in given:
-        script.main(arguments_)
+        evaluate.main(arguments_)
     output = checkpoint / "scores_folder-data_val_camvid11.json"
     before = output.read_bytes()
     assert str(tmp_path) not in before.decode()
     relabelled(tmp_path / "b" / "files")
     with pytest.raises(RecipeError, match=r"another evaluation \(data differ\).*--overwrite"):
-        script.main(given[1])
+        evaluate.main(given[1])
     assert output.read_bytes() == before
     PIL.Image.effect_noise((52, 36), 90).convert("RGB").save(tmp_path / "a" / "files" / "val" / "3.png")
     with pytest.raises(RecipeError, match=r"another evaluation \(data differ\)"):
-        script.main(given[0])
-    script.main([*given[1], "--overwrite"])
+        evaluate.main(given[0])
+    evaluate.main([*given[1], "--overwrite"])
     assert output.read_bytes() != before
 
 
-def test_label_tables_of_the_same_name_are_not_taken_for_the_same(script, checkpoint, camvid, tmp_path):
+def test_label_tables_of_the_same_name_are_not_taken_for_the_same(checkpoint, camvid, tmp_path):
     data, tables = own_folder(tmp_path / "data", camvid), [tmp_path / name / "table.yaml" for name in "ab"]
     for table, names in zip(tables, (SPACE.names, SPACE.names[::-1]), strict=True):
         table.parent.mkdir()
         table.write_text(f"names: [{', '.join(names)}]\nignore: [11]\n")
     given = ["--dataset", "folder", "--data_dir", data, "--output", tmp_path / "scores.json", "--label_space"]
-    script.main(arguments(checkpoint, camvid, *given, tables[0]))
+    evaluate.main(arguments(checkpoint, camvid, *given, tables[0]))
     with pytest.raises(RecipeError, match=r"another evaluation \(label_table differ\)"):
-        script.main(arguments(checkpoint, camvid, *given, tables[1]))
+        evaluate.main(arguments(checkpoint, camvid, *given, tables[1]))
 
 
-def test_an_evaluation_of_edited_label_maps_is_not_resumed(script, checkpoint, camvid, tmp_path, monkeypatch):
+def test_an_evaluation_of_edited_label_maps_is_not_resumed(checkpoint, camvid, tmp_path, monkeypatch):
     data = Path(shutil.copytree(camvid, tmp_path / "data"))
-    record_image, seen = script.Recorder.record, []
+    record_image, seen = Recorder.record, []
 
-    def record(self, image):
+    def record(self, image, confusion):
         if len(seen) == 2:
             raise Stop
         seen.append(image.image_id)
-        return record_image(self, image)
+        return record_image(self, image, confusion)
 
-    monkeypatch.setattr(script.Recorder, "record", record)
+    monkeypatch.setattr(Recorder, "record", record)
     given = arguments(checkpoint, data, "--output", tmp_path / "scores.json")
     with pytest.raises(Stop):
-        script.main(given)
+        evaluate.main(given)
     relabelled(data)
     with pytest.raises(CheckpointError, match=r"other settings \(data was \w+, is \w+\).*--overwrite"):
-        script.main(given)
+        evaluate.main(given)
     assert seen == ["0", "1"]
 
 
-def test_a_dataset_that_was_mixed_in_is_scored_by_its_own_classes(script, tmp_path, capsys):
+def test_a_dataset_that_was_mixed_in_is_scored_by_its_own_classes(tmp_path, capsys):
     """A network of [road, car, sky] on images of [sky, road, cat]: against the merged probabilities of the pipeline's model."""
     checkpoint = save_checkpoint(tmp_path / "model", dict(enumerate(["road", "car", "sky"])))
     rng = np.random.default_rng(1)
@@ -454,7 +451,7 @@ def test_a_dataset_that_was_mixed_in_is_scored_by_its_own_classes(script, tmp_pa
         PIL.Image.fromarray(rng.integers(0, high, shape, dtype=np.uint8)).save(tmp_path / "scans" / "val" / kind / "a.png")
     (tmp_path / "table.yaml").write_text("names: [sky, road, cat]\n")
     given = ["--dataset", "folder", "--data_dir", tmp_path / "scans", "--label_space", tmp_path / "table.yaml"]
-    script.main(arguments(checkpoint, tmp_path, *given, "--output", tmp_path / "scores.json"))
+    evaluate.main(arguments(checkpoint, tmp_path, *given, "--output", tmp_path / "scores.json"))
     printed = capsys.readouterr().out
     for line in ("sky = sky", "road = road", "cat = nothing: it is never predicted", "so never predicted: cat"):
         assert line in printed
@@ -469,12 +466,12 @@ def test_a_dataset_that_was_mixed_in_is_scored_by_its_own_classes(script, tmp_pa
     assert record["confusion_matrix"] == multiclass_confusion_matrix(best, truth, 3).tolist()
 
 
-def test_cityscapes_own_scores(script, tmp_path, monkeypatch):
+def test_cityscapes_own_scores(tmp_path, monkeypatch):
     """The files of a submission go through the publisher's program; it must find them by their names."""
     write_cityscapes(tmp_path / "data", {"val": 4}, size=(64, 128))
     checkpoint = save_checkpoint(tmp_path / "model", get_label_space("cityscapes").id2label)
     given = ["--dataset", "cityscapes", "--data_dir", tmp_path / "data", "--submission", tmp_path / "sub"]
-    script.main(arguments(checkpoint, tmp_path, *given, "--output", tmp_path / "scores.json"))
+    evaluate.main(arguments(checkpoint, tmp_path, *given, "--output", tmp_path / "scores.json"))
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["scores"]
 
     monkeypatch.setattr(np, "in1d", np.isin, raising=False)
@@ -516,7 +513,7 @@ def hide_labels(data, split, name):
         ("pascal_voc", write_pascal_voc, "voc21", "results/VOC2012/Segmentation/comp6_test_cls", "P"),
     ],
 )
-def test_submission_of_a_split_without_labels(script, name, write, label_space, folder, mode, tmp_path, capsys):
+def test_submission_of_a_split_without_labels(name, write, label_space, folder, mode, tmp_path, capsys):
     write(tmp_path / "data", {"train": 1, "val": 2}, (48, 64))
     data = next((tmp_path / "data").rglob("JPEGImages"), tmp_path / "data" / "x").parent
     hide_labels(data, "val", name)
@@ -524,8 +521,8 @@ def test_submission_of_a_split_without_labels(script, name, write, label_space, 
     checkpoint = save_checkpoint(tmp_path / "model", space.id2label)
     given = arguments(checkpoint, tmp_path, "--dataset", name, "--data_dir", tmp_path / "data", "--split", "test")
     with pytest.raises(DataError, match="'test' has no label maps, its publisher keeps them"):
-        script.main(given)
-    script.main([*given, "--submission", str(tmp_path / "sub"), "--output", str(tmp_path / "scores.json")])
+        evaluate.main(given)
+    evaluate.main([*given, "--submission", str(tmp_path / "sub"), "--output", str(tmp_path / "scores.json")])
     assert "submission: 2 label maps" in capsys.readouterr().out
     assert not (tmp_path / "scores.json").exists() and not list(tmp_path.glob(".*.work"))
 
@@ -543,16 +540,16 @@ def test_submission_of_a_split_without_labels(script, name, write, label_space, 
             assert written.getpalette()[: 3 * space.num_classes] == [value for colour in space.colours for value in colour]
 
 
-def test_a_submission_that_does_not_fit_is_not_called_done(script, checkpoint, camvid, tmp_path, monkeypatch):
+def test_a_submission_that_does_not_fit_is_not_called_done(checkpoint, camvid, tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="no server takes camvid in the classes 'camvid11'"):
-        script.main(arguments(checkpoint, camvid, "--submission", tmp_path / "sub", "--output", tmp_path / "x.json"))
+        evaluate.main(arguments(checkpoint, camvid, "--submission", tmp_path / "sub", "--output", tmp_path / "x.json"))
     write_pascal_voc(tmp_path / "data", {"train": 1, "val": 2}, (48, 64))
     voc = save_checkpoint(tmp_path / "model", get_label_space("voc21").id2label)
     given = ["--dataset", "pascal_voc", "--data_dir", tmp_path / "data", "--submission", tmp_path / "sub"]
     given = arguments(voc, camvid, *given, "--output", tmp_path / "scores.json")
-    script.main(given)
+    evaluate.main(given)
     files = sorted((tmp_path / "sub").rglob("*.png"))
-    form = script.submission_format("pascal_voc", get_label_space("voc21"))
+    form = submission_format("pascal_voc", get_label_space("voc21"))
     sizes = {file.stem: PIL.Image.open(file).size[::-1] for file in files}
     form.check(tmp_path / "sub", sizes)
     good = files[0].read_bytes()
@@ -574,13 +571,13 @@ def test_a_submission_that_does_not_fit_is_not_called_done(script, checkpoint, c
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on_with_another_number_of_processes(script, checkpoint, camvid, tmp_path):
+def test_a_killed_evaluation_goes_on_with_another_number_of_processes(checkpoint, camvid, tmp_path):
     """Killed, not asked to stop; then two processes share what is left."""
     whole, output = tmp_path / "whole.json", tmp_path / "scores.json"
-    script.main(arguments(checkpoint, camvid, "--output", whole, "--scales", "6"))
+    evaluate.main(arguments(checkpoint, camvid, "--output", whole, "--scales", "6"))
     slow = arguments(checkpoint, camvid, "--output", output, "--scales", "6")
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, SCRIPT, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=one_thread)
+    process = forked.Popen([sys.executable, SCRIPT, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=one_thread)
     part = tmp_path / ".scores.work" / "part_0.jsonl"
     deadline = time.monotonic() + 120
     while not (part.exists() and part.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
@@ -589,20 +586,20 @@ def test_a_killed_evaluation_goes_on_with_another_number_of_processes(script, ch
     process.communicate()
     assert not output.exists() and part.read_bytes().count(b"\n") in range(2, 6)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, *slow]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=one_thread)
-    assert "resumed" in done.stdout
+    done = forked.run(command, check=True, capture_output=True, text=True, timeout=300, env=one_thread)
+    assert "resumed" in done.stderr
     one, two = (json.loads(path.read_text(encoding="utf-8")) for path in (whole, output))
     assert (one["settings"].pop("num_processes"), two["settings"].pop("num_processes")) == (1, 2)
     assert one == two
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_digits(script, checkpoint, camvid, tmp_path):
+def test_two_processes_give_the_same_digits(checkpoint, camvid, tmp_path):
     alone, together = tmp_path / "alone.json", tmp_path / "together.json"
-    script.main(arguments(checkpoint, camvid, "--output", alone))
+    evaluate.main(arguments(checkpoint, camvid, "--output", alone))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
     command += arguments(checkpoint, camvid, "--output", together)
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    forked.run(command, check=True, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     one, two = (json.loads(path.read_text(encoding="utf-8")) for path in (alone, together))
     assert two["settings"].pop("num_processes") == 2
     assert one["settings"].pop("num_processes") == 1

@@ -1,7 +1,5 @@
 """scripts/predict.py with another library's model (a tiny SegFormer) and with ours."""
 
-import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,20 +16,15 @@ from transformers import (
 )
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor
+from revhrnet_hf.commands import predict
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
+
+from .. import forked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 NAMES = ["road", "sky", "car", "tree"]
 PALETTE = [[128, 64, 128], [70, 130, 180], [0, 0, 142], [107, 142, 35]]
-
-
-@pytest.fixture(scope="module")
-def predict():
-    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def save(model, processor, folder):
@@ -86,7 +79,7 @@ def pipelines_label_map(checkpoint, image):
 
 
 @pytest.mark.parametrize("model", ["segformer", "revhrnet"])
-def test_label_map_is_the_pipelines(predict, request, model, image, tmp_path, capsys):
+def test_label_map_is_the_pipelines(request, model, image, tmp_path, capsys):
     checkpoint = request.getfixturevalue(model)
     out = tmp_path / "out"
     predict.main([checkpoint, str(image), "--output_dir", str(out)])
@@ -112,7 +105,7 @@ def test_label_map_is_the_pipelines(predict, request, model, image, tmp_path, ca
         assert float(line.split()[1]) == pytest.approx(100 * (expected == index).mean(), abs=0.051)
 
 
-def test_inference_options_are_evaluations(predict, revhrnet, image, tmp_path):
+def test_inference_options_are_evaluations(revhrnet, image, tmp_path):
     given = ["--window", "32", "48", "--stride", "20", "30", "--scales", "0.8", "1.4", "--flip", "--batch_size", "2"]
     predict.main([revhrnet, str(image), "--output_dir", str(tmp_path / "out"), *given])
     settings = InferenceSettings((32, 48), (20, 30), (0.8, 1.4), flip=True, batch_size=2)
@@ -124,7 +117,7 @@ def test_inference_options_are_evaluations(predict, revhrnet, image, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_images_of_every_kind_get_maps_of_the_size_a_person_sees(predict, segformer, tmp_path):
+def test_images_of_every_kind_get_maps_of_the_size_a_person_sees(segformer, tmp_path):
     folder, exif = tmp_path / "in", Image.Exif()
     folder.mkdir()
     exif[0x0112] = 6
@@ -145,7 +138,7 @@ def test_images_of_every_kind_get_maps_of_the_size_a_person_sees(predict, segfor
     np.testing.assert_array_equal(one, other)
 
 
-def test_results_are_not_replaced_unless_asked(predict, segformer, image, tmp_path):
+def test_results_are_not_replaced_unless_asked(segformer, image, tmp_path):
     arguments = [segformer, str(image), "--output_dir", str(tmp_path / "out")]
     predict.main(arguments)
     result = tmp_path / "out" / "street_labels.png"
@@ -157,7 +150,7 @@ def test_results_are_not_replaced_unless_asked(predict, segformer, image, tmp_pa
     assert Image.open(result).size == (75, 50)
 
 
-def test_two_images_of_one_name_are_an_error(predict, segformer, image, tmp_path):
+def test_two_images_of_one_name_are_an_error(segformer, image, tmp_path):
     namesake = tmp_path / "other" / "street.jpg"
     namesake.parent.mkdir()
     Image.new("RGB", (5, 5)).save(namesake)
@@ -166,7 +159,7 @@ def test_two_images_of_one_name_are_an_error(predict, segformer, image, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_is_done(predict, segformer, image, tmp_path, capsys):
+def test_what_cannot_be_read_is_named_and_the_rest_is_done(segformer, image, tmp_path, caplog):
     folder, exif = tmp_path / "in", Image.Exif()
     folder.mkdir()
     exif[0x0112], exif[0x8769] = 6, {0x9003: "2024"}
@@ -191,24 +184,24 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(predict, segformer, i
     written = sorted(path.name for path in (tmp_path / "out").glob("*_labels.png"))
     assert written == ["good_labels.png", "tagged_labels.png"]
     assert Image.open(tmp_path / "out" / "tagged_labels.png").size == lying.size[::-1]
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    said = [line for line in caplog.messages if line.startswith("skipped: ")]
     unreadable = ["cut.png", "drawing.png", "moved.jpg", "page.jpg"]
     assert [line.split(" cannot be read")[0].rpartition("/")[2] for line in said] == unreadable
 
 
-def test_the_limit_on_pixels_is_an_option(predict, segformer, image, tmp_path, monkeypatch, capsys):
+def test_the_limit_on_pixels_is_an_option(segformer, image, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     monkeypatch.setenv("REVHRNET_MAX_MEGAPIXELS", "0.002")
     arguments = [segformer, str(image), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(DataError, match="1 of 1 images could not be read"):
         predict.main(arguments)
-    assert "--max_megapixels" in capsys.readouterr().err
+    assert "--max_megapixels" in caplog.text
     predict.main([*arguments, "--max_megapixels", "0.01"])
     with pytest.raises(SystemExit):
         predict.main([*arguments, "--max_megapixels", "0"])
 
 
-def test_bad_input_writes_nothing(predict, segformer, image, tmp_path):
+def test_bad_input_writes_nothing(segformer, image, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(image.read_bytes()[:60])
     out = ["--output_dir", str(tmp_path / "out")]
@@ -223,7 +216,7 @@ def test_bad_input_writes_nothing(predict, segformer, image, tmp_path):
         predict.main([segformer, str(image), "--output_dir", str(image)])
 
 
-def test_palette_must_fit_the_classes(predict):
+def test_palette_must_fit_the_classes():
     with pytest.raises(CheckpointError, match="3 colours for 4 classes"):
         predict.names_and_palette(SegformerConfig(num_labels=4, palette=PALETTE[:3]))
     with pytest.raises(CheckpointError, match="300 classes"):
@@ -233,7 +226,7 @@ def test_palette_must_fit_the_classes(predict):
 @pytest.mark.slow
 def test_as_a_command_an_error_is_one_line_and_status_1(tmp_path):
     command = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "absent.png")]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    finished = forked.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 1
     assert finished.stderr == f"error: there is no image or folder {tmp_path / 'absent.png'}\n"
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,5 @@
 import itertools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ import yaml
 from safetensors.torch import save_file
 
 from revhrnet_hf.synthetic import write_camvid, write_cityscapes
+
+from .. import forked
 
 
 @pytest.fixture(scope="session")
@@ -54,10 +55,7 @@ class Runs:
             "trackers": [],
         }
         program = Path(__file__).with_name("forked_runs.py")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self.process = forked.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def start(self, output_dir, *names, **how):
         """The exit status of a run of a chain over datasets in one process, and what it printed."""

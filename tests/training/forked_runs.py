@@ -1,4 +1,4 @@
-"""Runs of chains in processes of their own, with faults at exact places; imports once, then forks for each run.
+"""Runs of chains in processes of their own, with faults at exact places; itself forked (tests/forked.py), it forks for each run.
 
 Reads a job (JSON, `Runs.start` makes it) from each line of stdin and answers with each process's exit status, negative for a
 signal.

@@ -1,7 +1,5 @@
 """Settings that others have published, typed again: HRNet's and PIDNet's recipes, class weights, schedules as formulas."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,9 +9,7 @@ from revhrnet_hf.models import HRNetV2Config, RevHRNetConfig
 from revhrnet_hf.models.backbone import WEIGHT_PACKAGES, backbone_normalization
 from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.optimisation import build_optimizer, learning_rate
-from revhrnet_hf.training.recipe import Recipe, read_chain
-
-RECIPES = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
+from revhrnet_hf.training.recipe import RECIPES, Recipe, read_chain
 
 # HRNet (arXiv 1908.07919, section 4) on Cityscapes.
 HRNET = {

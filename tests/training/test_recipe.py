@@ -12,9 +12,7 @@ from revhrnet_hf.training.chain import data_dirs_by_name
 from revhrnet_hf.training.data import training_sets
 from revhrnet_hf.training.dataset_names import NamedDataset
 from revhrnet_hf.training.network import build_model
-from revhrnet_hf.training.recipe import Recipe, read_chain
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from revhrnet_hf.training.recipe import RECIPES, Recipe, find_recipe, read_chain
 
 
 def write(tmp_path, text):
@@ -23,7 +21,7 @@ def write(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize("path", sorted((SCRIPTS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_whole(path):
     """All their datasets are known, and their networks can be built (on the meta device, without weights)."""
     for recipe in read_chain(path):
@@ -33,6 +31,22 @@ def test_shipped_recipes_are_whole(path):
         with torch.device("meta"):
             model, _ = build_model(recipe, label_space)
         assert model.config.num_labels == label_space.num_classes
+
+
+def test_recipes_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_chain("mapillary_to_cityscapes")[1].dataset == "cityscapes"
+    with pytest.raises(RecipeError, match=r"no recipe camvit \(did you mean camvid\?\): .* one of camvid, camvid_mini, "):
+        find_recipe("camvit")
+    with pytest.raises(RecipeError, match=r"Cannot read the recipe mine\.yaml: No such file"):
+        read_chain("mine.yaml")
+    with pytest.raises(RecipeError, match=r"no recipe scripts/recipes/camvid\.yaml \(did you mean camvid\?\)"):  # where it was
+        read_chain("scripts/recipes/camvid.yaml")
+    (tmp_path / "camvid").mkdir()  # a folder is no recipe
+    assert find_recipe("camvid") == RECIPES / "camvid.yaml"
+    for own in ("mine", "camvid.yaml"):
+        (tmp_path / own).write_text("dataset: camvid\n")
+        assert read_chain(own) == [Recipe(dataset="camvid")]
 
 
 def test_chain_of_recipes(tmp_path):

@@ -1,7 +1,6 @@
 """Curves of runs: what is read from logs, and an image of them."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from revhrnet_hf.errors import CheckpointError
 
 pytest.importorskip("matplotlib")
 from revhrnet_hf.viz.curves import draw_curves, moving_mean, read_curves
+
+from .. import forked
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "plot_run.py"
 
@@ -59,5 +60,5 @@ def test_bad_input(tmp_path):
 
 def test_script(chain, tmp_path):
     output = tmp_path / "curves.png"
-    subprocess.run([sys.executable, SCRIPT, chain, "--output", output], check=True)
+    forked.run([sys.executable, SCRIPT, chain, "--output", output], check=True)
     assert PIL.Image.open(output).size == (1800, 675)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from revhrnet_hf.data.palette import default_palette
 from revhrnet_hf.viz.figures import (
     colourise,
-    default_palette,
     label_map_strip,
     legend,
     overlay,
@@ -126,16 +126,6 @@ def test_label_maps_of_different_sizes_stand_side_by_side():
     assert image.width == 302
     below = colours_in(image.crop((0, 120, *image.size)))
     assert {COLOURS[0], COLOURS[2]} <= below and COLOURS[1] not in below
-
-
-def test_default_palette_repeats_no_colour_and_always_begins_alike():
-    palette = default_palette(256)
-    assert default_palette(7) == palette[:7]
-    assert default_palette(40) == palette[:40]
-    for num_labels, least in ((19, 30), (66, 30), (150, 30), (256, 25)):
-        colours = np.array(palette[:num_labels])
-        distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
-        assert distances[np.triu_indices(num_labels, 1)].min() > least
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the real CamVid is not here")

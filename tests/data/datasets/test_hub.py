@@ -1,6 +1,5 @@
 import io
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,8 @@ from revhrnet_hf.data import LabelMap, LabelSpace, RgbImage, get_label_space, la
 from revhrnet_hf.data.datasets import hub as stored_module
 from revhrnet_hf.data.datasets.own_files import OwnFiles
 from revhrnet_hf.errors import DataError
+
+from ... import forked
 
 TABLE = "name: cars\nnames:\n  road: 1\n  car: 2\n  tree: 0\n"  # translating twice would show: 1 → 0 → 2
 TRAIN_ID = np.array([2, 0, 1], np.uint8)
@@ -163,7 +164,7 @@ def test_second_process_knows_what_was_saved(own, tmp_path):
         "print(saved[2]['image_id'], saved[2]['label_map'].tobytes().hex(), *label_space_of(saved).names)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "saved")]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = forked.run(command, preloaded=forked.BARE, capture_output=True, text=True, check=True)
     assert run.stdout.split() == [expected[0], expected[2].hex(), "road", "car", "tree"]
 
 

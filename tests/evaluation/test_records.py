@@ -1,18 +1,19 @@
-"""The records of an evaluation: one process at a time has them, whatever end the last one took."""
+"""The records of an evaluation: what they hold, and that one process at a time has them, however the last one ended."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from revhrnet_hf import io as files
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.evaluation.work import ImageRecord, WorkFolder
+from revhrnet_hf.evaluation.records import ImageRecord, WorkFolder, class_totals_by_image, nonzero_cells, total_matrix
 
 SETTINGS = {"dataset": "camvid", "window": (32, 40)}
-RECORD = ImageRecord(0, "a", [4, 6], [[0, 24]])  # as JSON has it
+RECORD = ImageRecord(0, "a", (4, 6), np.array([[0, 24]]))
 
 # Without the package, whose import takes seconds.
 HOLDER = """
@@ -66,7 +67,8 @@ def test_one_at_a_time_and_a_killed_one_blocks_nobody(tmp_path, holder):
     process.wait()
     again = WorkFolder(folder, SETTINGS)
     again.claim(False)
-    assert again.read() == {0: RECORD}
+    [read] = again.read().values()
+    assert read.to_json() == RECORD.to_json()
     again.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -114,3 +116,40 @@ def test_where_there_are_no_locks_all_goes_on(tmp_path, monkeypatch):
     work.claim(False)
     work.remove()
     assert not Path(tmp_path / "work").exists()
+
+
+def random_matrices(num_images=6, num_classes=7):
+    """Most cells are 0, as in images of real scenes; the last image has no label map."""
+    rng = np.random.default_rng(0)
+    shape = num_images, num_classes, num_classes
+    matrices = rng.integers(1, 2**40, shape) * (rng.random(shape) < 0.2)
+    matrices[-1] = 0
+    return matrices
+
+
+def test_sums_over_records_are_those_of_the_matrices(tmp_path):
+    matrices = random_matrices()
+    work = WorkFolder(tmp_path / "work", SETTINGS)
+    work.claim(False)
+    for process_index in (0, 1):
+        with work.append_to(process_index) as part:
+            for index in range(process_index, len(matrices), 2):
+                part.write(ImageRecord(index, f"ä/{index}", (4, 6), nonzero_cells(matrices[index])))
+    by_row = work.read()
+    records = [by_row[index] for index in range(len(matrices))]
+    assert [(record.image_id, record.size) for record in records] == [(f"ä/{index}", (4, 6)) for index in range(len(matrices))]
+    assert np.array_equal(total_matrix(records, 7), matrices.sum(0))
+    expected = [[np.diag(matrix), matrix.sum(1), matrix.sum(0)] for matrix in matrices]
+    assert np.array_equal(class_totals_by_image(records, 7), expected)
+
+
+def test_a_record_is_read_as_it_was_written():
+    boundary, objects = np.arange(6).reshape(3, 2), np.array([[26, 30, 20, 25]])
+    for record in (
+        ImageRecord(3, "a", (4, 6), np.array([[0, 2], [3, 22]]), boundary, objects),
+        ImageRecord(3, "a", (4, 6), objects=np.empty((0, 4), np.int64)),
+    ):
+        read = ImageRecord.from_json(record.to_json())
+        for name, value in vars(record).items():
+            assert type(getattr(read, name)) is type(value) and np.array_equal(getattr(read, name), value), name
+            assert not isinstance(value, np.ndarray) or getattr(read, name).shape == value.shape

@@ -1,6 +1,5 @@
-"""scripts/figure.py: what stands in each panel, what the caption says, and what it refuses."""
+"""`revhrnet figure`: what stands in each panel, what the caption says, and what it refuses."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,22 +12,14 @@ from transformers import BeitImageProcessor, TimmBackboneConfig
 
 from revhrnet_hf import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf import RevHRNetImageProcessor as Processor
+from revhrnet_hf.commands import figure
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps, segment
 from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.viz.figures import JUDGEMENTS, colourise
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "figure.py"
 SPACE = get_label_space("camvid11")
-
-
-@pytest.fixture(scope="module")
-def figure():
-    spec = importlib.util.spec_from_file_location("figure_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def save(model, folder):
@@ -80,10 +71,10 @@ def text_of(drawn):
     return " ".join(" ".join(text.get_text().split()) for text in drawn.texts)
 
 
-def test_compare(figure, checkpoints, camvid, tmp_path):
+def test_compare(checkpoints, camvid, tmp_path):
     files = sorted((camvid / "val").iterdir())[:2]
     arguments = ["compare", *checkpoints, *map(str, files), "-o", str(tmp_path / "fig.png")]
-    drawn = figure.draw_comparison(figure.parse_arguments(arguments))
+    drawn = figure.draw_comparison(figure.build_parser().parse_args(arguments))
     shown = panels(drawn)
     # An image; RevHRNet: prediction and strides 4 to 32; HRNetV2: prediction and strides 2 to 32. Twice.
     assert len(shown) == 2 * (1 + 5 + 6)
@@ -104,12 +95,12 @@ def test_compare(figure, checkpoints, camvid, tmp_path):
     figure.main([*arguments[:-1], str(tmp_path / "fig.pdf"), "--map", "mean", "--names", "A", "B"])
     assert (tmp_path / "fig.pdf").read_bytes().startswith(b"%PDF")
     assert [path.name for path in tmp_path.iterdir()] == ["fig.pdf"]
-    drawn = figure.draw_comparison(figure.parse_arguments([*arguments, "--map", "mean"]))
+    drawn = figure.draw_comparison(figure.build_parser().parse_args([*arguments, "--map", "mean"]))
     assert panels(drawn)[2].shape == (24, 32)
     assert "mean over a map's channels" in text_of(drawn) and "principal" not in text_of(drawn)
 
 
-def test_maps_that_are_compared_are_of_the_whole_image(figure, checkpoints):
+def test_maps_that_are_compared_are_of_the_whole_image(checkpoints):
     """Also where the image processor cuts out the centre."""
     model, _ = load_checkpoint(checkpoints[0])
     cropping = BeitImageProcessor(do_resize=False, do_center_crop=True, crop_size={"height": 32, "width": 32})
@@ -119,13 +110,13 @@ def test_maps_that_are_compared_are_of_the_whole_image(figure, checkpoints):
     }
 
 
-def test_errors_in_the_datasets_own_classes(figure, camvid, tmp_path):
+def test_errors_in_the_datasets_own_classes(camvid, tmp_path):
     """A checkpoint with other classes: as evaluate_seg.py joins them, a class without a partner is never predicted."""
     names = [*SPACE.names[::-1], "Water"]
     names[names.index("Road")] = "Motorway"
     checkpoint = rev(tmp_path / "other", id2label=dict(enumerate(names)), palette=None)
     arguments = ["errors", checkpoint, "--dataset", "camvid", "--data_dir", str(camvid), "-o", str(tmp_path / "e.png")]
-    drawn = figure.draw_errors(figure.parse_arguments([*arguments, "--count", "1"]))
+    drawn = figure.draw_errors(figure.build_parser().parse_args([*arguments, "--count", "1"]))
     row = load_segmentation_dataset("camvid", camvid, "val")[0]
     sources = [[names.index(name)] if name in names else [] for name in SPACE.names]
     expected = segment(*load_checkpoint(checkpoint), row["image"], sources=sources).label_map
@@ -133,7 +124,7 @@ def test_errors_in_the_datasets_own_classes(figure, camvid, tmp_path):
     assert np.array_equal(panels(drawn)[2], np.asarray(colourise(expected, SPACE.colours)))
 
 
-def test_compare_refuses_other_classes(figure, checkpoints, camvid, tmp_path):
+def test_compare_refuses_other_classes(checkpoints, camvid, tmp_path):
     image = str(next((camvid / "val").iterdir()))
     fewer = rev(tmp_path / "fewer", id2label={0: "road", 1: "sky"}, palette=None)
     other = rev(tmp_path / "other", id2label={**SPACE.id2label, 3: "Water"})
@@ -148,10 +139,10 @@ def test_compare_refuses_other_classes(figure, checkpoints, camvid, tmp_path):
     assert not (tmp_path / "fig.png").exists()
 
 
-def test_errors(figure, checkpoints, camvid, tmp_path):
+def test_errors(checkpoints, camvid, tmp_path):
     arguments = ["errors", checkpoints[0], "--dataset", "camvid", "--data_dir", str(camvid), "-o", str(tmp_path / "e.png")]
     row = next(row for row in load_segmentation_dataset("camvid", camvid, "val") if 255 in np.array(row["label_map"]))
-    drawn = figure.draw_errors(figure.parse_arguments([*arguments, "--image_ids", row["image_id"]]))
+    drawn = figure.draw_errors(figure.build_parser().parse_args([*arguments, "--image_ids", row["image_id"]]))
     image, truth, _, judged = panels(drawn)
     label_map = np.array(row["label_map"])
     assert np.array_equal(image, np.asarray(row["image"]))
@@ -169,24 +160,24 @@ def test_errors(figure, checkpoints, camvid, tmp_path):
     assert Image.open(tmp_path / "e.png").width > 1000
 
 
-def test_confusion(figure, tmp_path):
+def test_confusion(tmp_path):
     record = {"checkpoint": "best", "dataset": "camvid", "split": "val", "images": 2, "class_names": ["road", "sky", "car"]}
     record["confusion_matrix"] = [[75, 25, 0], [0, 10, 0], [0, 0, 0]]
     (tmp_path / "scores.json").write_text(json.dumps(record))
-    drawn = figure.draw_confusion(figure.parse_arguments(["confusion", str(tmp_path / "scores.json"), "-o", "x.png"]))
+    drawn = figure.draw_confusion(figure.build_parser().parse_args(["confusion", str(tmp_path / "scores.json"), "-o", "x.png"]))
     matrix = drawn.axes[0].get_images()[0].get_array()
     assert np.array_equal(matrix[:2].filled(-1), [[75, 25, 0], [0, 100, 0]])
     assert matrix.mask[2].all()  # a class that does not occur is no 0 %
     assert [text.get_text() for text in drawn.axes[0].texts] == ["75", "25", "100"]
     figure.main(["confusion", str(tmp_path / "scores.json"), "-o", str(tmp_path / "x.pdf")])
     (tmp_path / "scores.json").write_text(json.dumps({"mean_iou": 0.5}))
-    with pytest.raises(DataError, match=r"scores\.json is no record of evaluate_seg\.py"):
+    with pytest.raises(DataError, match=r"scores\.json is no record of `revhrnet evaluate`"):
         figure.main(["confusion", str(tmp_path / "scores.json"), "-o", str(tmp_path / "y.png")])
 
 
-def test_legend_and_overlay(figure, checkpoints, camvid, tmp_path):
+def test_legend_and_overlay(checkpoints, camvid, tmp_path):
     for classes in ("camvid11", checkpoints[0]):
-        drawn = figure.draw_legend(figure.parse_arguments(["legend", classes, "-o", "x.png"]))
+        drawn = figure.draw_legend(figure.build_parser().parse_args(["legend", classes, "-o", "x.png"]))
         assert [text.get_text() for text in drawn.legends[0].get_texts()] == list(SPACE.names)
         colours = [np.round(np.multiply(patch.get_facecolor()[:3], 255)) for patch in drawn.legends[0].get_patches()]
         assert np.array_equal(colours, SPACE.colours)
@@ -198,7 +189,7 @@ def test_legend_and_overlay(figure, checkpoints, camvid, tmp_path):
         figure.main(["legend", "camvid11", "-o", str(tmp_path / "o.svg")])
 
 
-def test_without_matplotlib_it_says_what_to_install(figure, monkeypatch, tmp_path):
+def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(RecipeError, match=r"figures need matplotlib: pip install .*\[plots\]"):
         figure.main(["legend", "camvid11", "-o", str(tmp_path / "o.png")])

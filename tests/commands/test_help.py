@@ -2,11 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from .. import forked
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 EXTRAS = [
@@ -48,8 +49,9 @@ def commands():
 @pytest.mark.slow
 def test_every_script_and_benchmark_without_the_extras():
     asked = list(commands())
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", PROGRAM, json.dumps([EXTRAS, asked])],
+        preloaded=forked.BARE,
         capture_output=True,
         text=True,
         timeout=300,

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import importlib.util
 import io
 import json
 import os
@@ -26,10 +25,13 @@ from revhrnet_hf.synthetic import draw_scenes
 
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 
+from revhrnet_hf.commands import demo
 from revhrnet_hf.demo import page as demo_page
 from revhrnet_hf.demo.page import SLIDING, WHOLE, answers_to, load_segmenter
 from revhrnet_hf.demo.space import export_space
 from revhrnet_hf.errors import CheckpointError, HubError
+
+from .. import forked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.py"
 NAMES = ["road", "sky & <b>clouds</b>", "car", "tree"]
@@ -78,7 +80,8 @@ def serving():
     processes = []
 
     def start(command, **options):
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(forked.Popen(command, preloaded=forked.DEMO, **pipes, **options))
         printed = []
         for line in processes[-1].stdout:
             printed.append(line)
@@ -304,7 +307,7 @@ def test_what_the_page_is_served_with(monkeypatch):
     demo_page.serve(page)
     assert launched["server_name"] == "127.0.0.1" and launched["share"] is False
     assert launched["max_file_size"] == f"{demo_page.MOST_MEGABYTES}mb"
-    assert parse_arguments_of_demo(["checkpoint"]).host == "127.0.0.1"
+    assert demo.build_parser().parse_args(["checkpoint"]).host == "127.0.0.1"
 
 
 def build_page_with_stub(monkeypatch, launched):
@@ -321,13 +324,6 @@ def build_page_with_stub(monkeypatch, launched):
 
     monkeypatch.setattr(demo_page.signal, "signal", lambda *_: None)
     return Served()
-
-
-def parse_arguments_of_demo(arguments):
-    spec = importlib.util.spec_from_file_location("demo_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.parse_arguments(arguments)
 
 
 def test_a_download_has_an_escaped_name(segmenter, tmp_path):
@@ -411,7 +407,8 @@ def test_a_space_does_not_say_whose_home_a_checkpoint_lay_in(tiny_checkpoint, tm
 
 
 def run_script(*arguments):
-    finished = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    finished = forked.run(command, preloaded=forked.DEMO, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 1
     return finished.stderr.splitlines()[-1]
 
@@ -420,7 +417,8 @@ def run_script(*arguments):
 def test_an_ended_page_leaves_no_files(tiny_checkpoint, tmp_path):
     (tmp_path / "temporary").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([sys.executable, SCRIPT, tiny_checkpoint], env=environment, stdout=subprocess.PIPE, text=True)
+    command, pipe = [sys.executable, SCRIPT, tiny_checkpoint], subprocess.PIPE
+    process = forked.Popen(command, preloaded=forked.DEMO, env=environment, stdout=pipe, text=True)
     assert "The page is at" in process.stdout.readline()
     assert list((tmp_path / "temporary").glob("revhrnet_*"))
     process.terminate()

@@ -1,0 +1,55 @@
+"""Write the cards of the families of networks, model_cards/*.md.
+
+    revhrnet cards                           # measures the costs (half a minute), keeps the known results
+    revhrnet cards runs/camvid/best …        # adds the results of these checkpoints
+
+The known results are in model_cards/results.json. They come from the records that training and `revhrnet evaluate` leave in the
+checkpoints' folders. (A checkpoint's own card, README.md in its folder, is written when the checkpoint is saved.)
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..cli import ArgumentParser, run
+from ..errors import CheckpointError
+from ..hub.family_cards import merge_results, needed_costs, results_of, write_family_cards
+from ..hub.model_table import all_models, measure
+from ..hub.record import read_record
+from ..io import write_json
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", metavar="CHECKPOINT", type=Path, nargs="*", help="folders with recorded scores")
+    parser.add_argument("--output_dir", type=Path, default=Path("model_cards"), help="folder of the cards (default: %(default)s)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = build_parser().parse_args(arguments)
+    new = [result for checkpoint in args.checkpoints for result in recorded(checkpoint)]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    file = args.output_dir / "results.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    results = merge_results(known, new)
+    models = all_models()
+    costs = {name: measure(name, models[name]) for name in tqdm(needed_costs(), unit="network")}
+    write_json(file, results)
+    for path in write_family_cards(args.output_dir, costs, results):
+        print(f"written: {path}")
+
+
+def recorded(checkpoint: Path) -> list[dict]:
+    results = results_of(read_record(checkpoint))
+    if not results:
+        raise CheckpointError(
+            f"{checkpoint} has no scores with their recipe: score it with `revhrnet evaluate`, or give another checkpoint"
+        )
+    return results
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,131 @@
+"""Segment images with a trained checkpoint.
+
+    revhrnet predict CHECKPOINT IMAGES… --output_dir predictions
+
+For each image NAME.jpg two files are written: NAME_labels.png, a palette PNG of the image's size whose pixel
+values are the class ids, and NAME_overlay.png, the image with the classes' colours laid over it and a legend.
+CHECKPOINT may be any model that Transformers loads with AutoModelForSemanticSegmentation.
+Files in folders that are no images are skipped. If an image cannot be read, a warning names it, the others are segmented, and
+the exit status is 1.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from ..cli import ArgumentParser, choose_device, run
+from ..errors import DataError, RecipeError
+from ..evaluation import add_inference_arguments, add_trust_argument, inference_settings, load_checkpoint, segment
+from ..images import allow_megapixels, find_images, read_image, save_image
+from ..viz.figures import class_shares, names_and_palette, overlay, palette_png, with_legend
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("predictions"), help="folder for the results (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    parser.add_argument(
+        "--opacity",
+        type=share,
+        default=0.5,
+        help="opacity of the colours in the overlay, from 0 (image only) to 1 (colours only) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_megapixels",
+        type=megapixels,
+        help="refuse images with more, because a small damaged file could fill the memory (default: 179)",
+    )
+    add_inference_arguments(parser)
+    add_trust_argument(parser)
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the model runs; auto takes a GPU if there is one (default: %(default)s)",
+    )
+    return parser
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def megapixels(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = build_parser().parse_args(arguments)
+    device, settings = choose_device(args.device), inference_settings(args)
+    if args.max_megapixels is not None:
+        allow_megapixels(args.max_megapixels)
+    outputs = output_files(find_images(args.images), args.output_dir, args.overwrite)
+    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
+    names, palette = names_and_palette(model.config)
+    model.to(device)
+    unreadable = []
+    for path, (labels_file, overlay_file) in outputs.items():
+        try:
+            image = read_image(path)
+        except DataError as error:
+            logger.warning("skipped: %s", error)
+            unreadable.append(path)
+            continue
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        label_map = segment(model, image_processor, image, settings, name=str(path)).label_map
+        shares = class_shares(label_map)
+        # A prediction has no ignored pixels, so the ignore index is an id that does not occur.
+        coloured = overlay(image, label_map, palette, args.opacity, ignore_index=len(palette))
+        save_image(palette_png(label_map, palette), labels_file)
+        save_image(with_legend(coloured, names, palette, sorted(shares)), overlay_file)
+        print_shares(path, (labels_file, overlay_file), shares, names)
+    if unreadable:
+        raise DataError(f"{len(unreadable)} of {len(outputs)} images could not be read: {', '.join(map(str, unreadable))}")
+
+
+def output_files(images: list[Path], output_dir: Path, overwrite: bool) -> dict[Path, tuple[Path, Path]]:
+    """The label map and overlay file of each image.
+
+    Raises:
+        DataError: two images would be written to one file, or a file exists and `overwrite` is False.
+        RecipeError: `output_dir` is a file.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise RecipeError(f"--output_dir {output_dir} is a file: name a folder")
+    outputs, owners = {}, {}
+    for image in images:
+        outputs[image] = tuple(output_dir / f"{image.stem}_{kind}.png" for kind in ("labels", "overlay"))
+        for output in outputs[image]:
+            if output in owners:
+                raise DataError(
+                    f"{owners[output]} and {image} would both be written to {output}: predict them one after the "
+                    "other with different --output_dir"
+                )
+            owners[output] = image
+            if output.exists() and not overwrite:
+                raise DataError(f"{output} is there already: give --overwrite, or another --output_dir")
+    return outputs
+
+
+def print_shares(image: Path, outputs: tuple[Path, ...], shares: dict[int, float], names: list[str]) -> None:
+    """Prints where the results of an image are, and how much of the image each class covers."""
+    print(f"{image} → {', '.join(map(str, outputs))}")
+    width = max(len(names[index]) for index in shares)
+    for index, pixels in shares.items():
+        print(f"  {names[index]:<{width}}  {100 * pixels:5.1f} %")
+
+
+if __name__ == "__main__":
+    run(main)

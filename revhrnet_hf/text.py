@@ -1,0 +1,26 @@
+"""Tables as plain text."""
+
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table, in which the cells of a column stand below each other, two spaces apart.
+
+    Args:
+        rows: the titles, then the cells. A title that begins with ">" puts its column flush right. A row may end early.
+    """
+    titles, *body = rows
+    to_right = [title.startswith(">") for title in titles]
+    rows = [[title.removeprefix(">") for title in titles], *body]
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    return ["  ".join(map(_padded, row, widths, to_right)).rstrip() for row in rows]
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """The lines of [`aligned`] as one text."""
+    return "\n".join(aligned(rows))
+
+
+def _padded(cell: str, width: int, to_right: bool) -> str:
+    return cell.rjust(width) if to_right else cell.ljust(width)
