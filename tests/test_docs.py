@@ -200,10 +200,17 @@ def test_memory(tmp_path):
     assert re.search(r"^\| tiny-rev, norms \| \d+ / [\d×]+ \| \d+ / [\d×]+ \|$", guide, re.M)
 
 
+@pytest.mark.slow
+def test_backbones(tmp_path):
+    write_camvid(tmp_path / "CamVid", {"train": 4, "val": 1}, (48, 64))
+    frozen, partly = run_page("backbones.md", tmp_path)
+    assert "peak memory" in frozen and "peak memory" in partly and not (tmp_path / "runs").exists()
+
+
 def test_pages_are_tested():
     """A page without a test of its own would not be run; one without commands needs none."""
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == {
-        f"{name}.md" for name in ("own_data", "exporting", "chains", "several_gpus", "memory", "architecture")
+        f"{name}.md" for name in ("own_data", "exporting", "chains", "several_gpus", "memory", "backbones", "architecture")
     }
     assert not blocks("architecture.md", "bash", "python", "yaml")
 

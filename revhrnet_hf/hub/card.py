@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..escape import code, fenced, markdown
+from ..models.backbone import LICENCE_LINKS
 
 TEMPLATES = Path(__file__).parent
 PAPERS = {
@@ -14,6 +15,7 @@ PAPERS = {
     "hrnetv2": "[Deep High-Resolution Representation Learning for Visual Recognition](https://arxiv.org/abs/1908.07919)",
 }
 LICENCE_NAMES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0"}
+LICENCE_NAMES |= {name: f"{name} ({link})" for name, link in LICENCE_LINKS.items()}  # that the Hub does not list
 
 
 class Markdown(str):

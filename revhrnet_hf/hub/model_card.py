@@ -15,6 +15,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from ..data.loading import DATASETS
 from ..io import write_text
+from ..models.backbone import LICENCE_LINKS
 from ..viz.figures import names_and_palette
 from .card import LICENCE_NAMES, PAPERS, Markdown, code_block, code_span, render
 from .record import CODE_LICENCE, EXAMPLE_FILE, OWN_DATA, Record, Result, dataset_title, read_record
@@ -179,15 +180,22 @@ def metadata(record: Record, name: str | None = None) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        license=record.licence,
+        **hub_licence(record.licence),
         tags=["semantic-segmentation", record.config.model_type, "timm"],
         # Of a name of somebody's own the Hub may have another dataset.
         datasets=[name for name in record.datasets if name in DATASETS and name not in OWN_DATA] or None,
-        base_model=timm.get_pretrained_cfg(base).hf_hub_id if base else None,
+        base_model=base if not base or "/" in base else timm.get_pretrained_cfg(base).hf_hub_id,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=(name or record.title).rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
+
+
+def hub_licence(identifier: str) -> dict[str, str]:
+    """The Hub's fields for a licence; one that the Hub does not list is "other", with its name and link."""
+    if identifier not in LICENCE_LINKS:
+        return {"license": identifier}
+    return {"license": "other", "license_name": identifier, "license_link": LICENCE_LINKS[identifier]}
 
 
 def _by_place(results: Iterable[Result]) -> dict[str, list[Result]]:

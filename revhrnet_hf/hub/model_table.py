@@ -1,11 +1,13 @@
 """The costs of every variant: parameters, multiply-adds, and the bytes that one training image keeps for the backward pass.
 
 They are measured on the meta device, where tensors have shapes but no values: it takes no weights and little time, and gives the
-same figures on every machine.
+same figures on every machine. Only a backbone's share of a step's time (`backbone_share`) is measured with values.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,6 +21,21 @@ from ..text import table
 NUM_CLASSES = 19  # Cityscapes
 WHOLE_IMAGE = (1024, 2048)  # height, width: Cityscapes at native size
 TRAINING_CROP = (512, 1024)
+SHARE_STEPS = 3  # timed, after one that is not
+
+# Backbones worth freezing, small to large, of three kinds: convolutions, windows of attention, plain vision transformers.
+BACKBONES = (
+    "tf_efficientnet_lite0",
+    "resnet50.fb_ssl_yfcc100m_ft_in1k",
+    "convnext_tiny.dinov3_lvd1689m",
+    "convnext_small.dinov3_lvd1689m",
+    "swin_tiny_patch4_window7_224.ms_in22k_ft_in1k",
+    "vit_small_patch14_reg4_dinov2.lvd142m",
+    "vit_small_patch16_dinov3.lvd1689m",
+    "vit_base_patch16_dinov3.lvd1689m",
+)
+WIDTHS = ("w18", "w32", "w48")
+PARTLY_TRAINED = ("convnext_tiny.dinov3_lvd1689m", "vit_small_patch16_dinov3.lvd1689m")
 
 
 @dataclass
@@ -33,6 +50,8 @@ class ModelCosts:
             are recomputed, which is the default; each storage once, parameters and running statistics excluded.
         saved_bytes_plain: the same where nothing is recomputed (`recompute="none"`).
         saved_bytes_checkpointed: the same where whole modules are (`activation_checkpointing_enable()`).
+        backbone_share: of the time of a training step on one such image, what the backbone's forward pass takes, 0 to 1; None
+            where it was not measured.
     """
 
     name: str
@@ -42,6 +61,7 @@ class ModelCosts:
     saved_bytes: int
     saved_bytes_plain: int
     saved_bytes_checkpointed: int
+    backbone_share: float | None = None
 
 
 def all_models() -> dict[str, Callable[[], nn.Module]]:
@@ -61,6 +81,45 @@ def all_models() -> dict[str, Callable[[], nn.Module]]:
         "RevHRNet w48, frozen ResNet-50, bottlenecks": reverse("w48", final_block="bottleneck"),
         "RevHRNet w48, trained HRNetV2 w48": reverse("w48", **full),
     }
+
+
+def models_on_backbones() -> dict[str, Callable[[], nn.Module]]:
+    """`BACKBONES` with each of `WIDTHS`, frozen; then what it costs to train a part of some, under the table's names."""
+
+    def reverse(width, backbone, choice):
+        config = RevHRNetConfig.from_variant(width, backbone=backbone, trainable_backbone=choice, num_labels=NUM_CLASSES)
+        return RevHRNetForSemanticSegmentation(config)
+
+    frozen = [(width, backbone, "none") for backbone in BACKBONES for width in WIDTHS]
+    partly = [("w32", backbone, choice) for backbone in PARTLY_TRAINED for choice in ("last_stage", "norms", "all")]
+    return {
+        f"RevHRNet {width}, {backbone}, trained: {choice}": partial(reverse, width, backbone, choice)
+        for width, backbone, choice in (*frozen, *partly)
+    }
+
+
+def backbone_share(make_model: Callable[[], nn.Module], device: str, size: tuple[int, int] = TRAINING_CROP) -> float:
+    """The share of a training step (forward, backward; one image of `size`) that the backbone's forward pass takes, 0 to 1."""
+    model = make_model().to(device).train()
+    pixel_values = torch.randn(1, 3, *size, device=device)
+    labels = torch.randint(0, NUM_CLASSES, (1, *size), device=device)
+    spent = {"backbone": 0.0, "step": 0.0}
+    for step in range(1 + SHARE_STEPS):
+        if step == 1:
+            spent = dict.fromkeys(spent, 0.0)
+        spent["backbone"] += _seconds(lambda: model.base_model.backbone_maps(pixel_values), device)
+        spent["step"] += _seconds(lambda: model(pixel_values, labels=labels).loss.backward(), device)
+        model.zero_grad()
+    return spent["backbone"] / spent["step"]
+
+
+def _seconds(action: Callable[[], object], device: str) -> float:
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    action()
+    wait()
+    return time.perf_counter() - start
 
 
 def measure(name: str, make_model: Callable[[], nn.Module]) -> ModelCosts:
@@ -116,7 +175,8 @@ def image(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
 
 def format_table(rows: list[ModelCosts]) -> str:
     """The rows as text: parameters in millions, multiply-adds in 10⁹, saved bytes in GiB."""
-    titles = (">parameters M", ">trained M", ">multiply-adds G", ">saved GiB", ">plain GiB", ">checkpointed GiB")
+    titles = [">parameters M", ">trained M", ">multiply-adds G", ">saved GiB", ">plain GiB", ">checkpointed GiB"]
+    has_shares = any(row.backbone_share is not None for row in rows)
     cells = [
         [
             row.name,
@@ -129,6 +189,10 @@ def format_table(rows: list[ModelCosts]) -> str:
         ]
         for row in rows
     ]
+    if has_shares:
+        titles.append(">backbone's share")
+        for row, cell in zip(rows, cells, strict=True):
+            cell.append("–" if row.backbone_share is None else f"{row.backbone_share:.0%}")
     return table([[f"{NUM_CLASSES} classes", *titles], *cells])
 
 

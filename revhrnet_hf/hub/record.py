@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..data.loading import DATASETS
 from ..errors import CheckpointError
-from ..models.backbone import TIMM_HRNETS
+from ..models.backbone import TIMM_HRNETS, backbone_licence
 from ..viz.figures import names_and_palette
 
 EXAMPLE_FILE = "example.png"
@@ -78,7 +78,7 @@ class Record:
 
     @property
     def pretrained_backbone(self) -> str | None:
-        """timm's name for the pretrained weights in a checkpoint; None where there are none, or none that timm knows."""
+        """timm's name for the pretrained weights in a checkpoint, or the Hub's, which has a slash; None where there are none."""
         config = self.config
         if self.history and self.history[0]["recipe"].get("backbone_weights") == "random":
             return None
@@ -86,12 +86,18 @@ class Record:
         if config.model_type == "hrnetv2":
             return TIMM_HRNETS.get(self.recipe.get("variant"))
         known = getattr(config, "backbone", None)
+        if known is None and config.model_type != "timm_backbone":
+            return config.name_or_path or None  # of a checkpoint of Transformers
         return known if known and timm.is_model_pretrained(known) else None
 
     @property
     def licence(self) -> str:
         """The Hub's identifier: that of the pretrained weights; where all was trained from random weights, that of the code."""
-        base = self.pretrained_backbone
+        base, recorded = self.pretrained_backbone, getattr(self.config, "backbone_license", None)
+        if recorded:
+            return recorded
+        if base and "/" in base:
+            return backbone_licence(self.config.backbone_config) or "unknown"
         if base:
             return timm.get_pretrained_cfg(base).license or "unknown"
         return CODE_LICENCE if self.history else "unknown"

@@ -1,4 +1,4 @@
-"""Pretrained weights of a backbone: every tensor of it, never half of them.
+"""A pretrained backbone by its name, and its weights: every tensor of it, never half of them.
 
 Backbones are built without weights and filled afterwards: Transformers' `TimmBackbone(config, pretrained=True)` resets the
 running statistics of every BatchNorm after timm has loaded them.
@@ -6,7 +6,6 @@ running statistics of every BatchNorm after timm has loaded them.
 
 import copy
 import importlib.util
-from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,14 +13,12 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig, TimmBackbone, TimmBackboneConfig
+from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackbone, TimmBackboneConfig
 from transformers.backbone_utils import BackboneMixin
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_hrnetv2 import HRNetV2Config
-from .keywords import did_you_mean
-
-COARSEST_STRIDE = 32
 
 # Packages of the Python package index that carry complete ImageNet weights, and the timm model that they fit.
 WEIGHT_PACKAGES = {
@@ -40,76 +37,117 @@ TIMM_HRNETS = {
 }
 
 
-def timm_backbone_config(config: TimmBackboneConfig, num_streams: int) -> TimmBackboneConfig:
-    """The same backbone, giving `num_streams` maps, each half as large as the one before, the last at stride 32.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder
+
+# Licences of weights that timm does not tell, as the Hub's cards of these models name them.
+LICENCES = {
+    "dinov2": "apache-2.0",
+    "dinov2_with_registers": "apache-2.0",
+    "dinov3_convnext": "dinov3-license",
+    "dinov3_vit": "dinov3-license",
+}
+LICENCE_LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"}
+
+
+def named_backbone_config(name: str) -> PreTrainedConfig | dict:
+    """The configuration of a backbone: of a timm model, or of a Transformers checkpoint where the name has a slash.
 
     Raises:
-        ValueError: timm does not know the model, or it has no map at one of the strides.
+        OSError: the checkpoint's configuration cannot be had.
+        ValueError: the checkpoint is of no model that can be a backbone.
     """
-    config = copy.deepcopy(config)
-    config.backbone = config.backbone.removeprefix("timm/")  # as the Hub has it
-    strides = timm_strides(config.backbone)
-    wanted = [COARSEST_STRIDE >> halvings for halvings in reversed(range(num_streams))]
-    if not set(wanted) <= set(strides):
+    if "/" not in name or name.startswith("timm/"):
+        return {"backbone": name}
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise OSError(f"Cannot read the backbone {name!r} ({_first_line(error)}). {_ways_out(name)}") from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{name!r} is no checkpoint of Transformers ({_first_line(error)}). {TIMM_INSTEAD}") from error
+    if type(config) not in AutoBackbone._model_mapping or isinstance(config, TimmBackboneConfig):
         raise ValueError(
-            f"The timm model {config.backbone!r} has maps at strides {list(strides)}, and {num_streams} streams need {wanted}: "
-            "take another backbone, or set out_indices in backbone_config"
+            f"{name!r} is a model of type {config.model_type!r}, which Transformers has no backbone of: take one that it "
+            f"has, such as facebook/dinov3-convnext-tiny-pretrain-lvd1689m. {TIMM_INSTEAD}"
         )
-    # Where several maps have a stride, the last has seen most.
-    config.out_indices = [len(strides) - 1 - strides[::-1].index(stride) for stride in wanted]
     return config
 
 
-@lru_cache
-def timm_strides(name: str) -> tuple[int, ...]:
-    """Strides of all the maps that a timm model can give, finest first, without making its tensors.
+TIMM_INSTEAD = "A timm model is given by its timm name, and backbone_weights by the file with its weights"
 
-    Raises:
-        ValueError: timm has no such model, or cannot take its maps.
-    """
-    try:
-        with torch.device("meta"):
-            network = timm.create_model(name, features_only=True)
-    # Of unknown names and tags, of models without maps, of names that the Hub must be asked about.
-    except (RuntimeError, ValueError, OSError, AttributeError, AssertionError) as error:
-        raise ValueError(
-            f"timm has no model {name!r} that gives maps ({type(error).__name__}: {error})"
-            f"{did_you_mean(name.split('.')[0], timm.list_models())}"
-        ) from error
-    return tuple(level["reduction"] for level in network.feature_info.info)
+
+def is_folder(name: str | None) -> bool:
+    """Whether a checkpoint is named by a place on this machine, and not by its name on the Hub."""
+    return bool(name) and (Path(name).is_dir() or Path(name).is_absolute() or name.startswith("."))
+
+
+def _ways_out(name: str) -> str:
+    if is_folder(name):
+        return "Ways out: give the folder of a Transformers checkpoint, with its config.json and model.safetensors"
+    return (
+        f"Ways out: connect and try again; where access is restricted, accept the terms at https://huggingface.co/{name} and log "
+        "in (hf auth login); or give a folder into which it was downloaded as backbone or backbone_weights. timm has copies of "
+        "DINOv3 and DINOv2, such as convnext_tiny.dinov3_lvd1689m"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def backbone_licence(config: PreTrainedConfig) -> str | None:
+    """Identifier of the licence that a backbone's published weights have; None where it is not known."""
+    if isinstance(config, TimmBackboneConfig):
+        published = timm.get_pretrained_cfg(config.backbone)
+        return None if published is None else published.license
+    return LICENCES.get(config.model_type)
 
 
 def backbone_normalization(config: PreTrainedConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation (red, green, blue, of values in 0…1) that a timm backbone or HRNetV2 was trained with.
 
     Raises:
-        ValueError: `config` is of another backbone; a Transformers checkpoint says it in its own image processor.
+        ValueError: they are not known: of a Transformers backbone without a name, or without an image processor's file.
     """
     if config.model_type == HRNetV2Config.model_type:
         return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     if not isinstance(config, TimmBackboneConfig):
-        raise ValueError(
-            f"No known mean and standard deviation for a backbone of type {config.model_type!r}: give image_mean and image_std "
-            "as the backbone's own image processor has them"
-        )
+        return _normalization_of_checkpoint(config)
     pretrained_cfg = timm.get_pretrained_cfg(config.backbone)
     if pretrained_cfg is None:
         raise ValueError(f"timm has no model {config.backbone!r}, so its mean and standard deviation are not known")
     return list(pretrained_cfg.mean), list(pretrained_cfg.std)
 
 
+def _normalization_of_checkpoint(config: PreTrainedConfig) -> tuple[list[float], list[float]]:
+    reason = ""
+    if config.name_or_path:
+        try:
+            settings, _ = ImageProcessingMixin.get_image_processor_dict(config.name_or_path)
+            return list(settings["image_mean"]), list(settings["image_std"])
+        except (OSError, KeyError) as error:
+            reason = f" ({config.name_or_path}: {_first_line(error)})"
+    raise ValueError(
+        f"No known mean and standard deviation for a backbone of type {config.model_type!r}{reason}: give image_mean and "
+        "image_std as the backbone's own image processor has them, or put its preprocessor_config.json into the backbone's folder"
+    )
+
+
 def load_backbone_weights(backbone: BackboneMixin, source: str | Path | None = None) -> None:
     """Fill `backbone` with pretrained weights, BatchNorm statistics included; every tensor of it, or an error.
 
     Args:
-        backbone: a timm backbone or an HRNetV2Backbone.
-        source: `None` fetches timm's weights from the Hub; a path is a `.safetensors` or `.pth` file with timm's keys; the text
-            `pip:PACKAGE` takes them from an installed package of `WEIGHT_PACKAGES`.
+        backbone: a timm backbone, an HRNetV2Backbone, or a backbone of Transformers.
+        source: `None` fetches timm's weights from the Hub, or those of the checkpoint that names a Transformers backbone; a path
+            is a `.safetensors` or `.pth` file with timm's or the checkpoint's keys, or a folder with `model.safetensors`; the
+            text `pip:PACKAGE` takes timm's from an installed package of `WEIGHT_PACKAGES`.
 
     Raises:
         OSError: the weights cannot be had.
         ValueError: they lack keys, have keys that the network does not know, or other shapes.
     """
+    if not isinstance(backbone, TimmBackbone) and backbone.config.model_type != HRNetV2Config.model_type:
+        _load_checkpoint(backbone, source)
+        return
     network, name = _network_and_timm_name(backbone)
     if source is None:
         weights = _weights_from_hub(name)
@@ -124,11 +162,6 @@ def _network_and_timm_name(backbone: BackboneMixin) -> tuple[torch.nn.Module, st
     """The module whose keys are timm's, and the name of the timm model that has them."""
     if isinstance(backbone, TimmBackbone):
         return backbone._backbone, backbone.config.backbone
-    if backbone.config.model_type != HRNetV2Config.model_type:
-        raise ValueError(
-            f"Pretrained weights are loaded for timm backbones and HRNetV2, this one is a {type(backbone).__name__}: fill it "
-            "yourself with model.revhrnet.backbone.load_state_dict(…)"
-        )
     ours = {key: x.shape for key, x in backbone.state_dict().items()}
     with torch.device("meta"):
         for name in TIMM_HRNETS.values():
@@ -136,6 +169,37 @@ def _network_and_timm_name(backbone: BackboneMixin) -> tuple[torch.nn.Module, st
             if ours.items() <= theirs.items():
                 return backbone, name
     raise ValueError(f"timm has no HRNet of these stream_channels and num_modules; it has {', '.join(TIMM_HRNETS)}")
+
+
+def _load_checkpoint(backbone: BackboneMixin, source: str | Path | None) -> None:
+    """Fill a backbone of Transformers, by Transformers' own loading, which knows older names of keys."""
+    place = str(source or backbone.config.name_or_path)
+    if not place:
+        raise ValueError(
+            f"The {type(backbone).__name__} has no name to fetch pretrained weights by: give backbone_weights the folder or file "
+            "of a Transformers checkpoint"
+        )
+    if place.startswith("pip:"):
+        raise ValueError(
+            f"The packages of weights ({', '.join(WEIGHT_PACKAGES)}) are for timm models, not for {backbone.config.model_type}"
+        )
+    settings = {"config": copy.deepcopy(backbone.config), "output_loading_info": True, "dtype": torch.float32}
+    if Path(place).is_file():
+        settings["state_dict"] = _weights_from_file(Path(place))
+    elif source is not None and is_folder(place) and not Path(place).is_dir():
+        raise FileNotFoundError(f"No backbone weights at {place}: give the folder or file of a Transformers checkpoint")
+    try:
+        loaded, info = type(backbone).from_pretrained(None if "state_dict" in settings else place, **settings)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"Cannot load the backbone's weights from {place} ({_first_line(error)}). {_ways_out(place)}") from error
+    except RuntimeError as error:  # of shapes
+        raise ValueError(f"The weights from {place} do not fit the {type(backbone).__name__}: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"The weights from {place} do not fit the {type(backbone).__name__}: {_some(sorted(info['missing_keys']), 'missing')}"
+            ". Give a complete checkpoint of it"
+        )
+    backbone.load_state_dict(loaded.state_dict())
 
 
 def _weights_from_hub(name: str) -> dict[str, torch.Tensor]:
@@ -151,6 +215,8 @@ def _weights_from_hub(name: str) -> dict[str, torch.Tensor]:
 
 
 def _weights_from_file(path: Path) -> dict[str, torch.Tensor]:
+    if path.is_dir():
+        path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path / WEIGHT_FILES[0])
     if not path.is_file():
         raise FileNotFoundError(
             f"No backbone weights at {path}: give a .safetensors or .pth file with timm's keys, or leave backbone_weights out "

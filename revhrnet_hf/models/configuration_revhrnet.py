@@ -8,12 +8,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, TimmBackboneConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .backbone import timm_backbone_config
+from .backbone import is_folder, named_backbone_config
+from .backbone_maps import with_chosen_maps
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_segmentation import SegmentationConfig, check_streams
 from .keywords import check_keywords, did_you_mean
 
 DEFAULT_BACKBONE = "resnet50.fb_ssl_yfcc100m_ft_in1k"  # the paper's "semi-supervised" ResNet-50
+NONE, ALL = "none", "all"  # of trainable_backbone
 UNSET_OUT_INDICES = [-1]  # of a TimmBackboneConfig: the last map alone, which serves no network here
 
 VARIANTS = {
@@ -33,19 +35,31 @@ class RevHRNetConfig(SegmentationConfig):
 
     Args:
         backbone (`str`, *optional*):
-            Name of a timm model, such as `"resnet18"` or `"tf_efficientnet_lite0"`; short for a `backbone_config` that takes its
-            maps at strides 4, 8, 16 and 32 (from 2 on for five streams). `RevHRNetImageProcessor.for_backbone(config)` makes the
-            image processor that fits.
+            Name of a timm model, such as `"resnet18"` or `"vit_small_patch14_dinov2"`; short for a `backbone_config` that takes
+            its maps at strides 4, 8, 16 and 32 (from 2 on for five streams), or of a plain vision transformer the last layer of
+            each quarter. With a slash, `"facebook/dinov3-convnext-tiny-pretrain-lvd1689m"`, the Hub name or folder of a
+            Transformers checkpoint that can be a backbone (`timm/…` stays a timm model).
+            `RevHRNetImageProcessor.for_backbone(config)` makes the image processor that fits.
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Of any timm or Transformers backbone whose maps halve in size one after another, as many as there are streams; an
             [`HRNetV2Config`] makes the full encoder-decoder. A dictionary needs `model_type`, or `backbone` for a timm model.
             `out_indices` that are left out are chosen as for `backbone`. By default that of
             `backbone="resnet50.fb_ssl_yfcc100m_ft_in1k"`, whose weights may not be used commercially.
         freeze_backbone (`bool`, defaults to `True`):
-            The backbone is always in eval mode, gets no gradient, and its forward builds no graph.
+            The backbone is always in eval mode, gets no gradient, and its forward builds no graph. It says of
+            `trainable_backbone` whether it is `"none"`, and where that is not given it means `"none"` or `"all"`.
+        trainable_backbone (`"none"`, `"last_stage"`, `"norms"` or `"all"`, *optional*):
+            What of the backbone is trained. `"last_stage"` is what the coarsest map alone depends on (the last quarter of a plain
+            vision transformer); `"norms"` the weights and biases of normalisation layers, whose running statistics stay. All
+            else is frozen: eval mode, no gradient.
         frozen_backbone_dtype (`"bfloat16"` or `"float16"`, *optional*):
             A frozen backbone computes in this precision, under `torch.autocast`; its weights stay as they are. By default in that
             of the rest.
+        backbone_license (`str`, *optional*):
+            Licence of the pretrained weights that the backbone was filled with, written by `from_pretrained_backbone`.
+        pyramid (`"resize"` or `"learned"`, defaults to `"resize"`):
+            How the maps of a plain vision transformer, which all have the stride of its patches, come to the streams' strides:
+            resized, without parameters, or by trained (transposed) convolutions. Each stream starts from a layer of its own.
         stream_channels (`list[int]`, defaults to `[48, 96, 192, 384]`):
             Channels of the streams, finest first.
         num_modules (`list[int]`, defaults to `[3, 4, 1]`):
@@ -77,7 +91,10 @@ class RevHRNetConfig(SegmentationConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     freeze_backbone: bool = True
+    trainable_backbone: Literal["none", "last_stage", "norms", "all"] | None = None
     frozen_backbone_dtype: Literal["bfloat16", "float16"] | None = None
+    backbone_license: str | None = None
+    pyramid: Literal["resize", "learned"] = "resize"
     stream_channels: list[int] | tuple[int, ...] = (48, 96, 192, 384)
     num_modules: list[int] | tuple[int, ...] = (3, 4, 1)
     num_blocks: int = 4
@@ -86,7 +103,30 @@ class RevHRNetConfig(SegmentationConfig):
 
     def __post_init__(self, **kwargs):
         self.backbone_config = self._backbone_config(kwargs.pop("backbone", None))
+        if self.trainable_backbone is None:
+            self.trainable_backbone = NONE if self.freeze_backbone else ALL
+        elif self.trainable_backbone == NONE and not self.freeze_backbone:
+            raise ValueError("freeze_backbone=False and trainable_backbone='none' contradict each other: give one of the two")
+        else:
+            self.freeze_backbone = self.trainable_backbone == NONE
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any):
+        is_change = "trainable_backbone" in self.__dict__  # not in the constructor, where the two are compared
+        super().__setattr__(name, value)
+        if not is_change or self.trainable_backbone is None:
+            return
+        if name == "trainable_backbone":
+            super().__setattr__("freeze_backbone", value == NONE)
+        elif name == "freeze_backbone" and value is not (self.trainable_backbone == NONE):
+            super().__setattr__("trainable_backbone", NONE if value else ALL)
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        backbone = output.get("backbone_config")
+        if isinstance(backbone, dict) and is_folder(backbone.get("_name_or_path")):
+            backbone["_name_or_path"] = ""  # of this machine
+        return output
 
     def _backbone_config(self, backbone: str | None) -> PreTrainedConfig:
         """The backbone that was asked for, in whatever form, with one map a stream unless other maps were."""
@@ -94,13 +134,13 @@ class RevHRNetConfig(SegmentationConfig):
             raise ValueError(f"backbone={backbone!r} and a backbone_config are given: give one of the two")
         config = self.backbone_config
         if config is None:
-            config = {"backbone": DEFAULT_BACKBONE if backbone is None else backbone}
+            config = named_backbone_config(DEFAULT_BACKBONE if backbone is None else backbone)
         if isinstance(config, dict):
             config = backbone_config_of(config)
         if config.model_type == HRNetV2Config.model_type:
             return with_all_streams(config)
-        if config.model_type == TimmBackboneConfig.model_type and list(config.out_indices) == UNSET_OUT_INDICES:
-            return timm_backbone_config(config, num_streams=len(self.stream_channels))
+        if has_default_maps(config):
+            return with_chosen_maps(config, num_streams=len(self.stream_channels))
         return config
 
     @classmethod
@@ -151,6 +191,14 @@ def backbone_config_of(settings: dict) -> PreTrainedConfig:
     if model_type == TimmBackboneConfig.model_type and not settings.get("backbone"):
         raise ValueError(f"backbone_config of a timm model needs its name as 'backbone', got {settings}")
     return CONFIG_MAPPING[model_type](**settings)
+
+
+def has_default_maps(config: PreTrainedConfig) -> bool:
+    """Whether nothing but the default, the last map alone, was asked for, which serves no network here."""
+    if config.model_type == TimmBackboneConfig.model_type:
+        return list(config.out_indices) == UNSET_OUT_INDICES
+    stage_names = getattr(config, "stage_names", None)
+    return stage_names is None or config.out_features == stage_names[-1:]
 
 
 def with_all_streams(config: HRNetV2Config) -> HRNetV2Config:

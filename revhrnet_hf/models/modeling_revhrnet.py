@@ -11,13 +11,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
-from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone
+from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .backbone_maps import BackboneLayout, create_backbone, cropped, layout_of, pad_to_multiple, streams_strides
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
 from .high_resolution import (
@@ -31,6 +32,8 @@ from .high_resolution import (
 )
 from .losses import configured_loss
 from .modeling_hrnetv2 import HRNetV2Backbone
+from .pyramid import LEARNED, Pyramid
+from .trainable import ALL, set_training_mode, trained_names
 
 logger = logging.get_logger(__name__)
 
@@ -54,36 +57,39 @@ class RevHRNetModelOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-def build_backbone(config: PreTrainedConfig, num_streams: int) -> BackboneMixin:
-    """The backbone of `config` with random weights; it must give one map a stream.
+def build_backbone(config: PreTrainedConfig, num_streams: int) -> tuple[BackboneMixin, BackboneLayout]:
+    """The backbone of `config` with random weights, one map a stream, and what its maps are like.
 
     Raises:
-        ValueError: the backbone gives another number of maps than there are streams, or maps that do not halve in size.
+        ValueError: the backbone gives another number of maps than there are streams, or maps at other strides.
     """
     # By its type's name: HRNetV2Config is another class where a checkpoint's own code is loaded, and nobody registers it there.
     is_hrnet = config.model_type == HRNetV2Config.model_type
-    backbone = HRNetV2Backbone(config) if is_hrnet else AutoBackbone.from_config(config)
+    backbone = HRNetV2Backbone(config) if is_hrnet else create_backbone(config)
     if len(backbone.channels) != num_streams:
         raise ValueError(
             f"The backbone gives {len(backbone.channels)} maps (out_indices {list(config.out_indices)}) and the network has "
             f"{num_streams} streams: set out_indices of backbone_config, or stream_channels and num_modules, so that they agree"
         )
-    strides = backbone_strides(backbone)
-    if strides is not None and any(coarser != 2 * finer for finer, coarser in pairwise(strides)):
+    layout = BackboneLayout(tuple(backbone.strides)) if is_hrnet else layout_of(config)
+    if layout.strides is not None and not layout.is_plain:
+        check_strides(layout.strides, is_hrnet)
+    return backbone, layout
+
+
+def check_strides(strides: tuple[int, ...], may_be_finer: bool) -> None:
+    """Raises a ValueError unless each stride is twice the one before, and the finest is 4 or the last 32."""
+    if any(coarser != 2 * finer for finer, coarser in pairwise(strides)):
         raise ValueError(
-            f"The backbone's maps have strides {strides}, and each must be twice the one before: set out_indices of "
+            f"The backbone's maps have strides {list(strides)}, and each must be twice the one before: set out_indices of "
             "backbone_config, or take another backbone"
         )
-    return backbone
-
-
-def backbone_strides(backbone: BackboneMixin) -> list[int] | None:
-    """Strides of the maps that a backbone gives; None where only its maps will tell (Transformers' own backbones)."""
-    if isinstance(backbone, TimmBackbone):
-        return backbone._backbone.feature_info.reduction()
-    if isinstance(backbone, HRNetV2Backbone):
-        return backbone.strides
-    return None
+    usual = streams_strides(len(strides))
+    if not may_be_finer and strides[0] != 4 and list(strides) != usual:
+        raise ValueError(
+            f"The backbone's maps have strides {list(strides)}, and {len(strides)} streams need {usual}: set out_indices of "
+            "backbone_config, or leave it out to have the right ones"
+        )
 
 
 def check_that_maps_halve(maps: tuple[Tensor, ...]):
@@ -139,13 +145,20 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
     def __init__(self, config: RevHRNetConfig):
         super().__init__(config)
         channels, momentum = config.stream_channels, config.batch_norm_momentum
-        self.backbone = build_backbone(config.backbone_config, num_streams=len(channels))
-        strides = backbone_strides(self.backbone)
-        self.strides_are_known = strides is not None
-        self.coarsest_stride = strides[-1] if self.strides_are_known else 2 ** (len(channels) + 1)
+        self.backbone, self.layout = build_backbone(config.backbone_config, num_streams=len(channels))
+        given_channels, strides = self.backbone.channels, self.layout.strides
+        if self.layout.is_plain:
+            patch, strides = strides[0], streams_strides(len(channels))
+            self.pyramid = Pyramid(config.pyramid, given_channels, patch, strides, momentum)
+            given_channels = self.pyramid.out_channels
+        elif config.pyramid == LEARNED:
+            raise ValueError(
+                "pyramid='learned' is for plain vision transformers, and this backbone has maps at several strides: leave it out"
+            )
+        self.coarsest_stride = 2 ** (len(channels) + 1) if strides is None else strides[-1]
         self.laterals = nn.ModuleList(
             nn.Sequential(*conv_bn(given, width, 1, momentum=momentum), nn.ReLU(inplace=True))
-            for given, width in zip(self.backbone.channels, channels, strict=True)
+            for given, width in zip(given_channels, channels, strict=True)
         )
         self.stages = nn.ModuleList(
             ReverseStage(channels[: len(channels) - ended], num_modules, config)
@@ -161,14 +174,19 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         self.freeze()
 
     def freeze(self):
-        """Make the backbone what `config.freeze_backbone` says; nothing to do where it is to be trained."""
-        if self.config.freeze_backbone:
-            self.backbone.requires_grad_(False).eval()
+        """Make the backbone what `config.trainable_backbone` says; nothing to do where all of it is to be trained."""
+        choice = self.config.trainable_backbone
+        if choice == ALL:
+            return
+        trained = trained_names(self.backbone, self.config.backbone_config, choice)
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(name in trained)
+        self.backbone.eval()
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.config.freeze_backbone:
-            self.backbone.eval()
+        if mode and self.config.trainable_backbone != ALL:
+            set_training_mode(self.backbone, self.config.trainable_backbone)
         return self
 
     @can_return_tuple
@@ -199,22 +217,27 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         )
 
     def backbone_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        least = self.coarsest_stride
+        """The maps that the streams start from, (batch, channels, ⌈height / stride⌉, ⌈width / stride⌉), finest first."""
+        size, least = tuple(pixel_values.shape[-2:]), self.coarsest_stride
+        self.layout.check_size(size)
+        padded = pad_to_multiple(pixel_values, self.layout.multiple)
         try:
             with self._frozen(pixel_values) if self.config.freeze_backbone else nullcontext():
-                maps = self.backbone(pixel_values, return_dict=True).feature_maps
+                maps = self.backbone(padded, return_dict=True).feature_maps
         except RuntimeError as error:
-            if min(pixel_values.shape[-2:]) >= least:
+            if min(size) >= least:
                 raise
-            raise ValueError(
-                f"The backbone cannot take images of {tuple(pixel_values.shape[-2:])} pixels: {least}×{least} always works"
-            ) from error
-        if not self.strides_are_known:
+            raise ValueError(f"The backbone cannot take images of {size} pixels: {least}×{least} always works") from error
+        if self.layout.channels_last:
+            maps = tuple(x.permute(0, 3, 1, 2) for x in maps)
+        if self.layout.strides is None:
             check_that_maps_halve(maps)
         device = pixel_values.device.type
         if self.config.frozen_backbone_dtype and not (is_autocast_available(device) and torch.is_autocast_enabled(device)):
             maps = tuple(x.to(pixel_values.dtype) for x in maps)
-        return maps
+        if self.layout.is_plain:
+            return self.pyramid(maps, size)
+        return maps if self.layout.multiple == 1 else cropped(maps, self.layout.strides, size)
 
     @contextmanager
     def _frozen(self, pixel_values: Tensor):

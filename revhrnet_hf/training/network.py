@@ -92,7 +92,8 @@ def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConf
     return RevHRNetConfig.from_variant(
         recipe.variant,
         backbone=recipe.backbone,
-        freeze_backbone=recipe.freeze_backbone,
+        trainable_backbone=recipe.trained_part,
+        pyramid=recipe.pyramid,
         frozen_backbone_dtype=None if recipe.backbone_dtype == "float32" else recipe.backbone_dtype,
         final_block=recipe.final_block,
         head=recipe.head,

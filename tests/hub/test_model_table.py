@@ -9,7 +9,15 @@ from transformers import TimmBackboneConfig
 
 import revhrnet_hf
 from revhrnet_hf.commands import table
-from revhrnet_hf.hub.model_table import all_models, count_multiply_adds, count_saved_bytes
+from revhrnet_hf.hub.model_table import (
+    all_models,
+    backbone_share,
+    count_multiply_adds,
+    count_saved_bytes,
+    format_table,
+    measure,
+    models_on_backbones,
+)
 
 # 19 classes: parameters and trainable ones (millions, to the digit), 10⁹ multiply-adds at 1024×2048 (None: not known), GiB kept
 # for the backward pass of 512×1024 pixels (with the loss, which the table leaves out: some 0.05 GiB).
@@ -115,3 +123,21 @@ def test_equals_independent_figures(tmp_path, capsys, monkeypatch):
         kept = [row[f"saved_bytes{how}"] for how in ("_plain", "", "_checkpointed")]
         assert kept == sorted(kept, reverse=True)
         assert kept[-1] < kept[0] / 1.5, name
+
+
+def test_models_on_backbones():
+    """Eight backbones with three widths; the cheaper of two ways to train has never more bytes."""
+    models = models_on_backbones()
+    assert sum(name.endswith("trained: none") for name in models) == 24
+    name = "RevHRNet w18, vit_small_patch16_dinov3.lvd1689m, trained: none"
+    row = measure(name, models[name])
+    assert (row.parameters - row.trainable) / 1e6 == pytest.approx(21.6, rel=0.01)  # as DINOv3's paper has ViT-S/16
+    assert row.saved_bytes_checkpointed < row.saved_bytes < row.saved_bytes_plain
+    # The transformer's matrices on 64 · 128 tokens, without attention: 12 · width² a layer.
+    assert row.multiply_adds > 12 * 12 * 384**2 * 64 * 128
+    assert name in format_table([row]) and "share" not in format_table([row])
+
+
+def test_share_of_a_step(tiny_config):
+    share = backbone_share(lambda: revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(num_labels=19)), "cpu", (64, 64))
+    assert 0 < share < 1

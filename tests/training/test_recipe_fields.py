@@ -120,6 +120,17 @@ def loaded_weights(built):
     return built.folders["weights"] if all(torch.equal(own[key], weights[key]) for key in own) else "random"
 
 
+def trained_of_backbone(built):
+    """The parts of a ResNet whose parameters require gradients."""
+    named = built.model.revhrnet.backbone._backbone.named_parameters()
+    return {name.partition(".")[0] for name, parameter in named if parameter.requires_grad}
+
+
+def shares(built):
+    """Of the learning rate, that the optimizer's groups have."""
+    return {group.get("lr_share", 1.0) for group in built.optimizer.param_groups}
+
+
 def last_norms_of_blocks(built):
     """The weights that the last BatchNorms of the residual blocks begin with."""
     ends = [block.bn2 for block in trained(built, BasicBlock)]
@@ -367,6 +378,15 @@ REACHES = {
     "freeze_backbone": Entry(
         False, lambda built: {p.requires_grad for p in built.model.revhrnet.backbone.parameters()}, lambda frozen: {not frozen}
     ),
+    "trainable_backbone": Entry(
+        "last_stage", trained_of_backbone, lambda choice: {"none": set(), "last_stage": {"layer4"}}[choice]
+    ),
+    "pyramid": Entry(
+        "learned",
+        lambda built: built.model.revhrnet.pyramid.steps is not None,
+        lambda kind: kind == "learned",
+        {"backbone": "test_vit"},
+    ),
     "num_modules": Entry([2, 1, 3], lambda built: [len(stage) for stage in built.model.revhrnet.stages]),
     "num_blocks": Entry(2, lambda built: blocks(built) | {len(built.model.revhrnet.final_stage)}, lambda count: {count}),
     "final_block": Entry(
@@ -414,6 +434,13 @@ REACHES = {
     "optimizer": Entry("adamw", lambda built: type(built.stage.learner.optimizer.optimizer).__name__.lower()),
     "learning_rate": Entry(0.02, rates(2), lambda rate: [rate / 0.05 * poly(2)] * 2, TWO_GROUPS),
     "warmup_steps": Entry(4, rates(1), lambda steps: [poly(1) * (2 / 4 if steps else 1)] * 2, TWO_GROUPS),
+    "backbone_learning_rate": Entry(0.25, shares, lambda factor: {1.0, factor}, {"trainable_backbone": "all"}),
+    "layer_decay": Entry(
+        0.5,
+        shares,
+        lambda decay: {1.0} if decay is None else {decay**times for times in range(8)},  # test_vit has six layers
+        {"trainable_backbone": "all", "backbone": "test_vit"},
+    ),
     "poly_power": Entry(2.0, rates(3), lambda power: [poly(3, power)] * 2, TWO_GROUPS),
     "momentum": Entry(0.7, lambda built: {group["momentum"] for group in built.optimizer.param_groups}, lambda value: {value}),
     "weight_decay": Entry(0.02, decays, lambda value: {True: value, False: value}),

@@ -1,0 +1,81 @@
+"""A pyramid of maps from a plain vision transformer, whose layers all have the stride of its patches.
+
+Each stream starts from a layer of its own, the finest from the first. The maps are resized (`"resize"`, without parameters), or
+brought to the streams' strides by trained convolutions, as in ViTDet (arXiv 2203.16527) and DPT (arXiv 2103.13413): `"learned"`.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .recompute import RecomputedModule
+
+KINDS = RESIZE, LEARNED = "resize", "learned"
+
+
+class Pyramid(RecomputedModule):
+    """Maps (batch, channels[i], height / patch, width / patch) → (batch, out_channels[i], ⌈height / strides[i]⌉, …).
+
+    Args:
+        kind: `"resize"` or `"learned"`.
+        channels: of the transformer's maps.
+        patch: its stride, pixels.
+        strides: of the maps to give, finest first.
+        momentum: of the BatchNorms of a learned pyramid.
+    """
+
+    def __init__(self, kind: str, channels: list[int], patch: int, strides: list[int], momentum: float = 0.01):
+        super().__init__()
+        self.patch, self.strides = patch, list(strides)
+        if kind == RESIZE:
+            self.steps, self.given_strides, self.out_channels = None, [patch] * len(strides), list(channels)
+            return
+        # Patches of 14 pixels are taken for 16: what is left to a stride that is a power of 2 is resized.
+        doublings = [round(math.log2(patch / stride)) for stride in strides]
+        self.steps = nn.ModuleList(_steps(width, times, momentum) for width, times in zip(channels, doublings, strict=True))
+        self.given_strides = [patch / 2**times for times in doublings]
+        self.out_channels = [width >> max(times, 0) for width, times in zip(channels, doublings, strict=True)]
+
+    def forward(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """`size` is the image's (height, width), before it was padded to whole patches."""
+        if self.steps is not None:
+            maps = super().forward(*maps)
+        return tuple(
+            resampled(x, given, stride, size) for x, given, stride in zip(maps, self.given_strides, self.strides, strict=True)
+        )
+
+    def compute(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        return tuple(step(x) for step, x in zip(self.steps, maps, strict=True))
+
+
+def _steps(channels: int, doublings: int, momentum: float) -> nn.Sequential:
+    """Convolutions that double a map's size so many times, halving its channels, or halve its size where negative."""
+    layers: list[nn.Module] = []
+    for _ in range(doublings):
+        layers += [nn.ConvTranspose2d(channels, channels // 2, 2, stride=2, bias=False)]
+        layers += [nn.BatchNorm2d(channels // 2, momentum=momentum), nn.ReLU(inplace=True)]
+        channels //= 2
+    for _ in range(-doublings):
+        layers += [nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(channels, momentum=momentum), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def resampled(x: Tensor, stride: float, wanted: int, size: tuple[int, int]) -> Tensor:
+    """A map of one stride at another, by bilinear interpolation at the exact places, for an image of `size` (height, width).
+
+    The map covers the image or more, from the top left. Where it ends within a last pixel, its border is repeated.
+    """
+    if stride != wanted:
+        beyond = _cells_beyond(stride, wanted)
+        if beyond:
+            x = F.pad(x, (0, beyond, 0, beyond), mode="replicate")
+        x = F.interpolate(x, scale_factor=stride / wanted, mode="bilinear", align_corners=False)
+    return x[..., : -(-size[0] // wanted), : -(-size[1] // wanted)]
+
+
+def _cells_beyond(stride: float, wanted: int) -> int:
+    """Cells of `stride` pixels that the last pixel of the wanted map may reach beyond the map's end."""
+    common = math.gcd(int(stride), wanted) if float(stride).is_integer() else 0
+    return math.ceil((wanted - common) / stride)

@@ -1,0 +1,94 @@
+"""What of a backbone is trained: nothing, its last stage, its normalisation layers, or all."""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneMixin
+
+from .backbone_maps import image_size_for, without_values
+from .configuration_hrnetv2 import HRNetV2Config
+from .modeling_hrnetv2 import HRNetV2Backbone
+
+CHOICES = NONE, LAST_STAGE, NORMS, ALL = "none", "last_stage", "norms", "all"
+
+
+def trained_names(backbone: BackboneMixin, config: PreTrainedConfig, choice: str) -> frozenset[str]:
+    """Names of the parameters of `backbone` that are trained.
+
+    Raises:
+        ValueError: the backbone has no such part.
+    """
+    if choice == NONE:
+        return frozenset()
+    if choice == ALL:
+        return frozenset(name for name, _ in backbone.named_parameters())
+    names = _norms(backbone) if choice == NORMS else _last_stage(config)
+    if not names:
+        part = "normalisation layers with weights" if choice == NORMS else "last stage that only its coarsest map depends on"
+        raise ValueError(f"trainable_backbone={choice!r}: the backbone has no {part}; it can be {NONE!r} or {ALL!r}")
+    return names
+
+
+def _norms(backbone: nn.Module) -> frozenset[str]:
+    """Weights and biases of BatchNorms, LayerNorms and whatever else is called a norm."""
+    return frozenset(
+        f"{module_name}.{name}" if module_name else name
+        for module_name, module in backbone.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim <= 1
+    )
+
+
+def _last_stage(config: PreTrainedConfig) -> frozenset[str]:
+    key = config.to_json_string(use_diff=False)
+    if key not in _last_stages:
+        _last_stages[key] = _read_last_stage(config)
+    return _last_stages[key]
+
+
+_last_stages: dict[str, frozenset[str]] = {}
+
+
+def _read_last_stage(config: PreTrainedConfig) -> frozenset[str]:
+    """What the coarsest map depends on and no other does, read off a backward pass without values."""
+    if config.model_type == HRNetV2Config.model_type:
+        return _last_stage_of_hrnet(config)
+    backbone = without_values(config)
+    if type(getattr(backbone, "_backbone", None)).__name__.startswith("HighResolutionNet"):
+        return frozenset()  # all its maps come from the last stage
+    named = dict(backbone.named_parameters())
+    with torch.enable_grad():
+        image = torch.empty(1, 3, *image_size_for(config), device="meta")
+        *finer, coarsest = backbone(image, return_dict=True).feature_maps
+        own = _used(coarsest, named)
+        return frozenset(own.difference(*(_used(x, named) for x in finer)))
+
+
+def _used(x: torch.Tensor, named: dict[str, nn.Parameter]) -> set[str]:
+    grads = torch.autograd.grad(x.sum(), list(named.values()), retain_graph=True, allow_unused=True)
+    return {name for name, grad in zip(named, grads, strict=True) if grad is not None}
+
+
+def _last_stage_of_hrnet(config: PreTrainedConfig) -> frozenset[str]:
+    last = len(config.stream_channels)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        backbone = HRNetV2Backbone(copy.deepcopy(config))
+    own = (f"transition{last - 1}.", f"stage{last}.")
+    return frozenset(name for name, _ in backbone.named_parameters() if name.startswith(own))
+
+
+def set_training_mode(backbone: nn.Module, choice: str) -> None:
+    """While the network trains: modules that are trained whole are in training mode, and all others in eval mode.
+
+    Norms alone (`"norms"`) keep their running statistics: weights and biases are trained, in eval mode.
+    """
+    backbone.eval()
+    if choice != LAST_STAGE:
+        return
+    for module in backbone.modules():
+        parameters = list(module.parameters())
+        if parameters and all(parameter.requires_grad for parameter in parameters):
+            module.train()
