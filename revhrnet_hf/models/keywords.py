@@ -1,4 +1,4 @@
-"""Keywords that a constructor or a call does not know end in one clear error, never in silence."""
+"""Checks keywords: an unknown one is one clear error, and is never ignored."""
 
 import inspect
 from collections.abc import Collection, Iterable
@@ -6,8 +6,8 @@ from difflib import get_close_matches
 
 from transformers import PreTrainedModel
 
-# What `from_pretrained` takes besides settings. Transformers hands the same keywords to the model, its configuration and its
-# image processor (`pipeline(…, model_kwargs=…)`), each of which uses its own. The first half is what its signature names.
+# Keywords of `from_pretrained` that are not settings. Transformers passes the same keywords to the model, its configuration and
+# its image processor (`pipeline(…, model_kwargs=…)`), and each of them uses some. The signature names only a part of them.
 LOADING_KEYWORDS = frozenset(inspect.signature(PreTrainedModel.from_pretrained).parameters) | {
     "adapter_kwargs",
     "adapter_name",
@@ -45,14 +45,14 @@ LOADING_KEYWORDS = frozenset(inspect.signature(PreTrainedModel.from_pretrained).
 
 
 def check_keywords(given: Iterable[str], known: Collection[str], where: str) -> None:
-    """Raises a TypeError that names the first unknown keyword, and the known one that it resembles.
+    """Raises a TypeError that names the first unknown keyword, and the known keyword that is most similar to it.
 
     Keywords that begin with an underscore are Transformers' own and always pass.
 
     Args:
-        given: the keywords that a caller used.
-        known: those that are honoured.
-        where: what was called, to begin the message with.
+        given: the keywords of the caller.
+        known: the keywords that are used.
+        where: the function that was called; the message begins with it.
     """
     for keyword in given:
         if keyword not in known and not keyword.startswith("_"):
@@ -60,6 +60,6 @@ def check_keywords(given: Iterable[str], known: Collection[str], where: str) -> 
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: a guess, or nothing where no known word resembles it."""
+    """The end of a message about an unknown word: a guess, or an empty text if no known word is similar."""
     (*guess,) = get_close_matches(word, known, n=1)
     return f"; did you mean {guess[0]!r}?" if guess else ""

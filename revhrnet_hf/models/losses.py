@@ -1,8 +1,8 @@
 """Cross-entropy at label resolution: weighted, and with online hard example mining (OHEM) as HRNet trains Cityscapes.
 
-Logits at the labels' resolution would take more memory than the network: 66 classes at 1024×512 take 132 MiB an image, and
-their softmax as much again. So the loss is computed a band of rows at a time, and again in the backward pass. That is also
-faster, because a band stays in the processor's cache.
+Logits at the labels' resolution would need more memory than the network: for 66 classes at 1024×512, 132 MiB for each image,
+and the same again for their softmax. So the loss is computed one band of rows at a time, and a second time in the backward pass.
+This is also faster, because a band stays in the processor's cache.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from torch import Tensor
 from .configuration_segmentation import SegmentationConfig
 from .upsampling import SourcePixels, row_bands, source_pixels, working_dtype
 
-BAND_VALUES = 2**20  # logits in a band at label resolution
-ACCELERATOR_BAND_VALUES = 2**24  # enough work for each of an accelerator's kernels
-BAND_ROWS = 16  # of labels at least: neighbouring bands compute two rows of logits twice
+BAND_VALUES = 2**20  # number of logits in a band, at label resolution
+ACCELERATOR_BAND_VALUES = 2**24  # enough work for each kernel of an accelerator
+BAND_ROWS = 16  # least number of label rows in a band: neighbouring bands compute two rows of logits twice
 
 
 def configured_loss(logits: Tensor, labels: Tensor | None, config: SegmentationConfig) -> Tensor | None:
-    """[`segmentation_loss`] with the settings of `config`; no loss without labels."""
+    """[`segmentation_loss`] with the settings of `config`; None without labels."""
     if labels is None:
         return None
     return segmentation_loss(
@@ -44,13 +44,13 @@ def segmentation_loss(
     """Mean cross-entropy over the labelled pixels, taken at the labels' resolution.
 
     Args:
-        logits: (batch, num_labels, h, w), any resolution; brought to the labels' size bilinearly, in float32
-            (float64 stays).
+        logits: (batch, num_labels, h, w), any resolution; they are resized to the labels' size bilinearly, in float32
+            (or in float64 if they are float64).
         labels: int64 (batch, height, width), class ids or `ignore_index`.
-        class_weights: one factor a class; the mean is then the weighted mean, as `torch.nn.CrossEntropyLoss` has it.
-        ohem_threshold: with a value, only pixels whose true class has a lower probability than this count …
-        ohem_min_kept: … but at least this many of the hardest, over the whole batch. With OHEM the mean is over the number of
-            kept pixels, weighted or not (official HRNet, `OhemCrossEntropy`).
+        class_weights: one factor for each class; the mean is then the weighted mean, as in `torch.nn.CrossEntropyLoss`.
+        ohem_threshold: if given, only pixels whose true class has a lower probability than this count …
+        ohem_min_kept: … but at least this number of the hardest pixels of the whole batch. With OHEM the sum is divided by the
+            number of kept pixels, with and without class weights (as in the official HRNet's `OhemCrossEntropy`).
 
     Returns:
         A scalar. Zero (with zero gradients) where no pixel is labelled; NaN logits give a NaN loss.
@@ -60,23 +60,23 @@ def segmentation_loss(
     if ohem_threshold is None:
         count = labelled_weight(labels, ignore_index, class_weights)
     else:
-        labels = _only_hard(logits, labels, ignore_index, ohem_threshold, ohem_min_kept)
+        labels = _ignore_easy_pixels(logits, labels, ignore_index, ohem_threshold, ohem_min_kept)
         count = labelled_weight(labels, ignore_index)
     weight = (
         None if class_weights is None else torch.tensor(class_weights, dtype=working_dtype(logits.dtype), device=logits.device)
     )
 
-    # A graph of hundreds of bands would take minutes to compile.
+    # Not in bands when compiling: a graph of hundreds of bands would take minutes to compile.
     summed = _whole_cross_entropy if torch.compiler.is_compiling() else _BandedCrossEntropy.apply
     total = summed(logits, labels, weight, ignore_index)
-    # torch's own mean is 0/0 = NaN for a batch of ignored pixels only, which would end a run over one odd crop.
+    # If all pixels of a batch are ignored, torch's own mean is 0/0 = NaN. One such crop would end a run.
     return total / count.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def labelled_weight(labels: Tensor, ignore_index: int = 255, class_weights: list[float] | None = None) -> Tensor:
-    """What the mean of [`segmentation_loss`] without OHEM divides by: the labelled pixels, or the sum of their classes' weights.
+    """The divisor of the mean in [`segmentation_loss`] without OHEM: the number of labelled pixels, or the sum of their weights.
 
-    Means of several batches, weighted by it, make the mean over all of them.
+    The mean over several batches is the mean of their losses, weighted by this number.
     """
     labelled = labels != ignore_index
     if class_weights is None:
@@ -86,19 +86,19 @@ def labelled_weight(labels: Tensor, ignore_index: int = 255, class_weights: list
 
 
 @torch.no_grad()
-def _only_hard(logits: Tensor, labels: Tensor, ignore_index: int, threshold: float, min_kept: int) -> Tensor:
-    """The labels, of which the pixels that OHEM leaves out are ignored."""
+def _ignore_easy_pixels(logits: Tensor, labels: Tensor, ignore_index: int, threshold: float, min_kept: int) -> Tensor:
+    """The labels with `ignore_index` at the pixels that OHEM does not use."""
     labelled = labels != ignore_index
     probability = _probability(logits, labels.masked_fill(~labelled, 0))
     of_labelled = probability[labelled]
     if of_labelled.numel() <= min_kept:
         return labels
     limit = of_labelled.kthvalue(min_kept + 1).values.clamp(min=threshold)
-    return labels.masked_fill(probability >= limit, ignore_index)  # NaN is not easy: it stays
+    return labels.masked_fill(probability >= limit, ignore_index)  # NaN does not count as easy
 
 
 def _probability(logits: Tensor, classes: Tensor) -> Tensor:
-    """The probability of one class for each pixel, (batch, height, width)."""
+    """For each pixel the probability of its class in `classes`, (batch, height, width)."""
 
     def of_classes(scores: Tensor, classes: Tensor) -> Tensor:
         return scores.softmax(dim=1).gather(1, classes.unsqueeze(1)).squeeze(1)
@@ -112,7 +112,7 @@ def _probability(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _whole_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """The sum over all pixels, with all logits at the labels' resolution at once."""
+    """The sum over all pixels, with all logits upsampled at once."""
     scores = _upsampled(logits, labels.shape[-2:])
     return F.cross_entropy(scores, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
 
@@ -122,14 +122,14 @@ def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class _BandedCrossEntropy(torch.autograd.Function):
-    """The same sum band by band. The backward pass computes each band again, so that only the logits themselves are kept."""
+    """The same sum, band by band. The backward pass computes each band again, so only the network's logits are kept."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(logits, labels, weight, ignore_index):
         bands = _bands(logits, labels)
-        # Scalars that were allocated between the bands would keep the freed memory apart, and each band would need new memory.
+        # One tensor for all sums: scalars allocated between the bands would fragment memory, and each band would need new memory.
         sums = logits.new_zeros(len(bands), dtype=working_dtype(logits.dtype))
         for number, band in enumerate(bands):
             sums[number] = band.cross_entropy(logits[band.logits], labels, weight, ignore_index)
@@ -144,7 +144,7 @@ class _BandedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         logits, *labels_and_weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this gradient is to be differentiated
+        if torch.is_grad_enabled():  # a second derivative was requested
             total = _whole_cross_entropy(logits, *labels_and_weight, ctx.ignore_index)
             return *torch.autograd.grad(total, logits, gradient, create_graph=True), None, None, None
         found = _gradient_by_bands(logits, *labels_and_weight, ctx.ignore_index)
@@ -174,9 +174,9 @@ class _Band(NamedTuple):
     """Some rows of one image.
 
     Attributes:
-        labels: their place in (batch, height, width).
-        logits: the place of the logits that they lie between, in (batch, num_labels, h, w).
-        source: between which of these rows each lies.
+        labels: slices of these rows in (batch, height, width).
+        logits: slices of the logits from which they are interpolated, in (batch, num_labels, h, w).
+        source: the two rows of those logits between which each row lies.
     """
 
     labels: tuple[slice, ...]
@@ -184,8 +184,8 @@ class _Band(NamedTuple):
     source: SourcePixels
 
     def upsample(self, logits: Tensor, width: int) -> Tensor:
-        """(1, num_labels, rows, width), from the band's logits."""
-        # Columns by torch, then rows: so they are what they are in the whole.
+        """The band's logits, upsampled: (1, num_labels, rows, width)."""
+        # torch upsamples the columns, then the rows are interpolated here: the values are the same as without bands.
         columns = _upsampled(logits, (logits.shape[2], width))
         upper, lower = columns.index_select(2, self.source.upper), columns.index_select(2, self.source.lower)
         return torch.lerp(upper, lower, self.source.weight[:, None])

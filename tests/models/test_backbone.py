@@ -108,7 +108,7 @@ class TestRefused:
 
     def test_hub_cannot_be_reached(self, tiny_config):
         """The tests run offline."""
-        with pytest.raises(OSError, match=r"Cannot fetch .* Ways out: .*backbone_weights='pip:efficientnet-lite0"):
+        with pytest.raises(OSError, match=r"Cannot fetch .* Connect to the network .*backbone_weights='pip:efficientnet-lite0"):
             self.load(tiny_config, None)
 
     def test_package_for_another_network(self, tiny_config):

@@ -90,7 +90,8 @@ class TestRefused:
     def test_hub_cannot_be_reached(self):
         """The tests run offline."""
         with pytest.raises(
-            OSError, match=r"'facebook/dinov3-vits16.*Ways out: .*accept the terms at https://huggingface.co/facebook"
+            OSError,
+            match=r"'facebook/dinov3-vits16.*Connect to the network .*accept the terms at https://huggingface.co/facebook",
         ):
             RevHRNetConfig(backbone="facebook/dinov3-vits16-pretrain-lvd1689m")
 
