@@ -66,9 +66,10 @@ class RevHRNetConfig(SegmentationConfig):
         num_modules (`list[int]`, defaults to `[3, 4, 1]`):
             High-resolution modules in R1, R2, …; each of them ends the coarsest stream, so there is one entry fewer than streams.
         num_blocks (`int`, defaults to 4):
-            BasicBlocks of each stream in each module, and blocks of R4, which has one stream.
+            BasicBlocks of each stream in each module, and blocks of the last stage (R4), which has one stream.
         final_block (`"basic"` or `"bottleneck"`, defaults to `"basic"`):
-            Block of R4: BasicBlocks with the channels of the finest stream, or Bottlenecks 64 → 256 as in HRNet's stage 1.
+            Block of the last stage (R4): BasicBlocks with the channels of the finest stream, or Bottlenecks
+            64 → 256 as in HRNet's stage 1.
         head (`"single"` or `"concat"`, defaults to `"single"`):
             Input of the classifier: the finest stream, or the last maps of all streams, upsampled and concatenated as in HRNetV2.
         batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,

@@ -248,7 +248,7 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.ConvTranspose2d):  # kernels do not overlap: each output depends on one input position
             init.normal_(module.weight, std=math.sqrt(2 / module.in_channels))
         elif isinstance(module, nn.BatchNorm2d):
-            # The BatchNorm itself has the mark, and not its block: when a checkpoint's own code is loaded, Transformers calls this
+            # The BatchNorm itself is marked, and not its block: when a checkpoint's own code is loaded, Transformers calls this
             # method only for modules that have tensors themselves.
             zero = self.config.zero_init_residual and getattr(module, "ends_residual", False)
             init.constant_(module.weight, 0.0 if zero else 1.0)
@@ -266,8 +266,8 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
         """Transformers' hook, with one more setting: `recompute` says what the backward pass computes again.
 
         `activation_checkpointing_enable({"recompute": "none"})` keeps every map. Without the setting, whole modules are
-        recomputed (`"modules"`), with `every_n_layers` only every n-th. `activation_checkpointing_disable()` restores the default,
-        `"norms"`.
+        recomputed (`"modules"`), with `every_n_layers` only every n-th. `activation_checkpointing_disable()` restores the
+        default, `"norms"`.
         """
         recompute, gradient_checkpointing_func = _split_recompute(gradient_checkpointing_func)
         recompute = recompute if enable else NORMS

@@ -1,7 +1,7 @@
-"""Image processor of RevHRNet on Pillow and NumPy, and what it shares with its torchvision twin.
+"""Image processor of RevHRNet with Pillow and NumPy, and the code that it shares with the torchvision backend.
 
-The conventions (names of options, `segmentation_maps` → `labels`, `post_process_semantic_segmentation`) are those of
-Transformers' semantic segmentation processors, SegFormer's first of all, so that it can stand in for them.
+Names of options, `segmentation_maps` → `labels` and `post_process_semantic_segmentation` are the same as in Transformers'
+processors for semantic segmentation, above all SegFormer's, so that this processor can replace them.
 """
 
 import logging
@@ -39,10 +39,10 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # (height, width) in pixels
 
-# What Transformers writes into a preprocessor_config.json besides options.
+# Entries that Transformers writes into a preprocessor_config.json besides the options.
 SAVED_BY_TRANSFORMERS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 
-# Options that say how, and the option without which they have no effect.
+# Options of a step, and the option that switches this step on; without it they have no effect.
 SWITCH_OF = {
     "size": "do_resize",
     "resample": "do_resize",
@@ -55,15 +55,15 @@ SWITCH_OF = {
 
 
 class RevHRNetImageProcessorKwargs(ImagesKwargs, total=False):
-    """Options beyond those of every image processor.
+    """Options that other image processors do not have.
 
     size_divisor (`int`, *optional*, defaults to 32):
-        With `do_pad`, height and width are padded to a multiple of it, in pixels; 1 pads to the largest image only.
+        With `do_pad`, height and width are padded to a multiple of this number of pixels; 1 pads to the largest image only.
     ignore_index (`int`, *optional*, defaults to 255):
-        The class id that padded pixels get in the label maps, and with `do_reduce_labels` those that held 0.
+        The value of padded pixels in the label maps, and with `do_reduce_labels` of pixels that had the class id 0.
     do_reduce_labels (`bool`, *optional*, defaults to `False`):
-        Every class id of a label map becomes one less, and 0 becomes `ignore_index`: for datasets such as ADE20K, whose id 0
-        means that a pixel has no class. Pixels that hold `ignore_index` keep it.
+        Subtract 1 from each class id of a label map, and replace 0 by `ignore_index`: for datasets such as ADE20K, in which id 0
+        means that a pixel has no class. Pixels with `ignore_index` do not change.
     """
 
     size_divisor: int | None
@@ -72,15 +72,15 @@ class RevHRNetImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 def resized_size(image_size: Size, size: SizeDict) -> Size:
-    """Height and width that an image of `image_size` gets when it is resized to `size`.
+    """Height and width of an image of `image_size` after it is resized to `size`.
 
     Args:
         image_size: (height, width) of the image in pixels.
-        size: exact `height` and `width`; or, keeping the aspect ratio, `shortest_edge`, `longest_edge`, or both (the
-            shortest edge as asked, unless the longest would get too long).
+        size: exact `height` and `width`; or, keeping the aspect ratio, `shortest_edge`, `longest_edge`, or both (then
+            `longest_edge` is a limit: the image gets smaller if its longest edge would exceed it).
 
     Raises:
-        ValueError: `size` holds none of these.
+        ValueError: `size` has none of these.
     """
     height, width = image_size
     shortest, longest = min(height, width), max(height, width)
@@ -100,7 +100,7 @@ def resized_size(image_size: Size, size: SizeDict) -> Size:
 
 
 def padded_size(image_sizes: Sequence[Size], size_divisor: int | None, pad_size: SizeDict | None) -> Size:
-    """Size of a padded batch: `pad_size` if given, else the largest, rounded up to the divisor's multiple."""
+    """Size of a padded batch: `pad_size` if given, otherwise the largest size, rounded up to a multiple of the divisor."""
     if pad_size is not None:
         return pad_size.height, pad_size.width
     divisor = size_divisor or 1
@@ -109,28 +109,28 @@ def padded_size(image_sizes: Sequence[Size], size_divisor: int | None, pad_size:
 
 
 def nearest_source_indices(length: int, new_length: int) -> np.ndarray:
-    """For each of `new_length` pixels, the index of the pixel among `length` that its centre falls on, int64.
+    """For each of `new_length` pixels, the index of the pixel among `length` in which its centre lies, int64.
 
-    Whole-number arithmetic: the same for every library, dtype and device, where Pillow's and torch's nearest
-    neighbour may round a tie differently.
+    The arithmetic is in whole numbers, so the result is the same for every library, dtype and device. Pillow and torch may round
+    a tie differently.
     """
     return (2 * np.arange(new_length, dtype=np.int64) + 1) * length // (2 * new_length)
 
 
 def canvas_size(content: Size, padded: Size, target: Size) -> tuple[float, float]:
-    """Height and width that a padded image has at the scale of `target`; need not be whole numbers.
+    """Height and width of a padded image at the scale of `target`; they need not be whole numbers.
 
     Args:
-        content: (height, width) that the image had in the network's input, padding not counted.
+        content: (height, width) of the image in the network's input, without padding.
         padded: (height, width) of the network's input.
-        target: (height, width) that the image is to have.
+        target: (height, width) of the image in the result.
     """
     height, width = (t * p / c for t, p, c in zip(target, padded, content, strict=True))
     return height, width
 
 
 def resize_logits(logits: torch.Tensor, target: Size, canvas: tuple[float, float]) -> torch.Tensor:
-    """Bring the logits of one image to the image's own size, with one bilinear interpolation.
+    """Resize the logits of one image to the image's own size, by one bilinear interpolation.
 
     Args:
         logits: (num_labels, height, width), covering the whole padded image.
@@ -143,37 +143,37 @@ def resize_logits(logits: torch.Tensor, target: Size, canvas: tuple[float, float
     if all(float(edge).is_integer() for edge in canvas):
         logits = F.interpolate(logits[None], size=[int(edge) for edge in canvas], mode="bilinear", align_corners=False)[0]
     else:
-        # At the target's scale the padded image has no whole number of pixels: give the factor, get the whole
-        # pixels. The tiny excess keeps a product like 29.999… from losing its last pixel.
+        # At the target's scale the padded image is not a whole number of pixels, so the factor is given instead of the size.
+        # The tiny excess makes sure that a product such as 29.999… is rounded to 30 pixels.
         factors = [whole / edge * (1 + 1e-12) for whole, edge in zip(canvas, logits.shape[-2:], strict=True)]
         logits = F.interpolate(logits[None], scale_factor=factors, mode="bilinear", align_corners=False)[0]
     return logits[..., : target[0], : target[1]]
 
 
 class RevHRNetImageProcessorMixin:
-    """What both backends do alike: options, label maps, sizes, and post-processing.
+    """The code that both backends share: options, label maps, sizes and post-processing.
 
     Options and defaults:
-        do_resize (`bool`, False): the network takes any size, and scores are taken at native size.
-        size (`dict`, none): see [`resized_size`]; needed by `do_resize`.
+        do_resize (`bool`, False): off, because the network accepts any size and images are scored at native size.
+        size (`dict`, none): see [`resized_size`]; `do_resize` needs it.
         resample (bilinear): for images; label maps are always resized by nearest neighbour.
         do_rescale, rescale_factor (True, 1/255); do_normalize, image_mean, image_std (True, ImageNet's).
         do_convert_rgb (`bool`, True): grey, palette, CMYK, 16-bit and transparent images (on white) become RGB.
-        do_pad, size_divisor, pad_size (False, 32, none): pad at the bottom and at the right, images with 0 after
-            normalising, label maps with `ignore_index`, to the batch's largest height and width, rounded up to a
-            multiple of `size_divisor`; or to exactly `pad_size`.
+        do_pad, size_divisor, pad_size (False, 32, none): pad at the bottom and at the right, to the largest height and width
+            of the batch, rounded up to a multiple of `size_divisor`; or to exactly `pad_size`. Images are padded with 0 after
+            normalisation, label maps with `ignore_index`.
         ignore_index (`int`, 255).
-        do_reduce_labels (`bool`, False): in label maps 0 becomes `ignore_index` and every other class id one less.
-        input_data_format (none): of images that are arrays or tensors, where their shape leaves it open.
-        device (none): where the torchvision backend computes.
+        do_reduce_labels (`bool`, False): in label maps, replace 0 by `ignore_index` and subtract 1 from every other class id.
+        input_data_format (none): channels first or last, for arrays and tensors whose shape does not show it.
+        device (none): device on which the torchvision backend computes.
 
-    Nothing is ignored: unknown keywords raise a `TypeError`, and known ones that cannot be honoured a `ValueError`: cropping
-    (`do_center_crop`, `crop_size`), `image_seq_length`, `data_format` other than channels first, a device other than the CPU for
-    the Pillow backend, and options of a step that is off (`size` without `do_resize`).
+    No keyword is ignored. Unknown keywords raise a `TypeError`. Known keywords that are not supported raise a `ValueError`:
+    cropping (`do_center_crop`, `crop_size`), `image_seq_length`, `data_format` other than channels first, a device other than the
+    CPU for the Pillow backend, and options of a step that is off (`size` without `do_resize`).
 
-    A file name or an address is read upright, as its EXIF orientation says (by the torchvision backend only from Transformers
-    5.22 on); a `PIL.Image` is taken pixel by pixel as
-    it is, so that label maps and target sizes that were made for it fit (`PIL.ImageOps.exif_transpose` turns it).
+    An image from a file name or a URL is turned upright by its EXIF orientation (by the torchvision backend only from
+    Transformers 5.22 on). A `PIL.Image` is not turned, so that label maps and target sizes that were made for it fit;
+    `PIL.ImageOps.exif_transpose` turns it.
     """
 
     do_resize = False
@@ -198,14 +198,14 @@ class RevHRNetImageProcessorMixin:
 
     @classmethod
     def for_backbone(cls, config: PreTrainedConfig, **options) -> Self:
-        """The image processor with the mean and standard deviation that a network's backbone was trained with.
+        """The image processor with the mean and standard deviation of the images on which a backbone was trained.
 
         Args:
-            config: of a network of this package, or of a timm backbone.
+            config: configuration of a network of this package, or of a backbone.
             **options: any option of the image processor.
 
         Raises:
-            ValueError: the backbone is another than timm's or HRNetV2; its own image processor says what it was trained with.
+            ValueError: the mean and standard deviation of the backbone are not known.
         """
         if not {"image_mean", "image_std"} <= options.keys():
             mean, std = backbone_normalization(getattr(config, "backbone_config", config))
@@ -214,13 +214,12 @@ class RevHRNetImageProcessorMixin:
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
-        """An image processor from the content of a preprocessor_config.json, changed by the options among `kwargs`.
+        """An image processor from the content of a preprocessor_config.json, changed by the options in `kwargs`.
 
-        Keywords that are no options are those that Transformers gives to a model as well, returned with
-        `return_unused_kwargs=True`.
+        `kwargs` may also hold keywords of `from_pretrained` that are not options; `return_unused_kwargs=True` returns them.
 
         Raises:
-            TypeError: a keyword is neither.
+            TypeError: a keyword is neither an option nor a keyword of `from_pretrained`.
         """
         if not kwargs.get("return_unused_kwargs"):
             check_keywords(kwargs, cls._keywords_of_loading(), f"{cls.__name__}.from_pretrained")
@@ -228,18 +227,18 @@ class RevHRNetImageProcessorMixin:
         saved = {name: value for name, value in image_processor_dict.items() if name in known or name.startswith("_")}
         if len(saved) < len(image_processor_dict):
             logger.warning(
-                "The saved image processor has entries that %s does not know, and that have no effect: %s",
+                "The saved image processor has entries that %s does not know; they have no effect: %s",
                 cls.__name__,
                 ", ".join(sorted(image_processor_dict.keys() - saved.keys())),
             )
-        # A file says all there is: an option without its switch is no mistake in it, as it is in a call.
+        # A file holds all options. So an option of a step that is off is no mistake there, but it is one in a call.
         saved = {**switches_of(cls), **saved}
         check_switches(kwargs, saved)
         return super().from_dict(saved, **kwargs)
 
     @classmethod
     def _keywords_of_loading(cls) -> set[str]:
-        """What `from_pretrained` may be given: options, and what Transformers gives to model and image processor alike."""
+        """Keywords of `from_pretrained`: options, and keywords that Transformers passes to models and image processors alike."""
         model_settings = (RevHRNetConfig.known_keywords() | HRNetV2Config.known_keywords()) - {"backbone"}
         return {"return_unused_kwargs"} | cls.valid_kwargs.__annotations__.keys() | LOADING_KEYWORDS | model_settings
 
@@ -253,24 +252,24 @@ class RevHRNetImageProcessorMixin:
 
         Args:
             images: one image or a list of them: `PIL.Image`, array or tensor with channels first or last, path, or
-                address. Values 0 to 255, unless `rescale_factor` says otherwise.
-            segmentation_maps: one label map an image, (height, width) of class ids at the image's size.
+                URL. Values are 0 to 255, unless `rescale_factor` says otherwise.
+            segmentation_maps: one label map for each image, (height, width) of class ids at the image's size.
             **kwargs: any option of the processor, for this call only; `return_tensors="pt"` stacks the batch.
 
         Returns:
-            `pixel_values`, float32 (3, height, width) an image, and with `segmentation_maps` also `labels`, int64
-            (height, width) an image; stacked to (batch, …) with `return_tensors`, lists without.
+            `pixel_values`, float32 (3, height, width) for each image, and with `segmentation_maps` also `labels`, int64
+            (height, width) for each image; stacked to (batch, …) with `return_tensors`, otherwise lists.
 
         Raises:
-            TypeError: a keyword is no option.
-            ValueError: images and label maps do not fit together, images of different sizes are to be stacked, a label map holds
-                other than whole numbers, or an option cannot be honoured.
+            TypeError: a keyword is not an option.
+            ValueError: images and label maps differ in number or size, images of different sizes cannot be stacked, a label map
+                has values that are not whole numbers, or an option is not supported.
         """
         known = ["images", "segmentation_maps", *self.valid_kwargs.__annotations__]
         check_keywords(kwargs, known, f"A call of {type(self).__name__}")
         check_switches(kwargs, switches_of(self))
         if kwargs.get("default_to_square") is not None and not isinstance(kwargs.get("size"), int):
-            raise ValueError("default_to_square has no effect without a size that is one number: give both")
+            raise ValueError("default_to_square has no effect unless size is one number: give both")
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs):
@@ -286,22 +285,22 @@ class RevHRNetImageProcessorMixin:
         data_format: str | ChannelDimension | None = None,
         input_data_format: str | ChannelDimension | None = None,
         device: "str | torch.device | None" = None,
-        **honoured,
+        **supported,
     ):
-        """Raises a ValueError for an option that every image processor of Transformers takes and this one cannot honour."""
+        """Raises a ValueError for an option of Transformers' image processors that this one does not support."""
         if do_center_crop or crop_size is not None:
             raise ValueError("do_center_crop and crop_size are not supported: a segmentation model labels the whole image")
         if size_divisor is not None and size_divisor < 1:
             raise ValueError(f"size_divisor must be 1 or more pixels, got {size_divisor}")
         if image_seq_length is not None:
-            raise ValueError("image_seq_length is not supported: it belongs to models that read text as well")
+            raise ValueError("image_seq_length is not supported: it is for models that also read text")
         if data_format not in (None, ChannelDimension.FIRST):
-            raise ValueError(f"data_format must be 'channels_first', as the network takes its input, got {data_format!r}")
+            raise ValueError(f"data_format must be 'channels_first', the format of the network's input, got {data_format!r}")
         formats = [each.value for each in ChannelDimension]
         if input_data_format not in (None, *formats):
             raise ValueError(f"input_data_format must be one of {formats}, got {input_data_format!r}")
         if self.backend == "pil" and device is not None and torch.device(device).type != "cpu":
-            raise ValueError(f"The Pillow backend computes on the CPU, not on {device}: take backend='torchvision'")
+            raise ValueError(f"The Pillow backend computes on the CPU, not on {device}: use backend='torchvision'")
 
     def _preprocess_image_like_inputs(
         self,
@@ -350,7 +349,7 @@ class RevHRNetImageProcessorMixin:
         return BatchFeature(data=dict(data), tensor_type=return_tensors)
 
     def process_image(self, image: ImageInput, **kwargs) -> "torch.Tensor | np.ndarray":
-        """One image in the backend's form, (channels, height, width); see the backend's `process_image`."""
+        """One image as an array or tensor of the backend, (channels, height, width); see the backend's `process_image`."""
         if kwargs.get("do_convert_rgb") and isinstance(image, PIL.Image.Image):
             image = as_rgb(image)
         return super().process_image(image, **kwargs)
@@ -358,7 +357,7 @@ class RevHRNetImageProcessorMixin:
     def _prepare_label_maps(
         self, segmentation_maps: ImageInput, image_sizes: list[Size], device: "str | torch.device | None"
     ) -> list:
-        """Label maps (1, height, width), int64, in the backend's form; each as large as its image."""
+        """Label maps as arrays or tensors of the backend, int64 (1, height, width), each as large as its image."""
         label_maps = self._prepare_image_like_inputs(
             images=segmentation_maps,
             expected_ndims=2,
@@ -377,7 +376,7 @@ class RevHRNetImageProcessorMixin:
         return [as_class_ids(label_map, index) for index, label_map in enumerate(label_maps)]
 
     def resize(self, image: "torch.Tensor | np.ndarray", size: SizeDict, **kwargs) -> "torch.Tensor | np.ndarray":
-        """Resize images (…, height, width) to `size`, whose forms [`resized_size`] explains."""
+        """Resize images (…, height, width) to `size`; [`resized_size`] explains its forms."""
         height, width = resized_size(tuple(image.shape[-2:]), size)
         return super().resize(image, SizeDict(height=height, width=width), **kwargs)
 
@@ -389,24 +388,24 @@ class RevHRNetImageProcessorMixin:
     ) -> list:
         """Turn a model's logits into label maps.
 
-        With `do_pad` the logits cover the padded batch. The padding is cut off exactly, so `target_sizes` must then be
-        the sizes that the images of the *whole batch* had before processing, and the options must be the
-        processor's own, not overridden in the call that made the batch.
+        With `do_pad` the logits cover the padded batch, and the padding is cut off exactly. Then `target_sizes` must be the sizes
+        of all images of the *whole batch* before processing, and the batch must have been made with the processor's own options,
+        not with options of that call.
 
         Args:
             outputs: a model's output with `logits` (batch, num_labels, height, width).
             target_sizes: (height, width) in pixels of each map, usually the image's native size. Logits are resized
-                to it bilinearly (`align_corners=False`) before the best class is taken. None leaves the logits' size.
-            return_segmentation_scores: return the resized logits too, (num_labels, height, width) at the target's size: without
-                them, memory for a few rows of it is enough.
+                to it bilinearly (`align_corners=False`) before the best class is chosen. With None the map has the logits' size.
+            return_segmentation_scores: also return the resized logits, (num_labels, height, width) at the target's size. Without
+                them, memory for a few rows is enough.
 
         Returns:
-            A list of int64 maps (height, width), one an image; with `return_segmentation_scores` a list of
+            A list of int64 maps (height, width), one for each image; with `return_segmentation_scores` a list of
             [`SemanticSegmentationPostProcessorOutput`] with `segmentation`, the same map, and `segmentation_scores`,
             (num_labels, height, width).
 
         Raises:
-            ValueError: the number of target sizes is not the batch size, or one of them is not (height, width), both positive.
+            ValueError: the number of target sizes is not the batch size, or one of them is not a positive (height, width).
         """
         logits = outputs.logits
         if target_sizes is None:
@@ -428,33 +427,33 @@ class RevHRNetImageProcessorMixin:
         ]
 
     def canvas_sizes(self, target_sizes: Sequence[Size]) -> list[tuple[float, float]]:
-        """Height and width that the logits of each image of a batch cover at the scale of its target size, padding included."""
+        """Height and width of the area that the logits of each image cover, with padding, at the scale of its target size."""
         if not self.do_pad:
             return list(target_sizes)
-        # Set after construction (`processor.size = {…}`), they may still be dictionaries.
+        # They are dictionaries if they were set after construction (`processor.size = {…}`).
         options = self._standardize_kwargs(size=self.size, pad_size=self.pad_size, default_to_square=self.default_to_square)
         contents = [resized_size(target, options["size"]) for target in target_sizes] if self.do_resize else target_sizes
         padded = padded_size(contents, self.size_divisor, options["pad_size"])
         return [canvas_size(content, padded, target) for content, target in zip(contents, target_sizes, strict=True)]
 
     def to_dict(self) -> dict:
-        """The options as saved in a checkpoint; with remote code, `auto_map` names the class of each backend."""
-        # Remote code carries only files that are imported: the import is also what makes a checkpoint hold both twins.
+        """The options as they are saved in a checkpoint. With remote code, `auto_map` names the class of each backend."""
+        # With remote code, only files that are imported are saved. This import makes a checkpoint contain both backends.
         from .image_processing_revhrnet import RevHRNetImageProcessor
 
         output = super().to_dict()
         if self._auto_class is not None:
-            twins = {"torchvision": RevHRNetImageProcessor, "pil": RevHRNetImageProcessorPil}
+            backends = {"torchvision": RevHRNetImageProcessor, "pil": RevHRNetImageProcessorPil}
             output["auto_map"] = {
                 self._auto_class: {
-                    backend: f"{twin.__module__.rpartition('.')[2]}.{twin.__name__}" for backend, twin in twins.items()
+                    name: f"{backend.__module__.rpartition('.')[2]}.{backend.__name__}" for name, backend in backends.items()
                 }
             }
         return output
 
 
 def resize_label_map(label_map: "torch.Tensor | np.ndarray", new_size: Size) -> "torch.Tensor | np.ndarray":
-    """Resize a label map (1, height, width) by nearest neighbour: no class id that was not there before."""
+    """Resize a label map (1, height, width) by nearest neighbour, so that no new class id appears."""
     if tuple(label_map.shape[-2:]) == new_size:
         return label_map
     rows, columns = (nearest_source_indices(old, new) for old, new in zip(label_map.shape[-2:], new_size, strict=True))
@@ -465,60 +464,60 @@ def as_class_ids(label_map: "torch.Tensor | np.ndarray", index: int) -> "torch.T
     """Label map number `index` as int64.
 
     Raises:
-        ValueError: a pixel holds NaN, infinity, or a fraction.
+        ValueError: a pixel is NaN, infinite, or not a whole number.
     """
     library = torch if isinstance(label_map, torch.Tensor) else np
-    with np.errstate(invalid="ignore"):  # of NaN; told below
+    with np.errstate(invalid="ignore"):  # NaN is reported below
         ids = label_map.to(torch.int64) if library is torch else label_map.astype(np.int64)
     is_float = label_map.is_floating_point() if library is torch else label_map.dtype.kind not in "biu"
     if is_float:
-        strays = (ids != label_map) | ~library.isfinite(label_map)
-        if strays.any():
+        invalid = (ids != label_map) | ~library.isfinite(label_map)
+        if invalid.any():
             raise ValueError(
-                f"segmentation map {index} must hold class ids, which are whole numbers; it holds {label_map[strays][0].item()}"
+                f"segmentation map {index} must hold class ids, which are whole numbers; it holds {label_map[invalid][0].item()}"
             )
     return ids
 
 
 def reduced_labels(label_map: "torch.Tensor | np.ndarray", ignore_index: int) -> "torch.Tensor | np.ndarray":
-    """Class ids (int64) less one; pixels that hold 0 or `ignore_index` become, or stay, `ignore_index`."""
+    """Class ids (int64) minus 1. Pixels with 0 or `ignore_index` get `ignore_index`."""
     where = torch.where if isinstance(label_map, torch.Tensor) else np.where
     return where((label_map == 0) | (label_map == ignore_index), ignore_index, label_map - 1)
 
 
 def as_size(size: "Sequence[int] | torch.Tensor") -> Size:
-    """Raises a ValueError unless `size` is (height, width), both positive."""
+    """(height, width) as integers. Raises a ValueError unless both are positive."""
     try:
         height, width = (int(edge) for edge in size)
     except TypeError as error:
-        raise ValueError(f"target_sizes must be one (height, width) an image, got {size!r} for one") from error
+        raise ValueError(f"target_sizes must have one (height, width) for each image, got {size!r} for one of them") from error
     if min(height, width) < 1:
         raise ValueError(f"a target size must be positive, got {height}×{width}")
     return height, width
 
 
 def switches_of(processor) -> dict[str, bool]:
-    """Whether each step is on, of an image processor or as its class has it."""
+    """Whether each step is on, in an image processor or by default in its class."""
     return {switch: bool(getattr(processor, switch)) for switch in SWITCH_OF.values()}
 
 
 def check_switches(given: dict[str, Any], switches: dict[str, bool]) -> None:
-    """Raises a ValueError for an option of a step that is off, unless the same call says that it is to be off.
+    """Raises a ValueError for an option of a step that is off, unless the same call switches the step off.
 
     Args:
-        given: the options that a caller gave; None counts as not given.
-        switches: which steps are on where the caller says nothing.
+        given: the options of the caller; None counts as not given.
+        switches: whether each step is on if the caller does not say it.
     """
     for option, switch in SWITCH_OF.items():
         if given.get(option) is not None and given.get(switch) is None and not switches[switch]:
             raise ValueError(
-                f"{option} has no effect, because {switch} is off: give {switch}=True with it (or {switch}=False, to keep "
+                f"{option} has no effect, because {switch} is off: also give {switch}=True (or {switch}=False, to keep "
                 f"{option} for later)"
             )
 
 
 class RevHRNetImageProcessorPil(RevHRNetImageProcessorMixin, PilBackend):
-    """Image processor of RevHRNet on Pillow and NumPy: the twin of `RevHRNetImageProcessor` for `backend="pil"`."""
+    """Image processor of RevHRNet with Pillow and NumPy: the one for `backend="pil"`."""
 
     valid_kwargs = RevHRNetImageProcessorKwargs
 

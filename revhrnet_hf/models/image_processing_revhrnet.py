@@ -1,4 +1,4 @@
-"""Image processor of RevHRNet on torchvision: tensors, on any device."""
+"""Image processor of RevHRNet with torchvision: it works on tensors, on any device."""
 
 import numpy as np
 import PIL.Image
@@ -11,21 +11,21 @@ from .rgb import as_rgb
 
 
 class RevHRNetImageProcessor(RevHRNetImageProcessorMixin, TorchvisionBackend):
-    """Image processor of RevHRNet on torchvision, the one that is used unless `backend="pil"` is asked for."""
+    """Image processor of RevHRNet with torchvision: the default, unless `backend="pil"` is given."""
 
     valid_kwargs = RevHRNetImageProcessorKwargs
 
     def process_image(self, image: ImageInput, **kwargs) -> torch.Tensor:
         """One image as a tensor (channels, height, width).
 
-        A `PIL.Image` keeps a pixel's channels side by side, as it has them: resizing takes less than half the time so.
+        A tensor from a `PIL.Image` stays channels-last in memory: resizing then takes less than half the time.
         """
         if kwargs.get("do_convert_rgb") and isinstance(image, PIL.Image.Image):
             return torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1).to(kwargs.get("device"))
         return super().process_image(image, **kwargs)
 
     def rescale_and_normalize(self, images: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """As of every image processor; channel after channel is the quicker way here."""
+        """As in every image processor. Channels-first memory is faster here."""
         return super().rescale_and_normalize(images.contiguous(), *args, **kwargs)
 
 

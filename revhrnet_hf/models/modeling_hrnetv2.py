@@ -1,10 +1,10 @@
-"""HRNetV2, backbone and segmentation network.
+"""HRNetV2 as a backbone and as a segmentation network.
 
 ("Deep High-Resolution Representation Learning for Visual Recognition", arXiv 1908.07919.)
 
-A stem and a stage of Bottlenecks at one resolution; every further stage adds a stream of half the resolution of the last one.
-The last stage's streams, upsampled and concatenated, are classified pixel by pixel. Module names are those of the official
-checkpoints, but for `last_layer`, which is `head` here.
+The network begins with a stem and a stage of Bottlenecks at one resolution. Every further stage adds a stream with half the
+resolution of the coarsest one. The streams of the last stage are upsampled, concatenated and classified pixel by pixel. Module
+names are the same as in the official checkpoints, except that `last_layer` is `head` here.
 """
 
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from .high_resolution import (
 )
 from .losses import configured_loss
 
-STEM_STRIDE = 2  # of the first convolution, whose activation is the map "stem"
+STEM_STRIDE = 2  # stride of the first convolution, whose activation is the map "stem"
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, stride: int, momentum: float) -> nn.Sequential:
@@ -33,24 +33,24 @@ def conv_bn_relu(in_channels: int, out_channels: int, stride: int, momentum: flo
 
 
 class Transition(nn.ModuleList):
-    """From the streams of one stage to those of the next: one more, of half the last one's resolution.
+    """The step between two stages: it adds a stream with half the resolution of the coarsest one.
 
-    A stream that keeps its number of channels passes unchanged.
+    A stream with the same number of channels in both stages is passed on unchanged.
     """
 
     def __init__(self, before: list[int], after: list[int], momentum: float):
-        standing = [
+        existing = [
             nn.Identity() if given == channels else conv_bn_relu(given, channels, 1, momentum)
             for given, channels in zip(before, after, strict=False)
         ]
-        super().__init__([*standing, nn.Sequential(conv_bn_relu(before[-1], after[-1], 2, momentum))])
+        super().__init__([*existing, nn.Sequential(conv_bn_relu(before[-1], after[-1], 2, momentum))])
 
     def forward(self, streams: tuple[Tensor, ...]) -> list[Tensor]:
         return [layer(x) for layer, x in zip(self, (*streams, streams[-1]), strict=True)]
 
 
 class HighResolutionStage(nn.ModuleList):
-    """High-resolution modules in a row that keep all streams."""
+    """A sequence of high-resolution modules; all streams continue."""
 
     def __init__(self, channels: list[int], num_modules: int, config: HRNetV2Config):
         super().__init__(
@@ -77,7 +77,7 @@ class HRNetV2PreTrainedModel(HighResolutionPreTrainedModel):
 
 
 class HRNetV2Backbone(BackboneMixin, HRNetV2PreTrainedModel):
-    """Stem → stage 1 → stages 2, 3, … with 2, 3, … streams; gives the maps that `config.out_features` names."""
+    """Stem → stage 1 → stages 2, 3, … with 2, 3, … streams. Returns the maps that `config.out_features` names."""
 
     has_attentions = False
 
@@ -99,7 +99,7 @@ class HRNetV2Backbone(BackboneMixin, HRNetV2PreTrainedModel):
 
     @property
     def strides(self) -> list[int]:
-        """Of the maps that the backbone gives."""
+        """Strides of the maps that the backbone returns."""
         strides = [STEM_STRIDE, *(self.config.stem_stride * 2**i for i in range(len(self.config.stream_channels)))]
         return [strides[self.stage_names.index(name)] for name in self.out_features]
 
@@ -108,7 +108,7 @@ class HRNetV2Backbone(BackboneMixin, HRNetV2PreTrainedModel):
         """
         Args:
             pixel_values: (batch, 3, height, width), normalised; any size.
-            output_hidden_states: also give all maps, the stem's and each stream's, as `hidden_states`.
+            output_hidden_states: also return all maps, of the stem and of each stream, as `hidden_states`.
 
         Returns:
             `feature_maps`, each (batch, channels, height / stride, width / stride), rounded up.
@@ -133,7 +133,7 @@ class HRNetV2Backbone(BackboneMixin, HRNetV2PreTrainedModel):
 
 
 class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
-    """HRNetV2 with a classifier of pixels; logits at the finest stream's stride (4, or 2 for five streams)."""
+    """HRNetV2 with a pixel classifier. The logits have the stride of the finest stream: 4, or 2 with five streams."""
 
     def __init__(self, config: HRNetV2Config):
         super().__init__(config)
@@ -154,9 +154,9 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
         """
         Args:
             pixel_values: (batch, 3, height, width), normalised; any size.
-            labels: int64 (batch, height, width) class ids, or `config.semantic_loss_ignore_index`. Any size: the
-                loss is taken there.
-            output_hidden_states: also give the last stage's streams, finest first.
+            labels: int64 (batch, height, width) class ids, or `config.semantic_loss_ignore_index`; any size,
+                at which the loss is computed.
+            output_hidden_states: also return the streams of the last stage, finest first.
 
         Returns:
             `loss` (a scalar, with `labels`), `logits` (batch, num_labels, height / 4, width / 4), `hidden_states`.
@@ -164,7 +164,7 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         _, *streams = self.backbone.all_maps(pixel_values)
-        # The head's upsampling is bilinear also where the exchange units' is not: it is HRNetV2's own part.
+        # The head always upsamples bilinearly: `upsample_mode` is a setting of the exchange units only.
         logits = self.head(*streams)
         return SemanticSegmenterOutput(
             loss=configured_loss(logits, labels, self.config),
@@ -173,6 +173,6 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
         )
 
 
-# The image-segmentation pipeline looks for the model's name here, and calls it unsupported otherwise. Not in the package's
-# __init__.py, for where a checkpoint's own code is loaded there is none.
+# The image-segmentation pipeline looks for the model's name here, and otherwise reports it as unsupported. This is not in the
+# package's __init__.py, because that file is missing when a checkpoint's own code is loaded.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[HRNetV2Config.model_type] = HRNetV2ForSemanticSegmentation.__name__

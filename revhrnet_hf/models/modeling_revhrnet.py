@@ -1,7 +1,7 @@
 """The reverse HRNet on a frozen backbone ("Early Fusion of Features for Semantic Segmentation", arXiv 2402.06091).
 
-A backbone gives maps at strides 4, 8, 16 and 32; 1×1 convolutions bring them to the widths of four parallel streams; stages R1,
-R2, R3 each end the coarsest stream, so that all scales are fused from the first stage on; R4 works on the finest stream alone.
+A backbone returns maps at strides 4, 8, 16 and 32. 1×1 convolutions change their channels to those of four parallel streams. R1,
+R2 and R3 each end the coarsest stream, so all scales are fused from R1 on. R4 works only on the finest stream.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -37,7 +37,7 @@ from .trainable import ALL, set_training_mode, trained_names
 
 logger = logging.get_logger(__name__)
 
-BOTTLENECK_CHANNELS = 64  # of HRNet's stage 1, which the last stage mirrors
+BOTTLENECK_CHANNELS = 64  # as in HRNet's stage 1, to which R4 corresponds
 
 
 @dataclass
@@ -45,11 +45,11 @@ class RevHRNetModelOutput(ModelOutput):
     """
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch, channels, height / 4, width / 4)`):
-            Output of the last stage.
+            Output of R4.
         feature_maps (`tuple[torch.Tensor]`):
-            Each stream's last map before the stream ends, finest first: strides 4, 8, 16, 32 (the maps of the paper's figure 2).
+            Last map of each stream, finest first: strides 4, 8, 16, 32 (the maps in the paper's figure 2).
         hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
-            The same maps, under the name that Transformers' tools look for.
+            The same maps under the name that Transformers' tools use.
     """
 
     last_hidden_state: Tensor | None = None
@@ -58,17 +58,17 @@ class RevHRNetModelOutput(ModelOutput):
 
 
 def build_backbone(config: PreTrainedConfig, num_streams: int) -> tuple[BackboneMixin, BackboneLayout]:
-    """The backbone of `config` with random weights, one map a stream, and what its maps are like.
+    """The backbone of `config` with random weights, and the layout of its maps.
 
     Raises:
-        ValueError: the backbone gives another number of maps than there are streams, or maps at other strides.
+        ValueError: the backbone does not return one map for each stream, or the strides of its maps do not fit.
     """
-    # By its type's name: HRNetV2Config is another class where a checkpoint's own code is loaded, and nobody registers it there.
+    # Compared by name: if a checkpoint's own code is loaded, HRNetV2Config is a different class, which is not registered.
     is_hrnet = config.model_type == HRNetV2Config.model_type
     backbone = HRNetV2Backbone(config) if is_hrnet else create_backbone(config)
     if len(backbone.channels) != num_streams:
         raise ValueError(
-            f"The backbone gives {len(backbone.channels)} maps (out_indices {list(config.out_indices)}) and the network has "
+            f"The backbone gives {len(backbone.channels)} maps (out_indices {list(config.out_indices)}), but the network has "
             f"{num_streams} streams: set out_indices of backbone_config, or stream_channels and num_modules, so that they agree"
         )
     layout = BackboneLayout(tuple(backbone.strides)) if is_hrnet else layout_of(config)
@@ -78,33 +78,33 @@ def build_backbone(config: PreTrainedConfig, num_streams: int) -> tuple[Backbone
 
 
 def check_strides(strides: tuple[int, ...], may_be_finer: bool) -> None:
-    """Raises a ValueError unless each stride is twice the one before, and the finest is 4 or the last 32."""
+    """Raises a ValueError unless each stride is twice the one before, and the first is 4 or the last is 32."""
     if any(coarser != 2 * finer for finer, coarser in pairwise(strides)):
         raise ValueError(
-            f"The backbone's maps have strides {list(strides)}, and each must be twice the one before: set out_indices of "
-            "backbone_config, or take another backbone"
+            f"The backbone's maps have strides {list(strides)}, but each must be twice the one before: set out_indices of "
+            "backbone_config, or use another backbone"
         )
     usual = streams_strides(len(strides))
     if not may_be_finer and strides[0] != 4 and list(strides) != usual:
         raise ValueError(
-            f"The backbone's maps have strides {list(strides)}, and {len(strides)} streams need {usual}: set out_indices of "
-            "backbone_config, or leave it out to have the right ones"
+            f"The backbone's maps have strides {list(strides)}, but {len(strides)} streams need {usual}: set out_indices of "
+            "backbone_config, or omit it to get suitable ones"
         )
 
 
 def check_that_maps_halve(maps: tuple[Tensor, ...]):
-    """Raises a ValueError unless each map is half as large as the one before, in whatever way a backbone rounds odd sizes."""
+    """Raises a ValueError unless each map is half as large as the one before. Odd sizes may be rounded in any way."""
     sizes = [tuple(x.shape[-2:]) for x in maps]
     for finer, coarser in pairwise(sizes):
         if any(abs(2 * small - large) > 2 for small, large in zip(coarser, finer, strict=True)):
             raise ValueError(
-                f"The backbone's maps are {sizes} pixels, and each must be half as large as the one before: set out_features of "
-                "backbone_config, or take another backbone"
+                f"The backbone's maps are {sizes} pixels, but each must be half as large as the one before: set out_features of "
+                "backbone_config, or use another backbone"
             )
 
 
 class ReverseStage(nn.ModuleList):
-    """High-resolution modules in a row, the last of which gives out one stream fewer."""
+    """A sequence of high-resolution modules. The coarsest stream ends in the last one."""
 
     def __init__(self, channels: list[int] | tuple[int, ...], num_modules: int, config: RevHRNetConfig):
         last = num_modules - 1
@@ -134,13 +134,13 @@ class RevHRNetPreTrainedModel(HighResolutionPreTrainedModel):
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Loading makes every tensor a new parameter that requires a gradient.
+        # Loading replaces every parameter by a new one that requires a gradient.
         model.base_model.freeze()
         return loaded
 
 
 class RevHRNetModel(RevHRNetPreTrainedModel):
-    """Frozen backbone → laterals → stages R1, R2, … → last stage, without a classifier."""
+    """Frozen backbone → laterals → R1 … R3 → R4 (with five streams R1 … R4 → R5), without a classifier."""
 
     def __init__(self, config: RevHRNetConfig):
         super().__init__(config)
@@ -153,7 +153,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             given_channels = self.pyramid.out_channels
         elif config.pyramid == LEARNED:
             raise ValueError(
-                "pyramid='learned' is for plain vision transformers, and this backbone has maps at several strides: leave it out"
+                "pyramid='learned' is for plain vision transformers, but this backbone has maps at several strides: omit it"
             )
         self.coarsest_stride = 2 ** (len(channels) + 1) if strides is None else strides[-1]
         self.laterals = nn.ModuleList(
@@ -174,7 +174,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         self.freeze()
 
     def freeze(self):
-        """Make the backbone what `config.trainable_backbone` says; nothing to do where all of it is to be trained."""
+        """Freeze the part of the backbone that `config.trainable_backbone` does not select; with `"all"` do nothing."""
         choice = self.config.trainable_backbone
         if choice == ALL:
             return
@@ -194,8 +194,8 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         """
         Args:
             pixel_values: (batch, 3, height, width), normalised with the backbone's mean and standard deviation; any size that
-                the backbone takes.
-            output_hidden_states: also give the feature maps as `hidden_states`.
+                the backbone accepts.
+            output_hidden_states: also return the feature maps as `hidden_states`.
 
         Raises:
             ValueError: the image is too small for the backbone, or the backbone's maps do not halve in size.
@@ -217,7 +217,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         )
 
     def backbone_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The maps that the streams start from, (batch, channels, ⌈height / stride⌉, ⌈width / stride⌉), finest first."""
+        """The maps from which the streams start, (batch, channels, ⌈height / stride⌉, ⌈width / stride⌉), finest first."""
         size, least = tuple(pixel_values.shape[-2:]), self.coarsest_stride
         self.layout.check_size(size)
         padded = pad_to_multiple(pixel_values, self.layout.multiple)
@@ -241,28 +241,29 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
 
     @contextmanager
     def _frozen(self, pixel_values: Tensor):
-        """In the precision that the configuration chose; without a graph, unless somebody asks for a gradient."""
+        """Context of a frozen backbone: the precision of the configuration, and no graph unless a gradient is needed."""
         device, dtype = pixel_values.device.type, self.config.frozen_backbone_dtype
-        is_chosen = dtype is not None and is_autocast_available(device)  # not for the meta device
+        is_chosen = dtype is not None and is_autocast_available(device)  # the meta device has no autocast
         precision = torch.autocast(device, getattr(torch, dtype)) if is_chosen else nullcontext()
-        with torch.set_grad_enabled(self._wants_backbone_graph(pixel_values)), precision:
+        with torch.set_grad_enabled(self._needs_backbone_graph(pixel_values)), precision:
             yield
 
-    def _wants_backbone_graph(self, pixel_values: Tensor) -> bool:
-        """Whether a gradient is to flow through the frozen backbone: to the pixels, or to parameters such as LoRA's."""
+    def _needs_backbone_graph(self, pixel_values: Tensor) -> bool:
+        """Whether a gradient flows through the frozen backbone: to the pixels, or to parameters such as LoRA's."""
         if not torch.is_grad_enabled():
             return False
         trained = sum(p.numel() for p in self.backbone.parameters() if p.requires_grad)
         if trained and not torch.compiler.is_compiling():
             logger.warning_once(
                 f"{trained:,} parameters in the frozen backbone require a gradient (LoRA?): they are trained, and the backbone's "
-                "activations are kept for the backward pass. Its modules stay in eval mode. model.base_model.freeze() freezes all"
+                "activations are kept for the backward pass. Its modules stay in eval mode. To freeze them, call "
+                "model.base_model.freeze()"
             )
         return trained > 0 or pixel_values.requires_grad
 
 
 class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
-    """RevHRNet with a classifier of pixels; logits at the finest stream's stride (4, or 2 for five streams)."""
+    """RevHRNet with a pixel classifier. The logits have the stride of the finest stream: 4, or 2 with five streams."""
 
     def __init__(self, config: RevHRNetConfig):
         super().__init__(config)
@@ -284,9 +285,9 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
         """
         Args:
             pixel_values: (batch, 3, height, width), normalised with the backbone's mean and standard deviation; any size.
-            labels: int64 (batch, height, width) class ids, or `config.semantic_loss_ignore_index`. Any size: the
-                loss is taken there.
-            output_hidden_states: also give each stream's last map, finest first.
+            labels: int64 (batch, height, width) class ids, or `config.semantic_loss_ignore_index`; any size,
+                at which the loss is computed.
+            output_hidden_states: also return the last map of each stream, finest first.
 
         Returns:
             `loss` (a scalar, with `labels`), `logits` (batch, num_labels, height / 4, width / 4), `hidden_states`.
@@ -298,6 +299,6 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
         return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-# The image-segmentation pipeline looks for the model's name here, and calls it unsupported otherwise. Not in the package's
-# __init__.py, for where a checkpoint's own code is loaded there is none.
+# The image-segmentation pipeline looks for the model's name here, and otherwise reports it as unsupported. This is not in the
+# package's __init__.py, because that file is missing when a checkpoint's own code is loaded.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[RevHRNetConfig.model_type] = RevHRNetForSemanticSegmentation.__name__

@@ -1,7 +1,7 @@
-"""A pyramid of maps from a plain vision transformer, whose layers all have the stride of its patches.
+"""A pyramid of maps from a plain vision transformer, in which the maps of all layers have the stride of the patches.
 
-Each stream starts from a layer of its own, the finest from the first. The maps are resized (`"resize"`, without parameters), or
-brought to the streams' strides by trained convolutions, as in ViTDet (arXiv 2203.16527) and DPT (arXiv 2103.13413): `"learned"`.
+Each stream starts from a different layer, the finest from the first. The maps get the strides of the streams by resizing, without
+parameters (`"resize"`), or by trained convolutions (`"learned"`), as in ViTDet (arXiv 2203.16527) and DPT (arXiv 2103.13413).
 """
 
 import math
@@ -19,10 +19,10 @@ class Pyramid(RecomputedModule):
 
     Args:
         kind: `"resize"` or `"learned"`.
-        channels: of the transformer's maps.
-        patch: its stride, pixels.
-        strides: of the maps to give, finest first.
-        momentum: of the BatchNorms of a learned pyramid.
+        channels: channels of the transformer's maps.
+        patch: stride of the transformer's maps, in pixels.
+        strides: strides of the pyramid's maps, finest first.
+        momentum: momentum of the BatchNorms of a learned pyramid.
     """
 
     def __init__(self, kind: str, channels: list[int], patch: int, strides: list[int], momentum: float = 0.01):
@@ -31,14 +31,14 @@ class Pyramid(RecomputedModule):
         if kind == RESIZE:
             self.steps, self.given_strides, self.out_channels = None, [patch] * len(strides), list(channels)
             return
-        # Patches of 14 pixels are taken for 16: what is left to a stride that is a power of 2 is resized.
+        # The convolutions change strides by powers of 2. If the patches have 14 pixels, `forward` resizes to the exact strides.
         doublings = [round(math.log2(patch / stride)) for stride in strides]
         self.steps = nn.ModuleList(_steps(width, times, momentum) for width, times in zip(channels, doublings, strict=True))
         self.given_strides = [patch / 2**times for times in doublings]
         self.out_channels = [width >> max(times, 0) for width, times in zip(channels, doublings, strict=True)]
 
     def forward(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """`size` is the image's (height, width), before it was padded to whole patches."""
+        """`size` is the (height, width) of the image before it was padded to whole patches."""
         if self.steps is not None:
             maps = super().forward(*maps)
         return tuple(
@@ -50,7 +50,10 @@ class Pyramid(RecomputedModule):
 
 
 def _steps(channels: int, doublings: int, momentum: float) -> nn.Sequential:
-    """Convolutions that double a map's size so many times, halving its channels, or halve its size where negative."""
+    """Convolutions that double the size of a map `doublings` times and halve its channels each time.
+
+    If `doublings` is negative, they halve the size instead.
+    """
     layers: list[nn.Module] = []
     for _ in range(doublings):
         layers += [nn.ConvTranspose2d(channels, channels // 2, 2, stride=2, bias=False)]
@@ -63,9 +66,10 @@ def _steps(channels: int, doublings: int, momentum: float) -> nn.Sequential:
 
 
 def resampled(x: Tensor, stride: float, wanted: int, size: tuple[int, int]) -> Tensor:
-    """A map of one stride at another, by bilinear interpolation at the exact places, for an image of `size` (height, width).
+    """A map resized from `stride` to `wanted`, bilinearly at the exact positions, for an image of `size` (height, width).
 
-    The map covers the image or more, from the top left. Where it ends within a last pixel, its border is repeated.
+    The map starts at the top left of the image and covers all of it. If the last pixel of the result reaches beyond the map, the
+    map's border is repeated.
     """
     if stride != wanted:
         beyond = _cells_beyond(stride, wanted)
@@ -76,6 +80,6 @@ def resampled(x: Tensor, stride: float, wanted: int, size: tuple[int, int]) -> T
 
 
 def _cells_beyond(stride: float, wanted: int) -> int:
-    """Cells of `stride` pixels that the last pixel of the wanted map may reach beyond the map's end."""
+    """The number of cells (of `stride` pixels) by which the last pixel of the result may reach beyond the map."""
     common = math.gcd(int(stride), wanted) if float(stride).is_integer() else 0
     return math.ceil((wanted - common) / stride)

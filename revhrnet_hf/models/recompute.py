@@ -1,8 +1,8 @@
-"""Recomputation: memory for the backward pass, spared by computing parts of the forward pass a second time.
+"""Recomputation: the backward pass computes parts of the forward pass again, so that less memory is kept for it.
 
-It is torch's activation checkpointing. `"norms"` keeps the outputs of convolutions and recomputes normalisations, ReLUs and sums,
-which are cheap; `"modules"` keeps the inputs of modules and recomputes the rest. What is recomputed runs a second time in the
-backward pass, and so do the forward hooks on modules within it.
+This is torch's activation checkpointing. `"norms"` keeps the outputs of convolutions and recomputes normalisations, ReLUs and
+sums, which are cheap. `"modules"` keeps the inputs of modules and recomputes the rest. Forward hooks on modules within a
+recomputed part are called again in the backward pass.
 """
 
 import inspect
@@ -19,15 +19,15 @@ logger = logging.get_logger(__name__)
 
 SETTINGS = NONE, NORMS, MODULES = "none", "norms", "modules"
 FORMER_NAMES = {"nothing": NONE, "relus": NORMS}
-"""Settings of earlier versions, and those that took their place."""
+"""Names of settings in earlier versions, and their names now."""
 
-# Tensors that `saved_tensors_hooks` move elsewhere include those kept here, where torch knows how (from 2.14 on).
+# From torch 2.14 on, `saved_tensors_hooks` (which may move tensors elsewhere) also apply to the tensors that are kept here.
 RESPECT_HOOKS = "respect_saved_tensors_hooks"
 SELECTIVE = {RESPECT_HOOKS: True} if RESPECT_HOOKS in inspect.signature(checkpoint).parameters else {}
 
 
 def current_name(setting: str) -> str:
-    """`setting`, or the one that took the place of a name of earlier versions, which is said once."""
+    """The current name of a setting. A name of earlier versions is logged once."""
     if setting not in FORMER_NAMES:
         return setting
     logger.warning_once(f"recompute: {setting} is called {FORMER_NAMES[setting]} now")
@@ -35,16 +35,16 @@ def current_name(setting: str) -> str:
 
 
 class RecomputedModule(nn.Module):
-    """A module whose `compute` runs again, in parts or as a whole, in the backward pass of a training step.
+    """A module whose `compute` runs again, partly or as a whole, in the backward pass of a training step.
 
-    Sub-classes define `compute`, which takes tensors one by one and gives a tensor or a flat tuple.
+    Sub-classes define `compute`, which takes tensors as arguments and returns a tensor or a flat tuple.
 
-    The second run starts from the parameters and buffers that the first started from, and updates copies of the buffers: running
-    statistics are updated once a step, and a `functional_call` is differentiated where it was made.
+    The second run starts from the same parameters and buffers as the first, and updates copies of the buffers. So running
+    statistics are updated only once in each step, and under a `functional_call` both runs use the parameters of that call.
 
     Attributes:
-        recompute: `"none"`, `"norms"` or `"modules"`; set by `activation_checkpointing_enable` of the model.
-        gradient_checkpointing: whether it is `"modules"`, as Transformers asks.
+        recompute: `"none"`, `"norms"` or `"modules"`; the model's `activation_checkpointing_enable` sets it.
+        gradient_checkpointing: whether `recompute` is `"modules"`; Transformers reads it.
     """
 
     recompute = NORMS
@@ -55,14 +55,14 @@ class RecomputedModule(nn.Module):
         if self.recompute == NONE or not self.training or not torch.is_grad_enabled():
             return self.compute(*tensors)
         run_checkpointed = self._gradient_checkpointing_func if self.recompute == MODULES else keep_convolutions
-        if torch.compiler.is_compiling():  # a compiled backward pass holds operations on tensors, and none on the module
+        if torch.compiler.is_compiling():  # a compiled backward pass computes on tensors and does not call the module
             return run_checkpointed(self.compute, *tensors)
         run = _Run(self)
         return run_checkpointed(run, *tensors, *run.parameters)
 
 
 def keep_convolutions(function, *tensors: Tensor):
-    """`function(*tensors)`, of which the backward pass finds the results of convolutions kept, and computes the rest again."""
+    """`function(*tensors)`. The results of convolutions are kept for the backward pass; it computes the rest again."""
     contexts = partial(create_selective_checkpoint_contexts, _keep_or_recompute)
     if not torch.compiler.is_compiling():
         contexts = _contexts
@@ -80,7 +80,7 @@ def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
 
 
 class _FirstTimeOnly:
-    """A context that is entered once: what torch keeps is used up by a backward pass, and the next one computes all again."""
+    """Enters a context only the first time: a backward pass uses up the kept tensors, and a second one computes all again."""
 
     def __init__(self, context: AbstractContextManager):
         self.unused: AbstractContextManager | None = context
@@ -96,9 +96,9 @@ class _FirstTimeOnly:
 
 
 class _Run:
-    """Calls `module.compute(*tensors)` for `run(*tensors, *run.parameters)`; from the second time on, on copies of the buffers.
+    """`run(*tensors, *run.parameters)` calls `module.compute(*tensors)`; from the second call on with copies of the buffers.
 
-    The parameters are among the arguments so that torch keeps those of the first run, and complains if one was changed in place.
+    The parameters are arguments so that torch keeps them from the first run, and raises an error if one was changed in place.
     """
 
     def __init__(self, module: RecomputedModule):
@@ -119,7 +119,7 @@ class _Run:
 
 
 class _Compute(nn.Module):
-    """`module.compute` as a module, for `functional_call`; hooks of `module` itself are not called."""
+    """`module.compute` as a module, which `functional_call` needs. Hooks of `module` itself are not called."""
 
     def __init__(self, module: RecomputedModule):
         super().__init__()
@@ -130,7 +130,10 @@ class _Compute(nn.Module):
 
 
 def _without_weight_cache(device: str) -> AbstractContextManager:
-    """Autocast, where it is on, casts each weight anew: one cast earlier would be missing from only one of two runs."""
+    """If autocast is on: autocast without its cache of cast weights.
+
+    A weight that is in the cache already is not cast in the first run. Then the two runs would have different operations.
+    """
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return nullcontext()
     return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)

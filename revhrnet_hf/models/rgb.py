@@ -1,7 +1,7 @@
 """An image of any Pillow mode as RGB: 16 bits scaled to 8, transparency on white.
 
-It lies beside the image processors because it travels inside a checkpoint with them. Files are read by `revhrnet_hf.images`,
-which builds on it.
+It is in this folder because a checkpoint contains it together with the image processors. `revhrnet_hf.images` reads image files
+and uses it.
 """
 
 import numpy as np
@@ -11,17 +11,17 @@ GREATEST_16_BIT = 65535
 
 
 def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """An image of any mode as RGB. An image that is RGB without transparency is returned itself, not a copy.
+    """An image of any mode as RGB. An RGB image without transparency is returned unchanged, not as a copy.
 
     Raises:
-        ValueError: a mode of 32 bits (`I`, `F`) holds values that are no brightness; see `eight_bit_grey`.
+        ValueError: an image of 32 bits (mode `I` or `F`) has values outside the valid range; see `eight_bit_grey`.
     """
     image = on_white(eight_bit_grey(image))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
-    """An image with transparency as RGB on white; any other image as it is."""
+    """An image with transparency as RGB on white; any other image unchanged."""
     if not image.has_transparency_data:
         return image
     white = PIL.Image.new("RGBA", image.size, "white")
@@ -29,20 +29,20 @@ def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A grey image of more than 8 bits (modes `I;16…`, `I` and `F`) as 8-bit grey; any other image as it is.
+    """A grey image of more than 8 bits (modes `I;16…`, `I` and `F`) as 8-bit grey; any other image unchanged.
 
     Pillow's own conversion clips at 255 instead of scaling, which turns nearly all of such an image white. Mode `I` holds 16-bit
     values. Mode `F` holds values from 0 to 1 if none is larger, and from 0 to 255 otherwise.
 
     Raises:
-        ValueError: `I` holds values outside 0–65535, or `F` outside 0–255.
+        ValueError: an image of mode `I` has values outside 0–65535, or of mode `F` outside 0–255.
     """
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
     grey = _grey_of_floats(values) if image.mode == "F" else _grey_of_integers(values)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # one value of a grey PNG, which would be lost with the mode
+    if isinstance(transparent, int):  # a grey PNG may declare one value as transparent; the new image would lose this
         grey[values == transparent] = 255
     return PIL.Image.fromarray(grey)
 

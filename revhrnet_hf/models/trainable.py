@@ -1,4 +1,4 @@
-"""What of a backbone is trained: nothing, its last stage, its normalisation layers, or all."""
+"""Chooses the part of a backbone that is trained: nothing, its last stage, its normalisation layers, or all."""
 
 import copy
 
@@ -24,15 +24,15 @@ def trained_names(backbone: BackboneMixin, config: PreTrainedConfig, choice: str
         return frozenset()
     if choice == ALL:
         return frozenset(name for name, _ in backbone.named_parameters())
-    names = _norms(backbone) if choice == NORMS else _last_stage(config)
+    names = _norm_names(backbone) if choice == NORMS else _last_stage(config)
     if not names:
         part = "normalisation layers with weights" if choice == NORMS else "last stage that only its coarsest map depends on"
         raise ValueError(f"trainable_backbone={choice!r}: the backbone has no {part}; it can be {NONE!r} or {ALL!r}")
     return names
 
 
-def _norms(backbone: nn.Module) -> frozenset[str]:
-    """Weights and biases of BatchNorms, LayerNorms and whatever else is called a norm."""
+def _norm_names(backbone: nn.Module) -> frozenset[str]:
+    """Names of the weights and biases of all modules with "norm" in the name of their class: BatchNorm, LayerNorm and others."""
     return frozenset(
         f"{module_name}.{name}" if module_name else name
         for module_name, module in backbone.named_modules()
@@ -53,7 +53,7 @@ _last_stages: dict[str, frozenset[str]] = {}
 
 
 def _read_last_stage(config: PreTrainedConfig) -> frozenset[str]:
-    """What the coarsest map depends on and no other does, read off a backward pass without values."""
+    """Parameters on which the coarsest map depends and no other map does, found by a backward pass on the meta device."""
     if config.model_type == HRNetV2Config.model_type:
         return _last_stage_of_hrnet(config)
     backbone = without_values(config)
@@ -63,11 +63,12 @@ def _read_last_stage(config: PreTrainedConfig) -> frozenset[str]:
     with torch.enable_grad():
         image = torch.empty(1, 3, *image_size_for(config), device="meta")
         *finer, coarsest = backbone(image, return_dict=True).feature_maps
-        own = _used(coarsest, named)
-        return frozenset(own.difference(*(_used(x, named) for x in finer)))
+        own = _parameters_behind(coarsest, named)
+        return frozenset(own.difference(*(_parameters_behind(x, named) for x in finer)))
 
 
-def _used(x: torch.Tensor, named: dict[str, nn.Parameter]) -> set[str]:
+def _parameters_behind(x: torch.Tensor, named: dict[str, nn.Parameter]) -> set[str]:
+    """Names of the parameters on which `x` depends."""
     grads = torch.autograd.grad(x.sum(), list(named.values()), retain_graph=True, allow_unused=True)
     return {name for name, grad in zip(named, grads, strict=True) if grad is not None}
 
@@ -81,9 +82,10 @@ def _last_stage_of_hrnet(config: PreTrainedConfig) -> frozenset[str]:
 
 
 def set_training_mode(backbone: nn.Module, choice: str) -> None:
-    """While the network trains: modules that are trained whole are in training mode, and all others in eval mode.
+    """Set the mode of the backbone's modules while the network is trained.
 
-    Norms alone (`"norms"`) keep their running statistics: weights and biases are trained, in eval mode.
+    Modules of which all parameters are trained are in training mode, all others in eval mode. With `"norms"` all modules are in
+    eval mode, so that running statistics do not change.
     """
     backbone.eval()
     if choice != LAST_STAGE:

@@ -179,7 +179,9 @@ def test_other_backbones_are_not_guessed_at(tiny_config):
         embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1] * 4, out_features=["stage1", "stage2", "stage3", "stage4"]
     )
     model = revhrnet_hf.RevHRNetModel(tiny_config(backbone_config=backbone))
-    with pytest.raises(ValueError, match="The ResNetBackbone has no name to fetch pretrained weights by: give backbone_weights"):
+    with pytest.raises(
+        ValueError, match="The ResNetBackbone has no name, so its pretrained weights cannot be downloaded: give the folder"
+    ):
         load_backbone_weights(model.backbone, None)
 
 

@@ -277,7 +277,7 @@ def test_backbones(tiny_config, name):
 class TestUnfitBackbones:
     def test_strides_known_at_construction(self, tiny_config, tiny_hrnet_config):
         gap = TimmBackboneConfig(backbone="test_resnet", out_indices=[0, 1, 2, 4])
-        with pytest.raises(ValueError, match=r"strides \[2, 4, 8, 32\], and each must be twice the one before"):
+        with pytest.raises(ValueError, match=r"strides \[2, 4, 8, 32\], but each must be twice the one before"):
             revhrnet_hf.RevHRNetModel(tiny_config(backbone_config=gap))
         flat = TimmBackboneConfig(backbone="test_vit", out_indices=[0, 1, 2, 3])
         with pytest.raises(ValueError, match=r"strides \[16, 16, 16, 16\]"):

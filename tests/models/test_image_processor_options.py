@@ -173,7 +173,7 @@ def test_what_cannot_be_honoured_is_refused(processor_class, options, said, imag
 @twins
 def test_meaning_of_one_number_needs_that_number(processor_class, image):
     processor = processor_class(do_resize=True, size=16)
-    with pytest.raises(ValueError, match="default_to_square has no effect without a size"):
+    with pytest.raises(ValueError, match="default_to_square has no effect unless size is one number"):
         processor(image, default_to_square=False)
     assert processor(image, default_to_square=False, size=10)["pixel_values"][0].shape == (3, 10, 15)
 
@@ -374,7 +374,7 @@ def test_of_other_backbones():
     hrnet = revhrnet_hf.HRNetV2Config()
     for config in (hrnet, revhrnet_hf.RevHRNetConfig(backbone_config=hrnet)):
         assert tuple(RevHRNetImageProcessor.for_backbone(config).image_mean) == (0.485, 0.456, 0.406)
-    with pytest.raises(ValueError, match="'resnet': give image_mean and image_std"):
+    with pytest.raises(ValueError, match="'resnet': give the image_mean and image_std"):
         RevHRNetImageProcessor.for_backbone(ResNetConfig())
     given = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     assert tuple(RevHRNetImageProcessor.for_backbone(ResNetConfig(), **given).image_std) == (0.4, 0.5, 0.6)

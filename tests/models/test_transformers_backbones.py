@@ -96,12 +96,12 @@ class TestRefused:
             RevHRNetConfig(backbone="facebook/dinov3-vits16-pretrain-lvd1689m")
 
     def test_no_folder(self, tmp_path):
-        with pytest.raises(OSError, match="give the folder of a Transformers checkpoint"):
+        with pytest.raises(OSError, match="Give the folder of a Transformers checkpoint"):
             RevHRNetConfig(backbone=str(tmp_path / "nothing"))
 
     def test_no_backbone(self, tmp_path):
         BertConfig().save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="model of type 'bert', which Transformers has no backbone of"):
+        with pytest.raises(ValueError, match="model of type 'bert', for which Transformers has no backbone class"):
             RevHRNetConfig(backbone=str(tmp_path))
 
     def test_incomplete_or_foreign_weights(self, tmp_path):
