@@ -1,4 +1,4 @@
-"""Measure ourselves as ratios against a peer in the same run; `COMMAND --help` says what is measured.
+"""Benchmarks of this package, as ratios to another implementation in the same run; `COMMAND --help` says what is measured.
 
 python scripts/benchmark.py loop --recipe camvid --data_dir DIR
 python scripts/benchmark.py data
@@ -38,17 +38,17 @@ COMMANDS = (
     "start",
     "train",
 )
-"""Modules of scripts/benchmarks, each with `add_arguments` and `main`, which prints a table and returns what to write."""
+"""Modules of scripts/benchmarks. Each has `add_arguments` and `main`, which prints a table and returns the results."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Imports the module of the command that is asked for, and no other: each needs libraries of its own."""
+    """Only the module of the given command is imported, because each of them needs other libraries."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
-        said = docstring(name)
-        command = commands.add_parser(name, help=said.splitlines()[0], description=said)
+        text = docstring(name)
+        command = commands.add_parser(name, help=text.splitlines()[0], description=text)
         if name in arguments[:1]:
             import_module(f"benchmarks.{name}").add_arguments(command)
         command.add_argument("--output", help="JSON file for the results")
@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def docstring(command: str) -> str:
-    """A module's docstring, without an import."""
+    """The docstring of a command's module, which is not imported."""
     file = Path(__file__).parent / "benchmarks" / f"{command}.py"
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")), clean=False)
 

@@ -1,18 +1,17 @@
-"""Mutation testing: puts faults into the code, one at a time, and counts how many of them the tests notice.
+"""Mutation testing: changes the code in one place at a time, and counts how many of these faults the tests find.
 
     python scripts/mutate.py --count 200 --seed 1 --report mutants.md
     python scripts/mutate.py --count 20 revhrnet_hf/data/translation.py
 
-A sample of statements is drawn by the seed, and in each of them one fault: a comparison, an operator, a number, a name or a
-condition
-is changed, a keyword or a statement is left out. Each mutant is tried in a process that is forked from one that has imported
-torch and the like already, so that it costs the seconds of its tests. These are the tests that import the module, nearest and
-quickest first, until one fails. All of that happens in copies of the repository.
+The seed selects a sample of statements, and one fault in each of them: a comparison, an operator, a number, a name or a condition
+is changed, or a keyword or a statement is removed. Each mutant runs in a process that is forked from one that has already
+imported torch and other libraries, so it takes only the time of its tests. These are the tests that import the module, nearest
+and fastest first, until one fails. All of this happens in copies of the repository.
 
-mutmut 3 changes no function with a decorator and no table at module level, and needs a run of the whole suite first; cosmic-ray
-starts a new process for each mutant, ten seconds of imports, and runs the same tests for all of them.
+Why not another tool: mutmut 3 changes no function with a decorator and no table at module level, and needs a run of the whole
+suite first. cosmic-ray starts a new process for each mutant, which takes ten seconds of imports, and runs the same tests for all.
 
-Mutants that change nothing (equivalent ones) are named in `scripts/equivalent_mutants.txt`, with the reason.
+`scripts/equivalent_mutants.txt` lists mutants that do not change behaviour (equivalent ones), with the reason.
 """
 
 import ast
@@ -38,7 +37,7 @@ from revhrnet_hf.cli import ArgumentParser
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "revhrnet_hf"
 EQUIVALENT = ROOT / "scripts" / "equivalent_mutants.txt"
-# What the sample is drawn from if no files are named, and what of it is left out: what is only shown.
+# Folders of the sample if no files are given, and files that are excluded, because people look at their results.
 SAMPLED = ("models", "data", "training", "evaluation")
 LEFT_OUT = ("curves", "dry_run")
 
@@ -49,17 +48,17 @@ COMPARISONS = {
 OPERATORS = {"+": "-", "-": "+", "*": "/", "/": "*", "//": "*", "%": "*", "**": "*", "&": "|", "<<": ">>", ">>": "<<"}
 FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "floor": "ceil", "ceil": "floor", "argmax": "argmin",
              "zeros": "ones", "ones": "zeros"}  # fmt: skip
-TALK = {"print", "warn", "warning", "info", "_setting", "_wrong"}  # calls whose texts are for people
-# Keywords that change nothing but what is shown, or guard what cannot happen.
-IDLE = {"strict", "encoding", "desc", "unit", "leave", "disable", "help", "hash", "hint"}
-NAME = r"[\w.#/{}:*+-]*\w[\w.#/{}:*+ -]*"  # a text that is not only punctuation
-TIMEOUT = 60  # seconds of one test
+MESSAGE_CALLS = {"print", "warn", "warning", "info", "_setting", "_wrong"}  # their texts are for people
+# Keywords that change only texts for people, or that check for errors that cannot occur.
+IGNORED_KEYWORDS = {"strict", "encoding", "desc", "unit", "leave", "disable", "help", "hash", "hint"}
+NAME = r"[\w.#/{}:*+-]*\w[\w.#/{}:*+ -]*"  # a text that does not consist of punctuation only
+TIMEOUT = 60  # seconds for one test
 NO_TESTS = 5  # pytest's exit status
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault: `source[start:end]`, in bytes, becomes `replacement`; `statement` is the line where its statement begins."""
+    """A fault: `replacement` replaces the bytes `source[start:end]`. `statement` is the first line of its statement."""
 
     path: str
     line: int
@@ -69,7 +68,7 @@ class Mutant:
     replacement: str
 
     def lines(self, source: bytes) -> tuple[str, str]:
-        """The lines that the fault is in, before and after, without indentation."""
+        """The lines of the fault, without and with it, without indentation."""
         first, last = source.rfind(b"\n", 0, self.start) + 1, source.find(b"\n", self.end)
         before, after = source[first : self.start].decode(), source[self.end : last].decode()
         old = before + source[self.start : self.end].decode() + after
@@ -80,7 +79,7 @@ class Mutant:
 
 
 class Mutator(ast.NodeVisitor):
-    """Collects the mutants of a file. Annotations, docstrings and what is said to people are left alone."""
+    """Collects the mutants of a file. Annotations, docstrings and messages for people are not changed."""
 
     def __init__(self, path: str, source: bytes):
         self.path, self.source, self.mutants, self.statement = path, source, [], 0
@@ -107,7 +106,7 @@ class Mutator(ast.NodeVisitor):
         self.add(node.lineno, *self.span(node), replacement)
 
     def between(self, left: ast.AST, right: ast.AST, table: dict[str, str]) -> None:
-        """Replaces the operator that stands between two nodes."""
+        """Replaces the operator between two nodes."""
         start, end = self.span(left)[1], self.span(right)[0]
         found = re.search(rb"is\s+not|not\s+in|\bis\b|\bin\b|[-+*/%<>=!|&@^]+", self.source[start:end])
         operator = " ".join(found.group().decode().split()) if found else ""
@@ -135,7 +134,7 @@ class Mutator(ast.NodeVisitor):
     def body(self, statements: list[ast.stmt]) -> None:
         for statement in statements:
             is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-            if not is_text:  # a docstring
+            if not is_text:  # not a docstring
                 self.visit(statement)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
@@ -152,7 +151,7 @@ class Mutator(ast.NodeVisitor):
 
     def visit_Expr(self, node: ast.Expr) -> None:
         if isinstance(node.value, ast.Call):
-            if called(node.value) in TALK:
+            if called(node.value) in MESSAGE_CALLS:
                 return
             self.replace(node, "pass")
         self.generic_visit(node)
@@ -213,12 +212,12 @@ class Mutator(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        if called(node) in TALK:
+        if called(node) in MESSAGE_CALLS:
             return
         if called(node) in FUNCTIONS:
             _, end = self.span(node.func)
             self.add(node.lineno, end - len(called(node)), end, FUNCTIONS[called(node)])
-        node.keywords = [keyword for keyword in node.keywords if keyword.arg not in IDLE]
+        node.keywords = [keyword for keyword in node.keywords if keyword.arg not in IGNORED_KEYWORDS]
         for keyword in node.keywords:
             start, end = self.span(keyword)
             comma = re.match(rb"\s*,[ ]*", self.source[end:])
@@ -226,7 +225,7 @@ class Mutator(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Tuple(self, node: ast.Tuple | ast.List) -> None:
-        """Two neighbours of a table change places."""
+        """Two neighbouring texts of a table are swapped."""
         texts = [item for item in node.elts if is_text(item)]
         for left, right in pairwise(texts):
             (start, middle), (other, end) = self.span(left), self.span(right)
@@ -241,7 +240,7 @@ class Mutator(ast.NodeVisitor):
         if isinstance(value, bool):
             self.replace(node, str(not value))
         elif isinstance(value, int | float):
-            # A number that is not one off is doubled: 0.5 → 1.0, 1e-5 → 2e-5.
+            # A whole number becomes one more, any other is doubled: 0.5 → 1.0, 1e-5 → 2e-5.
             self.replace(node, repr(value + 1 if value == int(value) else value * 2))
         elif is_text(node) and re.fullmatch(NAME, value):
             self.replace(node, repr(value + "_"))
@@ -252,13 +251,13 @@ def is_text(node: ast.AST) -> bool:
 
 
 def called(node: ast.AST) -> str:
-    """The last part of the name that a call calls."""
+    """The last part of the name of the function that is called."""
     function = getattr(node, "func", None)
     return getattr(function, "attr", None) or getattr(function, "id", "")
 
 
 def draw(files: list[str], count: int, seed: int) -> list[Mutant]:
-    """One mutant in each of `count` statements, so that tables and long calls do not outweigh the rest."""
+    """One mutant in each of `count` statements, so that tables and long calls do not dominate the sample."""
     by_statement = defaultdict(list)
     for path in files:
         for mutant in Mutator(path, (ROOT / path).read_bytes()).mutants:
@@ -266,14 +265,14 @@ def draw(files: list[str], count: int, seed: int) -> list[Mutant]:
     generator, drawn = random.Random(seed), []
     for statement in generator.sample(sorted(by_statement), len(by_statement)):
         mutants = by_statement[statement]
-        mutant = next(filter(is_python, generator.sample(mutants, len(mutants))), None)
+        mutant = next(filter(can_be_parsed, generator.sample(mutants, len(mutants))), None)
         drawn += [] if mutant is None else [mutant]
         if len(drawn) == count:
             break
     return drawn
 
 
-def is_python(mutant: Mutant) -> bool:
+def can_be_parsed(mutant: Mutant) -> bool:
     try:
         ast.parse(mutant.applied((ROOT / mutant.path).read_bytes()))
     except SyntaxError:
@@ -282,7 +281,7 @@ def is_python(mutant: Mutant) -> bool:
 
 
 class Imports:
-    """Which module imports which, by the import statements, and how far each test file is from a module."""
+    """The imports between modules, from the import statements, and the distance of each test file from a module."""
 
     def __init__(self):
         self.modules = {module_name(path): path for path in sources(PACKAGE)}
@@ -299,7 +298,7 @@ class Imports:
             if isinstance(node, ast.ImportFrom):
                 base = node.module or ""
                 if node.level and name is None:
-                    continue  # between tests
+                    continue  # an import of another test file
                 if node.level:
                     parents = name.split(".")
                     keep = len(parents) - node.level + (self.modules[name].endswith("__init__.py"))
@@ -310,7 +309,7 @@ class Imports:
             yield from self._resolved(PACKAGE, attribute)
 
     def _resolved(self, base: str, name: str) -> Iterator[str]:
-        """The modules that `from base import name` reads, those behind a package's own names too."""
+        """The modules that `from base import name` uses. If a package re-exports `name`, it is the module that defines it."""
         if not base.startswith(PACKAGE):
             return
         if f"{base}.{name}" in self.modules:
@@ -327,7 +326,7 @@ class Imports:
             yield base
 
     def distances(self, path: str) -> dict[str, int]:
-        """Test file → 0 for the module's own, 1 for those that import it, 2 for those that import a module that does …"""
+        """Distance of each test file: 0 for the module's own, 1 if it imports the module, 2 if it imports one that does …"""
         module = module_name(path)
         near, layer, steps = {module: 0}, {module}, 0
         while layer:
@@ -354,7 +353,7 @@ def module_name(path: str) -> str:
 
 
 def warm_up() -> None:
-    """Runs the import statements of package and tests that are of other packages', in this process, for all that it forks."""
+    """Import the libraries that the package and its tests use, in this process, so that its forks have them already."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     statements = set()
@@ -371,7 +370,7 @@ def warm_up() -> None:
 
 @dataclass
 class Child:
-    """A forked run of pytest; `tree` is the copy of the repository that it has to itself."""
+    """A forked run of pytest. It is the only one that uses `tree`, a copy of the repository."""
 
     pid: int
     tree: Path
@@ -381,7 +380,7 @@ class Child:
 
 
 class Recorder:
-    """A plugin of pytest that writes down which tests did not pass and how long each took, fixtures included."""
+    """A pytest plugin that records which tests failed and the time of all tests, with fixtures."""
 
     def __init__(self, place: Path):
         self.place, self.failed, self.seconds = place, set(), Counter()
@@ -396,7 +395,7 @@ class Recorder:
 
 
 def fork(tree: Path, job: object, tests: list[str], arguments: list[str], limit: float) -> Child:
-    """Starts pytest in a child of this process, in a group of its own."""
+    """Start pytest in a child of this process, in a new process group."""
     pid = os.fork()
     if pid:
         return Child(pid, tree, time.monotonic() + limit, job)
@@ -404,9 +403,9 @@ def fork(tree: Path, job: object, tests: list[str], arguments: list[str], limit:
     os.chdir(tree)
     sys.path.insert(0, str(tree))
     os.environ["PYTHONPATH"] = str(tree)
-    with (tree / "said.txt").open("w") as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
+    with (tree / "output.txt").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
     import pytest
 
     usual = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:randomly", f"--timeout={TIMEOUT}"]
@@ -419,7 +418,7 @@ def fork(tree: Path, job: object, tests: list[str], arguments: list[str], limit:
 
 
 def run_all(jobs: Iterator, trees: list[Path], start, finish) -> None:
-    """Runs `start(tree, job)` for each job, one at a time in each tree, and `finish(child, exit status or None)` at its end."""
+    """Call `start(tree, job)` for each job, one at a time in each tree, and `finish(child, exit status or None)` at its end."""
     free, running = list(trees), []
     pending = iter(jobs)
     while True:
@@ -433,7 +432,7 @@ def run_all(jobs: Iterator, trees: list[Path], start, finish) -> None:
             late = time.monotonic() > child.until
             if pid or late:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)  # with what it has started itself
+                    os.killpg(child.pid, signal.SIGKILL)  # the whole group, with its own children
                 if not pid:
                     os.waitpid(child.pid, 0)
                 running.remove(child)
@@ -442,7 +441,7 @@ def run_all(jobs: Iterator, trees: list[Path], start, finish) -> None:
 
 
 def copy_repository(folder: Path) -> Path:
-    """The files that git knows or would add, in `folder`."""
+    """Copy all files that git tracks or does not ignore into `folder`."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -457,10 +456,10 @@ class Trial:
     """Tries mutants in copies of the repository.
 
     Args:
-        mutants: to be tried.
-        trees: copies, as many as may run at once.
-        seconds: of tests for each mutant; test files that would take longer than what is left are left out.
-        reach: up to which distance test files are looked at.
+        mutants: the mutants to try.
+        trees: copies of the repository, one for each process that may run at the same time.
+        seconds: time for the tests of a mutant; test files that would exceed it are not run.
+        reach: largest distance of a test file (see `Imports.distances`).
     """
 
     def __init__(self, mutants: list[Mutant], trees: list[Path], seconds: float, reach: int):
@@ -475,14 +474,14 @@ class Trial:
         imports = Imports()
         distances = {path: imports.distances(path) for path in {mutant.path for mutant in self.mutants}}
         near = sorted({test for found in distances.values() for test, steps in found.items() if steps <= self.reach})
-        print(f"{len(near)} test files without a fault first", flush=True)
+        print(f"first, {len(near)} test files run without a fault", flush=True)
         run_all(near, self.trees, self._start_baseline, self._finish_baseline)
         for path, found in distances.items():
             self.tests[path] = self._chosen(found)
         run_all(self.mutants, self.trees, self._start, self._finish)
 
     def _chosen(self, distances: dict[str, int]) -> list[str]:
-        """The nearest test file, and of the others, the nearer and quicker first, those that there is time for."""
+        """The nearest test file, and as many others as there is time for: nearer ones first, then faster ones."""
         chosen, seconds = [], 0.0
         for test in sorted(distances, key=lambda test: (distances[test], self._seconds(test))):
             if test in self.baseline and (not chosen or seconds + self._seconds(test) <= self.seconds):
@@ -500,12 +499,12 @@ class Trial:
     def _finish_baseline(self, child: Child, status: int | None) -> None:
         record = child.tree / "recorded.json"
         if status not in (0, 1) or not record.exists():
-            print(f"left out: {child.job} (pytest's exit status {status})", flush=True)
+            print(f"not used: {child.job} (pytest's exit status is {status})", flush=True)
             return
         self.baseline[child.job] = json.loads(record.read_text())
         print(f"{len(self.baseline)}: {child.job}, {self._seconds(child.job):.0f} s", flush=True)
         for test in self.baseline[child.job]["failed"]:
-            print(f"left out: {test} fails without any fault", flush=True)
+            print(f"not used: {test} fails without a fault", flush=True)
 
     def _start(self, tree: Path, mutant: Mutant) -> Child:
         self._write(tree / mutant.path, mutant.applied(self.sources[mutant.path]))
@@ -518,60 +517,60 @@ class Trial:
         mutant, source = child.job, self.sources[child.job.path]
         self._write(child.tree / mutant.path, source)
         self.caught[mutant] = status not in (0, NO_TESTS) and bool(self.tests[mutant.path])
-        how = "caught" if self.caught[mutant] else "SURVIVED"
-        how += " (too slow)" if status is None else ""
+        result = "caught" if self.caught[mutant] else "SURVIVED"
+        result += " (too slow)" if status is None else ""
         old, new = mutant.lines(source)
         took = f"{time.monotonic() - child.started:.0f} s"
-        print(f"{len(self.caught)}/{len(self.mutants)} {how}, {took}, {mutant.path}:{mutant.line}: {old} → {new}", flush=True)
+        print(f"{len(self.caught)}/{len(self.mutants)} {result}, {took}, {mutant.path}:{mutant.line}: {old} → {new}", flush=True)
 
     def _write(self, path: Path, source: bytes) -> None:
-        """With a time of its own, by which Python knows that compiled code is of another source."""
+        """Write with a new modification time each time, so that Python does not use compiled code of another version."""
         path.write_bytes(source)
         self.touched += 2
         os.utime(path, (self.touched, self.touched))
 
 
 def known_equivalents() -> set[tuple[str, str, str]]:
-    """(file, line before, line after) of the mutants that are said to change nothing."""
+    """(file, line without, line with the fault) of the mutants that are listed as equivalent."""
     lines = EQUIVALENT.read_text(encoding="utf-8").splitlines() if EQUIVALENT.exists() else []
     return {tuple(line.split(" | ")[:3]) for line in lines if line and not line.startswith("#")}
 
 
 def report(trial: Trial) -> tuple[str, float]:
-    """A table of the rooms and the list of survivors, as Markdown, and the share of mutants that were caught."""
-    equivalents, rooms, survivors = known_equivalents(), defaultdict(Counter), []
+    """A Markdown table by folder, with the list of survivors, and the share of mutants that were caught."""
+    equivalents, folders, survivors = known_equivalents(), defaultdict(Counter), []
     for mutant, caught in sorted(trial.caught.items(), key=lambda item: (item[0].path, item[0].line)):
         old, new = mutant.lines(trial.sources[mutant.path])
         kind = "caught" if caught else "equivalent" if (mutant.path, old, new) in equivalents else "survived"
-        for room in (mutant.path.rpartition("/")[0], "all"):
-            rooms[room][kind] += 1
+        for folder in (mutant.path.rpartition("/")[0], "all"):
+            folders[folder][kind] += 1
         if kind == "survived":
             survivors.append(f"- `{mutant.path}:{mutant.line}`: `{old}` → `{new}`")
-    lines = ["| room | mutants | equivalent | caught | share |", "|---|---|---|---|---|"]
-    for room in sorted(rooms, key=lambda room: (room == "all", room)):
-        found = rooms[room]
+    lines = ["| folder | mutants | equivalent | caught | share |", "|---|---|---|---|---|"]
+    for folder in sorted(folders, key=lambda folder: (folder == "all", folder)):
+        found = folders[folder]
         share = found["caught"] / max(found["caught"] + found["survived"], 1)
-        lines.append(f"| {room} | {found.total()} | {found['equivalent']} | {found['caught']} | {share:.0%} |")
+        lines.append(f"| {folder} | {found.total()} | {found['equivalent']} | {found['caught']} | {share:.0%} |")
     return "\n".join([*lines, "", "Survivors:", "", *survivors, ""]), share
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", help="Files to sample from (models, data, training and evaluation)")
-    parser.add_argument("--count", type=int, default=200, help="Mutants")
-    parser.add_argument("--seed", type=int, default=0, help="Of the sample")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="Mutants at once")
-    parser.add_argument("--seconds", type=float, default=90, help="Of tests for a mutant that survives them")
+    parser.add_argument("files", nargs="*", help="Files to sample from (default: models, data, training and evaluation)")
+    parser.add_argument("--count", type=int, default=200, help="Number of mutants")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the sample")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="Mutants that run at the same time")
+    parser.add_argument("--seconds", type=float, default=90, help="Time for the tests of a mutant that survives")
     parser.add_argument(
-        "--reach", type=int, default=2, help="1: only tests that import the module; 2: those one import further, …"
+        "--reach", type=int, default=2, help="1: only tests that import the module; 2: also tests one import further away, …"
     )
-    parser.add_argument("--report", type=Path, help="Markdown file that gets the table and the survivors")
-    parser.add_argument("--least", type=float, default=0.0, help="Share that must be caught, else the exit status is 1")
-    parser.add_argument("--list", action="store_true", help="Show the sample and try nothing")
+    parser.add_argument("--report", type=Path, help="Markdown file for the table and the survivors")
+    parser.add_argument("--least", type=float, default=0.0, help="Share that must be caught; otherwise the exit status is 1")
+    parser.add_argument("--list", action="store_true", help="Only list the sample")
     arguments = parser.parse_args()
     files = arguments.files or [path for room in SAMPLED for path in sources(f"{PACKAGE}/{room}") if not is_left_out(path)]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        # First of all, so that work on the repository meanwhile changes nothing.
+        # Copies are made first, so that changes in the repository meanwhile have no effect.
         trees = [copy_repository(Path(folder) / str(job)) for job in range(1 if arguments.list else arguments.jobs)]
         mutants = draw(files, arguments.count, arguments.seed)
         trial = Trial(mutants, trees, arguments.seconds, arguments.reach)

@@ -1,4 +1,4 @@
-"""Images per second of loading with augmentation, as a ratio to bare decoding of the same files by as many workers."""
+"""Images per second of loading with augmentation, as a ratio to only decoding the same files with the same number of workers."""
 
 import re
 import statistics
@@ -23,14 +23,14 @@ DRAWN = {"cityscapes": (write_cityscapes, (1024, 2048)), "mapillary_vistas": (wr
 
 def add_arguments(parser):
     parser.add_argument("--dataset", choices=DRAWN, nargs="+", default=list(DRAWN), help="default: both")
-    parser.add_argument("--data_dir", help="folder of one real dataset; without, scenes are drawn at its images' size")
-    parser.add_argument("--images", type=int, default=96, help="images a round (default: %(default)s)")
+    parser.add_argument("--data_dir", help="folder of one real dataset; by default scenes of the same size are drawn")
+    parser.add_argument("--images", type=int, default=96, help="images in each round (default: %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that load (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measured passes (default: %(default)s)")
 
 
 def main(arguments) -> dict:
-    torch.set_num_threads(1)  # the processor is the workers'
+    torch.set_num_threads(1)  # leave the processor to the workers
     if arguments.data_dir:
         (name,) = arguments.dataset
         results = [benchmark_data(name, Path(arguments.data_dir), arguments)]
@@ -44,7 +44,7 @@ def main(arguments) -> dict:
 def benchmark_drawn(name: str, arguments) -> dict:
     write, size = DRAWN[name]
     with tempfile.TemporaryDirectory() as folder:
-        # A few different scenes are enough: what is measured does not remember them.
+        # A few different scenes are enough: nothing that is measured caches them.
         write(Path(folder), {"train": min(4, arguments.images)}, size)
         return benchmark_data(name, Path(folder), arguments)
 
@@ -59,7 +59,7 @@ def benchmark_data(name: str, data_dir: Path, arguments) -> dict:
     pairs = []
     for _ in range(arguments.rounds + 1):
         pairs.append((one_pass(bare, arguments.num_workers), one_pass(ours, arguments.num_workers)))
-    pairs = pairs[1:]  # the first fills the page cache
+    pairs = pairs[1:]  # the first pair fills the page cache
     width, height = images[0]["image"].size
     return {
         "dataset": name,
@@ -73,7 +73,7 @@ def benchmark_data(name: str, data_dir: Path, arguments) -> dict:
 
 
 class Decoded(Dataset):
-    """What nobody can do without: image and label map decoded, and thrown away."""
+    """The least work that any loader must do: decode image and label map, and discard them."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -86,7 +86,7 @@ class Decoded(Dataset):
 
 
 class Metered(Dataset):
-    """Reads `images` in this order; gives the memory (MiB) that the worker has taken at most since it began."""
+    """Reads `images` in the given order; also returns the worker's peak of memory since its start, in MiB."""
 
     def __init__(self, images: Dataset, order: list[int]):
         self.images, self.order = images, order
@@ -97,7 +97,7 @@ class Metered(Dataset):
 
     def __getitem__(self, index):
         if self.at_start is None:
-            Path("/proc/self/clear_refs").write_text("5")  # else a forked worker's peak is its parent's
+            Path("/proc/self/clear_refs").write_text("5")  # otherwise the peak of a forked worker is that of its parent
             self.at_start = peak_mib()
         sample = self.images[self.order[index]]
         return sample, peak_mib() - self.at_start
@@ -109,7 +109,10 @@ def peak_mib() -> float:
 
 
 def one_pass(images: Metered, num_workers: int) -> tuple[float, float]:
-    """Seconds for all images, with the workers' start and what training does with the labels; most MiB of a worker."""
+    """Seconds for all images, and the peak of memory of a worker in MiB.
+
+    The time includes the start of the workers and the conversion of the labels as in training.
+    """
     loader = DataLoader(images, batch_size=None, num_workers=num_workers)
     started = time.perf_counter()
     most = 0.0

@@ -1,8 +1,8 @@
-"""File size and CPU time of exported networks against the checkpoint in PyTorch, one image a time, in turns.
+"""File size and CPU time of exported networks, compared with the checkpoint in PyTorch. One image at a time, in turns.
 
     python scripts/benchmark.py export CHECKPOINT --exported exported/onnx exported/program --size 540 720
 
-EXPORTED are folders that scripts/export.py wrote with --dynamic (or of this size) and without --with_argmax.
+EXPORTED are folders that scripts/export.py wrote with --dynamic (or for this size) and without --with_argmax.
 """
 
 import json
@@ -25,7 +25,7 @@ def add_arguments(parser):
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained")
     parser.add_argument("--exported", type=Path, nargs="+", required=True, help="folders that scripts/export.py wrote")
     parser.add_argument("--size", type=int, nargs=2, default=(540, 720), metavar=("HEIGHT", "WIDTH"), help="default: 540 720")
-    parser.add_argument("--rounds", type=int, default=5, help="turns; each form runs once in each (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns; each network runs once in each (default: %(default)s)")
 
 
 @torch.inference_mode()
@@ -53,15 +53,15 @@ def main(arguments) -> dict:
 
 
 def exported_forms(folder: Path, pixel_values: torch.Tensor) -> dict[str, tuple[Path, Callable]]:
-    """File and forward pass of each network in a folder."""
+    """File and forward pass of each network in a folder, by the name for the table."""
     if not (folder / export.DESCRIPTION_FILE).is_file():
-        raise RecipeError(f"--exported {folder}: no {export.DESCRIPTION_FILE} there; give a folder that scripts/export.py wrote")
-    told = json.loads((folder / export.DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        raise RecipeError(f"--exported {folder} has no {export.DESCRIPTION_FILE}: give a folder that scripts/export.py wrote")
+    description = json.loads((folder / export.DESCRIPTION_FILE).read_text(encoding="utf-8"))
     found = {}
     for name in (export.ONNX_FILE, export.INT8_FILE):
         if (folder / name).is_file():
             session = export.onnx_session(folder / name)
-            found[f"{told['format']}, {name}"] = folder / name, partial(export.run_onnx, session, pixel_values)
+            found[f"{description['format']}, {name}"] = folder / name, partial(export.run_onnx, session, pixel_values)
     if (folder / export.PROGRAM_FILE).is_file():
         program = torch.export.load(folder / export.PROGRAM_FILE).module()
         found[f"torch.export, {export.PROGRAM_FILE}"] = folder / export.PROGRAM_FILE, partial(program, pixel_values)
@@ -69,12 +69,12 @@ def exported_forms(folder: Path, pixel_values: torch.Tensor) -> dict[str, tuple[
 
 
 def in_turns(forms: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each form, in each round one after another, so that other work on the machine meets all of them."""
+    """Seconds of each form in each round. They run one after another, so that other work on the machine slows all of them."""
     seconds = {name: [] for name in forms}
     for round_ in range(rounds + 1):
         for name, run in forms.items():
             started = time.perf_counter()
             run()
-            if round_:  # the first warms up
+            if round_:  # the first round only warms up
                 seconds[name].append(time.perf_counter() - started)
     return seconds

@@ -1,9 +1,9 @@
-"""What the convolutions alone must take: how far each network's time could fall, on this machine, with the same multiply-adds.
+"""A lower limit of each network's time on this machine, with the same multiply-adds: how much faster it could become.
 
-The floor is a network's multiply-adds (counted: convolutions and matrix products, forward and, with `--train`, backward) at the
-best rate that a single 3×3 convolution of the network's own shapes reaches. Beside it the share of the time that is spent in
-convolutions, by torch's profiler. Ratios are to the peer's whole time: what is left between `ratio` and `floor ratio` is all that
-could be gained without other arithmetic. For the CPU; a GPU's profile is another.
+The floor is the time of a network's multiply-adds at the best rate that a single 3×3 convolution with the network's own shapes
+reaches. Convolutions and matrix products are counted, in the forward pass and, with `--train`, in the backward pass. The table
+also has the share of the time that is spent in convolutions, by torch's profiler. Ratios are to the peer's whole time. Without
+other arithmetic, no more than the difference between `ratio` and `floor ratio` can be gained. This is for CPUs only.
 """
 
 import torch
@@ -22,7 +22,7 @@ STREAMS = [(48, 4), (96, 8), (192, 16), (384, 32)]  # channels and stride
 def add_arguments(parser):
     add_network_arguments(parser, NETWORKS, height=512, width=1024, batch=1)
     parser.set_defaults(device="cpu")
-    parser.add_argument("--train", action="store_true", help="a whole training step, not a forward pass")
+    parser.add_argument("--train", action="store_true", help="measure a whole training step instead of a forward pass")
 
 
 def main(arguments) -> dict:
@@ -48,7 +48,7 @@ def main(arguments) -> dict:
 
 
 def rate(channels: int, stride: int, arguments) -> float:
-    """Multiply-adds a second of a 3×3 convolution of a stream, the best of some calls."""
+    """Multiply-adds per second of a 3×3 convolution of a stream, the best of 20 calls."""
     x = torch.randn(arguments.batch, channels, arguments.height // stride, arguments.width // stride, device=arguments.device)
     x = x.to(memory_format=torch.channels_last)
     weight = torch.randn(channels, channels, 3, 3, device=arguments.device).to(memory_format=torch.channels_last)
@@ -63,7 +63,7 @@ def multiply_adds(call) -> int:
 
 
 def share_of_convolutions(call) -> float:
-    with profile(use_kineto=False) as profiler:  # whose library writes its own log to the terminal
+    with profile(use_kineto=False) as profiler:  # the Kineto library writes its own log to the terminal
         call()
     events = profiler.key_averages()
     total = sum(event.self_cpu_time_total for event in events)

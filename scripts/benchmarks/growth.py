@@ -1,8 +1,9 @@
-"""Time and memory of one network against the image's size, the batch and the number of classes; `--plot` draws them.
+"""Time and memory of one network by the image's size, the batch and the number of classes; `--plot` draws them.
 
-By size and by classes: one image to its label map, whole or through sliding windows. By batch: a whole training step, and the
-bytes it keeps for its backward pass (counted, float32). Each case has a process of its own; its peak is of memory above what
-the network and its weights take. The growth is of the seconds a megapixel, an image, or (classes) at all, against the first.
+By size and by classes: inference from one image to its label map, whole or in sliding windows. By batch: a whole training step,
+and the bytes that it keeps for the backward pass (counted, float32). Each case runs in its own process. Its peak does not include
+the network and its weights. The growth is the ratio of the time to that of the first row: for each megapixel, for each image, or
+(by classes) the whole time.
 """
 
 import multiprocessing
@@ -27,12 +28,12 @@ UNITS = {"whole": "megapixels", "windows": "megapixels", "batch": "images", "cla
 
 
 def add_arguments(parser):
-    parser.add_argument("--network", default="rev-w18", help="ours (default: %(default)s)")
+    parser.add_argument("--network", default="rev-w18", help="a network of this package (default: %(default)s)")
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096], help="default: %(default)s")
     parser.add_argument("--window", type=int, default=512, help="side of the sliding windows (default: %(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="at the first side (default: %(default)s)")
     parser.add_argument("--classes", type=int, nargs="+", default=[19, 65, 150], help="at the first side (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="calls, of which the median counts (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of calls; the median is shown (default: %(default)s)")
     parser.add_argument("--plot", help="PNG file (needs the extra `plots`)")
 
 
@@ -71,14 +72,14 @@ def label(network: str, rounds: int, side: int, classes: int, window: int | None
 
 
 def train(network: str, rounds: int, side: int, classes: int, batch: int) -> dict:
-    """A whole training step; gradients and the optimizer's state, which the first makes, are in the peak."""
+    """A whole training step. The peak includes gradients and the optimizer's state, which the first step creates."""
     case = Namespace(height=side, width=side, batch=batch, classes=classes, channels_last=False, precision="fp32")
     step = make_step(network, case, "cpu")
     return timed(step, rounds, warm_up=True) | {"saved GiB": saved_bytes(network, case) / GIB}
 
 
 def timed(call: Callable[[], object], rounds: int, warm_up: bool = False) -> dict:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_mib()
     if warm_up:
         call()
@@ -87,7 +88,7 @@ def timed(call: Callable[[], object], rounds: int, warm_up: bool = False) -> dic
 
 
 def drawing() -> type:
-    """Matplotlib's figure; asked for before anything is measured."""
+    """Matplotlib's class of figures. It is imported first, so that an error comes before the measurements."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

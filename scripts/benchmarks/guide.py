@@ -1,8 +1,8 @@
-"""Memory guide: the largest batch at a crop, and the largest crop at a batch, that a GPU of each size trains of each network.
+"""Memory guide: the largest batch for a crop, and the largest crop for a batch, with which each network can be trained.
 
-Computed, not measured on a GPU: weights, gradients, momentum, counted saved bytes (float32) and those that are there only while
-the module with most to recompute is recomputed, with a share for what the backward pass needs in passing, and the memory that
-CUDA takes for itself.
+The numbers are computed for GPUs of several sizes, not measured on a GPU. They are the sum of weights, gradients, momentum, the
+counted saved bytes (float32), the bytes of the largest module while it is recomputed, a share for temporary tensors of the
+backward pass, and the memory that CUDA itself needs.
 """
 
 from argparse import Namespace
@@ -15,8 +15,9 @@ from .memory import GIB, make_step, saved_bytes
 from .networks import build
 
 CROPS = [(256, 512), (360, 480), (512, 512), (512, 1024), (720, 960), (768, 768), (1024, 1024), (1024, 2048)]
-# Of the saved and recomputed bytes; peaks of earlier versions on a CPU (`benchmark.py memory`) were 1.18 to 1.28 of the saved.
-IN_PASSING = 1.3
+# Factor on the saved and recomputed bytes, for temporary tensors. Peaks of earlier versions on a CPU (`benchmark.py memory`) were
+# 1.18 to 1.28 times the saved bytes.
+TEMPORARY = 1.3
 CUDA_GIB = 1.0  # context and workspaces
 NETWORKS = ["rev-w18-lite0", "rev-w18", "rev-w48", "hrnet-w18", "hrnet-w48"]
 
@@ -24,9 +25,11 @@ NETWORKS = ["rev-w18-lite0", "rev-w18", "rev-w48", "hrnet-w18", "hrnet-w48"]
 def add_arguments(parser):
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help="default: %(default)s")
     parser.add_argument("--recompute", nargs="+", default=["none", "norms", "modules"], help="default: %(default)s")
-    parser.add_argument("--gib", type=int, nargs="+", default=[8, 12, 16, 24, 40, 80], help="of memory (default: %(default)s)")
+    parser.add_argument(
+        "--gib", type=int, nargs="+", default=[8, 12, 16, 24, 40, 80], help="sizes of a GPU's memory (default: %(default)s)"
+    )
     parser.add_argument("--crop", type=int, nargs=2, default=[512, 1024], help="height and width (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=2, help="at which the largest crop is looked for (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=2, help="batch for which the largest crop is found (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=19, help="(default: %(default)s)")
 
 
@@ -40,7 +43,7 @@ def main(arguments) -> dict:
     rows = []
     for name in names:
         fixed = fixed_gib(name, arguments.classes)
-        needed = {size: IN_PASSING * image_gib(name, size, arguments.classes) for size in crops}
+        needed = {size: TEMPORARY * image_gib(name, size, arguments.classes) for size in crops}
         row = {"name": name, "fixed GiB": fixed, "image GiB": needed[crop], "fits": []}
         for gib in arguments.gib:
             free = gib - fixed
@@ -50,16 +53,16 @@ def main(arguments) -> dict:
         rows.append(row)
         cells = [f"{fit['batch']} / {'×'.join(map(str, fit['crop'])) if fit['crop'] else '–'}" for fit in row["fits"]]
         print_row(name.replace("+", ", "), *cells)
-    return {"measured": False, "in_passing": IN_PASSING, "cuda_gib": CUDA_GIB, "crop": list(crop), "guide": rows}
+    return {"measured": False, "in_passing": TEMPORARY, "cuda_gib": CUDA_GIB, "crop": list(crop), "guide": rows}
 
 
 def print_row(*cells: str) -> None:
-    """Of a table in Markdown, for docs/memory.md."""
+    """Print a row of a Markdown table, for docs/memory.md."""
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def fixed_gib(name: str, classes: int) -> float:
-    """Whatever the images: weights, gradients, momentum, CUDA's own."""
+    """Memory that does not depend on the images: weights, gradients, momentum, and that of CUDA itself."""
     with torch.device("meta"):
         model = build(name, classes)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -70,12 +73,12 @@ def fixed_gib(name: str, classes: int) -> float:
 def image_gib(name: str, size: tuple[int, int], classes: int) -> float:
     case = Namespace(height=size[0], width=size[1], batch=1, classes=classes, channels_last=False, precision="fp32")
     plain = name.partition("+")[0] + "+none"
-    recomputed = max(all_of - kept for all_of, kept in zip(module_bytes(plain, case), module_bytes(name, case), strict=True))
+    recomputed = max(whole - kept for whole, kept in zip(module_bytes(plain, case), module_bytes(name, case), strict=True))
     return (saved_bytes(name, case) + recomputed) / GIB
 
 
 def module_bytes(name: str, case: Namespace) -> list[int]:
-    """Kept by each module that can be recomputed, in the order in which they run."""
+    """Bytes kept by each module that can be recomputed, in the order in which they run."""
     seen, sizes, entered = set(), [], []
 
     def pack(tensor):

@@ -1,7 +1,7 @@
-"""Seconds of a forward pass of each network, in turns, as ratios to a peer's run eagerly.
+"""Seconds of a forward pass of each network, in turns, as ratios to a peer that runs in eager mode.
 
-A name may end in `+optimized` (`optimize_for_inference()`, ours only), `+compiled` (`torch.compile`, minutes to start) or `+onnx`
-(ONNX Runtime; on the CPU, in float32).
+A name may end in `+optimized` (`optimize_for_inference()`, for our networks only), `+compiled` (`torch.compile`, which takes
+minutes to start) or `+onnx` (ONNX Runtime; on the CPU, in float32).
 """
 
 import tempfile
@@ -37,18 +37,18 @@ def main(arguments) -> dict:
 
 
 def make_call(name: str, pixel_values: torch.Tensor, arguments) -> Callable[[], object]:
-    network, _, how = name.partition("+")
+    network, _, mode = name.partition("+")
     model = build(network, arguments.classes, arguments.channels_last).to(arguments.device).eval()
-    if how == "optimized":
+    if mode == "optimized":
         if not hasattr(model, "optimize_for_inference"):
-            raise RecipeError(f"{network} is not ours: it has no optimize_for_inference()")
+            raise RecipeError(f"{network} has no optimize_for_inference(): only our networks have it")
         model.optimize_for_inference()
-    elif how == "compiled":
+    elif mode == "compiled":
         model.compile()
-    elif how == "onnx":
+    elif mode == "onnx":
         return onnx_call(model, pixel_values)
-    elif how:
-        raise RecipeError(f"Unknown {name!r}: after the network's name comes +optimized, +compiled or +onnx")
+    elif mode:
+        raise RecipeError(f"Unknown {name!r}: the name of a network may be followed by +optimized, +compiled or +onnx")
     return lambda: logits_of(model, pixel_values)
 
 

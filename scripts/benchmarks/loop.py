@@ -1,8 +1,9 @@
-"""Step time of the training loop (loading, augmentation, logging) against bare forward + backward + optimizer; and an evaluation
-(loading, label maps at native size, counting) against bare forward passes.
+"""Time of the training loop and of an evaluation, compared with the network alone.
 
-What is bare is on tensors in memory, with the recipe's network, batch and precision. The two take turns, each a short one: the
-machine's own speed may change from one second to the next. While bare steps have their turn, the loader's workers are stopped.
+A step of the loop includes loading, augmentation and logging; a bare step is forward, backward and optimizer. An evaluation
+includes loading, label maps at native size and counting; a bare one is only forward passes. Bare passes use tensors in memory,
+with the recipe's network, batch and precision. Both take short turns, because the machine's speed may change from one second to
+the next. The loader's workers are stopped during the turns of the bare steps.
 """
 
 import multiprocessing
@@ -23,22 +24,22 @@ from .timing import print_rows
 
 
 def add_arguments(parser):
-    parser.add_argument("--recipe", required=True, help="YAML file of the recipe; of a chain, its first stage")
+    parser.add_argument("--recipe", required=True, help="YAML file of the recipe; of a chain the first stage is used")
     parser.add_argument("--data_dir", required=True, help="folder of the recipe's dataset")
     parser.add_argument("--rounds", type=int, default=8, help="rounds of training steps and an evaluation (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="training steps of a round (default: %(default)s)")
-    parser.add_argument("--turn", type=int, default=4, help="training steps of a turn (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="training steps in a round (default: %(default)s)")
+    parser.add_argument("--turn", type=int, default=4, help="training steps in a turn (default: %(default)s)")
 
 
 def main(arguments) -> dict:
     recipe = read_chain(arguments.recipe)[0]
     result = benchmark_loop(recipe, arguments.data_dir, arguments.rounds, arguments.steps, arguments.turn)
-    for what, unit in (("training", "step"), ("evaluation", "image")):
-        rounds = result[what]["rounds"]
-        print(f"{what}, seconds a {unit}")
+    for part, unit in (("training", "step"), ("evaluation", "image")):
+        rounds = result[part]["rounds"]
+        print(f"{part}, seconds per {unit}")
         rows = [{"round": str(number), **pair} for number, pair in enumerate(rounds, 1)]
         print_rows(rows, {"round": "", "bare_s": ".3f", "loop_s": ".3f", "ratio": ".3f"})
-        print(f"median ratio: {result[what]['median_ratio']:.3f} ({result[what]['count']} a round, on {result['device']})")
+        print(f"median ratio: {result[part]['median_ratio']:.3f} ({result[part]['count']} per round, on {result['device']})")
     return result
 
 
@@ -75,10 +76,10 @@ def benchmark_loop(recipe: Recipe, data_dir: str, rounds: int, steps: int, turn:
 
 
 class Turns:
-    """A progress bar for `train_epoch` that after every `length` steps lets as many bare ones run, and keeps time of both.
+    """A progress bar for `train_epoch` that runs the same number of bare steps after every `length` steps.
 
     Attributes:
-        loop, bare: seconds that the steps took, as many of either.
+        loop, bare: seconds of the steps of the loop and of the same number of bare steps.
     """
 
     def __init__(self, run_bare: Callable[[int], float], length: int, device: torch.device):
@@ -93,7 +94,7 @@ class Turns:
             self.end()
 
     def end(self):
-        """The turn's end; the last of an epoch may be shorter, and what follows its last step belongs to the loop too."""
+        """End a turn. The last turn of an epoch may be shorter; its time includes what the loop does after the last step."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.loop += time.perf_counter() - self.started
@@ -132,7 +133,7 @@ def bare_evaluation(stage, images: list[torch.Tensor]) -> float:
 
 
 def bare_steps(stage, batch: dict[str, torch.Tensor], steps: int) -> float:
-    """Seconds for `steps` of what no loop can do without."""
+    """Seconds for `steps` bare steps: the work that every training loop must do."""
     model = stage.accelerator.unwrap_model(stage.learner.model)
     optimizer = stage.learner.optimizer.optimizer
     model.train()

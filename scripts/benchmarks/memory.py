@@ -1,7 +1,7 @@
-"""What a training step of each network needs: bytes kept for the backward pass, and the peak of the whole step.
+"""Memory of a training step of each network: bytes kept for the backward pass, and the peak of the whole step.
 
-The bytes are counted in float32. The peak, in a process of its own, is of resident memory above what imports take
-(on a GPU, of allocated memory): weights, gradients and the optimizer's state are in it.
+The kept bytes are counted in float32. The peak is measured in a separate process. It is resident memory without that of the
+imports (on a GPU allocated memory), and includes weights, gradients and the optimizer's state.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ GIB = 2**30
 
 def add_arguments(parser):
     add_network_arguments(parser, NETWORKS, height=256, width=512, batch=2)
-    parser.add_argument("--saved_only", action="store_true", help="count saved bytes only: seconds, and no memory")
+    parser.add_argument("--saved_only", action="store_true", help="only count saved bytes: takes seconds and needs no memory")
 
 
 def main(arguments) -> dict:
@@ -37,7 +37,7 @@ def main(arguments) -> dict:
 
 
 def saved_bytes(name: str, arguments) -> int:
-    """Between forward and backward, loss included, counted on tensors without values."""
+    """Bytes kept between forward and backward pass, with the loss, counted on the meta device."""
     with torch.device("meta"):
         step = make_step(name, arguments, "meta")
         return bytes_saved_by(step.model, step.loss)
@@ -55,7 +55,7 @@ def in_own_process(function, *args):
 
 
 def step_peak(name: str, arguments) -> float:
-    """GiB: two whole steps, so that the optimizer's state is there."""
+    """Peak in GiB. Two steps are run, because the first one creates the optimizer's state."""
     before = peak_resident_bytes()
     step = make_step(name, arguments, arguments.device)
     for _ in range(2):

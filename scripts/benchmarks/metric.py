@@ -1,10 +1,10 @@
-"""Time to count a label map: ours against `evaluate`'s mean_iou algorithm and torchmetrics, the best of several turns each.
+"""Time to count a label map: ours, the algorithm of `evaluate`'s mean_iou, and torchmetrics; the best of several turns each.
 
-The Hub's `mean_iou` cannot be loaded offline, so its way of counting is written out here: ids are masked, then intersection,
-predictions and labels counted by three histograms an image.
+`mean_iou` from the Hub cannot be loaded offline, so its algorithm is repeated here: ids are masked, then intersection,
+predictions and labels are counted by three histograms for each image.
 
-Two pairs of maps: a drawn street with a prediction as networks make it (a quarter of the size, enlarged), and noise,
-where every fourth pixel differs from its neighbour and counting makes nothing of areas.
+There are two pairs of maps. One is a drawn street, with a prediction like that of a network (enlarged from a quarter of the
+size). The other is noise: every fourth pixel differs from its neighbour, so counting cannot profit from areas of one class.
 """
 
 import time
@@ -23,8 +23,10 @@ from .timing import print_rows
 def add_arguments(parser):
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048), metavar=("HEIGHT", "WIDTH"), help="default: 1024 2048")
     parser.add_argument("--num_labels", type=int, default=19, help="classes (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=20, help="turns of the three (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="where the maps lie (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help="turns; each of the three counts once in each (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="device of the maps (default: %(default)s)")
 
 
 def main(arguments) -> dict:
@@ -51,7 +53,7 @@ def compared(kind, predictions, references, arguments):
             if arguments.device == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - started)
-    # The best, not the mean: other work on the machine can only add time, and adds more to what is short.
+    # The best, not the mean: other work on the machine can only add time, and it affects short times most.
     best = {name: min(taken) for name, taken in seconds.items()}
     rows = [
         {kind: name, "ms a map": 1000 * taken, "maps a second": 1 / taken, "time, theirs to ours": taken / best["ours"]}
@@ -62,7 +64,10 @@ def compared(kind, predictions, references, arguments):
 
 
 def street_maps(size: tuple[int, int], num_labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """A drawn street, its void ignored, and a prediction: a quarter of the size, enlarged, three pixels off; uint8."""
+    """A drawn street in which void is ignored, and a prediction; uint8.
+
+    The prediction is enlarged from a quarter of the size and shifted by three pixels.
+    """
     height, width = size
     classes = draw_street_scene(np.random.default_rng(0), size, "bus").classes
     references = np.where(classes == SCENE_CLASSES.index("void"), 255, classes % num_labels).astype(np.uint8)
@@ -72,7 +77,7 @@ def street_maps(size: tuple[int, int], num_labels: int) -> tuple[np.ndarray, np.
 
 
 def noisy_maps(size: tuple[int, int], num_labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squares of classes, one pixel in ten predicted wrongly, one in twenty ignored, each by chance; uint8."""
+    """Squares of random classes; at random, one pixel in ten is predicted wrongly and one in twenty is ignored; uint8."""
     rng = np.random.default_rng(0)
     areas = rng.integers(0, num_labels, (size[0] // 32 + 1, size[1] // 32 + 1), dtype=np.uint8)
     references = np.kron(areas, np.ones((32, 32), np.uint8))[: size[0], : size[1]].copy()
@@ -93,10 +98,10 @@ def ours(predictions, references, arguments):
 
 
 def mean_iou(predictions, references, arguments):
-    """NumPy, on the CPU, with memory of its own for each map, as in `evaluate`."""
+    """NumPy on the CPU; each map is copied, as in `evaluate`."""
     bins = arguments.num_labels
     totals = np.zeros((3, bins))
-    # `evaluate` hands its metrics what comes out of a `datasets` table: ids of 64 bits, whatever was put in.
+    # `evaluate` passes the maps through a `datasets` table, which turns all ids into 64-bit integers.
     predictions, references = predictions.astype(np.int64), references.astype(np.int64)
 
     def count():
@@ -113,7 +118,7 @@ def torchmetrics(predictions, references, arguments):
     try:
         from torchmetrics.classification import MulticlassConfusionMatrix  # an extra
     except ModuleNotFoundError as error:
-        raise RecipeError(f"this benchmark compares with torchmetrics: pip install torchmetrics ({error})") from error
+        raise RecipeError(f"This benchmark needs torchmetrics: pip install torchmetrics ({error})") from error
 
     metric = MulticlassConfusionMatrix(arguments.num_labels, ignore_index=255).to(arguments.device)
     maps = (torch.from_numpy(array)[None].long().to(arguments.device) for array in (predictions, references))

@@ -1,4 +1,4 @@
-"""The networks that are measured, ours and others', all with random weights: each gives logits for normalised images."""
+"""The networks that are measured, ours and others. All have random weights and return logits for normalised images."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ PEER = "timm-hrnet-w48"
 
 
 class TimmHRNet(nn.Module):
-    """timm's HRNet as it comes, with HRNetV2's head."""
+    """timm's HRNet, unchanged, with HRNetV2's head."""
 
     def __init__(self, name: str, num_labels: int):
         super().__init__()
@@ -48,7 +48,7 @@ def hrnet(variant: str) -> Callable[[int], nn.Module]:
 
 
 def smp(architecture: str) -> Callable[[int], nn.Module]:
-    """On ResNet-50; the package is in the extra `benchmark`."""
+    """A network of segmentation_models_pytorch (in the extra `benchmark`) on ResNet-50."""
 
     def make(classes: int) -> nn.Module:
         try:
@@ -90,7 +90,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "segformer-b0": segformer([32, 64, 160, 256], [2, 2, 2, 2], 256),
     "segformer-b2": segformer([64, 128, 320, 512], [3, 4, 6, 3], 768),
     "upernet-r50": upernet,
-    # For tests of this program.
+    # For tests of the benchmarks.
     "tiny-rev": rev("w18", stream_channels=[4, 6, 8, 10], backbone_config={
         "model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [1, 2, 3, 4]}, num_modules=[1, 1, 1]),
     "tiny-hrnet": hrnet("w18-small-v1"),
@@ -98,15 +98,17 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build(name: str, classes: int, channels_last: bool = False) -> nn.Module:
-    """A network by its name, or with `+` by what its backward pass recomputes: `rev-w48+modules`."""
+    """A network by its name. `+` and a setting of `recompute` may follow for our networks: `rev-w48+modules`."""
     network, _, recompute = name.partition("+")
     if network not in NETWORKS or recompute not in ("", *SETTINGS):
-        raise RecipeError(f"Unknown network {name!r}; known are {', '.join(NETWORKS)}, ours also with +{', +'.join(SETTINGS)}")
+        raise RecipeError(
+            f"Unknown network {name!r}; known are {', '.join(NETWORKS)}, our networks also with +{', +'.join(SETTINGS)}"
+        )
     model = NETWORKS[network](classes)
     is_ours = isinstance(model, HighResolutionPreTrainedModel)
     if recompute:
         if not is_ours:
-            raise RecipeError(f"{network} is not ours: +{recompute} cannot be chosen for it")
+            raise RecipeError(f"{network} has no setting +{recompute}: only our networks have it")
         model.activation_checkpointing_enable({"recompute": recompute})
     return model.to(memory_format=torch.channels_last) if is_ours or channels_last else model
 
@@ -125,7 +127,7 @@ class Step:
         self.labels = torch.randint(0, classes, (batch, *size), device=device)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=5e-4)
-        # Without values there is no autocast: the saved bytes are those of float32.
+        # The meta device has no autocast, so the saved bytes are those of float32.
         is_bf16 = precision == "bf16" and device != "meta"
         self.precision = torch.autocast(torch.device(device).type, torch.bfloat16) if is_bf16 else nullcontext()
 
@@ -143,14 +145,16 @@ class Step:
 
 def add_network_arguments(parser, networks: list[str], height: int, width: int, batch: int):
     parser.add_argument("--networks", nargs="+", default=networks, help=f"of {', '.join(NETWORKS)}; default: %(default)s")
-    parser.add_argument("--peer", default=PEER, help="the network that the ratios are to (default: %(default)s)")
-    parser.add_argument("--height", type=int, default=height, help="of an image, in pixels (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=width, help="(default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=batch, help="images a step (default: %(default)s)")
+    parser.add_argument("--peer", default=PEER, help="the network to which ratios refer (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=height, help="height of an image, in pixels (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=width, help="width of an image, in pixels (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=batch, help="images in a step (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=19, help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="each network once a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds; each network runs once in each (default: %(default)s)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 by autocast (default: %(default)s)")
-    parser.add_argument("--channels_last", action="store_true", help="others' networks too; ours always are")
+    parser.add_argument(
+        "--channels_last", action="store_true", help="channels-last memory for other networks too; ours always use it"
+    )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="(default: %(default)s)")
 

@@ -1,7 +1,7 @@
-"""Memory and time from logits to a label map: ours against Transformers' SegFormer processor, each in processes of its own.
+"""Memory and time from logits to a label map, compared with Transformers' SegFormer processor, in separate processes.
 
-Memory is the largest resident memory of the process during the call (Linux), above what it held before, less the label map
-itself. The two take turns; the share of pixels in which their label maps differ is counted.
+Memory is the peak of the process's resident memory during the call (Linux), without the memory before the call and without the
+label map itself. The two processors take turns. The share of pixels in which their label maps differ is counted.
 """
 
 import multiprocessing
@@ -26,9 +26,11 @@ PROCESSORS = {"ours": RevHRNetImageProcessor, "segformer": SegformerImageProcess
 def add_arguments(parser):
     parser.add_argument("--size", type=int, nargs=2, default=(4000, 5500), metavar=("HEIGHT", "WIDTH"), help="default: 4000 5500")
     parser.add_argument("--num_labels", type=int, default=66, help="classes (default: %(default)s)")
-    parser.add_argument("--stride", type=int, default=4, help="of the logits, in pixels (default: %(default)s)")
+    parser.add_argument("--stride", type=int, default=4, help="stride of the logits, in pixels (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of measured calls (default: %(default)s)")
-    parser.add_argument("--only", choices=PROCESSORS, help="where the other does not fit into memory")
+    parser.add_argument(
+        "--only", choices=PROCESSORS, help="measure only this processor, if memory is too small for the other one"
+    )
 
 
 def main(arguments) -> dict:
@@ -74,7 +76,9 @@ def measure(name: str, size: tuple[int, int], num_labels: int, stride: int, file
     logits = torch.randn(1, num_labels, *(-(-edge // stride) for edge in size), generator=generator)
     processor = PROCESSORS[name]()
     small = SimpleNamespace(logits=logits[..., :16, :16])
-    processor.post_process_semantic_segmentation(small, target_sizes=[(64, 64)])  # what the first call loads is not measured
+    processor.post_process_semantic_segmentation(
+        small, target_sizes=[(64, 64)]
+    )  # the first call loads libraries; that is not measured
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_mib()
     started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Seconds to import the package, against transformers and timm; and to load a checkpoint, against reading its bytes twice.
+"""Seconds to import the package, compared with transformers and timm; and to load a checkpoint, compared with reading it twice.
 
-Transformers imports its parts when they are first named: the third row is what the base class of all its models takes.
+Transformers imports its parts only when they are used. The third row includes the base class of all its models.
 """
 
 import subprocess
@@ -19,8 +19,10 @@ IMPORTS = [PEER, "import revhrnet_hf", "import transformers, timm; from transfor
 
 
 def add_arguments(parser):
-    parser.add_argument("--network", default="rev-w48", choices=NETWORKS, help="that is loaded (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="each once a round (default: %(default)s)")
+    parser.add_argument("--network", default="rev-w48", choices=NETWORKS, help="network that is loaded (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds; each measurement is made once in each (default: %(default)s)"
+    )
 
 
 def main(arguments) -> dict:

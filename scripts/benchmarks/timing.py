@@ -1,4 +1,4 @@
-"""Seconds of several things that take turns, and their ratios to one of them."""
+"""Measures the time of several calls that take turns, and their ratios to one of them."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from revhrnet_hf.text import table
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
-    """Of one call; on a GPU between two events of its stream."""
+    """Seconds of one call; on a GPU between two events of its stream."""
     if device.startswith("cuda"):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -24,7 +24,10 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def take_turns(calls: dict[str, Callable[[], object]], peer: str, rounds: int, device: str) -> list[dict]:
-    """Each call once a round after one round that does not count; medians of seconds and of the ratios within a round."""
+    """Run each call once in each round; a first round only warms up.
+
+    Returns a row for each call: the medians of its seconds and of its ratios to `peer` in the same round.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -43,11 +46,11 @@ def take_turns(calls: dict[str, Callable[[], object]], peer: str, rounds: int, d
 
 
 def print_rows(rows: list[dict], columns: dict[str, str]) -> None:
-    """A table of `rows`; `columns` gives each field's format (of a number), the first is the name. A missing value is a dash."""
+    """Print a table of `rows`. `columns` has the number format of each field; the first is the name. `–` is a missing value."""
     names = list(columns)
     titles = [names[0], *(f">{name}" for name in names[1:])]
     print(table([titles, *([format_value(row.get(name), columns[name]) for name in names] for row in rows)]))
 
 
-def format_value(value, how: str) -> str:
-    return "–" if value is None else format(value, how)
+def format_value(value, spec: str) -> str:
+    return "–" if value is None else format(value, spec)

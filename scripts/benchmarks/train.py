@@ -1,4 +1,4 @@
-"""Seconds of a whole training step of each network, in turns, as ratios to a peer's."""
+"""Seconds of a whole training step of each network, in turns, as ratios to a peer."""
 
 from .networks import Step, add_network_arguments, build, settings_of, with_peer
 from .timing import print_rows, take_turns

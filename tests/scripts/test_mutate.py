@@ -77,7 +77,7 @@ def test_sample_is_of_the_seed(mutate):
     drawn = mutate.draw(files, 12, seed=3)
     assert drawn == mutate.draw(files, 12, seed=3) != mutate.draw(files, 12, seed=4)
     assert len({(mutant.path, mutant.statement) for mutant in drawn}) == 12
-    assert all(mutate.is_python(mutant) for mutant in drawn)
+    assert all(mutate.can_be_parsed(mutant) for mutant in drawn)
 
 
 def test_tests_of_a_module(mutate):
