@@ -90,7 +90,7 @@ def _choose_maps(strides: tuple[int, ...], num_streams: int, name: str) -> list[
         # The first map of Transformers' vision transformers is the embedding, which has the same stride and is no layer.
         layers = len(strides) - len(strides) % 2
         if layers < num_streams:
-            raise ValueError(f"{name} has {layers} layers, and {num_streams} streams need a map each: use a deeper backbone")
+            raise ValueError(f"{name} has {layers} layers, but {num_streams} streams need a map each: use a deeper backbone")
         first = len(strides) - layers
         return [first + (part + 1) * layers // num_streams - 1 for part in range(num_streams)]
     wanted = streams_strides(num_streams)
@@ -98,7 +98,7 @@ def _choose_maps(strides: tuple[int, ...], num_streams: int, name: str) -> list[
     if missing:
         fifth = " (five streams start at stride 2: use a variant with four streams)" if missing == [2] else ""
         raise ValueError(
-            f"{name} has maps at strides {list(strides)}, and {num_streams} streams need {wanted}{fifth}: "
+            f"{name} has maps at strides {list(strides)}, but {num_streams} streams need {wanted}{fifth}: "
             "use another backbone, or set out_indices in backbone_config"
         )
     # If several maps have the same stride, the last one is used: it comes from the deepest layer.

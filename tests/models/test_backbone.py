@@ -114,7 +114,7 @@ class TestRefused:
     def test_package_for_another_network(self, tiny_config):
         with pytest.raises(ValueError, match="fits the timm model tf_efficientnet_lite0, not test_resnet"):
             self.load(tiny_config, PACKAGE)
-        with pytest.raises(ValueError, match="Unknown package"):
+        with pytest.raises(ValueError, match="Unknown weight package"):
             self.load(tiny_config, "pip:numpy")
 
     def test_package_not_installed(self):

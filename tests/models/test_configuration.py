@@ -196,8 +196,8 @@ def test_given_maps_and_objects_are_left_alone():
         ({"backbone": "resnet19"}, "timm has no model 'resnet19'.*did you mean 'resnet18'|'resnet10t'"),
         ({"backbone": "resnet18.nonsense"}, "timm has no model 'resnet18.nonsense'.*nonsense"),
         ({"backbone": ""}, "needs its name as 'backbone'"),
-        ({"backbone": "levit_128"}, r"maps at strides \[16, 32, 64\], and 4 streams need \[4, 8, 16, 32\]"),
-        ({"backbone": "test_vit", "stream_channels": [4] * 7, "num_modules": [1] * 6}, "6 layers, and 7 streams need a map each"),
+        ({"backbone": "levit_128"}, r"maps at strides \[16, 32, 64\], but 4 streams need \[4, 8, 16, 32\]"),
+        ({"backbone": "test_vit", "stream_channels": [4] * 7, "num_modules": [1] * 6}, "6 layers, but 7 streams need a map each"),
         ({"backbone": "resnet18", "backbone_config": {"backbone": "resnet18"}}, "give one of the two"),
         ({"backbone_config": {}}, "model_type None"),
         ({"backbone_config": {"out_indices": [1, 2, 3, 4]}}, "model_type None.*its name"),
@@ -239,9 +239,9 @@ def test_a_checkpoint_keeps_its_backbone(tiny_checkpoint):
         ({"semantic_loss_class_weights": [0, 0]}, "at least one above 0"),
         ({"semantic_loss_class_weights": []}, "0 for 2 classes"),
         ({"semantic_loss_class_weights": ["1", "2"]}, "semantic_loss_class_weights"),
-        ({"semantic_loss_ohem_threshold": 0.0}, "above 0 and up to 1"),
-        ({"semantic_loss_ohem_threshold": 70.0}, "above 0 and up to 1"),
-        ({"semantic_loss_ohem_threshold": float("nan")}, "above 0 and up to 1"),
+        ({"semantic_loss_ohem_threshold": 0.0}, "above 0 and at most 1"),
+        ({"semantic_loss_ohem_threshold": 70.0}, "above 0 and at most 1"),
+        ({"semantic_loss_ohem_threshold": float("nan")}, "above 0 and at most 1"),
         ({"semantic_loss_ohem_min_kept": -1}, "0 or more"),
         ({"palette": [[0, 0, 0]]}, "1 for 2 classes"),
         ({"palette": [[0, 0, 0], [0, 0]]}, r"\[red, green, blue\]"),
@@ -249,7 +249,7 @@ def test_a_checkpoint_keeps_its_backbone(tiny_checkpoint):
         ({"id2label": {1: "a", 2: "b"}}, "ids 0 to 1"),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"b": 0, "a": 1}}, "label2id says that 'b' is class 0"),
         ({"id2label": {}}, "at least one class"),
-        ({"num_labels": 3, "id2label": {0: "a", 1: "b"}}, "num_labels is 3 and the names of 2 classes"),
+        ({"num_labels": 3, "id2label": {0: "a", 1: "b"}}, "num_labels is 3, but the names of 2 classes"),
         ({"num_labels": 0}, "at least one class"),
     ],
     ids=str,
@@ -445,7 +445,7 @@ def test_folders_with_remains_of_other_classes_load(checkpoint, caplog):
     config = AutoConfig.from_pretrained(checkpoint)
     assert (config.palette, config.semantic_loss_class_weights) == (None, None)
     assert (config.id2label, config.label2id) == (NEW_NAMES, NEW_IDS)
-    assert "palette for 4 classes, and names of 15" in caplog.text
+    assert "palette for 4 classes, but names of 15" in caplog.text
 
 
 def test_histories_add_up():
