@@ -8,6 +8,7 @@ import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "True")  # as gradio sets it in the middle of a test
 # Caches and fetched code of the libraries, for this session and its child processes alone.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="revhrnet_tests_")

@@ -79,16 +79,24 @@ class Record:
     @property
     def pretrained_backbone(self) -> str | None:
         """timm's name for the pretrained weights in a checkpoint, or the Hub's, which has a slash; None where there are none."""
-        config = self.config
-        if self.history and self.history[0]["recipe"].get("backbone_weights") == "random":
+        if self._began_at_random:
             return None
-        config = getattr(config, "backbone_config", config)
+        config = getattr(self.config, "backbone_config", self.config)
         if config.model_type == "hrnetv2":
             return TIMM_HRNETS.get(self.recipe.get("variant"))
+        if self._has_transformers_backbone:
+            return config.name_or_path or None
         known = getattr(config, "backbone", None)
-        if known is None and config.model_type != "timm_backbone":
-            return config.name_or_path or None  # of a checkpoint of Transformers
         return known if known and timm.is_model_pretrained(known) else None
+
+    @property
+    def _began_at_random(self) -> bool:
+        return bool(self.history) and self.history[0]["recipe"].get("backbone_weights") == "random"
+
+    @property
+    def _has_transformers_backbone(self) -> bool:
+        config = getattr(self.config, "backbone_config", None)
+        return config is not None and config.model_type not in ("hrnetv2", "timm_backbone")
 
     @property
     def licence(self) -> str:
@@ -96,7 +104,7 @@ class Record:
         base, recorded = self.pretrained_backbone, getattr(self.config, "backbone_license", None)
         if recorded:
             return recorded
-        if base and "/" in base:
+        if self._has_transformers_backbone and not self._began_at_random:  # from the Hub, or from a folder, which has no name
             return backbone_licence(self.config.backbone_config) or "unknown"
         if base:
             return timm.get_pretrained_cfg(base).license or "unknown"

@@ -29,6 +29,7 @@ from revhrnet_hf import (
     RevHRNetForSemanticSegmentation,
 )
 from revhrnet_hf.models.backbone import backbone_normalization
+from revhrnet_hf.models.modeling_revhrnet import check_that_maps_halve
 
 from .. import forked
 
@@ -279,19 +280,20 @@ class TestUnfitBackbones:
         gap = TimmBackboneConfig(backbone="test_resnet", out_indices=[0, 1, 2, 4])
         with pytest.raises(ValueError, match=r"strides \[2, 4, 8, 32\], but each must be twice the one before"):
             revhrnet_hf.RevHRNetModel(tiny_config(backbone_config=gap))
-        flat = TimmBackboneConfig(backbone="test_vit", out_indices=[0, 1, 2, 3])
-        with pytest.raises(ValueError, match=r"strides \[16, 16, 16, 16\]"):
-            revhrnet_hf.RevHRNetModel(tiny_config(backbone_config=flat))
         hrnet = tiny_hrnet_config(out_indices=[0, 2, 3, 4])
         with pytest.raises(ValueError, match=r"strides \[2, 8, 16, 32\]"):
             revhrnet_hf.RevHRNetModel(tiny_config(backbone_config=hrnet))
 
-    def test_strides_known_from_the_maps_only(self, tiny_config):
-        """Transformers' ResNet has its stem and its first stage at the same stride."""
+    def test_strides_measured(self, tiny_config):
+        """Transformers' ResNet, which does not say its strides, has its stem and its first stage at the same one."""
         config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1] * 4, out_indices=[0, 1, 2, 3])
-        model = revhrnet_hf.RevHRNetModel(tiny_config(backbone_config=config))
+        with pytest.raises(ValueError, match=r"strides \[4, 4, 8, 16\], and each must be twice the one before"):
+            revhrnet_hf.RevHRNetModel(tiny_config(backbone_config=config))
+
+    def test_maps_that_do_not_halve(self):
+        """A backbone whose maps could not be measured when the network was built."""
         with pytest.raises(ValueError, match=r"maps are \[\(16, 16\), \(16, 16\).* half as large"):
-            model(torch.randn(2, 3, 64, 64))
+            check_that_maps_halve(tuple(torch.empty(1, 8, size, size) for size in (16, 16, 8, 4)))
 
     def test_small_image(self, tiny_config):
         """A convolutional backbone takes it; a patchifying one says the least size."""
