@@ -287,7 +287,7 @@ class TestUnfitBackbones:
     def test_strides_measured(self, tiny_config):
         """Transformers' ResNet, which does not say its strides, has its stem and its first stage at the same one."""
         config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1] * 4, out_indices=[0, 1, 2, 3])
-        with pytest.raises(ValueError, match=r"strides \[4, 4, 8, 16\], and each must be twice the one before"):
+        with pytest.raises(ValueError, match=r"strides \[4, 4, 8, 16\], but each must be twice the one before"):
             revhrnet_hf.RevHRNetModel(tiny_config(backbone_config=config))
 
     def test_maps_that_do_not_halve(self):
