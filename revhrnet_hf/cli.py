@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from .errors import RecipeError, RevHRNetError, RunStopped, did_you_mean
 from .escape import PROGRESS_BAR, PrintableStream
@@ -66,8 +67,22 @@ def run(main: Callable[[], None]) -> None:
         SystemExit: status 1 after an error, 130 after Ctrl-C, 143 after a SIGTERM that was heeded.
     """
     # Names of classes, files and images come from elsewhere.
-    with redirect_stdout(PrintableStream(sys.stdout)), redirect_stderr(PrintableStream(sys.stderr, PROGRESS_BAR)), _messages():
+    streams = redirect_stdout(PrintableStream(sys.stdout)), redirect_stderr(PrintableStream(sys.stderr, PROGRESS_BAR))
+    with _quiet_libraries(), streams[0], streams[1], _messages():
         _run(main)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Transformers shows its progress bars on terminals only."""
+    hidden = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hidden:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -3,8 +3,9 @@
     revhrnet cards                           # measures the costs (half a minute), keeps the known results
     revhrnet cards runs/camvid/best …        # adds the results of these checkpoints
 
-The known results are in model_cards/results.json. They come from the records that training and `revhrnet evaluate` leave in the
-checkpoints' folders. (A checkpoint's own card, README.md in its folder, is written when the checkpoint is saved.)
+The known results are in results.json in the folder of the cards; in an empty folder there are none. They come from the records
+that training and `revhrnet evaluate` leave in the checkpoints' folders. (A checkpoint's own card, README.md in its folder, is
+written when the checkpoint is saved.)
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     results = merge_results(known, new)
     models = all_models()
-    costs = {name: measure(name, models[name]) for name in tqdm(needed_costs(), unit="network")}
+    costs = {name: measure(name, models[name]) for name in tqdm(needed_costs(), unit="network", disable=None)}
     write_json(file, results)
     for path in write_family_cards(args.output_dir, costs, results):
         print(f"written: {path}")

@@ -34,9 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
     if args.output and not args.output.parent.is_dir():
         raise RecipeError(f"--output {args.output}: there is no folder {args.output.parent}; make it first")
     models = models_on_backbones() if args.backbones else all_models()
-    rows = [measure(name, make_model) for name, make_model in tqdm(models.items(), unit="network")]
+    rows = [measure(name, make_model) for name, make_model in tqdm(models.items(), unit="network", disable=None)]
     if args.share:
-        for row in tqdm(rows, desc="share", unit="network"):
+        for row in tqdm(rows, desc="share", unit="network", disable=None):
             if row.name.startswith("RevHRNet"):
                 row.backbone_share = backbone_share(models[row.name], args.share)
     print(format_table(rows))

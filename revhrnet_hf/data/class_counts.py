@@ -203,4 +203,4 @@ def warn_of_unseen_classes(sets: Sequence[datasets.Dataset], space: LabelSpace) 
     if not texts:
         texts += [ignored_text(counts, raw, where, MOST_IGNORED) for raw in counts.much_ignored()]
     for text in texts:
-        logger.warning("%s (scripts/audit_data.py reads all of them)", text)
+        logger.warning("%s (`revhrnet audit` reads all of them)", text)

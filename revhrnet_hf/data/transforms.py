@@ -124,7 +124,7 @@ class TrainingSamples(torch.utils.data.Dataset):
     Args:
         dataset: columns `image`, `label_map`, `image_id`, as from `load_segmentation_dataset`; or a concatenation of several.
         transform: the augmentation. Its `crop` gets files that are opened but not decoded (`RgbImageFile`), so that only the rows
-            that the crop needs are decoded. `scripts/audit_data.py` finds damage in the other rows, and unknown ids there.
+            that the crop needs are decoded. `revhrnet audit` finds damage in the other rows, and unknown ids there.
         seed: the run's seed.
         skip_bad: whether to replace an unusable image by the next one and mark it in `bad`; else it is an error.
 

@@ -2,7 +2,7 @@
 
 A run writes plain files, never links, and lists their checksums in `SHA256SUMS`, which `sha256sum -c SHA256SUMS` checks as well.
 Only a run's own files may be deleted, whatever else lies beside them. They are the files that `SHA256SUMS` lists, the model card,
-and, in case the list is damaged, the files with the usual names. Results of `evaluate_seg.py` belong to the package, but not to
+and, in case the list is damaged, the files with the usual names. Results of `revhrnet evaluate` belong to the package, but not to
 the run: they describe the weights, and stay until a new run is asked for.
 """
 
@@ -128,7 +128,7 @@ def _listed(folder: Path) -> set[str]:
 
 
 def result_files(folder: Path) -> set[Path]:
-    """The files that `evaluate_seg.py` has written into a checkpoint folder: records, and the files named after each record."""
+    """The files that `revhrnet evaluate` has written into a checkpoint folder: records, and the files named after each record."""
     found = set()
     for record in folder.glob("scores_*.json"):
         if _is_record(record):

@@ -92,7 +92,7 @@ def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConf
     return RevHRNetConfig.from_variant(
         recipe.variant,
         backbone=recipe.backbone,
-        trainable_backbone=recipe.trained_part,
+        trainable_backbone=recipe.trainable_backbone,
         pyramid=recipe.pyramid,
         frozen_backbone_dtype=None if recipe.backbone_dtype == "float32" else recipe.backbone_dtype,
         final_block=recipe.final_block,

@@ -266,4 +266,4 @@ def remove_run(output_dir: Path) -> None:
             for file in files:
                 file.unlink()
     if gone:
-        logger.info(f"the scores that evaluate_seg.py has written of the old run are deleted with it: {first_few(gone)}")
+        logger.info(f"the scores that `revhrnet evaluate` has written of the old run are deleted with it: {first_few(gone)}")

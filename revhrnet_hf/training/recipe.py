@@ -35,7 +35,7 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass
 class Recipe:
-    """One stage of training. Every field can be given as `--field value` on the command line of `run_seg.py`."""
+    """One stage of training. Every field can be given as `--field value` on the command line of `revhrnet train`."""
 
     # data
     dataset: str = _setting(
@@ -85,10 +85,10 @@ class Recipe:
         "from scratch",
     )
     freeze_backbone: bool = _setting(True, "Older way to say trainable_backbone: true is none, false is all")
-    trainable_backbone: Literal["none", "last_stage", "norms", "all"] = _setting(
-        "none",
-        "What of the backbone is trained: none; its last stage (of a vision transformer the last quarter); weights and biases of "
-        "its norms; or all. The rest is frozen",
+    trainable_backbone: Literal["none", "last_stage", "norms", "all"] | None = _setting(
+        None,
+        "What of the backbone is trained: none (the default); its last stage (of a vision transformer the last quarter); weights "
+        "and biases of its norms; or all. The rest is frozen",
     )
     pyramid: Literal["resize", "learned"] = _setting(
         "resize",
@@ -268,20 +268,23 @@ class Recipe:
             raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
     def _check_backbone(self):
+        if self.trainable_backbone is None:
+            self.trainable_backbone = "none" if self.freeze_backbone else "all"
+        elif self.trainable_backbone == "none" and not self.freeze_backbone:
+            raise RecipeError(
+                "Recipe fields freeze_backbone: false and trainable_backbone: none contradict each other: leave freeze_backbone "
+                "out"
+            )
+        self.freeze_backbone = self.trainable_backbone == "none"  # so that a saved recipe says one thing
         if self.backbone_learning_rate <= 0:
             raise RecipeError(f"Recipe field backbone_learning_rate must be positive, got {self.backbone_learning_rate}")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise RecipeError(f"Recipe field layer_decay must be more than 0 and at most 1, got {self.layer_decay}")
-        if self.trained_part == "none" and (self.backbone_learning_rate != 1 or self.layer_decay is not None):
+        if self.trainable_backbone == "none" and (self.backbone_learning_rate != 1 or self.layer_decay is not None):
             raise RecipeError(
                 "Recipe fields backbone_learning_rate and layer_decay are of a backbone that is trained, and this one is frozen: "
                 "give trainable_backbone, or leave them out"
             )
-
-    @property
-    def trained_part(self) -> str:
-        """`trainable_backbone`, also where an older recipe says it by `freeze_backbone`."""
-        return "all" if self.trainable_backbone == "none" and not self.freeze_backbone else self.trainable_backbone
 
     def _check_class_weights(self):
         """Their number is checked in network.py, where the classes are known."""

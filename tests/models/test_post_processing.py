@@ -141,10 +141,10 @@ def test_logits_of_inference_mode_and_half_precision(processor_class):
     ("targets", "said"),
     [
         ([(20, 30)], "1 target sizes for a batch of 2"),
-        ((20, 30), r"one \(height, width\) an image, got 20"),
+        ((20, 30), r"one \(height, width\) for each image, got 20"),
         ([(20, 30), (0, 30)], "must be positive, got 0×30"),
         ([(20, 30), (20, 30, 3)], "unpack"),
-        ([(20, 30), None], r"one \(height, width\) an image, got None"),
+        ([(20, 30), None], r"one \(height, width\) for each image, got None"),
     ],
     ids=str,
 )

@@ -167,6 +167,16 @@ def test_settings_that_do_not_fit(settings, said):
 
 
 def test_older_recipes_freeze_or_train_all():
-    assert Recipe(dataset="camvid").trained_part == "none"
-    assert Recipe.from_dict({"dataset": "camvid", "freeze_backbone": False}).trained_part == "all"
-    assert Recipe(dataset="camvid", trainable_backbone="norms").trained_part == "norms"
+    assert Recipe(dataset="camvid").trainable_backbone == "none"
+    assert Recipe.from_dict({"dataset": "camvid", "freeze_backbone": False}).trainable_backbone == "all"
+    assert Recipe(dataset="camvid", trainable_backbone="norms").trainable_backbone == "norms"
+
+
+def test_a_saved_recipe_says_one_thing(tmp_path):
+    for settings in ({}, {"freeze_backbone": False}, {"trainable_backbone": "last_stage"}, {"trainable_backbone": "none"}):
+        recipe = Recipe(dataset="camvid", **settings)
+        assert recipe.freeze_backbone == (recipe.trainable_backbone == "none")
+        (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+        assert Recipe.from_yaml(tmp_path / "recipe.yaml") == recipe
+    with pytest.raises(RecipeError, match="contradict each other: leave freeze_backbone out"):
+        Recipe(dataset="camvid", freeze_backbone=False, trainable_backbone="none")

@@ -178,7 +178,7 @@ def test_recipes_on_foundation_backbones(chain, kind):
     name, millions = BACKBONES[kind]
     recipes = read_chain(RECIPES / f"{chain}_{kind}.yaml", {"backbone_weights": "random"})
     assert [recipe.dataset for recipe in recipes] == CHAINS[chain]
-    assert {(recipe.backbone, recipe.trained_part, recipe.variant) for recipe in recipes} == {(name, "none", "w32")}
+    assert {(recipe.backbone, recipe.trainable_backbone, recipe.variant) for recipe in recipes} == {(name, "none", "w32")}
     classes = [f"class {number}" for number in range(len(recipes[1].class_weights or "ab"))]
     with torch.device("meta"):
         model, image_processor = build_model(recipes[1], label_space_of_names(classes))

@@ -5,7 +5,7 @@ A new field needs an entry in `REACHES`: a value other than the default, and how
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -379,7 +379,7 @@ REACHES = {
         False, lambda built: {p.requires_grad for p in built.model.revhrnet.backbone.parameters()}, lambda frozen: {not frozen}
     ),
     "trainable_backbone": Entry(
-        "last_stage", trained_of_backbone, lambda choice: {"none": set(), "last_stage": {"layer4"}}[choice]
+        "last_stage", trained_of_backbone, lambda choice: {None: set(), "none": set(), "last_stage": {"layer4"}}[choice]
     ),
     "pyramid": Entry(
         "learned",
@@ -516,8 +516,8 @@ def test_every_field_has_an_entry():
 @pytest.mark.parametrize("name", REACHES)
 def test_field_reaches_what_it_names(name, fresh_accelerate, folders, tmp_path):
     entry = REACHES[name]
-    base = Recipe(**{**BASE, **{key: placed(value, folders) for key, value in entry.also.items()}})
-    changed = replace(base, **{name: placed(entry.value, folders)})
+    settings = {**BASE, **{key: placed(value, folders) for key, value in entry.also.items()}}
+    base, changed = Recipe(**settings), Recipe(**{**settings, name: placed(entry.value, folders)})
     assert getattr(changed, name) != getattr(base, name)
     for recipe, other in ((base, changed), (changed, base)):
         fresh_accelerate()
