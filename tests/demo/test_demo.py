@@ -19,6 +19,7 @@ import pytest
 import yaml
 from PIL import ExifTags, Image
 
+import revhrnet_hf
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
 from revhrnet_hf.images import read_image
 from revhrnet_hf.synthetic import draw_scenes
@@ -347,14 +348,18 @@ def test_a_space_holds_only_what_may_be_published(tiny_checkpoint, tmp_path, mon
     exif[0x0112] = 6
     exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (52.0, 31.0, 12.0)
     Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / "photo.jpg", exif=exif, comment=b"from /home/me")
-    package = Path(demo_page.__file__).parents[1]
-    beside = package / "notes_of_mine.py"  # as somebody's own file in a clone
+    # A checkout with somebody's own file in it.
+    package = tmp_path / "checkout" / "revhrnet_hf"
+    shutil.copytree(Path(revhrnet_hf.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for arguments in (["init", "--quiet"], ["add", "."]):
+        subprocess.run(["git", *arguments], cwd=package.parent, check=True)
+    beside = package / "notes_of_mine.py"
     beside.write_text("")
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(revhrnet_hf, "__file__", str(package / "__init__.py"))
         export_space(tmp_path / "space", [checkpoint], [tmp_path / "photo.jpg"])
-    finally:
-        beside.unlink()
     assert not (tmp_path / "space" / package.name / beside.name).exists()
+    beside.unlink()
     own = {path.relative_to(package) for path in package.rglob("*.py")}
     copied = {path.relative_to(tmp_path / "space" / package.name) for path in (tmp_path / "space").rglob("*.py")
               if package.name in path.relative_to(tmp_path / "space").parts[:1]}  # fmt: skip
