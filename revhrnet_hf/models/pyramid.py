@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .recompute import RecomputedModule
 
-KINDS = RESIZE, LEARNED = "resize", "learned"
+RESIZE, LEARNED = "resize", "learned"
 
 
 class Pyramid(RecomputedModule):

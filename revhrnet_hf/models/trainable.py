@@ -11,7 +11,7 @@ from .backbone_maps import image_size_for, without_values
 from .configuration_hrnetv2 import HRNetV2Config
 from .modeling_hrnetv2 import HRNetV2Backbone
 
-CHOICES = NONE, LAST_STAGE, NORMS, ALL = "none", "last_stage", "norms", "all"
+NONE, LAST_STAGE, NORMS, ALL = "none", "last_stage", "norms", "all"
 
 
 def trained_names(backbone: BackboneMixin, config: PreTrainedConfig, choice: str) -> frozenset[str]:
