@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -124,6 +124,40 @@ class Recipe:
     scale_range: list[float] = _setting([0.5, 2.1], "Smallest and largest random scale, factors of base_size")
     scale_step: float = _setting(0.1, "Step between the random scales, factor of base_size")
     flip: float = _setting(0.5, "Probability of a left-right flip")
+    rotation: float = _setting(
+        0.0, "Turn each crop by up to so many degrees in either direction; what then lies outside the image is ignored"
+    )
+    photometric_distortion: bool = _setting(
+        False, "Change brightness, contrast, saturation and hue at random, each in half of the crops (SSD, mmsegmentation)"
+    )
+    brightness: float = _setting(32.0, "With photometric_distortion: the most that is added or subtracted, grey levels of 255")
+    contrast: list[float] = _setting([0.5, 1.5], "With photometric_distortion: smallest and largest factor of all channels")
+    saturation: list[float] = _setting([0.5, 1.5], "With photometric_distortion: smallest and largest factor of the saturation")
+    hue: float = _setting(
+        36.0, "With photometric_distortion: the most that the hue is turned, degrees of 360 (mmsegmentation's 18 of OpenCV's 180)"
+    )
+    blur: float = _setting(0.0, "Probability of a Gaussian blur")
+    blur_sigma: list[float] = _setting([0.1, 2.0], "With blur: smallest and largest standard deviation, pixels of the crop")
+    jpeg_noise: float = _setting(0.0, "Probability that a crop is encoded as JPEG and decoded")
+    jpeg_quality: list[int] = _setting([30, 95], "With jpeg_noise: smallest and largest quality, 1 to 100")
+    max_class_share: float | None = _setting(
+        None,
+        "Draw a crop again, up to ten times, while one class has more than this share of its labelled pixels, e.g. 0.75 "
+        "(mmsegmentation's cat_max_ratio)",
+    )
+    rare_class_crops: float = _setting(
+        0.0, "Share of the crops that are placed on a pixel of a class that is drawn, rare classes most often"
+    )
+    rare_class_images: float = _setting(
+        0.0,
+        "Share of the images that are drawn by their classes, rare classes most often (DAFormer), instead of each once an epoch; "
+        "each comes from the same dataset as the image that it replaces",
+    )
+    rare_class_temperature: float = _setting(
+        0.01,
+        "With rare_class_crops or rare_class_images: a class is drawn with probability softmax((1 - its share of all pixels) / "
+        "temperature); the smaller, the more often the rarest classes are drawn",
+    )
 
     # loss
     class_weights: list[float] | None = _setting(None, "Weight of each class in the cross-entropy, in the order of the classes")
@@ -215,6 +249,7 @@ class Recipe:
             raise RecipeError("Recipe field dataset is missing: say which dataset to train on, such as camvid")
         self._check_signs()
         self._check_crops_and_scales()
+        self._check_augmentation()
         self._check_ranges()
         self._check_backbone()
         self._check_class_weights()
@@ -251,6 +286,43 @@ class Recipe:
                 f"Recipe field scale_step: steps of {self.scale_step} do not lead from one end of scale_range {self.scale_range} "
                 "to the other, and both are to be drawn: give a step that divides it"
             )
+
+    def _check_augmentation(self):
+        limits = {"brightness": (0, 255), "contrast": (0, 10), "saturation": (0, 10), "hue": (0, 180), "blur_sigma": (0, 100)}
+        limits |= {"jpeg_quality": (1, 100), "rotation": (0, 180)}
+        limits |= dict.fromkeys(("blur", "jpeg_noise", "rare_class_crops", "rare_class_images"), (0, 1))
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if isinstance(value, list):
+                if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+                    raise RecipeError(
+                        f"Recipe field {name} must be two numbers from {low} to {high}, smallest first, got {value}"
+                    )
+            elif not low <= value <= high:
+                raise RecipeError(f"Recipe field {name} must be a number from {low} to {high}, got {value}")
+        if self.max_class_share is not None and not 0 < self.max_class_share < 1:
+            raise RecipeError(f"Recipe field max_class_share must be more than 0 and less than 1, got {self.max_class_share}")
+        if self.rare_class_temperature <= 0:
+            raise RecipeError(f"Recipe field rare_class_temperature must be positive, got {self.rare_class_temperature}")
+        self._check_augmentation_is_on()
+
+    def _check_augmentation_is_on(self):
+        """Raises a RecipeError for a setting of an augmentation that is off: it would change nothing."""
+        settings = {
+            ("photometric_distortion",): ("brightness", "contrast", "saturation", "hue"),
+            ("blur",): ("blur_sigma",),
+            ("jpeg_noise",): ("jpeg_quality",),
+            ("rare_class_crops", "rare_class_images"): ("rare_class_temperature",),
+        }
+        defaults = {setting.name: setting for setting in fields(self)}
+        for switches, names in settings.items():
+            if any(getattr(self, switch) for switch in switches):
+                continue
+            for name in names:
+                default = defaults[name]
+                usual = default.default_factory() if default.default is MISSING else default.default
+                if getattr(self, name) != usual:
+                    raise RecipeError(f"Recipe field {name} changes nothing without {' or '.join(switches)}: give that, too")
 
     def _check_ranges(self):
         if not 0 <= self.momentum < 1:
