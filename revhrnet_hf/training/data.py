@@ -139,6 +139,19 @@ def training_samples(recipe: Recipe, sets: list[TrainingSet], label_space: Label
     return TrainingSamples(_concatenated(sets), transform, recipe.seed, recipe.on_bad_sample == "skip", rare_classes)
 
 
+def epoch_batches(recipe: Recipe, sets: list[TrainingSet], num_processes: int = 1, process_index: int = 0) -> EpochBatches:
+    """The order of the recipe's images on one of several processes."""
+    return EpochBatches(
+        sum(len(entry.images) for entry in sets),
+        recipe.batch_size,
+        recipe.gradient_accumulation_steps,
+        num_processes,
+        process_index,
+        recipe.seed,
+        _mixture(recipe, sets),
+    )
+
+
 def _distortions(recipe: Recipe) -> list[Distortion]:
     """As light, lens and file change an image: colours first, then blur, JPEG last."""
     distortions: list[Distortion] = []
@@ -175,15 +188,7 @@ class TrainingData:
         self.label_space = label_space
         self.seconds_waited = 0.0
         self.samples = training_samples(recipe, sets, label_space, image_processor)
-        self.batches = EpochBatches(
-            len(self.samples),
-            recipe.batch_size,
-            recipe.gradient_accumulation_steps,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-            recipe.seed,
-            _mixture(recipe, sets),
-        )
+        self.batches = epoch_batches(recipe, sets, self.accelerator.num_processes, self.accelerator.process_index)
         self.loader = build_loader(
             self.samples,
             recipe.num_workers,
