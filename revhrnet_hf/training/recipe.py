@@ -69,8 +69,8 @@ class Recipe:
     eval_split: str = _setting("val", "Split to score on")
 
     # model
-    architecture: Literal["revhrnet", "hrnetv2"] = _setting(
-        "revhrnet", "The reverse HRNet on a backbone, or the baseline HRNetV2, which has no backbone and is trained whole"
+    architecture: str = _setting(
+        "revhrnet", "revhrnet, the reverse HRNet on a backbone; or hrnetv2, the baseline without one, which is trained whole"
     )
     variant: str = _setting("w48", "Widths and depth by name: w18, w32, w48, …; an unknown name is an error that lists all")
     backbone: str = _setting(
