@@ -86,7 +86,7 @@ PEERS = {
         output_stride=16,
     ),
     "pan": Peer(lambda channels: PANDecoder(channels, 5, 32), kernel=3, out_channels=32),
-    "segformer": Peer(lambda channels: SegformerDecoder([channels[0], 0, *channels[2:]]), kernel=1, out_channels=256),
+    "segformer": Peer(SegformerDecoder, kernel=1, out_channels=256, strides=(2, 4, 8, 16, 32)),
 }
 DECODERS = (*PEERS, "linear", "late")
 
@@ -146,8 +146,6 @@ class PeerModel(RevHRNetModel):
         maps = self.backbone_maps(pixel_values)
         if self.config.decoder in PEERS:
             above = [pixel_values, pixel_values[:, :UNUSED, ::2, ::2]][: self.num_above]
-            if self.config.decoder == "segformer":
-                above[1] = above[1][:, :0]  # the way in which this library says that there is no such map
             maps = (self.decoder([*above, *maps]),)
         else:
             maps = self.decoder(maps)
