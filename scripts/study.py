@@ -22,7 +22,9 @@ from revhrnet_hf.errors import RecipeError, RevHRNetError
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, metavar="STUDY", help="YAML file of the study")
-    parser.add_argument("--data_dir", type=Path, required=True, help="folder of the recipe's dataset")
+    parser.add_argument(
+        "--data_dir", nargs="+", required=True, help="folder of the recipe's dataset; for several datasets NAME=DIR NAME=DIR …"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--results", type=Path, help="folder for table and figures (default: the output folder)")
     parser.add_argument("--report_only", action="store_true", help="write table and figures of the finished runs, train nothing")
@@ -65,7 +67,7 @@ def train(study, args: argparse.Namespace) -> None:
     """
     from studies.runner import chosen_rates, remaining, work_through
 
-    same = [str(args.study), "--data_dir", str(args.data_dir), "--output_dir", str(args.output_dir)]
+    same = [str(args.study), "--data_dir", *args.data_dir, "--output_dir", str(args.output_dir)]
     command = [sys.executable, str(Path(__file__).resolve()), *same, "--only"]
     failed = work_through(remaining(study.tuning_runs(), args.output_dir), command, args.devices)
     failed += work_through(remaining(study.runs(chosen_rates(study, args.output_dir)), args.output_dir), command, args.devices)

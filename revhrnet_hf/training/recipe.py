@@ -317,7 +317,7 @@ class Recipe:
         """A recipe from these settings, which errors call `source`; `overrides` replace them before they are checked."""
         settings = {RENAMED.get(name, name): value for name, value in settings.items()}
         known = {setting.name for setting in fields(cls)}
-        unknown = sorted(str(name) for name in set(settings) - known)  # YAML's keys may be numbers
+        unknown = sorted(str(name) for name in {*settings, *(overrides or {})} - known)  # YAML's keys may be numbers
         if unknown:
             hints = "".join(f"; {name}{hint}" for name in unknown if (hint := did_you_mean(name, known)))
             raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}{hints}")

@@ -1,8 +1,8 @@
 """What a study trains: every network with every variation and seed, after a search for each network's learning rate."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 
 from revhrnet_hf.errors import RecipeError, did_you_mean
 from revhrnet_hf.training.network import ARCHITECTURES
-from revhrnet_hf.training.recipe import Recipe, read_settings
+from revhrnet_hf.training.recipe import Recipe, read_chain
 
 PLAIN = "plain"  # the variation of a study that has none
 FIXED = {"trackers": [], "log_images": 0, "keep_checkpoints": 1, "eval_at_start": False}
@@ -24,19 +24,20 @@ class Run:
     Attributes:
         network, variation: their names in the study.
         seed: of the run.
-        settings: the recipe's fields.
+        recipes: one for each stage.
         folder: relative to the study's output folder.
     """
 
     network: str
     variation: str
     seed: int
-    settings: Mapping[str, Any]
+    recipes: Sequence[Recipe]
     folder: str
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe.from_dict(dict(self.settings), f"the run {self.folder}")
+        """Of the last stage, from which the result comes."""
+        return self.recipes[-1]
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Study:
 
     Attributes:
         title: for tables and figures.
-        recipe: name or file of the recipe that all runs share.
+        recipe: name or file of the recipe that all runs share. Of a chain, the settings below hold for all stages.
         networks: the recipe's fields that make each network.
         settings: the recipe's fields in which all runs differ from `recipe`.
         variations: the recipe's fields of each variation, such as fewer images.
@@ -77,15 +78,14 @@ class Study:
             raise RecipeError(f"Two networks of the study get the same folder: {', '.join(sorted(names))}")
         if self.learning_rates:
             self._check_tuning()
-        self.base = read_settings(self.recipe)
-        if "stages" in self.base:
-            raise RecipeError(f"{self.recipe} is a chain: a study takes the recipe of a single stage")
         for run in (*self.tuning_runs(), *self.runs(dict.fromkeys(self.tuned(), 0.001))):
             if run.recipe.architecture not in ARCHITECTURES:
                 hint = did_you_mean(run.recipe.architecture, ARCHITECTURES)
                 raise RecipeError(f"{run.network}: there is no architecture {run.recipe.architecture!r}{hint}")
 
     def _check_tuning(self) -> None:
+        if len(read_chain(self.recipe, {**self.settings, **self.tuning})) > 1:
+            raise RecipeError(f"{self.recipe} is a chain: learning_rates are searched for recipes of a single stage only")
         given = {**self.settings, **self.tuning}
         whole = "give tuning both train_split and eval_split, parts of the training split, such as train[:80%] and train[80%:]"
         for name in ("train_split", "eval_split"):
@@ -142,10 +142,10 @@ class Study:
         ]
 
     def _run(self, network: str, variation: str, seed: int, extra: Mapping[str, Any], kind: str) -> Run:
-        settings = {**self.base, **FIXED, **self.settings, **self.networks[network], **extra, "seed": seed}
-        settings["eval_every"] = settings.get("epochs", Recipe(dataset="any").epochs)
+        settings = {**FIXED, **self.settings, **self.networks[network], **extra, "seed": seed}
+        recipes = [replace(recipe, eval_every=recipe.epochs) for recipe in read_chain(self.recipe, settings)]
         folder = Path(kind, _file_name(network), _file_name(variation), f"seed_{seed}")
-        return Run(network, variation, seed, settings, str(folder))
+        return Run(network, variation, seed, recipes, str(folder))
 
 
 def _file_name(text: str) -> str:

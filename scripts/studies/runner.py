@@ -6,7 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
@@ -22,7 +22,7 @@ from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_re
 from revhrnet_hf.evaluation.records import class_totals_by_image
 from revhrnet_hf.hub.model_table import count_multiply_adds, count_saved_bytes
 from revhrnet_hf.io import LOG_FILE, whole_file, write_json
-from revhrnet_hf.training.chain import run_chain
+from revhrnet_hf.training.chain import data_dirs_by_name, run_chain
 from revhrnet_hf.training.output_dir import BEST
 from revhrnet_hf.versions import versions
 
@@ -61,7 +61,7 @@ def chosen_rates(study: Study, output_dir: Path) -> dict[str, float]:
     scores: dict[str, list[tuple[float, float]]] = {}
     for run in study.tuning_runs():
         result = read_result(run, output_dir)
-        scores.setdefault(run.network, []).append((result and result["mean_iou"], run.settings["learning_rate"]))
+        scores.setdefault(run.network, []).append((result and result["mean_iou"], run.recipe.learning_rate))
     return {name: max(found)[1] for name, found in scores.items() if all(score is not None for score, _ in found)}
 
 
@@ -108,18 +108,21 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
     return [run for run, succeeded in zip(runs, done, strict=True) if not succeeded]
 
 
-def do_run(run: Run, data_dir: Path, output_dir: Path) -> None:
+def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
     """Trains a run, or resumes it, scores it, and writes its result.
+
+    Args:
+        data_dir: the dataset's folder, or `NAME=DIR` for each of several datasets.
 
     Raises:
         DataError, RecipeError, CheckpointError, TrainingError: as in training and evaluation.
     """
-    folder = output_dir / run.folder
-    recipe = run.recipe
-    run_chain([recipe], {recipe.dataset: data_dir}, folder, resume=True)
+    folder, recipe = output_dir / run.folder, run.recipe
+    folders = data_dirs_by_name(data_dir, list(run.recipes))
+    run_chain([replace(stage) for stage in run.recipes], folders, folder, resume=True)
     model, image_processor = load_checkpoint(folder / BEST)
     dataset = load_segmentation_dataset(
-        recipe.dataset, data_dir, recipe.eval_split, label_space=recipe.label_space, loader=recipe.loader
+        recipe.dataset, folders[recipe.dataset], recipe.eval_split, label_space=recipe.label_space, loader=recipe.loader
     )
     space = label_space_of(dataset)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -77,6 +77,16 @@ def test_learning_rates_are_tried_for_networks_without_their_own():
     assert [(run.network, run.recipe.learning_rate) for run in plan.runs({"a": 0.2})] == [("a", 0.2), ("b", 0.5)]
 
 
+def test_of_a_chain_all_stages_have_the_settings():
+    plan = study(recipe="mapillary_to_camvid_mini", settings={"flip": 0.25}, networks={"a": {"variant": "w32"}})
+    (run,) = plan.runs({})
+    assert [(recipe.dataset, recipe.flip, recipe.variant) for recipe in run.recipes] == [
+        ("mapillary_vistas", 0.25, "w32"),
+        ("camvid", 0.25, "w32"),
+    ]
+    assert run.recipe.dataset == "camvid"
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -85,7 +95,7 @@ def test_learning_rates_are_tried_for_networks_without_their_own():
         ({"networks": {"a b": {}, "a/b": {}}}, "same folder"),
         ({"networks": {"a": {"epochz": 1}}}, "epochz"),
         ({"networks": {"a": {"architecture": "fpm"}}}, "no architecture 'fpm'.*fpn"),
-        ({"recipe": "mapillary_to_camvid"}, "chain"),
+        ({"recipe": "mapillary_to_camvid", "learning_rates": [0.1], "tuning": TUNING}, "chain"),
         ({"learning_rates": [0.1]}, "give tuning both"),
         ({"learning_rates": [0.1], "tuning": {**TUNING, "eval_split": "val[:50%]"}}, "split of the results"),
     ],
