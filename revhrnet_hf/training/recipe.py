@@ -69,8 +69,8 @@ class Recipe:
     eval_split: str = _setting("val", "Split to score on")
 
     # model
-    architecture: Literal["revhrnet", "hrnetv2"] = _setting(
-        "revhrnet", "The reverse HRNet on a backbone, or the baseline HRNetV2, which has no backbone and is trained whole"
+    architecture: str = _setting(
+        "revhrnet", "revhrnet, the reverse HRNet on a backbone; or hrnetv2, the baseline without one, which is trained whole"
     )
     variant: str = _setting("w48", "Widths and depth by name: w18, w32, w48, …; an unknown name is an error that lists all")
     backbone: str = _setting(
@@ -389,7 +389,7 @@ class Recipe:
         """A recipe from these settings, which errors call `source`; `overrides` replace them before they are checked."""
         settings = {RENAMED.get(name, name): value for name, value in settings.items()}
         known = {setting.name for setting in fields(cls)}
-        unknown = sorted(str(name) for name in set(settings) - known)  # YAML's keys may be numbers
+        unknown = sorted(str(name) for name in {*settings, *(overrides or {})} - known)  # YAML's keys may be numbers
         if unknown:
             hints = "".join(f"; {name}{hint}" for name in unknown if (hint := did_you_mean(name, known)))
             raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}{hints}")
