@@ -21,6 +21,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch.nn import BatchNorm2d, SyncBatchNorm
 
+from revhrnet_hf.adapters import adapted_layers
 from revhrnet_hf.commands import train as command
 from revhrnet_hf.data import get_label_space, label_space_of
 from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck
@@ -328,6 +329,18 @@ def processed_size(built):
     )
 
 
+def adapted(built):
+    """The layers that have an adapter."""
+    layers = list(adapted_layers(built.stage.learner.network).values())
+    assert layers
+    return layers
+
+
+def adapters(built):
+    return [layer.lora_A["default"] for layer in adapted(built)]
+
+
+LORA = {"trainable_backbone": "lora"}
 SPACES = {"camvid": "camvid11", "cityscapes": "cityscapes"}
 PUSH = {"push_to_hub": True, "hub_model_id": "someone/net"}
 HUB = {"dataset": "hub", "label_space": lambda folders: folders["table"]}
@@ -380,6 +393,14 @@ REACHES = {
     ),
     "trainable_backbone": Entry(
         "last_stage", trained_of_backbone, lambda choice: {None: set(), "none": set(), "last_stage": {"layer4"}}[choice]
+    ),
+    "lora_rank": Entry(3, lambda built: {a.weight.shape[0] for a in adapters(built)}, lambda rank: {rank}, LORA),
+    "lora_alpha": Entry(4.0, lambda built: {layer.scaling["default"] for layer in adapted(built)}, lambda alpha: {alpha / 8}, LORA),
+    "lora_targets": Entry(
+        ["conv2"],
+        lambda built: {name.rpartition(".")[2] for name in adapted_layers(built.stage.learner.network)} >= {"conv1", "conv3"},
+        lambda targets: targets is None,
+        LORA,
     ),
     "pyramid": Entry(
         "learned",
