@@ -24,6 +24,7 @@ from torch.nn import BatchNorm2d, SyncBatchNorm
 from revhrnet_hf.adapters import adapted_layers
 from revhrnet_hf.commands import train as command
 from revhrnet_hf.data import get_label_space, label_space_of
+from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
 from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck
 from revhrnet_hf.models.losses import segmentation_loss
 from revhrnet_hf.training import checkpoint, evaluation_hook
@@ -380,7 +381,7 @@ REACHES = {
     "train_split": Entry("val", lambda built: len(built.stage.data.samples), IMAGES.get),
     "eval_split": Entry("train", lambda built: len(built.stage.evaluation.dataset), IMAGES.get),
     # model
-    "architecture": Entry("hrnetv2", lambda built: built.model.config.model_type),
+    "architecture": Entry("hrnetv2", lambda built: built.model.config.model_type, also={"backbone": DEFAULT_BACKBONE}),
     "variant": Entry(
         "w32",
         lambda built: [lateral[0].out_channels for lateral in built.model.revhrnet.laterals],
