@@ -394,7 +394,6 @@ CONDITIONS = (
         "only the loader hub reads columns with names of your own",
     ),
     (("dataset_shares",), lambda recipe: bool(recipe.more_datasets), "there are no more_datasets to share an epoch with"),
-    (("hub_model_id", "hub_private_repo"), lambda recipe: recipe.push_to_hub, "push_to_hub is false"),
 )
 
 

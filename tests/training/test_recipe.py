@@ -150,8 +150,6 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\nohem_min_kept: 5", "ohem_min_kept would have no effect: there is no ohem_threshold"),
         ("dataset: camvid\nimage_column: photo", "image_column would have no effect: only the loader hub"),
         ("dataset: camvid\ndataset_shares: [1]", "dataset_shares would have no effect: there are no more_datasets"),
-        ("dataset: camvid\nhub_model_id: me/net", "hub_model_id would have no effect: push_to_hub is false"),
-        ("dataset: camvid\nhub_private_repo: true", "hub_private_repo would have no effect"),
         ("epochs: 3", "dataset is missing"),
         ("- camvid", "must be a mapping"),
         ("a: [", "is no YAML"),

@@ -443,7 +443,7 @@ REACHES = {
     "flip": Entry(0.25, transform("flip")),
     # loss
     "class_weights": Entry([1.0 + k for k in range(11)], loss_setting("class_weights")),
-    "ohem_threshold": Entry(0.09, loss_setting("ohem_threshold"), also={"ohem_min_kept": 16}),
+    "ohem_threshold": Entry(0.09, loss_setting("ohem_threshold"), also={"ohem_threshold": 0.5, "ohem_min_kept": 16}),
     "ohem_min_kept": Entry(500, loss_setting("ohem_min_kept"), also={"ohem_threshold": 0.001, "ohem_min_kept": 64}),
     # optimisation
     "epochs": Entry(3, lambda built: (rehearse(built).steps, built.stage.total_steps), lambda epochs: (STEPS * epochs,) * 2),
