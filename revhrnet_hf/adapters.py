@@ -158,7 +158,9 @@ def _reached(backbone_config, names: list[str], inject) -> list[str]:
 
 def adapted_layers(network: nn.Module) -> dict[str, nn.Module]:
     """PEFT's layers by their names in the network; each has the original layer as `base_layer`."""
-    return {name: module for name, module in network.named_modules() if hasattr(module, "base_layer") and hasattr(module, "lora_A")}
+    return {
+        name: module for name, module in network.named_modules() if hasattr(module, "base_layer") and hasattr(module, "lora_A")
+    }
 
 
 @contextmanager
@@ -204,7 +206,9 @@ def separate_state(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in network.state_dict().items() if _layer_of(name, layers) is not None}
 
 
-def separated(network: nn.Module, merged_state: dict[str, torch.Tensor], separate: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def separated(
+    network: nn.Module, merged_state: dict[str, torch.Tensor], separate: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """The network's state, from the merged state of a checkpoint and its `separate_state`."""
     layers = adapted_layers(network)
     return {name: tensor for name, tensor in merged_state.items() if _layer_of(name, layers) is None} | separate

