@@ -1,8 +1,8 @@
 """LoRA adapters in a network's frozen backbone (arXiv 2106.09685), through PEFT.
 
-An adapter adds a product of two small matrices to the weight of a linear layer or convolution; the product alone is trained. While
-a network is trained, weight and adapter are separate. Scores and checkpoints have their sum (`merged`), so a checkpoint is a plain
-network, which needs no PEFT.
+An adapter adds a product of two small matrices to the weight of a linear layer or convolution; only these matrices are trained.
+While a network is trained, weight and adapter are separate. Scores and checkpoints have their sum (`merged`), so a checkpoint is a
+plain network, which needs no PEFT.
 """
 
 import re
@@ -48,13 +48,13 @@ def add_adapters(network: PreTrainedModel, rank: int, alpha: float, targets: lis
         missed = [name for name in names if name not in reached]
         if missed and targets is not None:
             raise RecipeError(
-                f"Recipe field lora_targets: an adapter of {first_few(missed, 5)} would have no effect, because no map that is used "
-                "depends on the layer's own forward pass. Leave it out"
+                f"Recipe field lora_targets: an adapter of {first_few(missed, 5)} would have no effect, because no map that is "
+                "used depends on the layer's own forward pass. Leave it out"
             )
         if not reached:
             raise RecipeError(
-                f"trainable_backbone: lora finds no layer to adapt in a {type(backbone).__name__}: name layers by lora_targets, or "
-                "use last_stage, norms or all"
+                f"trainable_backbone: lora finds no layer to adapt in a {type(backbone).__name__}: name layers by lora_targets, "
+                "or use last_stage, norms or all"
             )
         inject(backbone, reached)
         network.base_model.has_adapters = True
@@ -123,14 +123,14 @@ def _given_targets(backbone: nn.Module, targets: list[str]) -> list[str]:
         found = [name for name in layers if name == target or name.endswith(f".{target}")]
         if not found:
             raise RecipeError(
-                f"Recipe field lora_targets: the backbone has no layer {target!r}{did_you_mean(target, adaptable)}; layers that can "
-                f"be adapted are called {first_few(adaptable)}"
+                f"Recipe field lora_targets: the backbone has no layer {target!r}{did_you_mean(target, adaptable)}; layers that "
+                f"can be adapted are called {first_few(adaptable)}"
             )
         for name in found:
             if type(layers[name]) not in PLAIN_LAYERS:
                 raise RecipeError(
-                    f"Recipe field lora_targets: {name} is a {type(layers[name]).__name__}, but only a Linear or a Conv2d can have an "
-                    f"adapter; layers that can be adapted are called {first_few(adaptable)}"
+                    f"Recipe field lora_targets: {name} is a {type(layers[name]).__name__}, but only a Linear or a Conv2d can have "
+                    f"an adapter; layers that can be adapted are called {first_few(adaptable)}"
                 )
         chosen += found
     return list(dict.fromkeys(chosen))
@@ -139,8 +139,8 @@ def _given_targets(backbone: nn.Module, targets: list[str]) -> list[str]:
 def _reached(backbone_config, names: list[str], inject) -> list[str]:
     """Those of the layers whose adapters change the backbone's maps.
 
-    Some networks read a layer's weight without calling the layer, and some layers come after the last map that is used. An adapter
-    there would be trained in no step. It is found by a backward pass on the meta device.
+    Some networks read a layer's weight without calling the layer, and some layers come after the last map that is used. There
+    an adapter would be trained in no step. It is found by a backward pass on the meta device.
     """
     if not names:
         return []
@@ -165,7 +165,7 @@ def adapted_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def merged(network: nn.Module) -> Iterator[dict[str, torch.Tensor] | None]:
-    """Context in which adapters are merged into the weights of their layers. Afterwards, these weights have the same bits as before.
+    """Context in which adapters are merged into the weights of their layers; afterwards these have the same bits as before.
 
     Yields:
         The merged network's state under the names that it has without adapters; None for a network without any.

@@ -49,7 +49,7 @@ def train(network, steps=2):
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
 def test_formula(backbone):
-    """W + alpha / rank · B A (arXiv 2106.09685), also of convolutions, whose second one is 1×1; afterwards W has its bits again."""
+    """W + alpha / rank · B A (arXiv 2106.09685), also of convolutions; afterwards W has its bits again."""
     network, names = adapted(backbone)
     before = {name: x.clone() for name, x in network.state_dict().items()}
     plain = network_on(backbone)
@@ -136,7 +136,7 @@ class TestRefused:
 
 
 def test_given_targets():
-    network, names = adapted("test_vit", ["mlp.fc1", "_backbone.model.blocks.0.attn.qkv"])
+    _, names = adapted("test_vit", ["mlp.fc1", "_backbone.model.blocks.0.attn.qkv"])
     blocks = range(6)
     assert sorted(names) == ["_backbone.model.blocks.0.attn.qkv", *(f"_backbone.model.blocks.{i}.mlp.fc1" for i in blocks)]
 

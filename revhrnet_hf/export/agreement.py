@@ -40,7 +40,8 @@ def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batc
         batches: `pixel_values` (batch, 3, height, width).
 
     Raises:
-        ExportError: the exported network does not take one of the sizes; logits differ by more than `ALLOWED_DIFFERENCE`, or a share below `REQUIRED_EQUAL` of the pixels is equal;
+        ExportError: the exported network does not take one of the sizes;
+            logits differ by more than `ALLOWED_DIFFERENCE`, or a share below `REQUIRED_EQUAL` of the pixels is equal;
             shapes or types differ; logits of either hold NaN or infinity; there is no image to compare.
     """
     images, differences, equal, pixels = 0, [], 0, 0
@@ -76,9 +77,9 @@ def _run(exported: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
         height, width = pixel_values.shape[-2:]
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(
-            f"what was exported does not take images of {height}×{width} pixels ({reason}): a part of the network, such as position "
-            "embeddings that are kept from call to call, is fixed to the size of the traced image. Export it for one size: --size "
-            "HEIGHT WIDTH. Nothing was written"
+            f"what was exported does not take images of {height}×{width} pixels ({reason}): a part of the network, such as "
+            "position embeddings that are kept from call to call, is fixed to the size of the traced image. Export it for one size: "
+            "--size HEIGHT WIDTH. Nothing was written"
         ) from error
 
 

@@ -96,8 +96,8 @@ class Recipe:
     lora_alpha: float = _setting(16.0, "With trainable_backbone lora: adapters are scaled by lora_alpha / lora_rank")
     lora_targets: list[str] | None = _setting(
         None,
-        "With trainable_backbone lora: the layers that are adapted, by the last parts of their names, such as qkv proj (not given: "
-        "linear layers of attention; without attention, dense convolutions and linear layers)",
+        "With trainable_backbone lora: the layers that are adapted, by the last parts of their names, such as qkv proj (not "
+        "given: linear layers of attention; without attention, dense convolutions and linear layers)",
     )
     pyramid: Literal["resize", "learned"] = _setting(
         "resize",

@@ -396,7 +396,9 @@ REACHES = {
         "last_stage", trained_of_backbone, lambda choice: {None: set(), "none": set(), "last_stage": {"layer4"}}[choice]
     ),
     "lora_rank": Entry(3, lambda built: {a.weight.shape[0] for a in adapters(built)}, lambda rank: {rank}, LORA),
-    "lora_alpha": Entry(4.0, lambda built: {layer.scaling["default"] for layer in adapted(built)}, lambda alpha: {alpha / 8}, LORA),
+    "lora_alpha": Entry(
+        4.0, lambda built: {layer.scaling["default"] for layer in adapted(built)}, lambda alpha: {alpha / 8}, LORA
+    ),
     "lora_targets": Entry(
         ["conv2"],
         lambda built: {name.rpartition(".")[2] for name in adapted_layers(built.stage.learner.network)} >= {"conv1", "conv3"},
