@@ -1,8 +1,8 @@
 """LoRA adapters in a network's frozen backbone (arXiv 2106.09685), through PEFT.
 
 An adapter adds a product of two small matrices to the weight of a linear layer or convolution; only these matrices are trained.
-While a network is trained, weight and adapter are separate. Scores and checkpoints have their sum (`merged`), so a checkpoint is a
-plain network, which needs no PEFT.
+While a network is trained, weight and adapter are separate. Scores and checkpoints have their sum (`merged`), so a checkpoint is
+a plain network, which needs no PEFT.
 """
 
 import re
@@ -129,8 +129,8 @@ def _given_targets(backbone: nn.Module, targets: list[str]) -> list[str]:
         for name in found:
             if type(layers[name]) not in PLAIN_LAYERS:
                 raise RecipeError(
-                    f"Recipe field lora_targets: {name} is a {type(layers[name]).__name__}, but only a Linear or a Conv2d can have "
-                    f"an adapter; layers that can be adapted are called {first_few(adaptable)}"
+                    f"Recipe field lora_targets: {name} is a {type(layers[name]).__name__}, but only a Linear or a Conv2d can "
+                    f"have an adapter; layers that can be adapted are called {first_few(adaptable)}"
                 )
         chosen += found
     return list(dict.fromkeys(chosen))

@@ -78,8 +78,8 @@ def _run(exported: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(
             f"what was exported does not take images of {height}×{width} pixels ({reason}): a part of the network, such as "
-            "position embeddings that are kept from call to call, is fixed to the size of the traced image. Export it for one size: "
-            "--size HEIGHT WIDTH. Nothing was written"
+            "position embeddings that are kept from call to call, is fixed to the size of the traced image. Export it for one "
+            "size: --size HEIGHT WIDTH. Nothing was written"
         ) from error
 
 
