@@ -16,7 +16,7 @@ from ..models import (
     RevHRNetForSemanticSegmentation,
     RevHRNetImageProcessor,
 )
-from .recipe import RANDOM, Recipe
+from .recipe import LORA, RANDOM, Recipe
 
 # Settings of the config → the recipe's fields that they come from, where the names differ.
 RECIPE_FIELDS = {
@@ -98,7 +98,8 @@ def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConf
     return RevHRNetConfig.from_variant(
         recipe.variant,
         backbone=recipe.backbone,
-        trainable_backbone=recipe.trainable_backbone,
+        # LoRA adapts a frozen backbone; the adapters are added to the weights that training starts from.
+        trainable_backbone="none" if recipe.trainable_backbone == LORA else recipe.trainable_backbone,
         pyramid=recipe.pyramid,
         frozen_backbone_dtype=None if recipe.backbone_dtype == "float32" else recipe.backbone_dtype,
         final_block=recipe.final_block,

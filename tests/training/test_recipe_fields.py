@@ -21,9 +21,11 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch.nn import BatchNorm2d, SyncBatchNorm
 
+from revhrnet_hf.adapters import adapted_layers
 from revhrnet_hf.commands import train as command
 from revhrnet_hf.data import get_label_space, label_space_of
 from revhrnet_hf.data.augmentation import GaussianBlur, JpegNoise, PhotometricDistortion
+from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
 from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck
 from revhrnet_hf.models.losses import segmentation_loss
 from revhrnet_hf.training import checkpoint, evaluation_hook
@@ -355,6 +357,18 @@ def processed_size(built):
     )
 
 
+def adapted(built):
+    """The layers that have an adapter."""
+    layers = list(adapted_layers(built.stage.learner.network).values())
+    assert layers
+    return layers
+
+
+def adapters(built):
+    return [layer.lora_A["default"] for layer in adapted(built)]
+
+
+LORA = {"trainable_backbone": "lora"}
 SPACES = {"camvid": "camvid11", "cityscapes": "cityscapes"}
 PUSH = {"push_to_hub": True, "hub_model_id": "someone/net"}
 HUB = {"dataset": "hub", "label_space": lambda folders: folders["table"]}
@@ -394,7 +408,7 @@ REACHES = {
     "train_split": Entry("val", lambda built: len(built.stage.data.samples), IMAGES.get),
     "eval_split": Entry("train", lambda built: len(built.stage.evaluation.dataset), IMAGES.get),
     # model
-    "architecture": Entry("hrnetv2", lambda built: built.model.config.model_type),
+    "architecture": Entry("hrnetv2", lambda built: built.model.config.model_type, also={"backbone": DEFAULT_BACKBONE}),
     "variant": Entry(
         "w32",
         lambda built: [lateral[0].out_channels for lateral in built.model.revhrnet.laterals],
@@ -407,6 +421,16 @@ REACHES = {
     ),
     "trainable_backbone": Entry(
         "last_stage", trained_of_backbone, lambda choice: {None: set(), "none": set(), "last_stage": {"layer4"}}[choice]
+    ),
+    "lora_rank": Entry(3, lambda built: {a.weight.shape[0] for a in adapters(built)}, lambda rank: {rank}, LORA),
+    "lora_alpha": Entry(
+        4.0, lambda built: {layer.scaling["default"] for layer in adapted(built)}, lambda alpha: {alpha / 8}, LORA
+    ),
+    "lora_targets": Entry(
+        ["conv2"],
+        lambda built: {name.rpartition(".")[2] for name in adapted_layers(built.stage.learner.network)} >= {"conv1", "conv3"},
+        lambda targets: targets is None,
+        LORA,
     ),
     "pyramid": Entry(
         "learned",
@@ -462,7 +486,7 @@ REACHES = {
     "rare_class_temperature": Entry(0.1, rare_classes("temperature"), also={"rare_class_crops": 0.5}),
     # loss
     "class_weights": Entry([1.0 + k for k in range(11)], loss_setting("class_weights")),
-    "ohem_threshold": Entry(0.09, loss_setting("ohem_threshold"), also={"ohem_min_kept": 16}),
+    "ohem_threshold": Entry(0.09, loss_setting("ohem_threshold"), also={"ohem_threshold": 0.5, "ohem_min_kept": 16}),
     "ohem_min_kept": Entry(500, loss_setting("ohem_min_kept"), also={"ohem_threshold": 0.001, "ohem_min_kept": 64}),
     # optimisation
     "epochs": Entry(3, lambda built: (rehearse(built).steps, built.stage.total_steps), lambda epochs: (STEPS * epochs,) * 2),
