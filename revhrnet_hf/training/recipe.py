@@ -324,25 +324,6 @@ class Recipe:
             raise RecipeError(f"Recipe field max_class_share must be more than 0 and less than 1, got {self.max_class_share}")
         if self.rare_class_temperature <= 0:
             raise RecipeError(f"Recipe field rare_class_temperature must be positive, got {self.rare_class_temperature}")
-        self._check_augmentation_is_on()
-
-    def _check_augmentation_is_on(self):
-        """Raises a RecipeError for a setting of an augmentation that is off: it would change nothing."""
-        settings = {
-            ("photometric_distortion",): ("brightness", "contrast", "saturation", "hue"),
-            ("blur",): ("blur_sigma",),
-            ("jpeg_noise",): ("jpeg_quality",),
-            ("rare_class_crops", "rare_class_images"): ("rare_class_temperature",),
-        }
-        defaults = {setting.name: setting for setting in fields(self)}
-        for switches, names in settings.items():
-            if any(getattr(self, switch) for switch in switches):
-                continue
-            for name in names:
-                default = defaults[name]
-                usual = default.default_factory() if default.default is MISSING else default.default
-                if getattr(self, name) != usual:
-                    raise RecipeError(f"Recipe field {name} changes nothing without {' or '.join(switches)}: give that, too")
 
     def _check_ranges(self):
         if not 0 <= self.momentum < 1:
@@ -375,7 +356,8 @@ class Recipe:
 
     def _check_that_all_count(self):
         """No field is given that the values of other fields make ineffective."""
-        defaults = {setting.name: setting.default for setting in fields(self)} | {"trainable_backbone": "none"}
+        lists = {setting.name: setting.default_factory() for setting in fields(self) if setting.default is MISSING}
+        defaults = {setting.name: setting.default for setting in fields(self)} | lists | {"trainable_backbone": "none"}
         for names, does_count, condition in CONDITIONS:
             given = {name: defaults[name] for name in names if getattr(self, name) != defaults[name]}
             if given and not does_count(self):
@@ -449,7 +431,7 @@ class Recipe:
 CONDITIONS = (
     (
         ("backbone", "trainable_backbone", "pyramid", "backbone_dtype", "final_block", "head"),
-        lambda recipe: recipe.architecture == "revhrnet",
+        lambda recipe: recipe.architecture != "hrnetv2",
         "architecture hrnetv2 has no backbone and no such block or head",
     ),
     (
@@ -466,6 +448,18 @@ CONDITIONS = (
         ("backbone_dtype",),
         lambda recipe: recipe.trainable_backbone in ("none", LORA),
         "the backbone's own weights are trained (trainable_backbone), in the precision of the whole network (precision)",
+    ),
+    (
+        ("brightness", "contrast", "saturation", "hue"),
+        lambda recipe: recipe.photometric_distortion,
+        "photometric_distortion is off",
+    ),
+    (("blur_sigma",), lambda recipe: recipe.blur > 0, "blur is off"),
+    (("jpeg_quality",), lambda recipe: recipe.jpeg_noise > 0, "jpeg_noise is off"),
+    (
+        ("rare_class_temperature",),
+        lambda recipe: recipe.rare_class_crops > 0 or recipe.rare_class_images > 0,
+        "rare_class_crops and rare_class_images are off",
     ),
     (("momentum",), lambda recipe: recipe.optimizer == "sgd", "it is SGD's, and optimizer is not sgd"),
     (("ohem_min_kept",), lambda recipe: recipe.ohem_threshold is not None, "there is no ohem_threshold"),
