@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..io import lock_file, write_json
+from .calibration import CalibrationCounts
 
 SETTINGS, LOCK = "settings.json", "lock"
 PARTS = "part_*.jsonl"
@@ -37,6 +38,7 @@ class ImageRecord:
             without a label map.
         boundary: (3, classes) `boundary_counts`, or None.
         objects: (objects, 4) Cityscapes' `count_objects`, or None.
+        calibration: counts of the confidences, or None.
     """
 
     index: int
@@ -45,10 +47,12 @@ class ImageRecord:
     cells: np.ndarray = field(default_factory=_no_cells)
     boundary: np.ndarray | None = None
     objects: np.ndarray | None = None
+    calibration: CalibrationCounts | None = None
 
     def to_json(self) -> str:
         """The record as one line of JSON."""
         values = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(self).items()}
+        values["calibration"] = self.calibration and self.calibration.to_json()
         return json.dumps(values, separators=(",", ":"))
 
     @classmethod
@@ -60,6 +64,8 @@ class ImageRecord:
                 values[name] = np.array(values[name], np.int64).reshape(-1, columns)
         if values["boundary"] is not None:
             values["boundary"] = np.array(values["boundary"], np.int64)
+        if values.get("calibration") is not None:
+            values["calibration"] = CalibrationCounts.from_json(values["calibration"])
         return cls(**values)
 
 

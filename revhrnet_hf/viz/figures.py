@@ -106,6 +106,12 @@ def palette_png(label_map: np.ndarray, palette: Sequence[Colour]) -> Image.Image
     return image
 
 
+def confidence_png(confidence: np.ndarray, bits: int = 8) -> Image.Image:
+    """A map of confidences, (height, width) from 0 to 1, as a grey image of 8 or 16 bits, where 255 or 65535 is 1."""
+    largest, dtype = {8: (255, np.uint8), 16: (65535, np.uint16)}[bits]
+    return Image.fromarray(np.rint(largest * np.clip(confidence, 0, 1).astype(np.float64)).astype(dtype))
+
+
 def overlay(
     image: Image.Image,
     label_map: np.ndarray,
