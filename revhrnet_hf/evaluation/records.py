@@ -104,10 +104,11 @@ class WorkFolder:
     Args:
         folder: where they lie.
         settings: everything that the records depend on. An evaluation that was begun with other settings is not resumed.
+        work, option: what errors call the work, and the option that names its results.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
-        self.folder = folder
+    def __init__(self, folder: Path, settings: dict[str, Any], work: str = "evaluation", option: str = "--output"):
+        self.folder, self.work, self.option = folder, work, option
         self._lock = None
         self.settings = json.loads(json.dumps(settings))  # as the file gives them back
 
@@ -125,8 +126,8 @@ class WorkFolder:
         self._lock = lock_file(self.folder / LOCK)
         if self._lock is None:
             raise CheckpointError(
-                f"another process is at this evaluation already (it keeps {self.folder}): wait for it or end it, or give another "
-                "--output"
+                f"another process is at this {self.work} already (it keeps {self.folder}): wait for it or end it, or give "
+                f"another {self.option}"
             )
         file = self.folder / SETTINGS
         if overwrite:
@@ -141,7 +142,7 @@ class WorkFolder:
         if different:
             pairs = "; ".join(f"{key} was {begun.get(key)}, is {self.settings[key]}" for key in different)
             raise CheckpointError(
-                f"{self.folder} holds an unfinished evaluation with other settings ({pairs}): give the same settings to resume "
+                f"{self.folder} holds an unfinished {self.work} with other settings ({pairs}): give the same settings to resume "
                 "it, or --overwrite to begin anew"
             )
 
