@@ -29,9 +29,23 @@ from ..text import table
 from ..viz.figures import confidence_triptych, palette_png
 from .predict import Segmentation
 
-FULL = 65535  # a confidence of 1 in the files of the work folder
+FULL = 65535  # the level of a confidence of 1; see `level_of`
 WORK, REPORT, EXAMPLES = ".pseudo_label.work", "report.json", "report.png"
 MOST_EXAMPLES, EXAMPLE_WIDTH = 5, 480
+
+
+def level_of(confidence: np.ndarray | float) -> np.ndarray:
+    """Confidences as numbers from 0 to `FULL`, not rounded, that divide finely those close to 1.
+
+    Most pixels of an easy class have a probability of 0.9999 or more. In even steps of 16 bits many would be equal, and no share
+    of them could be chosen.
+    """
+    return FULL * (1 - np.sqrt(1 - np.clip(confidence, 0, 1).astype(np.float64)))
+
+
+def confidence_of(level: np.ndarray | int) -> np.ndarray:
+    """The inverse of `level_of`."""
+    return 1 - np.square(1 - np.asarray(level) / FULL)
 
 
 @dataclass(frozen=True)
@@ -55,24 +69,24 @@ class Thresholds:
                 raise RecipeError(f"the checkpoint has no class {name!r}{did_you_mean(name, names)}: it has {first_few(names)}")
 
     def least(self, counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """The least confidence of each class, in units of 1/`FULL`.
+        """The least confidence of each class, as a level.
 
         Args:
-            counts: (classes, FULL + 1) pixels by predicted class and confidence, of all images.
+            counts: (classes, FULL + 1) pixels by predicted class and level of confidence, of all images.
         """
-        least = np.full(len(names), math.ceil(self.min_confidence * FULL))
+        least = np.full(len(names), math.ceil(level_of(self.min_confidence)))
         if self.class_share is not None:
-            at_least = counts[:, ::-1].cumsum(axis=1)  # pixels of a confidence of FULL, FULL − 1 or more, …
+            at_least = counts[:, ::-1].cumsum(axis=1)  # pixels of level FULL, FULL − 1 or more, …
             wanted = self.class_share * at_least[:, -1:]
             least = np.maximum(least, FULL - (at_least >= np.maximum(wanted, 1)).argmax(axis=1))
         for name, confidence in self.by_class.items():
-            least[names.index(name)] = math.ceil(confidence * FULL)
+            least[names.index(name)] = math.ceil(level_of(confidence))
         return least
 
 
 @dataclass
 class Predictions:
-    """The predictions of images in a work folder, one PNG each: the class id in red, the confidence in green and blue.
+    """The predictions of images in a work folder, one PNG each: the class id in red, the level of confidence in green and blue.
 
     Attributes:
         folder: the work folder.
@@ -84,21 +98,21 @@ class Predictions:
         return self.folder / f"{image.stem}.png"
 
     def write(self, image: Path, found: Segmentation) -> None:
-        confidence = np.rint(np.clip(found.confidence, 0, 1).astype(np.float64) * FULL).astype(np.uint16)
-        channels = found.label_map, confidence >> 8, confidence & 255
+        level = np.rint(level_of(found.confidence)).astype(np.uint16)
+        channels = found.label_map, level >> 8, level & 255
         save_image(Image.fromarray(np.stack([channel.astype(np.uint8) for channel in channels], axis=-1)), self.file(image))
 
     def read(self, image: Path) -> tuple[np.ndarray, np.ndarray]:
-        """The label map, and the confidences in units of 1/`FULL`; (height, width) both."""
+        """The label map and the levels of confidence, (height, width) both."""
         label_map, high, low = np.moveaxis(np.asarray(read_image(self.file(image))), -1, 0)
         return label_map, high.astype(np.int64) << 8 | low
 
     def counts(self, images: Sequence[Path], num_classes: int) -> np.ndarray:
-        """(num_classes, FULL + 1) pixels of these images by predicted class and confidence."""
+        """(num_classes, FULL + 1) pixels of these images by predicted class and level of confidence."""
         total = np.zeros(num_classes * (FULL + 1), np.int64)
         for image in images:
-            label_map, confidence = self.read(image)
-            total += np.bincount((label_map * np.int64(FULL + 1) + confidence).ravel(), minlength=len(total))
+            label_map, level = self.read(image)
+            total += np.bincount((label_map * np.int64(FULL + 1) + level).ravel(), minlength=len(total))
         return total.reshape(num_classes, FULL + 1)
 
     def remove(self) -> None:
@@ -175,7 +189,7 @@ class PseudoLabels:
         if not any(entry["kept"] for entry in report["classes"]):
             raise DataError(
                 "no pixel of these images is sure enough, so there is nothing to train on: give a lower --min_confidence (the "
-                f"highest confidence is {counts.any(axis=0).nonzero()[0].max() / FULL:.3f}), or --class_share"
+                f"highest confidence is {confidence_of(counts.any(axis=0).nonzero()[0].max()):.3f}), or --class_share"
             )
         for name in (REPORT, USUAL_NAME, EXAMPLES):  # of an earlier run: not beside other label maps
             remove(self.folder / name)
@@ -189,8 +203,8 @@ class PseudoLabels:
 
     def kept(self, image: Path, least: np.ndarray) -> np.ndarray:
         """The label map of an image, (height, width) uint8, with `IGNORED` where it is not sure."""
-        label_map, confidence = self.predictions.read(image)
-        return np.where(confidence >= least[label_map], label_map, IGNORED).astype(np.uint8)
+        label_map, level = self.predictions.read(image)
+        return np.where(level >= least[label_map], label_map, IGNORED).astype(np.uint8)
 
     def _fill(self, folder: Path, images: Sequence[Path], least: np.ndarray) -> list[Path]:
         """Writes the images that have a sure pixel, and their label maps."""
@@ -219,14 +233,13 @@ class PseudoLabels:
         return yaml.safe_dump({"names": classes, "ignore": IGNORED}, sort_keys=False, allow_unicode=True)
 
     def _coverage(self, counts: np.ndarray, least: np.ndarray) -> dict[str, Any]:
-        levels = np.arange(FULL + 1)
+        confidences = confidence_of(np.arange(FULL + 1))
         classes = []
         for name, pixels, limit in zip(self.names, counts, least, strict=True):
             predicted, kept = int(pixels.sum()), int(pixels[limit:].sum())
-            mean = float(pixels @ levels) / predicted / FULL if predicted else None
-            classes.append(
-                {"name": name, "min_confidence": limit / FULL, "predicted": predicted, "kept": kept, "mean_confidence": mean}
-            )
+            mean = float(pixels @ confidences) / predicted if predicted else None
+            entry = {"name": name, "min_confidence": float(confidence_of(limit)), "predicted": predicted, "kept": kept}
+            classes.append({**entry, "mean_confidence": mean})
         return {"pixels": int(counts.sum()), "kept": sum(entry["kept"] for entry in classes), "classes": classes}
 
     def _examples(self, images: Sequence[Path], least: np.ndarray) -> Image.Image:
@@ -234,7 +247,7 @@ class PseudoLabels:
         places = np.unique(np.linspace(0, len(images) - 1, min(MOST_EXAMPLES, len(images))).round().astype(int))
         rows = []
         for image in (images[place] for place in places):
-            confidence = self.predictions.read(image)[1] / FULL
+            confidence = confidence_of(self.predictions.read(image)[1])
             rows.append((read_image(image), self.kept(image, least), confidence))
         return confidence_triptych(rows, self.names, self.palette, IGNORED, EXAMPLE_WIDTH)
 
