@@ -182,13 +182,21 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = _setting(
         "sgd", "HRNet's SGD with momentum, or AdamW, which learns faster in short runs and wants a learning_rate near 0.001"
     )
-    learning_rate: float = _setting(0.01, "Learning rate at the start; falls to 0 by the poly schedule, step by step")
+    learning_rate: float = _setting(0.01, "Learning rate at the start; falls to 0 by the schedule, step by step")
+    schedule: Literal["poly", "cosine", "constant"] = _setting(
+        "poly",
+        "How the learning rate falls: poly, (1 - step / steps) ** poly_power; cosine, (1 + cos(pi * step / steps)) / 2; or "
+        "constant, not at all",
+    )
     warmup_steps: int = _setting(0, "Steps over which the learning rate rises to the schedule's, linearly")
     backbone_learning_rate: float = _setting(1.0, "With trainable_backbone: of its parameters, a factor of learning_rate")
     layer_decay: float | None = _setting(
         None,
         "With trainable_backbone, of a plain vision transformer: factor of the learning rate from each layer to the one before "
         "it, e.g. 0.75",
+    )
+    head_learning_rate: float = _setting(
+        1.0, "Of the classifier and what else is in the head, a factor of learning_rate; 10 is usual after init_from"
     )
     poly_power: float = _setting(0.9, "Exponent of the poly schedule")
     momentum: float = _setting(0.9, "Momentum of SGD (without Nesterov)")
@@ -274,6 +282,7 @@ class Recipe:
 
     def _check_signs(self):
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
+        positive = (*positive, "head_learning_rate")
         optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
         given = [name for name in optional if getattr(self, name) is not None]
         for name in (
@@ -337,6 +346,8 @@ class Recipe:
             raise RecipeError(f"Recipe field num_modules must be positive numbers, got {self.num_modules}")
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
+        if self.schedule != "poly" and self.poly_power != 0.9:
+            raise RecipeError(f"Recipe field poly_power is of schedule: poly, and the schedule is {self.schedule}: leave it out")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
