@@ -1,6 +1,7 @@
 """CUDA without a GPU: fake tensors on the device `cuda`, on which torch decides dtypes, sizes and autocast as on a real one.
 
-The tables of autocast are part of every build of torch that knows CUDA; a fake tensor has a device, a dtype and a shape, and no data.
+The tables of autocast are part of every build of torch that knows CUDA; a fake tensor has a device, a dtype and a shape, but no
+data.
 """
 
 from collections.abc import Iterator

@@ -59,8 +59,7 @@ class TrainingTransform:
         """Augments `image` (RGB) and `label_map` (L, train ids), which must have the same size.
 
         Returns:
-            `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`. The labels are converted
-            to int64 on the device: uint8 takes an eighth of the shared memory through which workers pass them.
+            `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`.
         """
         return self.tensors(*self.crop(image, label_map))
 
@@ -156,10 +155,13 @@ class TrainingSamples(torch.utils.data.Dataset):
         Raises:
             DataError: the image cannot be read or does not fit its label map; with `skip_bad`, no image can be used.
         """
+        return self.transform.tensors(*self.crop(index))
+
+    def crop(self, index: int) -> tuple[PIL.Image.Image, np.ndarray]:
+        """The augmented image `index` before normalisation and padding: pixels (RGB) and labels; errors as for `self[index]`."""
         row = index % len(self)
         draw_seed = _draw_seed(self.seed, int(self._epoch), index)
-        crop = self._next_usable(row, draw_seed) if self.skip_bad else self._crop(row, draw_seed)
-        return self.transform.tensors(*crop)
+        return self._next_usable(row, draw_seed) if self.skip_bad else self._crop(row, draw_seed)
 
     def _next_usable(self, row: int, draw_seed: int) -> tuple[PIL.Image.Image, np.ndarray]:
         last: DataError | None = None

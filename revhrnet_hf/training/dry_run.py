@@ -188,7 +188,7 @@ def _seconds_of_loading(stage: Stage) -> float:
     own_share = next(iter(data.batches))
     started = time.perf_counter()
     for index in own_share[:IMAGES]:
-        data.samples[index]
+        data.loader.dataset[index]
     each = (time.perf_counter() - started) / len(own_share[:IMAGES])
     return each * len(own_share) * data.batches.passes / workers
 
