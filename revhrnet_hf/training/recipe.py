@@ -191,7 +191,14 @@ class Recipe:
         "Worker processes that load images, for each training process; not given: its share of the cores (half of it on a CPU), "
         f"at most {MOST_WORKERS}",
     )
-    save_every: int | None = _setting(None, "Steps between two checkpoints, besides the one at the end of each epoch")
+    save_every: int | None = _setting(None, "Steps between two checkpoints, besides those at the ends of epochs")
+    save_every_epochs: int = _setting(
+        1, "Epochs between two checkpoints; the best scores' and the last epoch's are always written"
+    )
+    save_in_background: bool = _setting(
+        False,
+        "Write checkpoints beside the next steps, from a copy in the host's memory (weights, their average, the optimizer's state)",
+    )
     keep_checkpoints: int = _setting(2, "How many of the newest checkpoints are kept, last included, besides the best")
     log_every: int = _setting(10, "Steps between two log entries")
     log_images: int = _setting(3, "How many images with truth and prediction the trackers get at each evaluation")
@@ -230,7 +237,15 @@ class Recipe:
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
         optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
         given = [name for name in optional if getattr(self, name) is not None]
-        for name in (*positive, "eval_every", "log_every", "keep_checkpoints", "batch_norm_momentum", *given):
+        for name in (
+            *positive,
+            "eval_every",
+            "log_every",
+            "save_every_epochs",
+            "keep_checkpoints",
+            "batch_norm_momentum",
+            *given,
+        ):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
         at_least_zero = ("warmup_steps", "log_images", "num_workers", "weight_decay", "poly_power", "ohem_min_kept")
