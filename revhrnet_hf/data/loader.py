@@ -59,7 +59,7 @@ def build_loader(
         **batches,
         collate_fn=collate_fn,
         num_workers=num_workers,
-        pin_memory=device.type == "cuda" and batch_sampler is not None,
+        pin_memory=device.type == "cuda",
         persistent_workers=persistent_workers and num_workers > 0,
         worker_init_fn=obey_parent_only,
         timeout=timeout if num_workers else 0,

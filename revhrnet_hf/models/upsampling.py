@@ -60,7 +60,8 @@ def source_pixels(
     # As torch does: with a size, it divides in `dtype`; with a factor, it uses the inverse of the factor.
     number = np.float64 if dtype == torch.float64 else np.float32
     scale = number(length) / number(canvas) if float(canvas).is_integer() else number(length / canvas)
-    first, last = (max(int((number(row + 0.5) + number(origin)) * scale - number(0.5)), 0) for row in (wanted.start, wanted.stop - 1))
+    ends = (number(row + 0.5) + number(origin) for row in (wanted.start, wanted.stop - 1))
+    first, last = (max(int(end * scale - number(0.5)), 0) for end in ends)
     span = slice(min(first, length - 1), min(last + 1, length - 1) + 1)
     rows = torch.arange(wanted.start, wanted.stop, dtype=dtype, device=device)
     positions = ((rows + 0.5 + origin) * float(scale) - 0.5).clamp(min=0)

@@ -9,6 +9,8 @@ from torch import nn
 from ..errors import RecipeError
 from .recipe import Recipe
 
+CPU = torch.device("cpu")
+
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     """The rate of step `step` (from 0): HRNet's poly schedule, which falls to 0 at `total_steps`, times a linear warm-up."""
@@ -16,8 +18,10 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     return recipe.learning_rate * poly * min(1.0, (step + 1) / max(recipe.warmup_steps, 1))
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, recipe: Recipe, device: torch.device = CPU) -> torch.optim.Optimizer:
     """The recipe's optimizer, of what is trained: what is frozen of a backbone is no part of it.
+
+    It is fused where the device has that: also, fp16's loss scaler then skips a step without a wait of the host for the device.
 
     Whoever sets the learning rate sets one for all groups; each group has its share of it (`lr_share`) while the optimizer steps.
 
@@ -39,10 +43,13 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": parameters, "weight_decay": 0.0 if spared else recipe.weight_decay} | ({"lr_share": share} if shares else {})
         for (share, spared), parameters in ordered
     ]
+    # One kernel for all parameters. On CPUs torch's fused SGD gives the same bits as its plain one in half the time; fused AdamW
+    # rounds differently, so runs of earlier versions could not be resumed or repeated exactly.
     if recipe.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(settings, lr=recipe.learning_rate)
+        optimizer = torch.optim.AdamW(settings, lr=recipe.learning_rate, fused=device.type == "cuda" or None)
     else:
-        optimizer = torch.optim.SGD(settings, lr=recipe.learning_rate, momentum=recipe.momentum)
+        fused = device.type in ("cpu", "cuda") or None
+        optimizer = torch.optim.SGD(settings, lr=recipe.learning_rate, momentum=recipe.momentum, fused=fused)
     if shares:
         _Shares().attach(optimizer)
     return optimizer

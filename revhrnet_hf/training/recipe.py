@@ -160,6 +160,9 @@ class Recipe:
     precision: Literal["no", "bf16", "fp16"] = _setting(
         "no", "Mixed precision; no means float32 (in YAML with or without quotes)"
     )
+    tf32: bool = _setting(
+        True, "On GPUs, float32 convolutions and matrix products round their factors to 10 bits behind the point (TF32)"
+    )
     backbone_dtype: Literal["float32", "bfloat16"] = _setting(
         "float32",
         "Precision in which a frozen backbone computes, whatever that of the rest; checkpoints hold float32 weights either way",
@@ -197,7 +200,7 @@ class Recipe:
     )
     save_in_background: bool = _setting(
         False,
-        "Write checkpoints beside the next steps, from a copy in the host's memory (weights, their average, the optimizer's state)",
+        "Write checkpoints beside the next steps, from a copy of the weights and the optimizer's state in the host's memory",
     )
     keep_checkpoints: int = _setting(2, "How many of the newest checkpoints are kept, last included, besides the best")
     log_every: int = _setting(10, "Steps between two log entries")

@@ -26,7 +26,7 @@ from .learner import Learner
 from .log import RunLog, check_trackers
 from .network import build_model
 from .output_dir import BEST, LAST, claim_output_dir
-from .processes import TIMEOUT, peak_memory_gib, start_processes
+from .processes import TIMEOUT, fixed_sizes, out_of_memory, peak_memory_gib, start_processes
 from .progress import Meter, progress_bar
 from .recipe import Recipe
 from .signals import StopSignals
@@ -130,8 +130,8 @@ class Stage:
             try:
                 return self._run()
             except RuntimeError as error:
-                said = self.data.loader_failure(error) or lost_process(error, self.accelerator, self.errors.timeout)
-                raise said or error from error
+                said = self.data.loader_failure(error) or out_of_memory(error, self.recipe)
+                raise said or lost_process(error, self.accelerator, self.errors.timeout) or error from error
             finally:
                 try:
                     self.checkpoints.writer.wait()
@@ -211,7 +211,8 @@ class Stage:
         """One step of the optimizer, on the batches of its forward passes."""
         with self.errors.hold():
             self.checkpoints.writer.raise_error()
-        losses = self.learner.learn(passes, self.state.step)
+        with fixed_sizes():
+            losses = self.learner.learn(passes, self.state.step)
         self.state.step += 1
         self.meter.add(self.stop.sum_losses(losses))
 

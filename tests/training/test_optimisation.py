@@ -8,6 +8,7 @@ import torch
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.training.checkpoint import optimizer_tensors, restore_optimizer_tensors
 from revhrnet_hf.training.optimisation import build_optimizer, learning_rate, synchronise_batch_norms
 from revhrnet_hf.training.recipe import Recipe
 
@@ -180,3 +181,64 @@ def test_a_saved_recipe_says_one_thing(tmp_path):
         assert Recipe.from_yaml(tmp_path / "recipe.yaml") == recipe
     with pytest.raises(RecipeError, match="contradict each other: leave freeze_backbone out"):
         Recipe(dataset="camvid", freeze_backbone=False, trainable_backbone="none")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fused_sgd_on_cpus_is_the_plain_one_to_the_bit(tiny_model, momentum):
+    """Also for weights in channels-last memory, whose gradients have the same layout."""
+    tiny_model.to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(tiny_model)
+    recipe = Recipe(dataset="camvid", momentum=momentum, decay_norm_and_bias=False)
+    ours = build_optimizer(tiny_model, recipe)
+    assert ours.defaults["fused"]
+    theirs = torch.optim.SGD(
+        [{**group, "params": [dict(zip(tiny_model.parameters(), plain.parameters(), strict=True))[p] for p in group["params"]]} | {"fused": False}
+         for group in build_optimizer(tiny_model, recipe).param_groups],
+        lr=recipe.learning_rate, momentum=momentum,
+    )  # fmt: skip
+    for step in range(4):
+        for model, optimizer in ((tiny_model, ours), (plain, theirs)):
+            torch.manual_seed(step)
+            model.train()(torch.randn(2, 3, 64, 64)).logits.square().mean().backward()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (1 + step)
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(tiny_model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "fused"),
+    [("cuda", "adamw", True), ("cuda", "sgd", True), ("cpu", "sgd", True), ("cpu", "adamw", None), ("mps", "sgd", None)],
+)
+def test_which_optimizers_are_fused(tiny_model, device, name, fused):
+    optimizer = build_optimizer(tiny_model, Recipe(dataset="camvid", optimizer=name), torch.device(device))
+    assert optimizer.defaults["fused"] is fused
+
+
+def test_fused_adamw_is_restored(tiny_model):
+    """Its counters of steps lie beside the parameters: it goes on from a state that plain AdamW has saved, and the reverse."""
+    recipe, states = Recipe(dataset="camvid", optimizer="adamw"), []
+    models = [tiny_model, copy.deepcopy(tiny_model)]
+    optimizers = [
+        build_optimizer(model, recipe, torch.device(device)) for model, device in zip(models, ("cpu", "cuda"), strict=True)
+    ]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        one_step(model, optimizer)
+        states.append({name: x.clone() for name, x in optimizer_tensors(model, optimizer).items()})
+    assert states[0].keys() == states[1].keys()
+    for model, optimizer, state in zip(models, optimizers, reversed(states), strict=True):
+        restore_optimizer_tensors(model, optimizer, state)
+        one_step(model, optimizer)
+        found = optimizer_tensors(model, optimizer)
+        assert all(x == 2 for name, x in found.items() if name.endswith(":step"))
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def one_step(model, optimizer):
+    torch.manual_seed(0)
+    model.train()(torch.randn(2, 3, 64, 64)).logits.square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
