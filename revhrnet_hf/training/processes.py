@@ -136,7 +136,7 @@ def set_tf32(on: bool) -> None:
 
 @contextmanager
 def fixed_sizes() -> Iterator[None]:
-    """Lets cuDNN try its algorithms on each new size of a convolution's input: pays where sizes stay the same, as training's do."""
+    """Lets cuDNN try its algorithms on each new size of a convolution's input; it pays where sizes stay, as in training."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield
