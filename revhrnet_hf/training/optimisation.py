@@ -43,8 +43,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe, device: torch.device = CPU
         {"params": parameters, "weight_decay": 0.0 if spared else recipe.weight_decay} | ({"lr_share": share} if shares else {})
         for (share, spared), parameters in ordered
     ]
-    # One kernel for all parameters. On CPUs it would be faster too, but it rounds differently (SGD in small tensors, AdamW in all),
-    # so that runs of earlier versions could not be repeated.
+    # One kernel for all parameters. On CPUs it would be faster too, but it rounds differently (SGD in small tensors, AdamW in
+    # all), so that runs of earlier versions could not be repeated.
     fused = device.type == "cuda" or None
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(settings, lr=recipe.learning_rate, fused=fused)
