@@ -79,6 +79,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "rev-w18": rev("w18"),
     "rev-w18-lite0": rev("w18", backbone_config=lite()),
     "rev-w48-finetuned": rev("w48", freeze_backbone=False),
+    "rev-w18-finetuned": rev("w18", freeze_backbone=False),
+    "rev-w24-5stream": rev("w24-5stream"),
     "rev-w48-bf16-backbone": rev("w48", frozen_backbone_dtype="bfloat16"),
     "hrnet-w48": hrnet("w48"),
     "hrnet-w18": hrnet("w18"),
@@ -89,6 +91,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "smp-fpn": smp("FPN"),
     "segformer-b0": segformer([32, 64, 160, 256], [2, 2, 2, 2], 256),
     "segformer-b2": segformer([64, 128, 320, 512], [3, 4, 6, 3], 768),
+    "segformer-b5": segformer([64, 128, 320, 512], [3, 6, 40, 3], 768),
     "upernet-r50": upernet,
     # For tests of the benchmarks.
     "tiny-rev": rev("w18", stream_channels=[4, 6, 8, 10], backbone_config={
