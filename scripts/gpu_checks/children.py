@@ -4,6 +4,7 @@ The processes are forked from a server that has imported the libraries and has n
 """
 
 import multiprocessing
+import os
 import traceback
 from collections.abc import Callable
 
@@ -58,6 +59,9 @@ class Child:
 
 
 def _send(sender, function: Callable, arguments: tuple) -> None:
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # the prints of training would stand between two results; an error comes with its traceback
+        os.dup2(silence, stream)
     try:
         sender.send(("result", function(*arguments)))
     except NotPossible as error:

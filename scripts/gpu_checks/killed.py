@@ -27,8 +27,7 @@ def train(recipe: Recipe, data_dir: Path, folder: Path, resume: bool) -> None:
 def resumed_run(setup: Setup, precision: str) -> dict:
     """Differences between a run, and one that is killed in the middle of a step and resumed."""
     recipe = setup.recipe(
-        precision=precision, epochs=2, save_every=1, save_in_background=True, ema_decay=0.9, log_every=1, eval_every=2,
-        num_workers=1,
+        precision=precision, epochs=1, save_every=2, save_in_background=True, ema_decay=0.9, log_every=1, num_workers=1
     )  # fmt: skip
     folder = setup.folder / f"killed-{precision}"
     whole, killed, again = (folder / name for name in ("whole", "killed", "again"))

@@ -57,7 +57,11 @@ class Difference:
         return math.inf if self.found else 0.0
 
     def __str__(self) -> str:
-        return f"{self.quantity} {self.found:.1e} (≤ {self.allowed:.1e})"
+        return f"{self.quantity} {_number(self.found)} (≤ {_number(self.allowed)})"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.1e}" if value else "0"
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Part:
     def _row(self, check: Check) -> dict:
         started = time.monotonic()
         row = {"check": check.name, "case": check.case, **self._result(check)}
-        return {**row, "seconds": time.monotonic() - started}
+        return {**row, "took": time.monotonic() - started}
 
     def _result(self, check: Check) -> dict:
         if self.left < check.needs:
