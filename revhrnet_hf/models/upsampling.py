@@ -26,6 +26,13 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
+def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the CPU on `device`. The host does not wait for a GPU to finish its work before, as it does in `tensor.to`."""
+    if torch.device(device).type != "cuda" or torch.compiler.is_compiling() or type(tensor) is not torch.Tensor:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class SourcePixels(NamedTuple):
     """The rows (or columns) of a map from which rows (or columns) of the upsampled map are interpolated.
 
@@ -63,7 +70,7 @@ def source_pixels(
     lower = (upper + 1).clamp(max=length - 1)
     weight = (positions - upper).clamp(max=1)
     span = slice(int(upper[0]), int(lower[-1]) + 1)
-    return SourcePixels(span, *(tensor.to(device) for tensor in (upper - span.start, lower - span.start, weight)))
+    return SourcePixels(span, *(moved(tensor, device) for tensor in (upper - span.start, lower - span.start, weight)))
 
 
 def upsample_rows(
