@@ -60,6 +60,8 @@ def build_parser() -> RunParser:
     for action in parser._actions:
         if action.option_strings[0].startswith("--no_"):  # HfArgumentParser repeats the help of the opposite option
             action.help = f"The same as --{action.dest} false"
+        if action.dest in ("loss", "class_weights"):  # names and numbers, which the recipe reads
+            action.type, action.nargs = str, "+"
     return parser
 
 

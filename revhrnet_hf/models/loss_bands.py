@@ -57,7 +57,8 @@ class PixelTerms:
         return sum(term.size(num_labels) for term in self.terms)
 
     def sums(self, scores: Tensor, target: Target, rows: tuple[slice, ...]) -> Tensor:
-        return torch.cat([term.sums(scores, target, rows) for term in self.terms])
+        found = [term.sums(scores, target, rows) for term in self.terms]
+        return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def pixel_sums(terms: tuple[PixelTerm, ...], logits: Tensor, target: Target) -> list[Tensor]:

@@ -42,6 +42,14 @@ class LossSettings:
         """The weight of each term."""
         return {CROSS_ENTROPY: 1.0} if self.terms is None else dict(self.terms)
 
+    def is_pixel_mean(self, name: str) -> bool:
+        """Whether a term is a mean over all labelled pixels; OHEM's is one over the pixels that each batch mines for itself."""
+        return name == FOCAL or (name == CROSS_ENTROPY and self.ohem_threshold is None)
+
+    @property
+    def has_pixel_means(self) -> bool:
+        return any(map(self.is_pixel_mean, self.weights))
+
 
 # Terms that are sums over pixels, by name: the sums that they need.
 PIXEL_SUMS = {
@@ -50,7 +58,6 @@ PIXEL_SUMS = {
     DICE: lambda settings: ClassSums(),
     TVERSKY: lambda settings: ClassSums(),
 }
-MEANS = (CROSS_ENTROPY, FOCAL)  # means over pixels; the others are means over classes
 
 
 def segmentation_loss(
@@ -86,7 +93,8 @@ def segmentation_loss(
 
 def weighted_sum(terms: Mapping[str, Tensor], settings: LossSettings) -> Tensor:
     """The loss, from the values of its terms."""
-    first, *others = (settings.weights[name] * value for name, value in terms.items())
+    weights = settings.weights
+    first, *others = (value if weights[name] == 1 else weights[name] * value for name, value in terms.items())
     return sum(others, start=first)
 
 
@@ -106,26 +114,29 @@ def loss_terms(
     hard = labels
     if settings.ohem_threshold is not None:
         hard = _ignore_easy_pixels(logits, labels, ignore_index, settings.ohem_threshold, settings.ohem_min_kept)
-    weight = None
-    if settings.class_weights is not None:
-        weight = moved(torch.tensor(settings.class_weights, dtype=working_dtype(logits.dtype), device="cpu"), logits.device)
+    weight = _on_device(settings.class_weights, working_dtype(logits.dtype), logits.device)
     sums = _sums(names, logits, Target(labels, hard, weight, ignore_index), settings)
-    values = {}
-    for name in names:
-        if name == LOVASZ:
-            values[name] = lovasz_softmax(logits, labels, ignore_index)
-        elif name == TVERSKY:
-            values[name] = tversky(sums[name], settings.tversky_alpha, settings.tversky_beta)
-        elif name == DICE:
-            values[name] = tversky(sums[name], 0.5, 0.5)
-        else:
-            is_mined = name == CROSS_ENTROPY and settings.ohem_threshold is not None
-            count = labelled_weight(hard if is_mined else labels, ignore_index, None if is_mined else settings.class_weights)
-            # If all pixels of a batch are ignored, torch's own mean is 0/0 = NaN. One such crop would end a run.
-            values[name] = sums[name][0] / count.clamp(min=torch.finfo(torch.float32).tiny)
-            if pixel_share is not None and not is_mined:
-                values[name] = values[name] * pixel_share
-    return values
+    values = {name: _value(name, sums, logits, labels, hard, settings) for name in names}
+    if pixel_share is None:
+        return values
+    return {name: value * pixel_share if settings.is_pixel_mean(name) else value for name, value in values.items()}
+
+
+def _value(
+    name: str, sums: dict[str, Tensor], logits: Tensor, labels: Tensor, hard: Tensor, settings: LossSettings
+) -> Tensor:
+    if name == LOVASZ:
+        return lovasz_softmax(logits, labels, settings.ignore_index)
+    if name == TVERSKY:
+        return tversky(sums[name], settings.tversky_alpha, settings.tversky_beta)
+    if name == DICE:
+        return tversky(sums[name], 0.5, 0.5)
+    if settings.is_pixel_mean(name):
+        count = labelled_weight(labels, settings.ignore_index, settings.class_weights)
+    else:
+        count = labelled_weight(hard, settings.ignore_index)
+    # If all pixels of a batch are ignored, torch's own mean is 0/0 = NaN. One such crop would end a run.
+    return sums[name][0] / count.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _sums(names: list[str], logits: Tensor, target: Target, settings: LossSettings) -> dict[str, Tensor]:
@@ -146,8 +157,12 @@ def labelled_weight(labels: Tensor, ignore_index: int = 255, class_weights: list
     labelled = labels != ignore_index
     if class_weights is None:
         return labelled.sum()
-    weight = moved(torch.tensor(class_weights, dtype=torch.float32, device="cpu"), labels.device)
+    weight = _on_device(class_weights, torch.float32, labels.device)
     return (weight[labels.masked_fill(~labelled, 0)] * labelled).sum()
+
+
+def _on_device(weights: list[float] | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    return None if weights is None else moved(torch.tensor(weights, dtype=dtype, device="cpu"), device)
 
 
 @torch.no_grad()
