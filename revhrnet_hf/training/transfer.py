@@ -10,8 +10,8 @@ from ..data.translation import sources_of
 from ..errors import DataError, RecipeError, first_few
 from ..evaluation import load_checkpoint
 
-AUXILIARY = "auxiliary_head."  # classifiers that a checkpoint and a stage may have or not
-CLASSIFIER = ("head.3.weight", "head.3.bias", AUXILIARY)  # convolutions with one row a class; beginnings of names
+CLASSIFIER = ("head.3.weight", "head.3.bias")  # the last convolution, one row a class
+AUXILIARY = "auxiliary_head."  # also one row a class; a checkpoint and a stage may have them or not
 
 
 @dataclass
@@ -78,7 +78,7 @@ def _sources(before: LabelSpace, after: LabelSpace, checkpoint: str) -> list[lis
 
 
 def _is_classifier(name: str) -> bool:
-    return name.startswith(CLASSIFIER)
+    return name in CLASSIFIER or name.startswith(AUXILIARY)
 
 
 def _check_same_network(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], checkpoint: str) -> None:
