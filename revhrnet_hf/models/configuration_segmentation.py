@@ -273,7 +273,10 @@ def loss_fault(
     used = {"label_smoothing": label_smoothing, "boundary_relaxation": boundary_relaxation, "ohem_threshold": ohem_threshold}
     for name, value in used.items():
         if value and CROSS_ENTROPY not in given:
-            return name, f"belongs to {CROSS_ENTROPY}, which is no term of the loss ({', '.join(given)}): add it, or leave this out"
+            return (
+                name,
+                f"belongs to {CROSS_ENTROPY}, which is no term of the loss ({', '.join(given)}): add it, or leave this out",
+            )
     if boundary_relaxation and ohem_threshold is not None:
         return "boundary_relaxation", "forgives the pixels at borders, which OHEM selects: give one of the two"
     return None

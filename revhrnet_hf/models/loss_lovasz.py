@@ -77,7 +77,7 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     dtype, num_labels = working_dtype(logits.dtype), logits.shape[1]
     counts = torch.stack([(labels == class_id).sum() for class_id in range(num_labels)])
     share = (counts > 0).to(dtype) / (counts > 0).sum().clamp(min=1)
-    # Sorting takes most of the time. On a CPU, classes that do not occur are left out; an accelerator would have to be waited for.
+    # Sorting takes most of the time. Classes that do not occur are left out on a CPU; an accelerator would have to be waited for.
     classes = counts.nonzero().flatten().tolist() if logits.device.type == "cpu" else range(num_labels)
     log_sum = _log_sum_exp(logits, labels)
     losses, gradient = logits.new_zeros(num_labels, dtype=dtype), torch.zeros_like(logits, dtype=dtype)
@@ -126,8 +126,8 @@ def _errors(probability: Tensor, is_class: Tensor, labelled: Tensor) -> Tensor:
 def _slopes(errors: Tensor, is_class: Tensor) -> Tensor:
     """For each pixel, the step of 1 − IoU as it becomes wrong after all pixels with larger errors; (…, pixels).
 
-    Algorithm 1 of the paper, as a fraction of whole numbers rather than as a difference of two nearly equal IoUs, which in float32
-    would be mostly rounding when there are millions of pixels.
+    Algorithm 1 of the paper, but a fraction of whole numbers instead of a difference of two nearly equal IoUs. In float32 the
+    difference would be mostly rounding when there are millions of pixels.
     """
     order = errors.sort(dim=-1, descending=True).indices
     ordered = is_class.gather(-1, order)

@@ -122,9 +122,7 @@ def loss_terms(
     return {name: value * pixel_share if settings.is_pixel_mean(name) else value for name, value in values.items()}
 
 
-def _value(
-    name: str, sums: dict[str, Tensor], logits: Tensor, labels: Tensor, hard: Tensor, settings: LossSettings
-) -> Tensor:
+def _value(name: str, sums: dict[str, Tensor], logits: Tensor, labels: Tensor, hard: Tensor, settings: LossSettings) -> Tensor:
     if name == LOVASZ:
         return lovasz_softmax(logits, labels, settings.ignore_index)
     if name == TVERSKY:

@@ -73,7 +73,7 @@ def tversky(logits, labels, alpha, beta):
 
 
 def lovasz(logits, labels):
-    """The mean over errors of 1 − IoU of the pixels with larger ones: the Lovász extension as an integral, without its algorithm."""
+    """The integral over errors of 1 − IoU of the pixels with larger ones: the Lovász extension without its algorithm."""
     rows = [(p, labels[tuple(place)].item()) for *place, p in pixels(logits, labels)]
     losses = []
     for class_id in sorted({label for _, label in rows}):
@@ -150,16 +150,16 @@ def test_loss_and_gradient_as_peers_have_them(batch, name, monkeypatch):
     found = segmentation_loss(logits, labels, terms={name: 1}, **settings)
     expected = peer(upsampled(logits, labels), labels) * factor
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(
-        torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits), rtol=1e-6, atol=1e-9
-    )
+    torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits), rtol=1e-6, atol=1e-9)
 
 
 def test_weighted_sum(batch):
     logits, labels = batch
     logits.requires_grad_()
     found = segmentation_loss(logits, labels, terms=ALL, **SETTINGS)
-    parts = [weight * segmentation_loss(logits, labels, terms={"cross_entropy": 1}, **SETTINGS) for weight in [ALL["cross_entropy"]]]
+    parts = [
+        weight * segmentation_loss(logits, labels, terms={"cross_entropy": 1}, **SETTINGS) for weight in [ALL["cross_entropy"]]
+    ]
     own = {"focal": {"focal_gamma": 1.5}}
     parts += [
         weight * segmentation_loss(logits, labels, terms={name: 1}, **own.get(name, {}))
@@ -246,7 +246,9 @@ def test_compiled_without_a_break(batch, settings):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("use", [torch.func.grad, lambda loss: lambda x: torch.func.jvp(loss, (x,), (torch.ones_like(x) * x,))[1]])
+@pytest.mark.parametrize(
+    "use", [torch.func.grad, lambda loss: lambda x: torch.func.jvp(loss, (x,), (torch.ones_like(x) * x,))[1]]
+)
 def test_torch_func(batch, name, use):
     logits, labels = batch
     loss = partial(segmentation_loss, labels=labels, terms={name: 1})
