@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from revhrnet_hf.synthetic import write_camvid
+from revhrnet_hf.training.recipe import Recipe
 
 from . import forked
 
@@ -210,9 +212,13 @@ def test_backbones(tmp_path):
 def test_pages_are_tested():
     """A page without a test of its own would not be run; one without commands needs none."""
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == {
-        f"{name}.md" for name in ("own_data", "exporting", "chains", "several_gpus", "memory", "backbones", "architecture")
+        f"{name}.md"
+        for name in ("own_data", "exporting", "chains", "several_gpus", "memory", "backbones", "losses", "architecture")
     }
     assert not blocks("architecture.md", "bash", "python", "yaml")
+    for _, recipe in blocks("losses.md", "yaml"):
+        assert Recipe.from_dict({"dataset": "camvid", **yaml.safe_load(recipe)}).loss == {"cross_entropy": 1.0, "lovasz": 0.5}
+    assert not blocks("losses.md", "bash", "python")
 
 
 def test_the_walk_names_what_is_there():

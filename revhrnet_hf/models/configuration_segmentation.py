@@ -73,6 +73,8 @@ class SegmentationConfig(PreTrainedConfig):
             If given (usually 0.4), each coarser stream has a 1×1 classifier, and in training the mean of their losses is added to
             the loss with this weight. They take no part in the logits. As Transformers does with UperNet's auxiliary head,
             checkpoints include them; loading one with `auxiliary_loss_weight=None` leaves them out.
+        ocr_channels (`int`, defaults to 512), ocr_key_channels (`int`, defaults to 256):
+            With `head="ocr"`: channels of the representations of pixels and objects, and those in which they are compared.
         palette (`list[list[int]]`, *optional*):
             Colour [red, green, blue] of each class, 0 to 255, for drawing label maps.
         training_history (`list[dict]`, *optional*):
@@ -96,6 +98,8 @@ class SegmentationConfig(PreTrainedConfig):
     semantic_loss_tversky_alpha: float | int = 0.3
     semantic_loss_tversky_beta: float | int = 0.7
     auxiliary_loss_weight: float | int | None = None
+    ocr_channels: int = 512
+    ocr_key_channels: int = 256
     palette: list[list[int]] | None = None
     training_history: list[dict] | None = None
     pretraining_history: list[dict] | None = None
@@ -351,5 +355,5 @@ def check_streams(config: SegmentationConfig):
         raise ValueError(
             f"num_modules must have one entry fewer than stream_channels, got {num_modules} for {len(channels)} streams"
         )
-    if min(*channels, *num_modules, config.num_blocks) < 1:
-        raise ValueError("stream_channels, num_modules and num_blocks must be positive")
+    if min(*channels, *num_modules, config.num_blocks, config.ocr_channels, config.ocr_key_channels) < 1:
+        raise ValueError("stream_channels, num_modules, num_blocks, ocr_channels and ocr_key_channels must be positive")

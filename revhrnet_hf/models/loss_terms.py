@@ -102,7 +102,7 @@ def tversky(sums: Tensor, alpha: float, beta: float) -> Tensor:
 
 
 def neighbours(labels: Tensor, rows: tuple[slice, ...]) -> list[Tensor]:
-    """The labels of the nine pixels around each pixel, each like `labels[rows]`. Beyond the borders, the last pixel is repeated."""
+    """The labels of the nine pixels around each pixel, each like `labels[rows]`; beyond a border, of the last pixel before it."""
     image, band = rows
     labels = labels[image]
     height, width = labels.shape[-2:]

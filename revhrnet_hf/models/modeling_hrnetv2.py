@@ -14,14 +14,13 @@ from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutpu
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
-from .auxiliary import auxiliary_head, segmenter_output
+from .auxiliary import auxiliary_head, build_head, segmenter_output
 from .configuration_hrnetv2 import HRNetV2Config
 from .high_resolution import (
     Bottleneck,
     HighResolutionModule,
     HighResolutionPreTrainedModel,
     RecomputedBlocks,
-    SegmentationHead,
     conv_bn,
 )
 
@@ -138,9 +137,7 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
     def __init__(self, config: HRNetV2Config):
         super().__init__(config)
         self.backbone = HRNetV2Backbone(config)
-        self.head = SegmentationHead(
-            sum(config.stream_channels), config.num_labels, config.batch_norm_momentum, config.align_corners
-        )
+        self.head = build_head(config, sum(config.stream_channels), config.align_corners)
         self.auxiliary_head = auxiliary_head(config)
         self.post_init()
 
@@ -169,8 +166,9 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         _, *streams = self.backbone.all_maps(pixel_values)
         # The head always upsamples bilinearly: `upsample_mode` is a setting of the exchange units only.
-        logits = self.head(*streams)
-        return segmenter_output(self, logits, streams, labels, tuple(streams) if output_hidden_states else None, pixel_share)
+        return segmenter_output(
+            self, self.head(*streams), streams, labels, tuple(streams) if output_hidden_states else None, pixel_share
+        )
 
 
 # The image-segmentation pipeline looks for the model's name here, and otherwise reports it as unsupported. This is not in the

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .auxiliary import auxiliary_head, segmenter_output
+from .auxiliary import auxiliary_head, build_head, segmenter_output
 from .backbone_maps import BackboneLayout, create_backbone, cropped, layout_of, pad_to_multiple, streams_strides
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
@@ -28,7 +28,6 @@ from .high_resolution import (
     HighResolutionModule,
     HighResolutionPreTrainedModel,
     RecomputedBlocks,
-    SegmentationHead,
     conv_bn,
 )
 from .modeling_hrnetv2 import HRNetV2Backbone
@@ -269,9 +268,9 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
         super().__init__(config)
         self.revhrnet = RevHRNetModel(config)
         channels = self.revhrnet.out_channels
-        if config.head == "concat":
+        if config.head != "single":
             channels += sum(config.stream_channels[1:])
-        self.head = SegmentationHead(channels, config.num_labels, config.batch_norm_momentum)
+        self.head = build_head(config, channels)
         self.auxiliary_head = auxiliary_head(config)
         self.post_init()
 
@@ -297,9 +296,8 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
             `loss_terms` if the loss has several.
         """
         outputs = self.revhrnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-        maps = outputs.feature_maps if self.config.head == "concat" else outputs.feature_maps[:1]
-        logits = self.head(*maps)
-        return segmenter_output(self, logits, outputs.feature_maps, labels, outputs.hidden_states, pixel_share)
+        maps = outputs.feature_maps[:1] if self.config.head == "single" else outputs.feature_maps
+        return segmenter_output(self, self.head(*maps), outputs.feature_maps, labels, outputs.hidden_states, pixel_share)
 
 
 # The image-segmentation pipeline looks for the model's name here, and otherwise reports it as unsupported. This is not in the

@@ -107,7 +107,8 @@ def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConf
 
 
 def _hrnetv2_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
-    return HRNetV2Config.from_variant(recipe.variant, **settings)
+    head = "ocr" if recipe.head == "ocr" else "concat"
+    return HRNetV2Config.from_variant(recipe.variant, head=head, **settings)
 
 
 ARCHITECTURES = {

@@ -101,7 +101,11 @@ class Recipe:
         None, "BasicBlocks of each stream in each module (not given: the variant's; w18, w32, w48: 4)"
     )
     final_block: Literal["basic", "bottleneck"] = _setting("basic", "Block of the last stage")
-    head: Literal["single", "concat"] = _setting("single", "Classify the finest stream, or all streams concatenated")
+    head: Literal["single", "concat", "ocr"] = _setting(
+        "single",
+        "Classify the finest stream, or all streams concatenated, or these by HRNet-OCR's head; of hrnetv2, single and concat are "
+        "the same",
+    )
     init_from: str | None = _setting(
         None, "Checkpoint that training starts from: folder or Hub name, of the same network, trained on any classes"
     )

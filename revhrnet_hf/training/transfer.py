@@ -11,6 +11,7 @@ from ..errors import DataError, RecipeError, first_few
 from ..evaluation import load_checkpoint
 
 CLASSIFIER = ("head.3.weight", "head.3.bias")  # the last convolution, one row a class
+OCR_CLASSIFIER = ("head.classifier.", "head.regions.3.")  # likewise, with head: ocr
 AUXILIARY = "auxiliary_head."  # also one row a class; a checkpoint and a stage may have them or not
 
 
@@ -78,7 +79,7 @@ def _sources(before: LabelSpace, after: LabelSpace, checkpoint: str) -> list[lis
 
 
 def _is_classifier(name: str) -> bool:
-    return name in CLASSIFIER or name.startswith(AUXILIARY)
+    return name in CLASSIFIER or name.startswith((AUXILIARY, *OCR_CLASSIFIER))
 
 
 def _check_same_network(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], checkpoint: str) -> None:
