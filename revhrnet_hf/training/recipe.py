@@ -103,8 +103,8 @@ class Recipe:
     final_block: Literal["basic", "bottleneck"] = _setting("basic", "Block of the last stage")
     head: Literal["single", "concat", "ocr"] = _setting(
         "single",
-        "Classify the finest stream, or all streams concatenated, or these by HRNet-OCR's head; of hrnetv2, single and concat are "
-        "the same",
+        "Classify the finest stream, or all streams concatenated, or these by HRNet-OCR's head; with hrnetv2, single and concat "
+        "are the same",
     )
     init_from: str | None = _setting(
         None, "Checkpoint that training starts from: folder or Hub name, of the same network, trained on any classes"

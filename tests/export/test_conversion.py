@@ -1,6 +1,7 @@
 """Official checkpoints: against a plain PyTorch HRNet with the official names, written from the paper's description alone."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,7 @@ def norm_relu(channels):
 
 def ones(*widths):
     """1×1 convolutions without bias, each with its norm and ReLU in a sequence of their own."""
-    pairs = zip(widths, widths[1:], strict=False)
-    return nn.Sequential(*[m for given, out in pairs for m in (nn.Conv2d(given, out, 1, bias=False), norm_relu(out))])
+    return nn.Sequential(*[m for given, out in pairwise(widths) for m in (nn.Conv2d(given, out, 1, bias=False), norm_relu(out))])
 
 
 class ObjectContextBlock(nn.Module):
@@ -222,16 +222,15 @@ def test_ocr_logits_and_regions_equal(tmp_path, align_corners):
     torch.save({f"model.{key}": value for key, value in network.state_dict().items()}, tmp_path / "official.pth")
     model, names = convert_official(read_official(tmp_path / "official.pth"), align_corners)
     assert model.config.head == "ocr" and len(set(names.values())) == len(names)
+    seen = []
+    model.head.register_forward_hook(lambda _, __, found: seen.append(found))
     for size in ((64, 96), (75, 53)):
         x = torch.randn(2, 3, *size)
-        seen = []
-        hook = model.head.register_forward_hook(lambda _, __, found: seen.append(found))
         with torch.no_grad():
             logits, regions = network(x)
             assert min(logits.std(), regions.std()) > 0.01
             torch.testing.assert_close(model(x).logits, logits, rtol=0, atol=1e-4)
-            torch.testing.assert_close(seen[0][1], regions, rtol=0, atol=1e-4)
-        hook.remove()
+            torch.testing.assert_close(seen[-1][1], regions, rtol=0, atol=1e-4)
 
 
 def test_script(tmp_path):
