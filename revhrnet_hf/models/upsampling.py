@@ -64,8 +64,9 @@ def source_pixels(
     """
     # As torch does: with a size, it divides in `dtype`; with a factor, it uses the inverse of the factor.
     by_size = float(canvas).is_integer()
-    scale = torch.tensor(length, dtype=dtype) / canvas if by_size else torch.tensor(length / canvas, dtype=dtype)
-    positions = ((torch.arange(wanted.start, wanted.stop, dtype=dtype) + 0.5 + origin) * scale - 0.5).clamp(min=0)
+    cpu = {"dtype": dtype, "device": "cpu"}  # whatever torch's default device is
+    scale = torch.tensor(length, **cpu) / canvas if by_size else torch.tensor(length / canvas, **cpu)
+    positions = ((torch.arange(wanted.start, wanted.stop, **cpu) + 0.5 + origin) * scale - 0.5).clamp(min=0)
     upper = positions.long().clamp(max=length - 1)
     lower = (upper + 1).clamp(max=length - 1)
     weight = (positions - upper).clamp(max=1)

@@ -225,6 +225,14 @@ def test_half_precision_is_computed_in_float32(batch, name, dtype):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, exact)[0].to(dtype), rtol=0.02, atol=1e-5)
 
 
+def test_default_device(batch):
+    """Nothing is made on torch's default device, from which values could not be read without waiting."""
+    expected = segmentation_loss(*batch, terms={"cross_entropy": 1, "dice": 1}, class_weights=WEIGHTS)
+    with torch.device("meta"):
+        found = segmentation_loss(*batch, terms={"cross_entropy": 1, "dice": 1}, class_weights=WEIGHTS)
+    assert torch.equal(found, expected)
+
+
 def test_meta(batch):
     logits = batch[0].to("meta").requires_grad_()
     terms = {name: 1 for name in ALL if name != "lovasz"}

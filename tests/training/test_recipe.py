@@ -114,7 +114,7 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\ncrop_size: [512]", "crop_size must be two positive numbers"),
         ("dataset: camvid\ncrop_size: [512, wide]", "crop_size must be of type int, got 'wide'"),
         ("dataset: camvid\nscale_range: [2, 1]", "smallest first"),
-        ("dataset: camvid\nhead: double", "head must be one of single, concat, got 'double'"),
+        ("dataset: camvid\nhead: double", "head must be one of single, concat, ocr, got 'double'"),
         ("dataset: camvid\nflip: 2", "flip is a probability"),
         ("dataset: camvid\nbatch_size: 5\ngradient_accumulation_steps: 2", "batch_size 5 cannot be split"),
         ("dataset: camvid\nlearning_rat: 0.1", r"; learning_rat \(did you mean learning_rate\?\)$"),
