@@ -3,6 +3,7 @@
     revhrnet evaluate CHECKPOINT --dataset camvid --data_dir DIR --split val
     revhrnet evaluate CHECKPOINT --dataset camvid --data_dir DIR --window 360 480 --scales 0.75 1 1.25 --flip
     revhrnet evaluate CHECKPOINT --dataset cityscapes --data_dir DIR --split test --submission DIR
+    revhrnet evaluate CHECKPOINT --dataset camvid --data_dir DIR --calibration --save_temperature
     accelerate launch --num_processes 2 -m revhrnet_hf.commands.evaluate CHECKPOINT --dataset camvid --data_dir DIR --split val
     torchrun --nproc_per_node 2 -m revhrnet_hf.commands.evaluate CHECKPOINT --dataset camvid --data_dir DIR --device cpu
 
@@ -14,6 +15,9 @@ The command prints a table. It writes scores, confusion matrix and settings as J
 image. The files are named for dataset, split and settings; the scores of other data, classes or settings are not overwritten
 unless --overwrite is given. Cityscapes with its instanceIds also gets the publisher's category and instance scores.
 
+With --calibration the model is run twice over the images: the first time the temperature is fitted that makes its confidences
+most likely, the second time they are counted at that temperature (docs/unlabelled_images.md explains it).
+
 The number of processes does not change a digit (accelerate launch starts several on GPUs only; torchrun on the CPU too). An
 interrupted evaluation is resumed by the same command.
 """
@@ -21,7 +25,7 @@ interrupted evaluation is resumed by the same command.
 import argparse
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,17 @@ from ..data import label_space_of, load_segmentation_dataset
 from ..data.loader import MOST_WORKERS
 from ..data.loading import loader_of
 from ..errors import RecipeError, RevHRNetError
+from ..evaluation.calibration import (
+    Calibration,
+    CalibrationCounts,
+    calibration_result,
+    classes_without_sources,
+    fit_temperature,
+    format_calibration,
+    save_temperature,
+    temperature_of,
+    total_counts,
+)
 from ..evaluation.checkpoint import add_trust_argument, class_sources, format_sources, load_checkpoint
 from ..evaluation.cityscapes import instance_locations
 from ..evaluation.confusion import ConfusionMatrix
@@ -46,6 +61,7 @@ from ..evaluation.records import ImageRecord, WorkFolder, class_totals_by_image
 from ..evaluation.results import (
     OWN,
     Evaluation,
+    calibration_caption,
     check_replaceable,
     confusion_caption,
     dataset_name,
@@ -97,6 +113,18 @@ def _add_result_arguments(parser: argparse.ArgumentParser) -> None:
         "--boundary", action="store_true", help="compute the boundary IoU too: of the pixels near class boundaries"
     )
     parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="measure how far confidences can be trusted too (expected calibration error), and fit a temperature to them; it "
+        "takes twice the time. With --plot, a reliability diagram",
+    )
+    parser.add_argument(
+        "--save_temperature",
+        action="store_true",
+        help="with --calibration: write the temperature into the checkpoint's config.json, where predict --confidence, demo and "
+        "pseudo_label use it. Fit it to images that were not trained on",
+    )
+    parser.add_argument(
         "--absent_as_zero",
         action="store_true",
         help="count classes that occur nowhere as 0 in the means, as the official HRNet does; by default they are left out",
@@ -108,7 +136,11 @@ def _add_result_arguments(parser: argparse.ArgumentParser) -> None:
         "defaults, in the checkpoint's folder, or in the current one for a Hub name). The other files are named like it, with "
         "other endings",
     )
-    parser.add_argument("--plot", action="store_true", help="draw the confusion matrix as PNG (needs matplotlib)")
+    parser.add_argument(
+        "--plot",
+        action="store_true",
+        help="draw the confusion matrix and, with --calibration, the reliability diagram as PNG (needs matplotlib)",
+    )
     parser.add_argument(
         "--worst",
         type=int,
@@ -174,8 +206,9 @@ def main(arguments: list[str] | None = None) -> None:
     on_main_process(state, lambda: work.claim(args.overwrite))
     job.record_remaining_images(work)
     state.wait_for_everyone()
+    calibration = job.calibrate(work)
     if state.is_main_process:
-        job.finish(work)
+        job.finish(work, calibration)
     state.destroy_process_group()
 
 
@@ -188,6 +221,10 @@ def check_arguments(args: argparse.Namespace, state: accelerate.PartialState) ->
             raise RecipeError(f"--{name} {getattr(args, name)}: give 0 or more")
     if args.plot:
         check_installed("--plot needs", "plots", "matplotlib")
+    if args.save_temperature and not args.calibration:
+        raise RecipeError("--save_temperature saves what --calibration fits: give both")
+    if args.save_temperature and not Path(args.checkpoint).is_dir():
+        raise RecipeError(f"--save_temperature writes into the checkpoint's folder, and {args.checkpoint} is none: download it")
     if args.submission and args.submission.exists() and not args.submission.is_dir():
         raise RecipeError(f"--submission {args.submission} is a file: name a folder")
 
@@ -240,6 +277,7 @@ class Job:
         recorder: makes the record of each image.
         model, image_processor: the checkpoint, on the device where it runs.
         sources: see `class_sources`.
+        calibration: what to count of the confidences, or None.
     """
 
     args: argparse.Namespace
@@ -251,10 +289,13 @@ class Job:
     model: torch.nn.Module
     image_processor: Any
     sources: list[list[int]] | None
+    calibration: Calibration | None = None
 
-    def work_folder(self) -> WorkFolder:
+    def work_folder(self, kind: str = "work") -> WorkFolder:
         settings = self.evaluation.record_settings(self.state.device.type, self.args.boundary, self.args.submission)
-        return WorkFolder(self.output.with_name(f".{self.output.stem}.work"), settings)
+        if self.calibration is not None:  # else as before, so that what an earlier version began can be resumed
+            settings["calibration"] = self.calibration.temperature
+        return WorkFolder(self.output.with_name(f".{self.output.stem}.{kind}"), settings)
 
     def record_remaining_images(self, work: WorkFolder) -> None:
         """Evaluates this process's share of the images that have no record yet, and writes their records."""
@@ -283,10 +324,40 @@ class Job:
                 sources=self.sources,
                 num_workers=self.args.num_workers,
                 count_on_cpu=True,
+                calibration=self.calibration,
                 each_image=record,
             )
 
-    def finish(self, work: WorkFolder) -> None:
+    def calibrate(self, work: WorkFolder) -> dict[str, Any] | None:
+        """Fits the temperature to the records, and runs the model again to count the confidences at that temperature.
+
+        Returns:
+            `calibration_result`; None unless it is asked for, and where no pixel is labelled.
+        """
+        if self.calibration is None:
+            return None
+        before = self.counted(work)
+        if not before.pixels:
+            return None
+        temperature = fit_temperature(before)
+        recorder = Recorder(self.evaluation.label_space)
+        again = replace(self, recorder=recorder, calibration=replace(self.calibration, temperature=temperature))
+        second = again.work_folder("calibrated.work")
+        on_main_process(self.state, lambda: second.claim(self.args.overwrite))
+        again.record_remaining_images(second)
+        self.state.wait_for_everyone()
+        after = self.counted(second)
+        self.state.wait_for_everyone()  # all have read
+        if self.state.is_main_process:
+            second.remove()
+        return calibration_result(before, after, self.calibration.temperature, temperature)
+
+    def counted(self, work: WorkFolder) -> CalibrationCounts:
+        """The sum of all images' confidences, the same bits on every process."""
+        by_row = work.read()
+        return total_counts(by_row[row].calibration for row in sorted(by_row) if by_row[row].calibration is not None)
+
+    def finish(self, work: WorkFolder, calibration: dict[str, Any] | None) -> None:
         """Reports on the records of all images, and removes them."""
         by_row = work.read()
         records = [by_row[index] for index in range(len(self.dataset))]
@@ -295,7 +366,7 @@ class Job:
         if self.dataset.data.column("label_map").null_count == 0:
             if not any(len(record.cells) for record in records):
                 work.remove()  # `report` raises an error; once the label maps are corrected, these records are of no use
-            totals = self.report(records)
+            totals = self.report(records, calibration)
             if self.args.worst:
                 self.draw_worst_images(totals)
         work.remove()
@@ -305,7 +376,7 @@ class Job:
         submission.check(folder, {record.image_id: record.size for record in records})
         print(f"submission: {len(records)} label maps in {folder / submission.folder}, all checked")
 
-    def report(self, records: Sequence[ImageRecord]) -> np.ndarray:
+    def report(self, records: Sequence[ImageRecord], calibration: dict[str, Any] | None) -> np.ndarray:
         """Prints the scores and writes the files of the result.
 
         Returns:
@@ -319,8 +390,16 @@ class Job:
         never_predicted = [] if self.sources is None else [name for name, of in zip(names, self.sources, strict=True) if not of]
         print(format_scores(scores, names, intervals, never_predicted))
         print(f"images: {len(records)}; {evaluation.settings}")
+        if calibration is not None:
+            print(format_calibration(calibration))
         result = evaluation.result(scores, intervals, matrix, never_predicted, self.state.device.type, self.state.num_processes)
+        if calibration is not None:
+            result["calibration"] = calibration
         self.write(result, matrix, totals)
+        if args.save_temperature:
+            temperature = calibration["fitted"]["temperature"]
+            save_temperature(args.checkpoint, temperature)
+            print(f"saved: temperature {temperature:.4g} in {Path(args.checkpoint) / 'config.json'}")
         return totals
 
     def write(self, result: dict, matrix: np.ndarray, totals: np.ndarray) -> None:
@@ -329,10 +408,13 @@ class Job:
         write_image_scores(images, names, self.evaluation.image_ids, totals)
         written = [self.output, images]
         if self.args.plot:
-            from ..viz.plots import confusion_figure, save_figure  # matplotlib is an extra
+            from ..viz.plots import confusion_figure, reliability_figure, save_figure  # matplotlib is an extra
 
             written.append(self.output.with_name(f"{self.output.stem}_confusion.png"))
             save_figure(confusion_figure(matrix, names, confusion_caption(result)), written[-1])
+            if "calibration" in result:
+                written.append(self.output.with_name(f"{self.output.stem}_reliability.png"))
+                save_figure(reliability_figure(result["calibration"], calibration_caption(result)), written[-1])
         write_json(self.output, result)
         if self.output.parent.resolve() == Path(self.args.checkpoint).resolve():
             refresh_model_card(self.output.parent)
@@ -378,8 +460,16 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
     recorder = Recorder(space, args.boundary, instances, submission, args.submission)
     model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype), args.trust_remote_code)
     sources = class_sources(model.config, space, args.dataset_name)
+    if args.save_temperature and sources is not None:
+        raise RecipeError(
+            f"--save_temperature: {args.dataset_name} has other classes than the checkpoint, and the temperature is of its own: "
+            "fit it to a dataset with the checkpoint's classes"
+        )
+    calibration = None
+    if args.calibration:
+        calibration = Calibration(temperature_of(model.config), space.ignore_index, classes_without_sources(sources))
     model.to(state.device)
-    return Job(args, state, evaluation, dataset, output, recorder, model, image_processor, sources)
+    return Job(args, state, evaluation, dataset, output, recorder, model, image_processor, sources, calibration)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ def training_loss(
     Returns:
         The loss, and its parts before their weights, without gradients.
     """
+    labels = labels.long()  # other integers, such as a PNG's uint8, are taken too
     settings = LossSettings.of_config(config)
     parts = loss_terms(logits, labels, settings, pixel_share)
     loss = weighted_sum(parts, settings)

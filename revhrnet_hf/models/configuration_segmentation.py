@@ -75,6 +75,9 @@ class SegmentationConfig(PreTrainedConfig):
             checkpoints include them; loading one with `auxiliary_loss_weight=None` leaves them out.
         ocr_channels (`int`, defaults to 512), ocr_key_channels (`int`, defaults to 256):
             With `head="ocr"`: channels of the representations of pixels and objects, and those in which they are compared.
+        confidence_temperature (`float`, defaults to 1.0):
+            Divisor of the logits where their softmax is shown as a confidence (arXiv 1706.04599); above 1 the network is less
+            sure. It changes no label map. (Not called `temperature`: Transformers refuses to save a config with that name.)
         palette (`list[list[int]]`, *optional*):
             Colour [red, green, blue] of each class, 0 to 255, for drawing label maps.
         training_history (`list[dict]`, *optional*):
@@ -100,6 +103,7 @@ class SegmentationConfig(PreTrainedConfig):
     auxiliary_loss_weight: float | int | None = None
     ocr_channels: int = 512
     ocr_key_channels: int = 256
+    confidence_temperature: float | int = 1.0
     palette: list[list[int]] | None = None
     training_history: list[dict] | None = None
     pretraining_history: list[dict] | None = None
@@ -179,6 +183,7 @@ class SegmentationConfig(PreTrainedConfig):
             self.pretraining_history = [*(self.pretraining_history or []), *self.training_history]
         for name in removed:
             setattr(self, name, None)
+        self.confidence_temperature = 1.0  # it was fitted to the old classes' logits
         if removed:
             logger.warning(
                 "The classes have changed. Removed from the configuration, because they belong to the old classes: %s%s",
@@ -235,6 +240,11 @@ class SegmentationConfig(PreTrainedConfig):
             raise ValueError(f"semantic_loss_{name} {text}")
         if self.auxiliary_loss_weight is not None and not is_weight(self.auxiliary_loss_weight):
             raise ValueError(f"auxiliary_loss_weight must be positive and finite, or not given; got {self.auxiliary_loss_weight}")
+
+    def validate_temperature(self):
+        """`strict` calls it on construction. Checks that the temperature is a positive number."""
+        if not (math.isfinite(self.confidence_temperature) and self.confidence_temperature > 0):
+            raise ValueError(f"confidence_temperature must be a finite number above 0, got {self.confidence_temperature}")
 
     def validate_palette(self):
         """`strict` calls it on construction. Checks that there is one colour for each class."""

@@ -200,4 +200,5 @@ def configured_loss(
     if labels is None:
         return None
     settings = LossSettings.of_config(config)
-    return weighted_sum(loss_terms(logits, labels, settings, pixel_share), settings)
+    terms = loss_terms(logits, labels.long(), settings, pixel_share)  # other integers, such as a PNG's uint8, are taken too
+    return weighted_sum(terms, settings)

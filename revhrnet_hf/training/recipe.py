@@ -214,13 +214,21 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = _setting(
         "sgd", "HRNet's SGD with momentum, or AdamW, which learns faster in short runs and wants a learning_rate near 0.001"
     )
-    learning_rate: float = _setting(0.01, "Learning rate at the start; falls to 0 by the poly schedule, step by step")
+    learning_rate: float = _setting(0.01, "Learning rate at the start; falls to 0 by the schedule, step by step")
+    schedule: Literal["poly", "cosine", "constant"] = _setting(
+        "poly",
+        "How the learning rate falls: poly, (1 - step / steps) ** poly_power; cosine, (1 + cos(pi * step / steps)) / 2; or "
+        "constant, not at all",
+    )
     warmup_steps: int = _setting(0, "Steps over which the learning rate rises to the schedule's, linearly")
     backbone_learning_rate: float = _setting(1.0, "With trainable_backbone: of its parameters, a factor of learning_rate")
     layer_decay: float | None = _setting(
         None,
         "With trainable_backbone, of a plain vision transformer: factor of the learning rate from each layer to the one before "
         "it, e.g. 0.75",
+    )
+    head_learning_rate: float = _setting(
+        1.0, "Of the classifier and what else is in the head, a factor of learning_rate; 10 is usual after init_from"
     )
     poly_power: float = _setting(0.9, "Exponent of the poly schedule")
     momentum: float = _setting(0.9, "Momentum of SGD (without Nesterov)")
@@ -307,6 +315,7 @@ class Recipe:
 
     def _check_signs(self):
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
+        positive = (*positive, "head_learning_rate")
         optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
         given = [name for name in optional if getattr(self, name) is not None]
         for name in (
@@ -515,6 +524,7 @@ CONDITIONS = (
         lambda recipe: recipe.rare_class_crops > 0 or recipe.rare_class_images > 0,
         "rare_class_crops and rare_class_images are off",
     ),
+    (("poly_power",), lambda recipe: recipe.schedule == "poly", "schedule is not poly"),
     (("momentum",), lambda recipe: recipe.optimizer == "sgd", "it is SGD's, and optimizer is not sgd"),
     (("ohem_min_kept",), lambda recipe: recipe.ohem_threshold is not None, "there is no ohem_threshold"),
     (
