@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import datasets
 import numpy as np
 
+from ..defaults import MOST_IGNORED
 from ..errors import DataError
 from ..images import Colour
 from .features import LabelMap
@@ -20,7 +21,6 @@ from .label_space import LABEL_SPACES, LabelSpace
 
 logger = logging.getLogger(__name__)
 
-MOST_IGNORED = 5.0  # per cent of the pixels that a single ignored id or colour may cover
 MOST_READ = 200  # label maps that are read before a training
 FEWEST_READ = 20  # label maps after which reading may stop, once every class has occurred
 LONGEST_EXAMPLE = 6  # classes of a label table that a message writes out

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..defaults import MOST_WORKERS
+
 CPU = torch.device("cpu")
-MOST_WORKERS = 8  # the largest default; the user may set more
 
 
 def default_num_workers(device: torch.device = CPU) -> int:

@@ -1,6 +1,5 @@
 """Loading a checkpoint to use it, and comparing its classes with a dataset's."""
 
-import argparse
 import re
 from pathlib import Path
 
@@ -12,15 +11,6 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from ..data.label_space import LabelSpace, label_space_of_names
 from ..data.translation import are_joined, sources_of
 from ..errors import CheckpointError
-
-
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--trust_remote_code`, which every command that loads a checkpoint has."""
-    parser.add_argument(
-        "--trust_remote_code",
-        action="store_true",
-        help="run the Python files of a checkpoint whose architecture is neither this package's nor Transformers' own",
-    )
 
 
 def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False):

@@ -15,16 +15,26 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..data.loader import MOST_WORKERS
+from ..defaults import BACKBONE, MOST_WORKERS
 from ..errors import RecipeError, did_you_mean
-from ..models.configuration_revhrnet import DEFAULT_BACKBONE
-from ..models.recompute import current_name
 from .dataset_names import NamedDataset, as_fields, check_one_loader
 
 logger = logging.getLogger(__name__)
 
 RANDOM = "random"  # as backbone_weights
 RECIPES = Path(__file__).parents[1] / "recipes"  # those that come with the package
+
+
+# Title of a group of fields, as the comments in `Recipe` have it → the first field in it.
+GROUPS = {
+    "data": "dataset",
+    "model": "architecture",
+    "augmentation": "crop_size",
+    "loss": "class_weights",
+    "optimisation": "epochs",
+    "scores": "eval_size",
+    "the run": "num_workers",
+}
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -74,7 +84,7 @@ class Recipe:
     )
     variant: str = _setting("w48", "Widths and depth by name: w18, w32, w48, …; an unknown name is an error that lists all")
     backbone: str = _setting(
-        DEFAULT_BACKBONE,
+        BACKBONE,
         "Name of a timm model with maps at strides 4, 8, 16 and 32, or of a plain vision transformer; or the Hub name (ORG/NAME) "
         "or folder of a Transformers checkpoint that can be a backbone",
     )
@@ -201,6 +211,8 @@ class Recipe:
     hub_private_repo: bool = _setting(False, "With push_to_hub: make the repository private")
 
     def __post_init__(self):
+        from ..models.recompute import current_name  # PyTorch, for which --help does not wait
+
         if isinstance(self.recompute, str):
             self.recompute = current_name(self.recompute)
         # Not from `fields`: Transformers' argument parser rewrites the types that stand there.

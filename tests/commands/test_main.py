@@ -15,7 +15,7 @@ from revhrnet_hf.commands.main import main
 from revhrnet_hf.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
-PRESENT = {path.stem for path in (ROOT / "revhrnet_hf" / "commands").glob("*.py")} - {"__init__", "__main__", "main"}
+PRESENT = {path.stem for path in (ROOT / "revhrnet_hf" / "commands").glob("[a-z]*.py")} - {"main"}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def restored_arguments(monkeypatch):
 
 
 def test_every_module_is_a_command():
-    assert set(COMMANDS) == PRESENT | {"train", "evaluate", "predict"}
+    assert set(COMMANDS) == PRESENT >= {"train", "evaluate", "predict"}
 
 
 @pytest.mark.parametrize("name", sorted(PRESENT))
