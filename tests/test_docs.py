@@ -185,7 +185,7 @@ def test_several_gpus(tmp_path):
         state = json.loads((tmp_path / "runs" / run / "last" / "training_state.json").read_text())
         assert (state["num_processes"], state["step"]) == (2, 1)
     assert "mIoU" in scored and "is finished" in resumed
-    assert len(machines) == 2 and all("1 epochs; best mIoU" in said for said in machines)
+    assert len(machines) == 2 and all("1 epoch; best mIoU" in said for said in machines)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from ..errors import RecipeError
 
 # Name of the command and of its module → its line in `revhrnet --help`.
 COMMANDS = {
+    "new": "look at a folder of images and masks, and write a label table and a recipe for it",
     "train": "train a network by a recipe, or by a chain of recipes",
     "evaluate": "score a checkpoint on a dataset",
     "predict": "segment images with a checkpoint",

@@ -28,83 +28,87 @@ from . import check_installed
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        usage="%(prog)s CHECKPOINT --dataset NAME --data_dir DIR [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
-    _add_data_arguments(parser)
-    add_inference_arguments(parser)
     add_trust_argument(parser)
-    _add_result_arguments(parser)
-    _add_device_arguments(parser)
+    _add_data_arguments(parser.add_argument_group("data"))
+    add_inference_arguments(parser)
+    _add_result_arguments(parser.add_argument_group("results"))
+    _add_device_arguments(parser.add_argument_group("machine"))
     return parser
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, help="dataset by name: camvid, folder, hub …; with --loader any name")
-    parser.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
-    parser.add_argument(
+def _add_data_arguments(group) -> None:
+    group.add_argument("--dataset", required=True, help="dataset by name: camvid, folder, hub …; with --loader any name")
+    group.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
+    group.add_argument(
         "--data_dir",
         required=True,
         metavar="[NAME=]DIR",
         help="the dataset's folder, as its publisher ships it; for hub, its name or folder. Results are named NAME (default: the "
         "dataset's name; for folder and hub the folder's own name)",
     )
-    parser.add_argument("--split", default="val", help="part of the dataset to score (default: %(default)s)")
-    parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
-    parser.add_argument("--image_column", help="for hub, the column of images (default: image)")
-    parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
+    group.add_argument("--split", default="val", help="part of the dataset to score (default: %(default)s)")
+    group.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
+    group.add_argument("--image_column", help="for hub, the column of images (default: image)")
+    group.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
 
 
-def _add_result_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_result_arguments(group) -> None:
+    group.add_argument(
         "--boundary", action="store_true", help="compute the boundary IoU too: of the pixels near class boundaries"
     )
-    parser.add_argument(
+    group.add_argument(
         "--absent_as_zero",
         action="store_true",
         help="count classes that occur nowhere as 0 in the means, as the official HRNet does; by default they are left out",
     )
-    parser.add_argument(
+    group.add_argument(
         "--output",
         type=Path,
         help="JSON file to write (default: scores_DATASET_SPLIT.json, with the settings in its name where they are not the "
         "defaults, in the checkpoint's folder, or in the current one for a Hub name). The other files are named like it, with "
         "other endings",
     )
-    parser.add_argument("--plot", action="store_true", help="draw the confusion matrix as PNG (needs matplotlib)")
-    parser.add_argument(
+    group.add_argument("--plot", action="store_true", help="draw the confusion matrix as PNG (needs matplotlib)")
+    group.add_argument(
         "--worst",
         type=int,
         default=0,
         metavar="N",
         help="draw the N images of lowest mIoU, with truth and prediction laid over them",
     )
-    parser.add_argument(
+    group.add_argument(
         "--submission",
         type=Path,
         metavar="DIR",
         help="write label maps as the servers of cityscapes, pascal_voc and mapillary_vistas take them; the split may lack them",
     )
-    parser.add_argument(
+    group.add_argument(
         "--overwrite",
         action="store_true",
         help="begin anew where an interrupted evaluation could be resumed, and replace the scores of another one in --output",
     )
 
 
-def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_device_arguments(group) -> None:
+    group.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
         help="where the model runs; auto takes a GPU if there is one (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--num_workers",
         type=int,
         help="processes that read images, for each process that runs the model; 0: none (default: its share of the cores, half "
         f"of that beside a model on the CPU, at most {MOST_WORKERS})",
     )
-    parser.add_argument(
+    group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",

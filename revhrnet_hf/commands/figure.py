@@ -17,10 +17,14 @@ from ..cli import ArgumentParser, add_trust_argument, run
 from ..errors import RecipeError
 from . import check_installed
 
+FIGURES = ("compare", "overlay", "errors", "confusion", "legend")
+
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="FIGURE", title="figures (revhrnet figure FIGURE --help explains one)"
+    )
 
     def command(name: str, help: str) -> ArgumentParser:
         added = commands.add_parser(name, help=help, description=help)
@@ -67,7 +71,10 @@ def _add_errors_arguments(errors: ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.error(f"say which figure: {', '.join(FIGURES)}")
     check_installed("figures need", "plots", "matplotlib")
     from ..viz import plots
     from ._figures import DRAWINGS

@@ -127,7 +127,8 @@ def unseen_text(counts: ClassCounts, train_id: int, where: str) -> str:
     finding = f"The class {name!r}{shown} has no pixel in {where}, so that it cannot be learnt."
     suspects = counts.much_ignored(0)
     if not suspects:
-        return f"{finding} Add label maps that hold it, or take it out of the label table."
+        or_else = "" if is_published(counts.space) else ", or take it out of the label table"
+        return f"{finding} Add label maps that hold it{or_else}."
     raw = suspects[0]
     return (
         f"{finding} {counts.percent(raw):.1f} % of the pixels are {_shown(raw)}, which is ignored: if that is {name!r}, the "

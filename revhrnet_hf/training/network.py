@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data import LabelSpace
-from ..errors import RecipeError, first_few
+from ..errors import RecipeError, first_few, strict_reason
 from ..models import (
     HRNetV2Config,
     HRNetV2ForSemanticSegmentation,
@@ -62,7 +62,7 @@ def _reason(error: Exception) -> str:
     """An error in one line, in which settings of the config have the names of the recipe's fields."""
     said = str(error)
     if isinstance(error, StrictDataclassError):
-        said = said.partition("\n")[2].strip().partition(": ")[2] or said  # behind the kind of the error that it wraps
+        said = strict_reason(error)
     for field, setting in RECIPE_FIELDS.items():
         said = re.sub(rf"\b{field}\b", setting, said)
     return " ".join(said.split())

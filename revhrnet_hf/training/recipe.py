@@ -331,8 +331,8 @@ class Recipe:
         known = {setting.name for setting in fields(cls)}
         unknown = sorted(str(name) for name in set(settings) - known)  # YAML's keys may be numbers
         if unknown:
-            hints = "".join(f"; {name}{hint}" for name in unknown if (hint := did_you_mean(name, known)))
-            raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}{hints}")
+            hinted = ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown)
+            raise RecipeError(f"Unknown field in {source}: {hinted}. Known are {', '.join(sorted(known))}")
         try:
             return cls(**_overridden(settings, overrides or {}))
         except RecipeError as error:
@@ -373,10 +373,15 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
     is_name = not path.suffix and path.parent == Path()
-    if path.is_file() or not (is_name or path.stem in known):
-        return path  # where it cannot be read, the reader says why
+    if path.is_file():
+        return path
     if is_name and path.name in known:
         return RECIPES / f"{name}.yaml"
+    if path.is_dir():
+        inside = ", ".join(sorted(file.name for file in path.glob("*.y*ml"))) or "no YAML file"
+        raise RecipeError(f"{name} is a folder: give a recipe's YAML file (it holds {inside}), or a recipe by name")
+    if not (is_name or path.stem in known):
+        return path  # the reader says why it cannot be read
     hint = did_you_mean(path.stem, known)
     raise RecipeError(f"There is no recipe {name}{hint}: give a YAML file, or one of {', '.join(known)}")
 
@@ -408,6 +413,7 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     overrides = overrides or {}
     settings = read_settings(path)
     stages = settings.pop("stages", [{}])
+    _find_label_table(settings, find_recipe(path).parent)
     for name in RENAMED.keys() & _fields_in(settings, stages):
         logger.info(f"{path}: {name} is called {RENAMED[name]} now")
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
@@ -417,6 +423,29 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     return [
         Recipe.from_dict({**settings, **stage}, source + given, overrides) for stage, source in zip(stages, named, strict=True)
     ]
+
+
+def _find_label_table(settings: dict[str, Any], folder: Path) -> None:
+    """A label table that lies beside the recipe's file may be named by its file name; from the working directory it is a path.
+
+    Raises:
+        RecipeError: both paths lead to a file, and these are two.
+    """
+    given = settings.get("label_space")
+    if not isinstance(given, str) or Path(given).is_absolute() or not is_label_table(given):
+        return
+    beside, here = folder / given, Path(given)
+    if not beside.is_file():
+        return
+    if here.is_file() and not here.samefile(beside):
+        raise RecipeError(
+            f"Recipe field label_space: {given} is a file here and another beside the recipe ({beside}): give a whole path"
+        )
+    settings["label_space"] = str(beside)
+
+
+def is_label_table(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
 
 
 def _fields_in(settings: Mapping[str, Any], stages: Any) -> set[str]:
