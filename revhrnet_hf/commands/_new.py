@@ -20,8 +20,8 @@ from ..io import write_text
 from ..text import table as text_table
 from ..training.first_recipe import Images, Machine, first_recipe, recipe_text
 from ..viz.contact_sheet import contact_sheet
-from .new import RECIPE, SHEET, TABLE
 
+TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.jpg"
 SCORED_ON = ("val", "valid", "validation", "dev")
 
 
@@ -65,7 +65,10 @@ class Start:
 
     def _is_divided(self, table: str) -> bool:
         """Whether the folder's own label table leads to a split to score on."""
-        splits = Folder.splits(self.folder, table) if Folder.recognises(self.data_folder) else ()
+        try:
+            splits = Folder.splits(self.folder, table)
+        except DataError:  # not divided; any other reason is said by `check_samples`, which reads a copy of the table
+            return False
         return any(split.lower() in SCORED_ON for split in splits)
 
     def _propose(self, layout: Layout) -> ProposedTable:

@@ -18,8 +18,6 @@ from pathlib import Path
 from ..cli import ArgumentParser, run
 from ..errors import RecipeError
 
-TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.jpg"
-
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     output_dir = args.output_dir or args.folder.absolute().parent / f"{args.folder.absolute().stem}_recipe"
     if output_dir.exists() and not output_dir.is_dir():
         raise RecipeError(f"--output_dir {output_dir} is a file: name a folder")
-    from ._new import Start  # after parsing, so that --help answers at once
+    from ._new import RECIPE, SHEET, Start  # after parsing, so that --help answers at once
 
     start = Start(args.folder, output_dir)
     start.write_table(args.val_fraction, args.seed)
@@ -55,15 +53,15 @@ def main(arguments: list[str] | None = None) -> None:
     start.write_sheet(args.images)
     print(f"\nLook at {output_dir / SHEET}: do the colours lie on the right things?")
     print(f"Then give the classes in {start.table} their names, and train:\n")
-    for line in next_commands(args.folder, output_dir, start.table, start.eval_split):
+    for line in next_commands(args.folder, output_dir / RECIPE, start.table, start.eval_split):
         print(f"    {line}")
 
 
-def next_commands(folder: Path, output_dir: Path, table: str, eval_split: str) -> list[str]:
+def next_commands(folder: Path, recipe: Path, table: str, eval_split: str) -> list[str]:
     data, space = shlex.quote(str(folder)), shlex.quote(table)
     return [
         f"revhrnet audit folder {data} --label_space {space}",
-        f"revhrnet train --recipe {shlex.quote(str(output_dir / RECIPE))} --data_dir {data} --output_dir runs/mine",
+        f"revhrnet train --recipe {shlex.quote(str(recipe))} --data_dir {data} --output_dir runs/mine",
         f"revhrnet evaluate runs/mine/best --dataset folder --data_dir {data} --label_space {space} --split {eval_split}",
         "revhrnet predict runs/mine/best IMAGE.jpg",
     ]

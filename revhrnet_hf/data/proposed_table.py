@@ -17,7 +17,7 @@ from .raw_label_map import RawContent
 
 WHITE = 255  # the object in a binary mask
 HARD = 0.9  # of the pixels must be black or white in masks whose other values are soft edges
-FEW_VALUES = 20  # with more ids, black and white ones among them, the others are soft edges
+FEW_VALUES = 8  # fewer values between black and white are classes, as are values that are all small
 BACKGROUND = "background"
 RawValue = int | Colour
 
@@ -127,7 +127,8 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
     """
     listed: dict[RawValue, str] = {} if classes is None else dict(classes.by_id if contents.are_ids else classes.by_colour)
     notes = [f"The names are those of {classes.source}." for _ in listed][:1]
-    values = sorted(contents.pixels)
+    place = {value: number for number, value in enumerate(listed)}
+    values = sorted(contents.pixels, key=lambda value: (place.get(value, len(place)), value))  # the list's order counts
     ignored, soft = [], _soft_edges(contents) if not listed else []
     if soft:
         values, ignored = [0, WHITE], list(range(1, WHITE))
@@ -162,10 +163,10 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
 
 def _soft_edges(contents: MaskContents) -> list[int]:
     """The ids between black and white if nearly all pixels are one of these."""
-    if not contents.are_ids or len(contents.pixels) <= FEW_VALUES or max(contents.pixels) > WHITE:
+    between = sorted(value for value in contents.pixels if value not in (0, WHITE)) if contents.are_ids else []
+    if len(between) < FEW_VALUES or not WHITE // 2 < max(between) < WHITE:
         return []
-    hard = contents.share(0) + contents.share(WHITE)
-    return sorted(value for value in contents.pixels if value not in (0, WHITE)) if hard >= HARD else []
+    return between if contents.share(0) + contents.share(WHITE) >= HARD else []
 
 
 def _placeholder(value: RawValue, values: list[RawValue]) -> str:

@@ -68,7 +68,11 @@ def test_a_commands_error_is_one_line(capsys):
         run(lambda: main(["audit", "camvit", "DIR"]))
     assert raised.value.code == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: Unknown dataset: 'camvit'; known: camvid, ") and err.count("\n") == 1
+    assert (
+        out == ""
+        and err.startswith("error: Unknown dataset: 'camvit' (did you mean camvid?); known: camvid, ")
+        and err.count("\n") == 1
+    )
 
 
 def test_what_is_not_installed_is_named():
