@@ -4,6 +4,7 @@ ends: well, or with one line that says what was wrong, or with the traceback of 
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -38,6 +39,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return name in known or (self.allow_abbrev and any(option.startswith(name) for option in known))
 
     def error(self, message: str):
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # --data_dir/--data-dir: one spelling is enough
         self.exit(2, f"error: {message} (options: {self.prog} --help)\n")
 
 

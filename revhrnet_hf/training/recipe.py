@@ -413,7 +413,8 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     overrides = overrides or {}
     settings = read_settings(path)
     stages = settings.pop("stages", [{}])
-    _find_label_table(settings, find_recipe(path).parent)
+    if "label_space" not in overrides:
+        _find_label_table(settings, find_recipe(path).parent)
     for name in RENAMED.keys() & _fields_in(settings, stages):
         logger.info(f"{path}: {name} is called {RENAMED[name]} now")
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
