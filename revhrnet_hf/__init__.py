@@ -29,7 +29,8 @@ def _register() -> None:
     except RuntimeError as error:
         raise ImportError(
             f"torch and torchvision do not fit together ({error}). The usual cause is a CPU-only torch with the package index's "
-            "torchvision. Install both from the same place: pip install --force-reinstall torch torchvision -c constraints.txt"
+            "torchvision. Install both from the same place: pip install --force-reinstall torch torchvision "
+            "(in a clone with -c constraints.txt)"
         ) from error
     import_module(".models", __name__)
     import_module(".pipelines", __name__)

@@ -15,6 +15,8 @@ from ..models import (
     RevHRNetForSemanticSegmentation,
     RevHRNetImageProcessor,
 )
+from ..models.configuration_hrnetv2 import VARIANTS as HRNETV2_VARIANTS
+from ..models.configuration_revhrnet import VARIANTS as REVHRNET_VARIANTS
 from .recipe import RANDOM, Recipe
 
 # Settings of the config → the recipe's fields that they come from, where the names differ.
@@ -89,6 +91,11 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
 
 
 def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
+    if recipe.variant in HRNETV2_VARIANTS and recipe.variant not in REVHRNET_VARIANTS:
+        raise ValueError(
+            f"variant {recipe.variant} is one of HRNetV2 only: give architecture: hrnetv2, or one of "
+            f"{', '.join(REVHRNET_VARIANTS)}"
+        )
     return RevHRNetConfig.from_variant(
         recipe.variant,
         backbone=recipe.backbone,
