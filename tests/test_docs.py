@@ -16,6 +16,7 @@ from PIL import Image
 
 from revhrnet_hf.data.label_table import read_label_table
 from revhrnet_hf.synthetic import write_camvid
+from revhrnet_hf.training.recipe import Recipe
 
 from . import forked
 
@@ -218,10 +219,18 @@ def test_backbones(tmp_path):
     assert "peak memory" in frozen and "peak memory" in partly and not (tmp_path / "runs").exists()
 
 
+def test_augmentation(tmp_path):
+    write_camvid(tmp_path / "CamVid", {"train": 4, "val": 1}, (48, 64))
+    (said,) = run_page("augmentation.md", tmp_path)
+    assert "written: " in said and [path.name for path in (tmp_path / "runs").iterdir()] == ["try_crops.png"]
+    Recipe.from_yaml(tmp_path / "rare.yaml")
+
+
 def test_pages_are_tested():
     """A page without a test of its own would not be run; one without commands needs none."""
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == {
-        f"{name}.md" for name in ("own_data", "exporting", "chains", "several_gpus", "memory", "backbones", "architecture")
+        f"{name}.md"
+        for name in ("own_data", "exporting", "chains", "several_gpus", "memory", "backbones", "augmentation", "architecture")
     }
     assert not blocks("architecture.md", "bash", "python", "yaml")
 

@@ -2,7 +2,7 @@
 
 Every module has `build_parser()` and `main(arguments=None)`; `python -m revhrnet_hf.commands.NAME` calls it as well, which is how
 accelerate and torchrun start several processes. A module imports PyTorch and the like only after it has read the command line, so
-that `--help` and mistakes are answered at once; the work of the longer commands is in a module of its own (_evaluation.py, _new.py).
+that `--help` and mistakes are answered at once; the work of the longer commands is in _NAME.py.
 """
 
 from importlib.util import find_spec

@@ -10,7 +10,8 @@ On two CPU cores in some minutes, on the small scenes that `revhrnet quickstart`
     revhrnet train --recipe mapillary_to_cityscapes_mini \\
         --data_dir mapillary_vistas=quickstart/mapillary_vistas cityscapes=quickstart/cityscapes --output_dir OUT
 
-`--dry_run` first says how long a chain will take. SIGINT (Ctrl-C) and SIGTERM save and stop; `--resume` resumes.
+`--crops 16` draws crops as the recipe augments them, to be looked at before a training; `--dry_run` says how long a chain will
+take. SIGINT (Ctrl-C) and SIGTERM save and stop; `--resume` resumes.
 Any field of the recipe can be overridden, for all stages alike: --epochs 5 --crop_size 360 480. OUT/best and OUT/last load with
 the Auto classes; a chain's earlier stages are in OUT/1_DATASET and so on.
 """
@@ -50,6 +51,13 @@ class RunArguments:
         default=False,
         metadata={"help": "Build and try all stages, print the time and room that the run will take, and write nothing"},
     )
+    crops: int | None = field(
+        default=None,
+        metadata={
+            "help": "Draw the first so many augmented crops of each stage with their label maps to OUTPUT_DIR_crops.png (of the "
+            "earlier stages of a chain: OUTPUT_DIR_1_DATASET_crops.png and so on), and train nothing"
+        },
+    )
     timeout_minutes: float = field(
         default=30, metadata={"help": "End the run if a loader's worker or another process has not answered for so long"}
     )
@@ -57,6 +65,8 @@ class RunArguments:
     def __post_init__(self):
         if not 0 < self.timeout_minutes < float("inf"):
             raise RecipeError(f"--timeout_minutes must be a positive number, got {self.timeout_minutes}")
+        if self.crops is not None and self.crops < 1:
+            raise RecipeError(f"--crops must be 1 or more, got {self.crops}")
 
 
 def build_parser() -> ArgumentParser:
@@ -86,6 +96,20 @@ def parse_command_line(arguments: list[str] | None = None) -> tuple[RunArguments
     return run_arguments, read_chain(run_arguments.recipe, given)
 
 
+def _draw_crops(recipes: list[Recipe], data_dirs: dict[str, Path], output_dir: Path, number: int) -> None:
+    """Draws a sheet for each stage, beside the output folder: the folder itself is the run's."""
+    from ..images import save_image
+    from ..training.crops import draw_crops
+
+    for position, recipe in enumerate(recipes, 1):
+        stage = "" if position == len(recipes) else f"_{position}_{recipe.dataset}"
+        file = output_dir.absolute().with_name(f"{output_dir.absolute().name}{stage}_crops.png")
+        sheet = draw_crops(recipe, data_dirs, number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_image(sheet, file)
+        print(f"written: {file}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train, or rehearse with `--dry_run`, as the command line (`sys.argv` if None) says."""
     args, recipes = parse_command_line(arguments)
@@ -98,6 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
     from ..training.output_dir import BEST
 
     data_dirs, result = data_dirs_by_name(args.data_dir, recipes), recipes[-1]
+    if args.crops is not None:
+        if PartialState().is_main_process:
+            _draw_crops(recipes, data_dirs, Path(args.output_dir), args.crops)
+        return
     if result.push_to_hub:
         check_ready(result.hub_model_id)  # not after days of training
     train = dry_run if args.dry_run else run_chain

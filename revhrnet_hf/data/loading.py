@@ -19,6 +19,7 @@ from .datasets.pascal_voc import PascalVoc
 from .features import LabelMap
 from .folder_listing import listed_once
 from .label_space import LABEL_SPACES, LabelSpace, find_label_space
+from .split_slice import SplitSlice
 from .translation import are_joined, in_classes_of
 
 DATASETS: dict[str, type[SegmentationBuilder]] = {
@@ -54,7 +55,8 @@ def load_segmentation_dataset(
             `loader`, a name of your own.
         data_dir: the folder in the publisher's layout; zip and tar files in it are read without unpacking. With `"hub"`, the name
             on the Hub, or the folder.
-        split: for example `"train"`, `"val"`, `"trainval"`.
+        split: for example `"train"`, `"val"`, `"trainval"`; or a part of one, such as `"train[:10%]"`, `"train[100:200]"` or
+            `"train[::4]"`.
         label_space: the classes to translate to: a label space of the dataset, or one that a table joins to it (translation.py;
             classes without a partner are ignored); the default one if None. With `"folder"` and `"hub"`, the classes of the label
             maps: a label table (a YAML file; label_table.py shows the form) or a name.
@@ -69,8 +71,16 @@ def load_segmentation_dataset(
         Columns `image` (PIL, RGB), `label_map` (PIL, mode L: train ids, 255 ignored) and `image_id` (str).
 
     Raises:
-        DataError: the name, split or label space is unknown, or a file in the folder is missing or does not fit.
+        DataError: the name, split or label space is unknown, a slice selects no image or is asked of a stream, or a file in the
+            folder is missing or does not fit.
     """
+    part = SplitSlice.of_text(split)
+    if not part.is_whole:
+        if streaming:
+            raise DataError(f"{split!r}: a part of a split cannot be streamed; load {part.name!r}, and use its take() and skip()")
+        options = (label_space, streaming, image_column, label_column, unlabelled, loader)
+        whole = load_segmentation_dataset(name, data_dir, part.name, *options)
+        return _selected(whole, part, split)
     loader = loader_of(name, loader)
     if loader == STORED:
         return load_stored(data_dir, split, label_space, streaming, image_column or IMAGE, label_column or LABEL_MAP)
@@ -90,6 +100,13 @@ def load_segmentation_dataset(
         )
     check_known(f"split of {name}", split, splits)
     return _load_split(builder_class, data_dir, split, label_space, streaming)
+
+
+def _selected(whole: datasets.Dataset, part: SplitSlice, split: str) -> datasets.Dataset:
+    rows = part.rows(len(whole))
+    if not rows:
+        raise DataError(f"{split!r} selects none of the {len(whole)} images of {part.name!r}.")
+    return whole.select(rows)
 
 
 def _load_split(

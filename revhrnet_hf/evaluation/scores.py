@@ -138,6 +138,36 @@ def bootstrap_intervals(totals: np.ndarray, confidence: float = 0.95, num_draws:
     return {key: _interval(values, confidence) for key, values in drawn.items()} | {"per_category_iou": per_category}
 
 
+def paired_difference(
+    first: np.ndarray, second: np.ndarray, confidence: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0
+) -> tuple[float, list[float]]:
+    """How much higher the mIoU of one network is than another's, and its confidence interval by the paired bootstrap.
+
+    Both are scored on the same images, and each draw takes the same images for both: what makes an image hard for both cancels.
+
+    Args:
+        first, second: (runs, images, 3, classes), the totals of each run of a network; their mIoUs are averaged. The numbers of
+            runs may differ.
+
+    Returns:
+        The difference of the means, and [low, high].
+
+    Raises:
+        ValueError: the images or classes are not the same in number.
+    """
+    if first.shape[1:] != second.shape[1:]:
+        raise ValueError(f"the runs are of different images or classes: {first.shape[1:]} and {second.shape[1:]}")
+
+    def of_draws(runs: np.ndarray) -> np.ndarray:
+        draws = (_draw_totals(totals, num_draws, np.random.default_rng(seed)) for totals in runs)
+        return np.mean([_scores_of_draws(drawn)["mean_iou"] for drawn in draws], axis=0)
+
+    def of_all(runs: np.ndarray) -> float:
+        return float(np.mean(_scores_of_draws(runs.sum(1).astype(np.float64))["mean_iou"]))
+
+    return of_all(first) - of_all(second), _interval(of_draws(first) - of_draws(second), confidence)
+
+
 def _draw_totals(totals: np.ndarray, num_draws: int, generator: np.random.Generator) -> np.ndarray:
     """(draws, 3, classes): the sums over the images of each draw."""
     num_images, counts = len(totals), totals.astype(np.float64)  # whole numbers, so float64 sums them exactly

@@ -40,13 +40,14 @@ def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batc
         batches: `pixel_values` (batch, 3, height, width).
 
     Raises:
-        ExportError: logits differ by more than `ALLOWED_DIFFERENCE`, or a share below `REQUIRED_EQUAL` of the pixels is equal;
+        ExportError: the exported network does not take one of the sizes;
+            logits differ by more than `ALLOWED_DIFFERENCE`, or a share below `REQUIRED_EQUAL` of the pixels is equal;
             shapes or types differ; logits of either hold NaN or infinity; there is no image to compare.
     """
     images, differences, equal, pixels = 0, [], 0, 0
     with torch.inference_mode():
         for pixel_values in batches:
-            logits, found = model(pixel_values=pixel_values).logits, exported(pixel_values)
+            logits, found = model(pixel_values=pixel_values).logits, _run(exported, pixel_values)
             label_maps = logits_or_label_map(logits, pixel_values, with_argmax=True)
             _check_form(found, logits, label_maps)
             if found.is_floating_point():
@@ -67,6 +68,19 @@ def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batc
             f"pixels are equal; {ALLOWED_DIFFERENCE} and {100 * REQUIRED_EQUAL} % are allowed. Nothing was written"
         )
     return agreement
+
+
+def _run(exported: Callable[[Tensor], Tensor], pixel_values: Tensor) -> Tensor:
+    try:
+        return exported(pixel_values)
+    except Exception as error:  # of torch.export or of ONNX Runtime, each of which has its own kinds
+        height, width = pixel_values.shape[-2:]
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportError(
+            f"what was exported does not take images of {height}×{width} pixels ({reason}): a part of the network, such as "
+            "position embeddings that are kept from call to call, is fixed to the size of the traced image. Export it for one "
+            "size: --size HEIGHT WIDTH. Nothing was written"
+        ) from error
 
 
 def _check_form(found: Tensor, logits: Tensor, label_maps: Tensor) -> None:

@@ -72,6 +72,7 @@ def card_data(record: Record, name: str | None) -> dict[str, Any]:
         "paper": Markdown(paper) if paper else None,
         "backbone": code_span(base) if base else None,
         "frozen": getattr(config, "freeze_backbone", False),
+        "adapted": any(stage["recipe"].get("trainable_backbone") == "lora" for stage in record.history),
         "parameters": model.num_parameters(),
         "trained": model.num_parameters(only_trainable=True),
         "example": EXAMPLE_FILE if record.has_example else None,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..adapters import add_adapters, merged
 from ..models import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetConfig, RevHRNetForSemanticSegmentation
 from ..models import configuration_hrnetv2 as hrnetv2
 from ..models import configuration_revhrnet as revhrnet
@@ -35,6 +36,7 @@ BACKBONES = (
     "vit_base_patch16_dinov3.lvd1689m",
 )
 WIDTHS = ("w18", "w32", "w48")
+LORA_RANK, LORA_ALPHA = 8, 16.0  # the defaults of recipes
 PARTLY_TRAINED = ("convnext_tiny.dinov3_lvd1689m", "vit_small_patch16_dinov3.lvd1689m")
 
 
@@ -87,11 +89,15 @@ def models_on_backbones() -> dict[str, Callable[[], nn.Module]]:
     """`BACKBONES` with each of `WIDTHS`, frozen; then what it costs to train a part of some, under the table's names."""
 
     def reverse(width, backbone, choice):
-        config = RevHRNetConfig.from_variant(width, backbone=backbone, trainable_backbone=choice, num_labels=NUM_CLASSES)
-        return RevHRNetForSemanticSegmentation(config)
+        part = "none" if choice == "lora" else choice
+        config = RevHRNetConfig.from_variant(width, backbone=backbone, trainable_backbone=part, num_labels=NUM_CLASSES)
+        model = RevHRNetForSemanticSegmentation(config)
+        if choice == "lora":
+            add_adapters(model, LORA_RANK, LORA_ALPHA)
+        return model
 
     frozen = [(width, backbone, "none") for backbone in BACKBONES for width in WIDTHS]
-    partly = [("w32", backbone, choice) for backbone in PARTLY_TRAINED for choice in ("last_stage", "norms", "all")]
+    partly = [("w32", backbone, choice) for backbone in PARTLY_TRAINED for choice in ("last_stage", "norms", "lora", "all")]
     return {
         f"RevHRNet {width}, {backbone}, trained: {choice}": partial(reverse, width, backbone, choice)
         for width, backbone, choice in (*frozen, *partly)
@@ -128,7 +134,8 @@ def measure(name: str, make_model: Callable[[], nn.Module]) -> ModelCosts:
         model = make_model()
         parameters = model.num_parameters()
         trainable = model.num_parameters(only_trainable=True)
-        multiply_adds = count_multiply_adds(model.eval(), WHOLE_IMAGE)
+        with merged(model):  # adapters, as in checkpoints
+            multiply_adds = count_multiply_adds(model.eval(), WHOLE_IMAGE)
         saved = [count_saved_bytes(model.train(), TRAINING_CROP)]
         for recompute in ("none", "modules"):
             model.activation_checkpointing_enable({"recompute": recompute})

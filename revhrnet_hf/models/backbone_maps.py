@@ -281,4 +281,14 @@ def pad_to_multiple(pixel_values: Tensor, multiple: int) -> Tensor:
 
 def cropped(maps: tuple[Tensor, ...], strides: tuple[int, ...], size: tuple[int, int]) -> tuple[Tensor, ...]:
     """The part of each map that belongs to the image of `size` (height, width), without its padding."""
-    return tuple(x[..., : -(-size[0] // stride), : -(-size[1] // stride)] for x, stride in zip(maps, strides, strict=True))
+    return tuple(cropped_map(x, stride, size) for x, stride in zip(maps, strides, strict=True))
+
+
+def cropped_map(x: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """The part of a map (…, rows, columns) that belongs to the image of `size` (height, width)."""
+    rows, columns = -(-size[0] // stride), -(-size[1] // stride)
+    if not torch.compiler.is_exporting():
+        return x[..., :rows, :columns]
+    # A slice is a view, and an exporter would decide for all sizes whether it is the whole map. A copy leaves that open.
+    x = x.index_select(-2, torch.arange(rows, device=x.device))
+    return x.index_select(-1, torch.arange(columns, device=x.device))

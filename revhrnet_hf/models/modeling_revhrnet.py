@@ -170,6 +170,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         else:
             self.final_stage = RecomputedBlocks(BasicBlock, channels[0], channels[0], config.num_blocks, momentum)
             self.out_channels = channels[0]
+        self.has_adapters = False  # set by training with LoRA, to which the frozen backbone's gradients are no surprise
         self.post_init()
         self.freeze()
 
@@ -253,7 +254,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         if not torch.is_grad_enabled():
             return False
         trained = sum(p.numel() for p in self.backbone.parameters() if p.requires_grad)
-        if trained and not torch.compiler.is_compiling():
+        if trained and not self.has_adapters and not torch.compiler.is_compiling():
             logger.warning_once(
                 f"{trained:,} parameters in the frozen backbone require a gradient (LoRA?): they are trained, and the backbone's "
                 "activations are kept for the backward pass. Its modules stay in eval mode. To freeze them, call "

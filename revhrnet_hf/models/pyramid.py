@@ -9,6 +9,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .backbone_maps import cropped_map
 from .recompute import RecomputedModule
 
 RESIZE, LEARNED = "resize", "learned"
@@ -76,7 +77,7 @@ def resampled(x: Tensor, stride: float, wanted: int, size: tuple[int, int]) -> T
         if beyond:
             x = F.pad(x, (0, beyond, 0, beyond), mode="replicate")
         x = F.interpolate(x, scale_factor=stride / wanted, mode="bilinear", align_corners=False)
-    return x[..., : -(-size[0] // wanted), : -(-size[1] // wanted)]
+    return cropped_map(x, wanted, size)
 
 
 def _cells_beyond(stride: float, wanted: int) -> int:

@@ -1,8 +1,9 @@
 """Checkpoints of a stage: what `last` and `best` hold, how they are written, and how a run is restored from `last`.
 
 A checkpoint folder is a model folder (it loads with the Auto classes) with the recipe, the versions, the scores and checksums.
-All but `best` also hold the training state: `training_state.json`, the optimizer's tensors in `optimizer.safetensors`, and with
-`ema_decay` the moving average in `averaged.safetensors`.
+All but `best` also hold the training state: `training_state.json`, the optimizer's tensors in `optimizer.safetensors`, with
+`ema_decay` the moving average in `averaged.safetensors`, and with LoRA the adapters and the weights of their layers in
+`lora.safetensors`.
 """
 
 import json
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from ..adapters import adapted_layers, merged, separate_state, separated
 from ..errors import CheckpointError
 from ..hub.model_card import EXAMPLE_FILE, write_model_card
 from ..images import save_image
@@ -32,6 +34,7 @@ from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
+LORA_FILE = "lora.safetensors"
 SUMMARY = ("mean_iou", "mean_accuracy", "overall_accuracy")  # of all scores, those in logs and in the config's history
 
 
@@ -113,6 +116,8 @@ class Checkpoints:
             save_training_state(folder, state, optimizer_tensors(network, learner.optimizer.optimizer))
             if learner.averaged is not None:
                 save_averages(folder, learner.averaged)
+            if adapted_layers(network):
+                save_file(separate_state(network), folder / LORA_FILE)
 
         save_last(self.output_dir, self.recipe.keep_checkpoints, fill)
         note_saved(self.lock)
@@ -154,7 +159,7 @@ class Checkpoints:
         if state.data is not None:
             refuse_other_data(state.data, data)
         state.data = data
-        learner.network.load_state_dict(load_file(folder / "model.safetensors"))
+        learner.network.load_state_dict(load_weights(folder, learner.network))
         restore_optimizer_tensors(learner.network, learner.optimizer.optimizer, tensors)
         if learner.averaged is not None:
             load_averages(folder, learner.averaged)
@@ -182,7 +187,8 @@ def save_model_folder(
     folder: Path, model, image_processor, recipe: Recipe, scores: dict[str, Any] | None, example: Image.Image | None = None
 ) -> None:
     """A folder that loads with the Auto classes, what it was made from, and its card; `example` is the card's image."""
-    model.save_pretrained(folder)
+    with merged(model) as weights:
+        model.save_pretrained(folder, state_dict=weights)
     image_processor.save_pretrained(folder)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     write_json(folder / "versions.json", versions())
@@ -206,6 +212,17 @@ def load_training_state(folder: Path) -> tuple[TrainingState, dict[str, torch.Te
         return TrainingState(**values), load_file(folder / "optimizer.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} holds no training state to resume from: {error}") from error
+
+
+def load_weights(folder: Path, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state of the network that is trained; its adapters, if it has any, are separate from the weights of their layers."""
+    weights = load_file(folder / "model.safetensors")
+    if not adapted_layers(network):
+        return weights
+    try:
+        return separated(network, weights, load_file(folder / LORA_FILE))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no LoRA adapters to resume from: {error}") from error
 
 
 def save_averages(folder: Path, averaged: torch.nn.Module) -> None:

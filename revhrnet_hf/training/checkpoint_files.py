@@ -31,6 +31,7 @@ CHECKPOINT_FILES = {
     "averaged.safetensors",
     "config.json",
     "example.png",
+    "lora.safetensors",
     "model.safetensors",
     "optimizer.safetensors",
     "preprocessor_config.json",

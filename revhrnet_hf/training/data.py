@@ -13,8 +13,12 @@ from datasets import Dataset
 from torch.utils.data import ConcatDataset
 
 from ..data import LabelSpace, TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset, translate
+from ..data.augmentation import GaussianBlur, JpegNoise, PhotometricDistortion
+from ..data.class_index import class_index
 from ..data.loader import build_loader
 from ..data.loading import in_classes
+from ..data.rare_classes import RareClasses
+from ..data.transforms import Distortion
 from ..errors import DataError, RecipeError, TrainingError, first_few
 from .agreement import SharedErrors
 from .recipe import Recipe
@@ -114,6 +118,53 @@ def image_id_of(sets: list[TrainingSet], index: int) -> str:
     raise ValueError("there are no images")
 
 
+def training_samples(recipe: Recipe, sets: list[TrainingSet], label_space: LabelSpace, image_processor) -> TrainingSamples:
+    """The augmented images of the recipe. If it draws by classes, all label maps are read, or their counts from the cache."""
+    transform = TrainingTransform(
+        image_processor,
+        crop_size=recipe.crop_size,
+        base_size=recipe.base_size,
+        scale_range=recipe.scale_range,
+        scale_step=recipe.scale_step,
+        flip=recipe.flip,
+        ignore_index=label_space.ignore_index,
+        rotation=recipe.rotation,
+        max_class_share=recipe.max_class_share,
+        distortions=_distortions(recipe),
+    )
+    rare_classes = None
+    if recipe.rare_class_crops or recipe.rare_class_images:
+        indices = [class_index(entry.images, recipe.num_workers) for entry in sets]
+        rare_classes = RareClasses(indices, recipe.rare_class_crops, recipe.rare_class_images, recipe.rare_class_temperature)
+    return TrainingSamples(_concatenated(sets), transform, recipe.seed, recipe.on_bad_sample == "skip", rare_classes)
+
+
+def epoch_batches(recipe: Recipe, sets: list[TrainingSet], num_processes: int = 1, process_index: int = 0) -> EpochBatches:
+    """The order of the recipe's images on one of several processes."""
+    return EpochBatches(
+        sum(len(entry.images) for entry in sets),
+        recipe.batch_size,
+        recipe.gradient_accumulation_steps,
+        num_processes,
+        process_index,
+        recipe.seed,
+        _mixture(recipe, sets),
+    )
+
+
+def _distortions(recipe: Recipe) -> list[Distortion]:
+    """As light, lens and file change an image: colours first, then blur, JPEG last."""
+    distortions: list[Distortion] = []
+    if recipe.photometric_distortion:
+        ranges = recipe.brightness, tuple(recipe.contrast), tuple(recipe.saturation), recipe.hue
+        distortions.append(PhotometricDistortion(*ranges))
+    if recipe.blur:
+        distortions.append(GaussianBlur(recipe.blur, tuple(recipe.blur_sigma)))
+    if recipe.jpeg_noise:
+        distortions.append(JpegNoise(recipe.jpeg_noise, tuple(recipe.jpeg_quality)))
+    return distortions
+
+
 class TrainingData:
     """The augmented images of a stage, in batches on the device, step by step.
 
@@ -136,25 +187,8 @@ class TrainingData:
         self.recipe, self.sets, self.errors, self.accelerator = recipe, sets, errors, errors.accelerator
         self.label_space = label_space
         self.seconds_waited = 0.0
-        transform = TrainingTransform(
-            image_processor,
-            crop_size=recipe.crop_size,
-            base_size=recipe.base_size,
-            scale_range=recipe.scale_range,
-            scale_step=recipe.scale_step,
-            flip=recipe.flip,
-            ignore_index=label_space.ignore_index,
-        )
-        self.samples = TrainingSamples(_concatenated(sets), transform, recipe.seed, recipe.on_bad_sample == "skip")
-        self.batches = EpochBatches(
-            len(self.samples),
-            recipe.batch_size,
-            recipe.gradient_accumulation_steps,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-            recipe.seed,
-            _mixture(recipe, sets),
-        )
+        self.samples = training_samples(recipe, sets, label_space, image_processor)
+        self.batches = epoch_batches(recipe, sets, self.accelerator.num_processes, self.accelerator.process_index)
         self.loader = build_loader(
             self.samples,
             recipe.num_workers,
@@ -204,6 +238,10 @@ class TrainingData:
 
     def image_ids(self, indices: list[int]) -> list[str]:
         return [image_id_of(self.sets, index) for index in indices]
+
+    def drawn_image_ids(self, indices: list[int]) -> list[str]:
+        """The ids of the images of a batch, by the indices that `batches` gives for the epoch that was started last."""
+        return self.image_ids([self.samples.row(index) for index in indices])
 
     def mark_bad(self, indices: list[int]) -> None:
         """Take over, in a resumed run, the images that could not be used before."""

@@ -1,7 +1,8 @@
 """Evaluation during training: scores of the evaluation split, the images that are drawn of it, and which scores are the best."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from ..adapters import merged
 from ..data import label_space_of
 from ..errors import RunStopped
 from ..evaluation import ConfusionMatrix, Predicted, evaluate_dataset, format_scores, predict_label_maps
@@ -54,7 +56,7 @@ class EvaluationHook:
         """
         started = time.perf_counter()
         self.learner.share_buffers()
-        with self.accelerator.autocast(), self._uncompiled():
+        with self.accelerator.autocast(), self._as_in_checkpoints():
             confusion = self._confusion()
             if self.recipe.log_images:
                 with self.stop.errors.hold():
@@ -112,9 +114,12 @@ class EvaluationHook:
         mean_iou = "none yet" if state.best_mean_iou is None else f"{state.best_mean_iou:.4f}"
         self.accelerator.print(f"{state.epoch} {'epoch' if state.epoch == 1 else 'epochs'}; best mIoU {mean_iou} in {best}")
 
-    def _uncompiled(self) -> AbstractContextManager:
-        """Runs a compiled network as it was written: it would be compiled anew for each of the many sizes of images."""
-        return torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext()
+    @contextmanager
+    def _as_in_checkpoints(self) -> Iterator[None]:
+        """Runs the scored network with its adapters merged, and not compiled: each of the many image sizes would be compiled."""
+        uncompiled = torch.compiler.set_stance("force_eager") if self.recipe.torch_compile else nullcontext()
+        with merged(self.learner.scored_network), uncompiled:
+            yield
 
     def draw(self, count: int) -> Image.Image:
         """Image, truth and prediction of `count` images spread over the evaluation split, small."""
@@ -127,7 +132,7 @@ class EvaluationHook:
         A card is made to be passed on, and Cityscapes' and Mapillary Vistas' terms forbid that for images and annotations: so
         it has predictions only, whatever the dataset.
         """
-        with self._uncompiled():
+        with self._as_in_checkpoints():
             predictions = [prediction for _, _, prediction in self._predictions(CARD_IMAGES)]
         return label_map_strip(predictions, self.label_space.names, self.label_space.colours, CARD_HEIGHT)
 

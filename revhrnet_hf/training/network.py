@@ -1,13 +1,14 @@
 """The recipe's network: its config, its first weights, and the image processor that goes with it."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data import LabelSpace
-from ..errors import RecipeError, first_few, strict_reason
+from ..errors import RecipeError, did_you_mean, first_few, strict_reason
 from ..models import (
     HRNetV2Config,
     HRNetV2ForSemanticSegmentation,
@@ -17,7 +18,7 @@ from ..models import (
 )
 from ..models.configuration_hrnetv2 import VARIANTS as HRNETV2_VARIANTS
 from ..models.configuration_revhrnet import VARIANTS as REVHRNET_VARIANTS
-from .recipe import RANDOM, Recipe
+from .recipe import LORA, RANDOM, Recipe
 
 # Settings of the config → the recipe's fields that they come from, where the names differ.
 RECIPE_FIELDS = {
@@ -34,6 +35,11 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[PreTrainedMode
     Raises:
         RecipeError: settings that do not fit, an unknown name, or pretrained weights that cannot be had.
     """
+    if recipe.architecture not in ARCHITECTURES:
+        hint = did_you_mean(recipe.architecture, ARCHITECTURES)
+        raise RecipeError(
+            f"Recipe field architecture must be one of {', '.join(ARCHITECTURES)}, got {recipe.architecture!r}{hint}"
+        )
     make_config, model_class = ARCHITECTURES[recipe.architecture]
     _check_class_weights(recipe, label_space)
     try:
@@ -99,7 +105,8 @@ def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConf
     return RevHRNetConfig.from_variant(
         recipe.variant,
         backbone=recipe.backbone,
-        trainable_backbone=recipe.trainable_backbone,
+        # LoRA adapts a frozen backbone; the adapters are added to the weights that training starts from.
+        trainable_backbone="none" if recipe.trainable_backbone == LORA else recipe.trainable_backbone,
         pyramid=recipe.pyramid,
         frozen_backbone_dtype=None if recipe.backbone_dtype == "float32" else recipe.backbone_dtype,
         final_block=recipe.final_block,
@@ -112,7 +119,11 @@ def _hrnetv2_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfi
     return HRNetV2Config.from_variant(recipe.variant, **settings)
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[Callable[[Recipe, dict[str, Any]], PreTrainedConfig], type[PreTrainedModel]]] = {
     "revhrnet": (_revhrnet_config, RevHRNetForSemanticSegmentation),
     "hrnetv2": (_hrnetv2_config, HRNetV2ForSemanticSegmentation),
 }
+"""For each architecture the config, made of a recipe and of the settings that all networks share, and the model's class.
+
+A program may add a network of its own (scripts/studies/peers.py does), which is then trained and scored like these.
+"""

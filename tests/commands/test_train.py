@@ -2,11 +2,13 @@
 
 from dataclasses import fields
 
+import PIL.Image
 import pytest
 
 from revhrnet_hf.cli import run
 from revhrnet_hf.commands import train
 from revhrnet_hf.errors import HubError, RecipeError
+from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.training.recipe import Recipe
 
 
@@ -145,3 +147,19 @@ def test_a_former_field_is_read_with_a_note(tmp_path, capsys):
         f"note: {recipe}: hand_over_classifier is called transfer_classifier now",
         f"note: {recipe}: log_pictures is called log_images now",
     ]
+
+
+def test_crops_are_drawn_beside_the_output_folder(tmp_path, capsys):
+    write_camvid(tmp_path / "camvid", {"train": 4, "val": 2}, size=(48, 64))
+    text = "dataset: camvid\nbackbone_weights: nowhere.safetensors\ncrop_size: [32, 48]\nbase_size: 64\nbatch_size: 2\n"
+    recipe = write(tmp_path, text + "stages: [{epochs: 1}, {epochs: 2, rotation: 5}]\n")
+    output_dir = tmp_path / "runs" / "first"
+    options = ["--recipe", str(recipe), "--data_dir", str(tmp_path / "camvid"), "--output_dir", str(output_dir), "--crops", "3"]
+    train.main(options)
+    files = [output_dir.parent / name for name in ("first_1_camvid_crops.png", "first_crops.png")]
+    assert sorted(output_dir.parent.iterdir()) == files  # and no folder of a run
+    assert capsys.readouterr().out == "".join(f"written: {file}\n" for file in files)
+    assert PIL.Image.open(files[0]).size == PIL.Image.open(files[1]).size
+    assert files[0].read_bytes() != files[1].read_bytes()
+    with pytest.raises(RecipeError, match="--crops must be 1 or more, got 0"):
+        train.main([*options[:-1], "0"])

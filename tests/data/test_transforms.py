@@ -1,3 +1,4 @@
+import hashlib
 import math
 from fractions import Fraction
 
@@ -5,9 +6,14 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.ndimage
 import torch
+from torchvision.transforms.v2 import functional as TF
 
-from revhrnet_hf.data import LabelMap, RgbImage, TrainingSamples, TrainingTransform
+from revhrnet_hf.data import LabelMap, RgbImage, TrainingSamples, TrainingTransform, transforms
+from revhrnet_hf.data.augmentation import GaussianBlur, JpegNoise, PhotometricDistortion
+from revhrnet_hf.data.class_index import class_index
+from revhrnet_hf.data.rare_classes import RareClasses
 from revhrnet_hf.data.transforms import _draw_seed
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.models.image_processing_revhrnet import RevHRNetImageProcessor
@@ -283,3 +289,238 @@ def test_an_index_beyond_the_end_is_an_image_drawn_anew(rows):
     samples = samples_of(rows)
     assert not torch.equal(samples[1]["pixel_values"], samples[5]["pixel_values"])
     assert torch.equal(samples[5]["pixel_values"], samples_of(rows)[5]["pixel_values"])
+
+
+def test_crops_are_those_of_earlier_versions():
+    """The digest is of the crops before there were more than scale, crop and flip."""
+    transform, digest = TrainingTransform(processor(), (24, 30), base_size=60), hashlib.sha256()
+    for seed in range(50):
+        digest.update(transform.crop(*pair(), torch.Generator().manual_seed(seed))[1].tobytes())
+    assert digest.hexdigest()[:16] == "968f7788fcce8e73"
+
+
+# Rotation
+
+
+def smooth(height, width, seed=0):
+    """An image without edges, whose bilinear interpolations agree, and a label map of large blobs, none of them ignored."""
+    waves = scipy.ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(height, width, 4)), (5, 5, 0))
+    levels = np.clip(128 + 900 * waves, 0, 255).astype(np.uint8)
+    return PIL.Image.fromarray(levels[..., :3]), PIL.Image.fromarray(levels[..., 3] // 32)
+
+
+@pytest.mark.parametrize(("degrees", "crop_size"), [(7.0, (30, 40)), (-33.0, (24, 60)), (90.0, (40, 30)), (160.0, (120, 160))])
+def test_turned_crop_is_what_torchvision_turns_of_the_whole_image(degrees, crop_size, monkeypatch):
+    image, labels = smooth(90, 120)
+    monkeypatch.setattr(transforms, "uniform", lambda low, high, generator: degrees)
+    transform = TrainingTransform(processor(), crop_size, base_size=120, scale_range=(1.0, 1.0), flip=0.0, rotation=180.0)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        pixels, found = transform.crop(image, labels, generator)
+        height, width = found.shape
+        generator = torch.Generator().manual_seed(seed)
+        transform._draw_factor(generator)
+        top, left = (torch.randint(slack + 1, (), generator=generator).item() for slack in (90 - height, 120 - width))
+        # torchvision turns about the middle of the whole image, so the window's middle is moved there first.
+        side = 400
+        offset = side // 2 - top - height / 2, side // 2 - left - width / 2
+        assert all(shift == int(shift) for shift in offset)
+        canvas = torch.zeros(5, side, side)
+        there = np.s_[int(offset[0]) : int(offset[0]) + 90, int(offset[1]) : int(offset[1]) + 120]
+        canvas[:3][(slice(None), *there)] = TF.pil_to_tensor(image).float()
+        canvas[3][there] = torch.from_numpy(np.array(labels)).float()
+        canvas[4][there] = 1
+        window = np.s_[:, side // 2 - height // 2 : side // 2 + height // 2, side // 2 - width // 2 : side // 2 + width // 2]
+        bilinear = TF.rotate(canvas, degrees, TF.InterpolationMode.BILINEAR)[window].numpy()
+        nearest = TF.rotate(canvas, degrees, TF.InterpolationMode.NEAREST)[window].numpy()
+        inside = bilinear[4] > 0.999  # well inside
+        outside = bilinear[4] == 0
+        assert (found[outside] == 255).all() and (found[inside] != 255).all()
+        assert ((found == 255) != (nearest[4] == 0)).mean() < 0.005  # a tie at the rim
+        assert abs(np.asarray(pixels, float) - bilinear[:3].transpose(1, 2, 0))[inside].max() <= 1.5
+        assert (found[inside] != nearest[3][inside]).mean() < 0.01
+        assert inside.any() and (outside.any() or degrees != 160)
+
+
+def test_what_lies_outside_has_the_mean_colour_after_all_distortions():
+    image, labels = smooth(60, 60)
+    bright = PhotometricDistortion(200.0), GaussianBlur(1.0, (3.0, 3.0)), JpegNoise(1.0, (5, 5))
+    options = {"crop_size": (60, 60), "base_size": 60, "scale_range": (1.0, 1.0), "rotation": 45.0, "distortions": bright}
+    transform = TrainingTransform(processor(MEAN, STD), **options)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        sample = transform(image, labels)
+        outside = sample["labels"] == 255
+        assert outside.any()
+        # Half a grey level, as normalisation shows it.
+        assert (sample["pixel_values"][:, outside].abs() <= 0.5 / 255 / min(STD) + 1e-6).all()
+
+
+def test_degrees_fill_the_range(monkeypatch):
+    image, labels = pair()
+    degrees, rotation = [], transforms.Rotation
+    monkeypatch.setattr(transforms, "Rotation", lambda angle, *others: degrees.append(angle) or rotation(angle, *others))
+    transform = TrainingTransform(processor(), (20, 30), base_size=60, rotation=12.0)
+    torch.manual_seed(0)
+    for _ in range(400):
+        transform(image, labels)
+    counts = np.histogram(sorted(set(degrees)), 4, (-12, 12))[0]
+    assert counts.sum() == 400 and abs(counts - 100).max() < 44
+
+
+# Crops drawn again
+
+
+def half_and_half(height=40, width=200):
+    """Class 0 on the left, stripes of classes 1 and 2 on the right, and a rim that is ignored."""
+    labels = np.zeros((height, width), np.uint8)
+    labels[:, width // 2 :] = 1 + np.arange(width // 2) // 3 % 2
+    labels[:5] = 255
+    labels = PIL.Image.fromarray(labels)
+    return labels.convert("RGB"), labels
+
+
+def shares_of(labels):
+    counts = np.bincount(labels[labels != 255], minlength=3)
+    return counts / max(1, counts.sum())
+
+
+def test_crops_of_mostly_one_class_are_drawn_again_up_to_ten_times(monkeypatch):
+    image, labels = half_and_half()
+    options = {"crop_size": (20, 40), "base_size": 200, "scale_range": (1.0, 1.0), "flip": 0.0}
+    plain, drawing = TrainingTransform(processor(), **options), TrainingTransform(processor(), max_class_share=0.75, **options)
+    windows, draw = [], TrainingTransform._window
+    monkeypatch.setattr(TrainingTransform, "_window", lambda *given: windows.append(draw(*given)) or windows[-1])
+    whole, redrawn = np.asarray(labels), 0
+    for seed in range(300):
+        windows.clear()
+        plain_labels = plain.crop(image, labels, torch.Generator().manual_seed(seed))[1]
+        (first,) = windows
+        windows.clear()
+        pixels, found = drawing.crop(image, labels, torch.Generator().manual_seed(seed))
+        cuts = [whole[top : top + height, left : left + width] for top, left, height, width in windows]
+        shares = [shares_of(cut).max() for cut in cuts]
+        assert windows[0] == first and np.array_equal(cuts[0], plain_labels) and np.array_equal(cuts[-1], found)
+        # As mmsegmentation: the first that is mixed enough, or the eleventh.
+        assert all(share > 0.75 for share in shares[:-1]) and (shares[-1] <= 0.75 or len(shares) == 11)
+        assert np.array_equal(np.asarray(pixels)[..., 0], found)  # the image is cut at the same place
+        redrawn += len(shares) > 1
+    assert 80 < redrawn < 250
+
+
+def test_ten_times_and_no_more(monkeypatch):
+    labels, windows, draw = PIL.Image.fromarray(np.full((90, 90), 4, np.uint8)), [], TrainingTransform._window
+    monkeypatch.setattr(TrainingTransform, "_window", lambda *given: windows.append(draw(*given)) or windows[-1])
+    TrainingTransform(processor(), (20, 20), base_size=90, max_class_share=0.9)(labels.convert("RGB"), labels)
+    assert len(windows) == 11 and len(set(windows)) > 5
+
+
+def test_nothing_else_to_draw():
+    labels = PIL.Image.fromarray(np.full((30, 30), 4, np.uint8))
+    options = {"crop_size": (20, 20), "base_size": 30, "scale_range": (1.0, 1.0), "max_class_share": 0.5}
+    for only in (labels, PIL.Image.new("L", (30, 30), 255)):
+        found = TrainingTransform(processor(), **options)(labels.convert("RGB"), only)["labels"]
+        assert found.unique().tolist() == [only.getpixel((0, 0))]
+
+
+# Crops placed on a pixel
+
+
+@pytest.mark.parametrize("rotation", [0.0, 20.0])
+def test_the_pixel_lies_in_the_middle_half_as_far_as_borders_allow(rotation):
+    height, width = 60, 90
+    options = {"crop_size": (20, 28), "scale_range": (1.0, 1.0), "flip": 0.0, "rotation": rotation}
+    transform = TrainingTransform(processor(), base_size=2 * width, **options)
+    rng, places = np.random.default_rng(0), []
+    for seed in range(400):
+        row, column = int(rng.integers(height)), int(rng.integers(width))
+        labels = np.zeros((height, width), np.uint8)
+        labels[row, column] = 1
+        labels = PIL.Image.fromarray(labels)
+        generator = torch.Generator().manual_seed(seed)
+        found = transform.crop(labels.convert("RGB"), labels, generator, row * width + column)[1]
+        assert (found == 1).any()
+        rows, columns = np.nonzero(found == 1)
+        if 15 <= 2 * row < 2 * height - 15 and 21 <= 2 * column < 2 * width - 21 and not rotation:
+            places.append(((rows.mean() + 0.5) / 20, (columns.mean() + 0.5) / 28))
+    if rotation:
+        return
+    assert np.min(places) >= 0.2 and np.max(places) <= 0.8
+    for place in np.transpose(places):
+        assert abs(np.histogram(place, 4, (0.22, 0.78))[0] - len(place) / 4).max() < 5 * (3 / 16 * len(place)) ** 0.5 + 12
+
+
+# Images and crops by their classes, from files
+
+
+@pytest.fixture
+def drawn_by_class(tmp_path):
+    """Makes samples of eight images, all class 0; the last two each have one pixel of class 3."""
+    paths = []
+    for number in range(8):
+        labels = np.zeros((40, 60), np.uint8)
+        labels[30, 45] = 3 * (number > 5)
+        labels[0, 0] = 1
+        PIL.Image.fromarray(labels).save(tmp_path / f"{number}.png")
+        paths.append(str(tmp_path / f"{number}.png"))
+    columns = {"image": RgbImage(), "label_map": LabelMap(label_space="camvid11"), "image_id": datasets.Value("string")}
+    table = {"image": paths, "label_map": paths, "image_id": [str(number) for number in range(8)]}
+    dataset = datasets.Dataset.from_dict(table, features=datasets.Features(columns))
+
+    def make(crops, images, parts=1, **settings):
+        sets = [dataset.select(range(part * 8 // parts, (part + 1) * 8 // parts)) for part in range(parts)]
+        indices = [class_index(entry, 0) for entry in sets]
+        transform = TrainingTransform(processor(), (10, 12), base_size=60, scale_range=(1.0, 1.0))
+        whole = sets[0] if parts == 1 else torch.utils.data.ConcatDataset(sets)
+        return TrainingSamples(whole, transform, 0, rare_classes=RareClasses(indices, crops, images, 1e-5), **settings)
+
+    return make
+
+
+def test_images_with_the_rarest_class_are_drawn_and_cropped_there(drawn_by_class):
+    samples = drawn_by_class(crops=1.0, images=1.0)
+    seen = [(samples.row(index), samples[index]["labels"]) for index in range(40)]
+    assert {row for row, _ in seen} == {6, 7}
+    assert all((labels == 3).any() for _, labels in seen)
+    samples = drawn_by_class(crops=0.0, images=1.0)
+    assert not all((samples[index]["labels"] == 3).any() for index in range(20))
+
+
+def test_shares_of_crops_and_images(drawn_by_class):
+    samples = drawn_by_class(crops=0.5, images=0.25)
+    draws = 2000
+    drawn = np.array([samples.row(index) != index % 8 for index in range(draws)])
+    # Of drawn images an eighth happens to be the one in turn.
+    assert abs(drawn.sum() - 0.25 * 7 / 8 * draws) < 5 * (0.22 * 0.78 * draws) ** 0.5
+    # Half of the crops are placed, of drawn images as well; a crop from anywhere seldom shows the pixel.
+    placed = [(samples.crop(index)[1] == 3).any() for index in np.flatnonzero(drawn)]
+    assert abs(np.mean(placed) - 0.5) < 0.05 + 5 * (0.25 / len(placed)) ** 0.5
+
+
+def test_a_drawn_image_comes_from_the_same_dataset(drawn_by_class):
+    samples = drawn_by_class(crops=1.0, images=1.0, parts=2)
+    rows = [samples.row(index) for index in range(200)]
+    # The first half has no class 3: class 1 is its rarest, and all of its images have it.
+    assert {row for index, row in enumerate(rows) if index % 8 < 4} == {0, 1, 2, 3}
+    assert {row for index, row in enumerate(rows) if index % 8 >= 4} == {6, 7}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_drawn_by_class_from_seed_epoch_and_index_only(drawn_by_class, workers):
+    def epoch(samples, number, order):
+        samples.set_epoch(number)
+        loader = torch.utils.data.DataLoader(samples, sampler=order, batch_size=None, num_workers=workers)
+        return {index: sample for index, sample in zip(order, loader, strict=True)}
+
+    first = epoch(drawn_by_class(0.5, 0.5), 3, list(range(24)))
+    again = epoch(drawn_by_class(0.5, 0.5), 3, list(range(23, -1, -2)))
+    assert all(torch.equal(first[index][key], again[index][key]) for index in again for key in again[index])
+    other = epoch(drawn_by_class(0.5, 0.5), 4, list(range(24)))
+    assert any(not torch.equal(first[index]["labels"], other[index]["labels"]) for index in first)
+
+
+def test_a_bad_image_that_was_drawn_is_replaced(drawn_by_class, tmp_path):
+    samples = drawn_by_class(crops=1.0, images=1.0, skip_bad=True)
+    (tmp_path / "6.png").write_bytes((tmp_path / "6.png").read_bytes()[:60])
+    assert all((samples[index]["labels"] == 3).any() for index in range(20))
+    assert samples.bad.tolist() == [0, 0, 0, 0, 0, 0, 1, 0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from revhrnet_hf.evaluation import ConfusionMatrix, format_scores
-from revhrnet_hf.evaluation.scores import NUM_DRAWS, bootstrap_intervals, worst_images, write_image_scores
+from revhrnet_hf.evaluation.scores import NUM_DRAWS, bootstrap_intervals, paired_difference, worst_images, write_image_scores
 from revhrnet_hf.io import write_json
 
 NAMES = ["Sky", "a very long class name", "Car"]
@@ -125,3 +125,28 @@ def test_interval_of_an_accuracy_is_the_normal_approximation():
     low, high = bootstrap_intervals(totals_of(matrices), num_draws=4000)["overall_accuracy"]
     half = 1.96 * math.sqrt(0.7 * 0.3 / num_images)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.005)
+
+
+def test_paired_difference_against_brute_force():
+    generator = np.random.default_rng(5)
+    runs = [generator.integers(1, 30, (count, 7, 3, 4)) for count in (2, 3)]
+    for one in runs:
+        one[:, :, 1:] += one[:, :, :1]  # as many true and predicted pixels as correct ones at least
+
+    def mean_iou(totals):
+        correct, truth, predicted = totals.sum(0)
+        return np.mean(correct / (truth + predicted - correct))
+
+    draws = np.random.default_rng(0)
+    times = np.concatenate([draws.multinomial(7, np.full(7, 1 / 7), size=100) for _ in range(3)])
+    by_draw = [
+        np.mean([mean_iou(np.repeat(one, drawn, axis=0)) for one in runs[0]])
+        - np.mean([mean_iou(np.repeat(one, drawn, axis=0)) for one in runs[1]])
+        for drawn in times
+    ]
+    difference, interval = paired_difference(*runs, num_draws=300)
+    assert difference == pytest.approx(np.mean([*map(mean_iou, runs[0])]) - np.mean([*map(mean_iou, runs[1])]))
+    assert interval == pytest.approx(np.quantile(by_draw, [0.025, 0.975]).tolist())
+    assert paired_difference(runs[0], runs[0])[1] == [0, 0]
+    with pytest.raises(ValueError, match="different images"):
+        paired_difference(runs[0], runs[1][:, 1:])

@@ -13,10 +13,11 @@ from timm.layers.conv2d_same import Conv2dSame
 from transformers import TimmBackboneConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from revhrnet_hf import RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
+from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
 from revhrnet_hf.commands import export as export_command
 from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
+from revhrnet_hf.export.program import export_program
 from revhrnet_hf.synthetic import write_camvid
 
 from .. import forked
@@ -248,3 +249,27 @@ def test_what_does_not_fit_together(tmp_path, arguments, said):
     with pytest.raises(RecipeError, match=said):
         export_command.main(["CHECKPOINT", *arguments, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+class TestPlainTransformers:
+    """Their maps are cropped from whole patches to the image's size."""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("pyramid", ["resize", "learned"])
+    def test_any_size(self, pyramid):
+        torch.manual_seed(0)
+        settings = {"stream_channels": [8, 12, 16, 20], "num_modules": [1, 1, 1], "num_blocks": 1, "initializer": "he"}
+        config = RevHRNetConfig(backbone="test_vit", pyramid=pyramid, num_labels=5, **settings)
+        model = RevHRNetForSemanticSegmentation(config).eval()
+        program = export_program(model, None).module()
+        for size in ((1, 3, 128, 192), (2, 3, 96, 160), (1, 3, 101, 150), (1, 3, 250, 99)):
+            x = torch.randn(size)
+            with torch.no_grad():
+                torch.testing.assert_close(program(x), model(x).logits, rtol=1e-4, atol=1e-5)
+
+    def test_a_size_that_tracing_has_fixed(self):
+        def fixed(pixel_values):
+            assert pixel_values.shape[-2:] == (128, 192), "Guard failed: rows == 8"
+
+        with pytest.raises(ExportError, match=r"images of 64×96 pixels \(Guard failed: rows == 8.*--size HEIGHT WIDTH"):
+            export.check_agreement(Fixed(LOGITS), fixed, [torch.zeros(1, 3, 64, 96)])

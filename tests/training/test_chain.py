@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import revhrnet_hf
 from revhrnet_hf.data import get_label_space
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
+from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
 from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training import chain
 from revhrnet_hf.training.chain import run_chain
@@ -147,6 +148,7 @@ def test_all_is_looked_at_before_the_first_stage_begins(data, recipes, tmp_path,
 def test_hrnet_from_scratch(data, recipes, tmp_path):
     """The baseline by the same recipes; its ImageNet weights are asked for unless it is told to begin at random."""
     settings = {"architecture": "hrnetv2", "variant": "w18-small-v1", "num_blocks": None, "num_modules": None, "epochs": 1}
+    settings |= {"backbone": DEFAULT_BACKBONE, "head": "single"}  # without effect here, so other values are errors
     with pytest.raises(RecipeError, match=r"Cannot fetch timm's weights 'hrnet_w18_small"):
         run_chain(recipes("camvid", **settings, backbone_weights=None), folders_of(data, ["camvid"]), tmp_path / "a")
     run_chain(recipes("camvid", **settings, backbone_weights="random"), folders_of(data, ["camvid"]), tmp_path / "b")

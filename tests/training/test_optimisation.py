@@ -154,11 +154,11 @@ def test_groups_without_shares_are_those_of_before(tiny_model):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"backbone_learning_rate": 0.1}, "are of a backbone that is trained, and this one is frozen"),
-        ({"layer_decay": 0.9}, "are of a backbone that is trained, and this one is frozen"),
+        ({"backbone_learning_rate": 0.1}, "would have no effect: the backbone is frozen"),
+        ({"layer_decay": 0.9}, "would have no effect: the backbone is frozen"),
         ({"trainable_backbone": "all", "backbone_learning_rate": 0}, "backbone_learning_rate must be positive"),
         ({"trainable_backbone": "all", "layer_decay": 1.5}, "layer_decay must be more than 0 and at most 1"),
-        ({"trainable_backbone": "some"}, "trainable_backbone must be one of none, last_stage, norms, all"),
+        ({"trainable_backbone": "some"}, "trainable_backbone must be one of none, last_stage, norms, lora, all"),
     ],
 )
 def test_settings_that_do_not_fit(settings, said):

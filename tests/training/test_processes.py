@@ -67,6 +67,17 @@ def test_same_losses_as_one_process(two, runs, tmp_path):
 
 
 @pytest.mark.slow
+def test_adapters_on_two_processes(runs, tmp_path):
+    """LoRA learns the same on two processes as on one, but for the order of sums."""
+    settings = UNEVEN | {"trainable_backbone": "lora"}
+    for status, said in runs.start_several(2, tmp_path / "two", "camvid", **settings):
+        assert status == 0, said
+    status, said = runs.start(tmp_path / "one", "camvid", gradient_accumulation_steps=2, **settings)
+    assert status == 0, said
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_resumed_by_another_number(two, runs, log_of, tmp_path):
     """A signal to one of two processes stops both; two end as two would have; one resumes with a note."""
     folder = tmp_path / "stopped"

@@ -21,8 +21,11 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch.nn import BatchNorm2d, SyncBatchNorm
 
+from revhrnet_hf.adapters import adapted_layers
 from revhrnet_hf.commands import train as command
 from revhrnet_hf.data import get_label_space, label_space_of
+from revhrnet_hf.data.augmentation import GaussianBlur, JpegNoise, PhotometricDistortion
+from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
 from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck
 from revhrnet_hf.models.losses import segmentation_loss
 from revhrnet_hf.training import checkpoint, evaluation_hook
@@ -179,6 +182,32 @@ def transform(name):
     return read
 
 
+def distortions(built):
+    return built.stage.data.samples.transform.distortions
+
+
+def distortion(name, kind=PhotometricDistortion):
+    """A setting of the distortion of this kind; None if it is off."""
+
+    def read(built):
+        values = [getattr(each, name) for each in distortions(built) if isinstance(each, kind)]
+        value = values[0] if values else None
+        return list(value) if isinstance(value, tuple) else value
+
+    return read
+
+
+def rare_classes(name):
+    def read(built):
+        drawing = built.stage.data.samples.rare_classes
+        return drawing and getattr(drawing, name)
+
+    return read
+
+
+PHOTOMETRIC = {"photometric_distortion": True}
+
+
 def seeds(built):
     """Of augmentation, of the order, of what a network draws in a step, and of the first weights."""
     stage = built.stage
@@ -328,6 +357,18 @@ def processed_size(built):
     )
 
 
+def adapted(built):
+    """The layers that have an adapter."""
+    layers = list(adapted_layers(built.stage.learner.network).values())
+    assert layers
+    return layers
+
+
+def adapters(built):
+    return [layer.lora_A["default"] for layer in adapted(built)]
+
+
+LORA = {"trainable_backbone": "lora"}
 SPACES = {"camvid": "camvid11", "cityscapes": "cityscapes"}
 PUSH = {"push_to_hub": True, "hub_model_id": "someone/net"}
 HUB = {"dataset": "hub", "label_space": lambda folders: folders["table"]}
@@ -367,7 +408,7 @@ REACHES = {
     "train_split": Entry("val", lambda built: len(built.stage.data.samples), IMAGES.get),
     "eval_split": Entry("train", lambda built: len(built.stage.evaluation.dataset), IMAGES.get),
     # model
-    "architecture": Entry("hrnetv2", lambda built: built.model.config.model_type),
+    "architecture": Entry("hrnetv2", lambda built: built.model.config.model_type, also={"backbone": DEFAULT_BACKBONE}),
     "variant": Entry(
         "w32",
         lambda built: [lateral[0].out_channels for lateral in built.model.revhrnet.laterals],
@@ -380,6 +421,16 @@ REACHES = {
     ),
     "trainable_backbone": Entry(
         "last_stage", trained_of_backbone, lambda choice: {None: set(), "none": set(), "last_stage": {"layer4"}}[choice]
+    ),
+    "lora_rank": Entry(3, lambda built: {a.weight.shape[0] for a in adapters(built)}, lambda rank: {rank}, LORA),
+    "lora_alpha": Entry(
+        4.0, lambda built: {layer.scaling["default"] for layer in adapted(built)}, lambda alpha: {alpha / 8}, LORA
+    ),
+    "lora_targets": Entry(
+        ["conv2"],
+        lambda built: {name.rpartition(".")[2] for name in adapted_layers(built.stage.learner.network)} >= {"conv1", "conv3"},
+        lambda targets: targets is None,
+        LORA,
     ),
     "pyramid": Entry(
         "learned",
@@ -419,9 +470,23 @@ REACHES = {
     "scale_range": Entry([0.7, 1.5], transform("scale_range")),
     "scale_step": Entry(0.2, transform("scale_step")),
     "flip": Entry(0.25, transform("flip")),
+    "rotation": Entry(12.0, transform("rotation")),
+    "photometric_distortion": Entry(True, lambda built: len(distortions(built)), int),
+    "brightness": Entry(20.0, distortion("brightness"), also=PHOTOMETRIC),
+    "contrast": Entry([0.6, 1.2], distortion("contrast"), also=PHOTOMETRIC),
+    "saturation": Entry([0.8, 1.3], distortion("saturation"), also=PHOTOMETRIC),
+    "hue": Entry(10.0, distortion("hue"), also=PHOTOMETRIC),
+    "blur": Entry(0.3, distortion("probability", GaussianBlur), lambda value: value or None),
+    "blur_sigma": Entry([0.5, 3.0], distortion("sigma", GaussianBlur), also={"blur": 0.5}),
+    "jpeg_noise": Entry(0.4, distortion("probability", JpegNoise), lambda value: value or None),
+    "jpeg_quality": Entry([50, 80], distortion("quality", JpegNoise), also={"jpeg_noise": 0.5}),
+    "max_class_share": Entry(0.75, transform("max_class_share")),
+    "rare_class_crops": Entry(0.5, rare_classes("crops"), lambda value: value or None),
+    "rare_class_images": Entry(0.5, rare_classes("images"), lambda value: value or None),
+    "rare_class_temperature": Entry(0.1, rare_classes("temperature"), also={"rare_class_crops": 0.5}),
     # loss
     "class_weights": Entry([1.0 + k for k in range(11)], loss_setting("class_weights")),
-    "ohem_threshold": Entry(0.09, loss_setting("ohem_threshold"), also={"ohem_min_kept": 16}),
+    "ohem_threshold": Entry(0.09, loss_setting("ohem_threshold"), also={"ohem_threshold": 0.5, "ohem_min_kept": 16}),
     "ohem_min_kept": Entry(500, loss_setting("ohem_min_kept"), also={"ohem_threshold": 0.001, "ohem_min_kept": 64}),
     # optimisation
     "epochs": Entry(3, lambda built: (rehearse(built).steps, built.stage.total_steps), lambda epochs: (STEPS * epochs,) * 2),

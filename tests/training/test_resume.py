@@ -102,6 +102,33 @@ def test_killed_again_and_again(runs, whole, log_of, tmp_path):
 
 
 @pytest.mark.slow
+def test_killed_with_adapters(runs, log_of, tmp_path):
+    """LoRA: weights and adapters are separate again after a resume, from `init_from`'s weights in the second stage too."""
+    settings = {"trainable_backbone": "lora", "lora_rank": 2, **DEMANDING, "epochs": 1}
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    status, said = runs.start(whole, *STAGES, **settings)
+    assert status == 0, said
+    for number, point in enumerate([("cityscapes", 4, "saving"), ("camvid", 3, "step"), ("camvid", 5, "evaluating")]):
+        status, said = runs.start(folder, *STAGES, resume=number > 0, fault=(*point, "SIGKILL"), **settings)
+        assert status == -signal.SIGKILL, (point, said)
+    status, said = runs.start(folder, *STAGES, resume=True, **settings)
+    assert status == 0, said
+    for stage in (".", "1_cityscapes"):
+        assert_same(whole / stage, folder / stage, log_of)
+    separate = load_file(whole / "last" / "lora.safetensors")
+    first = load_file(whole / "1_cityscapes" / "best" / "model.safetensors")
+    layers = {name.partition(".base_layer.")[0] for name in separate if ".base_layer." in name}
+    assert len(layers) > 10
+    for layer in layers:  # frozen: the weights that the stage began with
+        assert torch.equal(separate[f"{layer}.base_layer.weight"], first[f"{layer}.weight"])
+    averaged = {key: x for key, x in load_file(whole / "last" / "averaged.safetensors").items() if "lora_B" in key}
+    assert any(x.abs().sum() > 0 for x in averaged.values())
+    del separate, first
+    (folder / "last" / "lora.safetensors").unlink()  # a file of the state like any other: the checkpoint before it is used
+    assert damage(folder / "last") == "lora.safetensors is missing"
+
+
+@pytest.mark.slow
 def test_stopped_by_signals(runs, whole, log_of, tmp_path):
     """SIGINT and SIGTERM, also in saving and in evaluations, to the training process and to its workers before it: all is saved,
     the exit status says so, `--resume` is named."""

@@ -1,0 +1,159 @@
+"""What a study trains: every network with every variation and seed, after a search for each network's learning rate."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from revhrnet_hf.errors import RecipeError, did_you_mean
+from revhrnet_hf.training.network import ARCHITECTURES
+from revhrnet_hf.training.recipe import Recipe, read_chain
+
+PLAIN = "plain"  # the variation of a study that has none
+FIXED = {"trackers": [], "log_images": 0, "keep_checkpoints": 1, "eval_at_start": False}
+"""Settings of every run; besides, each is evaluated after its last epoch only, so that no epoch is selected by its score."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a study.
+
+    Attributes:
+        network, variation: their names in the study.
+        seed: of the run.
+        recipes: one for each stage.
+        folder: relative to the study's output folder.
+    """
+
+    network: str
+    variation: str
+    seed: int
+    recipes: Sequence[Recipe]
+    folder: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the last stage, from which the result comes."""
+        return self.recipes[-1]
+
+
+@dataclass
+class Study:
+    """A study file.
+
+    Attributes:
+        title: for tables and figures.
+        recipe: name or file of the recipe that all runs share. Of a chain, the settings below hold for all stages.
+        networks: the recipe's fields that make each network.
+        settings: the recipe's fields in which all runs differ from `recipe`.
+        variations: the recipe's fields of each variation, such as fewer images.
+        seeds: each network is trained with each of them.
+        learning_rates: the best of them is chosen for each network, by its score in a run with the settings `tuning`.
+        tuning: must train and score on parts of the training split, or the choice would use the images of the result.
+        baseline: the network that others are compared with.
+        classes: whose IoU the table shows.
+    """
+
+    title: str
+    recipe: str
+    networks: dict[str, dict[str, Any]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    variations: dict[str, dict[str, Any]] = field(default_factory=lambda: {PLAIN: {}})
+    seeds: list[int] = field(default_factory=lambda: [0])
+    learning_rates: list[float] = field(default_factory=list)
+    tuning: dict[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
+    classes: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not self.networks:
+            raise RecipeError("The study has no networks")
+        if self.baseline is not None and self.baseline not in self.networks:
+            raise RecipeError(f"The baseline {self.baseline!r} is not among the networks: {', '.join(self.networks)}")
+        names = [_file_name(name) for name in self.networks]
+        if len(set(names)) < len(names):
+            raise RecipeError(f"Two networks of the study get the same folder: {', '.join(sorted(names))}")
+        if self.learning_rates:
+            self._check_tuning()
+        for run in (*self.tuning_runs(), *self.runs(dict.fromkeys(self.tuned(), 0.001))):
+            if run.recipe.architecture not in ARCHITECTURES:
+                hint = did_you_mean(run.recipe.architecture, ARCHITECTURES)
+                raise RecipeError(f"{run.network}: there is no architecture {run.recipe.architecture!r}{hint}")
+
+    def _check_tuning(self) -> None:
+        if len(read_chain(self.recipe, {**self.settings, **self.tuning})) > 1:
+            raise RecipeError(f"{self.recipe} is a chain: learning_rates are searched for recipes of a single stage only")
+        given = {**self.settings, **self.tuning}
+        whole = "give tuning both train_split and eval_split, parts of the training split, such as train[:80%] and train[80%:]"
+        for name in ("train_split", "eval_split"):
+            if "[" not in str(given.get(name, "")):
+                raise RecipeError(f"learning_rates are to be chosen on images that no result is taken from: {whole}")
+        if given["eval_split"].partition("[")[0] == self.settings.get("eval_split", "val"):
+            raise RecipeError(f"The tuning's eval_split {given['eval_split']!r} is a part of the split of the results: {whole}")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "Study":
+        """Raises a RecipeError for a file that cannot be read, an unknown field, or recipe fields that do not fit."""
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"Cannot read the study {path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"The study {path} is no YAML: {error}") from error
+        known = {setting.name: setting for setting in fields(cls)}
+        if not isinstance(content, dict) or not {"title", "recipe", "networks"} <= content.keys():
+            raise RecipeError(f"The study {path} must be a mapping with title, recipe and networks")
+        for name, value in content.items():
+            if name not in known:
+                raise RecipeError(f"Unknown field {name!r} in the study {path}{did_you_mean(str(name), known)}")
+            if name in ("networks", "settings", "variations", "tuning") and not isinstance(value, dict):
+                raise RecipeError(f"{name} in the study {path} must be a mapping, got {value!r}")
+        for group in ("networks", "variations"):
+            content[group] = {name: settings or {} for name, settings in content.get(group, {PLAIN: {}}).items()}
+        return cls(**content)
+
+    def tuned(self) -> list[str]:
+        """The networks whose learning rate is searched: those that do not give one."""
+        return [name for name, settings in self.networks.items() if self.learning_rates and "learning_rate" not in settings]
+
+    def tuning_runs(self) -> list[Run]:
+        """One run for each network and learning rate."""
+        return [
+            self._run(name, f"lr {rate:g}", self.seeds[0], {**self.tuning, "learning_rate": rate}, "tuning")
+            for name in self.tuned()
+            for rate in self.learning_rates
+        ]
+
+    def runs(self, rates: Mapping[str, float]) -> list[Run]:
+        """The runs whose results are shown, seed by seed, so that a table of an unfinished study compares like with like.
+
+        Args:
+            rates: the learning rate of each network that is `tuned`; networks without one are left out.
+        """
+        return [
+            self._run(name, variation, seed, extra | ({"learning_rate": rates[name]} if name in rates else {}), "runs")
+            for seed in self.seeds
+            for variation, extra in self.variations.items()
+            for name in self.networks
+            if name in rates or name not in self.tuned()
+        ]
+
+    def _run(self, network: str, variation: str, seed: int, extra: Mapping[str, Any], kind: str) -> Run:
+        settings = {**FIXED, **self.settings, **self.networks[network], **extra, "seed": seed}
+        recipes = [replace(recipe, eval_every=recipe.epochs) for recipe in read_chain(self.recipe, settings)]
+        folder = Path(kind, _file_name(network), _file_name(variation), f"seed_{seed}")
+        return Run(network, variation, seed, recipes, str(folder))
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_") or "_"
+
+
+def same_settings(run: Run, recorded: Mapping[str, Any]) -> str | None:
+    """How the settings of a run differ from those that its result was made with; None if they are the same."""
+    now = asdict(run.recipe)
+    changed = [name for name in now if name in recorded and recorded[name] != now[name]]
+    return "; ".join(f"{name} was {recorded[name]!r}, is {now[name]!r}" for name in changed) or None

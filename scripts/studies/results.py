@@ -1,0 +1,262 @@
+"""The results of a study: a table (Markdown and CSV), and figures. What is not finished is a gap, never a number."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from scipy.stats import t
+
+from revhrnet_hf.errors import CheckpointError
+from revhrnet_hf.evaluation.scores import paired_difference
+from revhrnet_hf.io import write_text
+from revhrnet_hf.viz.plots import save_figure
+
+from .plan import PLAIN, Run, Study
+from .runner import chosen_rates, read_result, read_totals
+
+GAP = "–"
+CONFIDENCE = 0.95
+COSTS = {"kept_bytes": "kept MiB per training crop", "step_seconds": "seconds per step", "image_seconds": "seconds per image"}
+
+
+@dataclass
+class Row:
+    """The runs of one network with one variation.
+
+    Attributes:
+        results: of the finished runs, by seed.
+        totals: of the same runs, (runs, images, 3, classes).
+        wanted: number of runs in the study.
+    """
+
+    network: str
+    variation: str
+    results: list[dict[str, Any]]
+    totals: list[np.ndarray]
+    wanted: int
+    difference: tuple[float, list[float]] | None = None
+
+    def mean(self, name: str) -> float:
+        """Mean of a value of the results; NaN if no run is finished or one lacks the value."""
+        values = [result[name] for result in self.results]
+        return fmean(values) if values and None not in values else math.nan
+
+    def half_width(self, name: str = "mean_iou") -> float:
+        """Half of the 95 % confidence interval of the mean over seeds (Student's t); NaN with fewer than two runs."""
+        values = [result[name] for result in self.results]
+        if len(values) < 2:
+            return math.nan
+        return float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values)))
+
+    def class_iou(self, name: str) -> float:
+        values = [result["iou"].get(name) for result in self.results]
+        return fmean(values) if values and None not in values else math.nan
+
+
+def read_rows(study: Study, output_dir: Path) -> list[Row]:
+    """All rows of the table, variation by variation; those without a finished run too."""
+    rates = chosen_rates(study, output_dir)
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in study.runs(rates):
+        found.setdefault((run.network, run.variation), []).append(run)
+    rows = []
+    for variation in study.variations:
+        for network in study.networks:
+            finished = [(run, read_result(run, output_dir)) for run in found.get((network, variation), [])]
+            finished = [(run, result) for run, result in finished if result is not None]
+            totals = [read_totals(run, output_dir) for run, _ in finished]
+            rows.append(Row(network, variation, [result for _, result in finished], totals, len(study.seeds)))
+    if study.baseline is not None:
+        _compare(rows, study.baseline)
+    return rows
+
+
+def _compare(rows: list[Row], baseline: str) -> None:
+    by_variation = {row.variation: row for row in rows if row.network == baseline}
+    for row in rows:
+        other = by_variation[row.variation]
+        if row is not other and row.totals and other.totals:
+            try:
+                row.difference = paired_difference(np.stack(row.totals), np.stack(other.totals))
+            except ValueError as error:
+                raise CheckpointError(f"{row.network} cannot be compared with {baseline}: {error}") from error
+
+
+def table_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
+    """The title row, then a row for each network and variation."""
+    versus = [f"to {study.baseline}"] if study.baseline is not None else []
+    has_variations = list(study.variations) != [PLAIN]
+    titles = [
+        "network",
+        *(["variation"] if has_variations else []),
+        "seeds",
+        "mIoU",
+        *versus,
+        "pixel accuracy",
+        "boundary IoU",
+        *study.classes,
+        "learning rate",
+        "trained M",
+        "multiply-adds G",
+        "kept MiB",
+        "s / step",
+        "s / image",
+    ]
+    cells = [titles]
+    for row in rows:
+        rate = row.results[0]["recipe"]["learning_rate"] if row.results else math.nan
+        cells.append(
+            [
+                row.network,
+                *([row.variation] if has_variations else []),
+                f"{len(row.results)} of {row.wanted}" if len(row.results) < row.wanted else str(row.wanted),
+                _with_interval(row),
+                *([_difference(row, study.baseline)] if versus else []),
+                _number(row.mean("pixel_accuracy")),
+                _number(row.mean("boundary_iou")),
+                *(_number(row.class_iou(name)) for name in study.classes),
+                _number(rate, "g"),
+                _number(row.mean("trained_parameters") / 1e6, ".2f"),
+                _number(row.mean("multiply_adds") / 1e9, ".2f"),
+                _number(row.mean("kept_bytes") / 2**20, ".0f"),
+                _number(row.mean("step_seconds"), ".2f"),
+                _number(row.mean("image_seconds"), ".3f"),
+            ]
+        )
+    return cells
+
+
+def _number(value: float, form: str = ".3f") -> str:
+    return GAP if math.isnan(value) else format(value, form)
+
+
+def _with_interval(row: Row) -> str:
+    half = row.half_width()
+    return _number(row.mean("mean_iou")) + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def _difference(row: Row, baseline: str) -> str:
+    if row.difference is None:
+        return "" if row.network == baseline else GAP
+    value, (low, high) = row.difference
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def markdown(cells: list[list[str]]) -> str:
+    def line(row: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+    titles, *rows = cells
+    return "\n".join([line(titles), "|" + "---|" * len(titles), *map(line, rows)]) + "\n"
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Writes a row for each finished run, with full digits."""
+    text = io.StringIO()
+    names = ["network", "variation", "seed", "mean_iou", "pixel_accuracy", "boundary_iou"]
+    costs = ["trained_parameters", "multiply_adds", *COSTS]
+    classes = next((list(result["iou"]) for row in rows for result in row.results), [])
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, "learning_rate", *costs, *(f"iou {name}" for name in classes), "revision"])
+    for row in rows:
+        for result in row.results:
+            values = [result[name] for name in names], [result[name] for name in costs]
+            ious = [result["iou"].get(name) for name in classes]
+            rate, revision = result["recipe"]["learning_rate"], result["versions"].get("revision", "")
+            writer.writerow([*values[0], rate, *values[1], *ious, revision])
+    write_text(path, text.getvalue())
+
+
+@rc_context({"text.parse_math": False})  # names are no formulas
+def score_figure(study: Study, rows: Sequence[Row]) -> Figure:
+    """mIoU of each finished row with its interval over seeds, best first; each run is a small dot."""
+    shown = sorted((row for row in rows if row.results), key=lambda row: row.mean("mean_iou"))
+    figure = Figure(figsize=(7.5, 0.9 + 0.34 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(shown):
+        colour = "C1" if row.network == study.baseline else "C0"
+        half = row.half_width()
+        axes.errorbar(row.mean("mean_iou"), place, xerr=None if math.isnan(half) else half, fmt="o", color=colour, capsize=3)
+        axes.plot([result["mean_iou"] for result in row.results], [place] * len(row.results), "|", color="0.4", markersize=9)
+    axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
+    axes.set(xlabel="mIoU (mean over seeds, 95 % interval; strokes: single runs)", title=study.title)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+@rc_context({"text.parse_math": False})
+def cost_figure(study: Study, rows: Sequence[Row]) -> Figure:
+    """mIoU against memory, step time and inference time; the line joins the networks that none beats in both."""
+    shown = [row for row in rows if row.results]
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
+        scale = 2**20 if name == "kept_bytes" else 1
+        points = [(row.mean(name) / scale, row.mean("mean_iou"), _label(row)) for row in shown]
+        front = pareto_front([(cost, score) for cost, score, _ in points])
+        axes.step(*zip(*front, strict=True), where="post", color="0.7", zorder=0)
+        for number, (cost, score, label) in enumerate(points):
+            axes.plot(cost, score, "o", color=f"C{number % 10}")
+            axes.annotate(label, (cost, score), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        axes.set(xlabel=title, xscale="log")
+        axes.margins(x=0.25)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("mIoU")
+    figure.suptitle(study.title)
+    return figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, score) than which no other costs as little and scores as high, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
+
+
+@rc_context({"text.parse_math": False})
+def growth_figure(study: Study, rows: Sequence[Row]) -> Figure:
+    """mIoU of each network over the variations, in the order of the study."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    names = list(study.variations)
+    for number, network in enumerate(study.networks):
+        own = [row for row in rows if row.network == network and row.results]
+        places = [names.index(row.variation) for row in own]
+        halves = [0 if math.isnan(row.half_width()) else row.half_width() for row in own]
+        means = [row.mean("mean_iou") for row in own]
+        axes.errorbar(places, means, yerr=halves, fmt="o-", color=f"C{number % 10}", capsize=3, label=network)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="mIoU", title=study.title)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+    return figure
+
+
+def _label(row: Row) -> str:
+    return row.network if row.variation == PLAIN else f"{row.network}, {row.variation}"
+
+
+def write_results(study: Study, output_dir: Path, target: Path, name: str) -> list[Path]:
+    """Writes NAME.md (the table), NAME.csv and the figures into `target`; returns what was written."""
+    rows = read_rows(study, output_dir)
+    written = [target / f"{name}.md", target / f"{name}.csv"]
+    write_text(written[0], f"### {study.title}\n\n" + markdown(table_cells(study, rows)))
+    write_csv(written[1], rows)
+    if any(row.results for row in rows):
+        figures = {"scores": score_figure, "costs": cost_figure}
+        if list(study.variations) != [PLAIN]:
+            figures = {"growth": growth_figure}
+        for kind, draw in figures.items():
+            written.append(target / f"{name}_{kind}.png")
+            save_figure(draw(study, rows), written[-1])
+    return written

@@ -1,0 +1,185 @@
+"""Trains and scores the runs of a study, each in a process of its own; a finished run is never done twice."""
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from revhrnet_hf.data import label_space_of, load_segmentation_dataset
+from revhrnet_hf.errors import CheckpointError, RecipeError
+from revhrnet_hf.evaluation.checkpoint import load_checkpoint
+from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_records
+from revhrnet_hf.evaluation.records import class_totals_by_image
+from revhrnet_hf.hub.model_table import count_multiply_adds, count_saved_bytes
+from revhrnet_hf.io import LOG_FILE, whole_file, write_json
+from revhrnet_hf.training.chain import data_dirs_by_name, run_chain
+from revhrnet_hf.training.output_dir import BEST
+from revhrnet_hf.versions import versions
+
+from .plan import Run, Study, same_settings
+
+logger = logging.getLogger(__name__)
+
+RESULT, TOTALS = "result.json", "totals.npz"
+
+
+def read_result(run: Run, output_dir: Path) -> dict[str, Any] | None:
+    """The result of a run; None if it is not finished.
+
+    Raises:
+        CheckpointError: it was made with other settings.
+    """
+    path = output_dir / run.folder / RESULT
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if changed := same_settings(run, result["recipe"]):
+        raise CheckpointError(
+            f"{path} is the result of other settings ({changed}): choose another --output_dir, or move {path.parent} away"
+        )
+    return result
+
+
+def read_totals(run: Run, output_dir: Path) -> np.ndarray:
+    """(images, 3, classes): of each image and class the correct, the true and the predicted pixels."""
+    with np.load(output_dir / run.folder / TOTALS) as stored:
+        return stored["totals"]
+
+
+def chosen_rates(study: Study, output_dir: Path) -> dict[str, float]:
+    """The learning rate with the best mIoU for each network whose tuning runs are all finished."""
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for run in study.tuning_runs():
+        result = read_result(run, output_dir)
+        scores.setdefault(run.network, []).append((result and result["mean_iou"], run.recipe.learning_rate))
+    return {name: max(found)[1] for name, found in scores.items() if all(score is not None for score, _ in found)}
+
+
+def remaining(runs: Iterable[Run], output_dir: Path) -> list[Run]:
+    return [run for run in runs if read_result(run, output_dir) is None]
+
+
+def work_through(runs: list[Run], command: list[str], devices: list[str]) -> list[Run]:
+    """Does the runs one after another, or as many at once as there are devices.
+
+    Args:
+        command: starts one run, if the run's folder follows.
+        devices: GPUs by number; empty: each run uses what the machine has.
+
+    Returns:
+        The runs that failed. Their output has been printed.
+    """
+    free: SimpleQueue[str | None] = SimpleQueue()
+    for device in devices or [None]:
+        free.put(device)
+    running: set[subprocess.Popen] = set()
+
+    def do(numbered: tuple[int, Run]) -> bool:
+        number, run = numbered
+        device = free.get()
+        logger.info("run %d of %d: %s", number, len(runs), run.folder)
+        environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+        process = subprocess.Popen([*command, run.folder], env=environment)
+        running.add(process)
+        try:
+            return process.wait() == 0
+        finally:
+            running.discard(process)
+            free.put(device)
+
+    with ThreadPoolExecutor(max(1, len(devices))) as pool:
+        try:
+            done = list(pool.map(do, enumerate(runs, 1)))
+        except BaseException:  # a signal: each run saves itself and ends
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
+    return [run for run, succeeded in zip(runs, done, strict=True) if not succeeded]
+
+
+def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
+    """Trains a run, or resumes it, scores it, and writes its result.
+
+    Args:
+        data_dir: the dataset's folder, or `NAME=DIR` for each of several datasets.
+
+    Raises:
+        DataError, RecipeError, CheckpointError, TrainingError: as in training and evaluation.
+    """
+    folder, recipe = output_dir / run.folder, run.recipe
+    folders = data_dirs_by_name(data_dir, list(run.recipes))
+    run_chain([replace(stage) for stage in run.recipes], folders, folder, resume=True)
+    model, image_processor = load_checkpoint(folder / BEST)
+    dataset = load_segmentation_dataset(
+        recipe.dataset, folders[recipe.dataset], recipe.eval_split, label_space=recipe.label_space, loader=recipe.loader
+    )
+    space = label_space_of(dataset)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    recorder, records = Recorder(space, boundary=True), []
+    evaluate_images(
+        model,
+        image_processor,
+        dataset,
+        range(len(dataset)),
+        space.num_classes,
+        ignore_index=space.ignore_index,
+        num_workers=recipe.num_workers,
+        count_on_cpu=True,
+        each_image=lambda image, confusion: records.append(recorder.record(image, confusion)),
+    )
+    scores, _ = score_records(records, space)
+    with whole_file(folder / TOTALS) as path, path.open("wb") as file:
+        np.savez_compressed(file, totals=class_totals_by_image(records, space.num_classes))
+    result = {
+        "network": run.network,
+        "variation": run.variation,
+        "seed": run.seed,
+        "mean_iou": scores["mean_iou"],
+        "pixel_accuracy": scores["overall_accuracy"],
+        "boundary_iou": scores["boundary_iou"],
+        "iou": dict(zip(space.names, scores["per_category_iou"], strict=True)),
+        **costs_of(model, tuple(recipe.crop_size)),
+        **_times(folder / LOG_FILE, recipe.batch_size, len(dataset)),
+        "recipe": asdict(recipe),
+        "versions": versions(),
+    }
+    write_json(folder / RESULT, result)
+
+
+def costs_of(model: torch.nn.Module, crop: tuple[int, int]) -> dict[str, int]:
+    """Parameters, multiply-adds and kept bytes for one training crop (height, width), counted on the meta device."""
+    trained = model.num_parameters(only_trainable=True)
+    with torch.device("meta"):
+        counted = type(model)(model.config)
+        return {
+            "parameters": model.num_parameters(),
+            "trained_parameters": trained,
+            "multiply_adds": count_multiply_adds(counted.eval(), crop),
+            "kept_bytes": count_saved_bytes(counted.train(), crop),
+        }
+
+
+def _times(log: Path, batch_size: int, images: int) -> dict[str, float]:
+    """Median seconds of a training step, and mean seconds of the evaluation of an image, from the log of the run."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    evaluations = [line["evaluation_seconds"] for line in lines if "evaluation_seconds" in line]
+    return {"step_seconds": batch_size / median(speeds), "image_seconds": median(evaluations) / images}
+
+
+def find_run(study: Study, output_dir: Path, folder: str) -> Run:
+    for run in (*study.tuning_runs(), *study.runs(chosen_rates(study, output_dir))):
+        if run.folder == folder:
+            return run
+    raise RecipeError(f"The study has no run {folder}")

@@ -1,0 +1,94 @@
+"""Train a grid of networks with several seeds, and write a table and figures of their scores and costs.
+
+    python scripts/study.py scripts/studies/camvid_decoders.yaml --data_dir CamVid --output_dir studies/decoders
+    python scripts/study.py scripts/studies/camvid_decoders.yaml --data_dir CamVid --output_dir studies/decoders --dry_run
+    python scripts/study.py scripts/studies/camvid_decoders.yaml --data_dir CamVid --output_dir studies/decoders \\
+        --report_only --results docs/results
+
+A finished run is never done twice, and an interrupted one is resumed: run the same command again. First each network's learning
+rate is chosen, on parts of the training split; then every network is trained with every seed. The table can be written at any
+time, and shows what is not finished as a gap. A study file is a YAML mapping; `scripts/studies/` has examples.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from revhrnet_hf.cli import ArgumentParser, run
+from revhrnet_hf.commands import check_installed
+from revhrnet_hf.errors import RecipeError, RevHRNetError
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, metavar="STUDY", help="YAML file of the study")
+    parser.add_argument(
+        "--data_dir", nargs="+", required=True, help="folder of the recipe's dataset; for several datasets NAME=DIR NAME=DIR …"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--results", type=Path, help="folder for table and figures (default: the output folder)")
+    parser.add_argument("--report_only", action="store_true", help="write table and figures of the finished runs, train nothing")
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and their state, and write nothing")
+    parser.add_argument("--devices", nargs="+", default=[], help="GPUs by number: as many runs at once, one on each")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # a single run, by its folder: how this program calls itself
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = build_parser().parse_args(arguments)
+    check_installed("A study needs", "benchmark", "segmentation_models_pytorch", "matplotlib")
+    from studies.peers import register_peers
+    from studies.plan import Study
+    from studies.results import write_results
+    from studies.runner import do_run, find_run
+
+    register_peers()
+    study = Study.from_yaml(args.study)
+    if args.only is not None:
+        do_run(find_run(study, args.output_dir, args.only), args.data_dir, args.output_dir)
+        return
+    if args.dry_run:
+        list_runs(study, args.output_dir)
+        return
+    results = args.results or args.output_dir
+    if not args.report_only:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        train(study, args)
+    if not results.is_dir():
+        raise RecipeError(f"There is no folder {results}: make it first")
+    print(f"written: {', '.join(map(str, write_results(study, args.output_dir, results, args.study.stem)))}")
+
+
+def train(study, args: argparse.Namespace) -> None:
+    """Does all runs that are not finished, those that choose learning rates first.
+
+    Raises:
+        RevHRNetError: runs failed; all others have been done.
+    """
+    from studies.runner import chosen_rates, remaining, work_through
+
+    same = [str(args.study), "--data_dir", *args.data_dir, "--output_dir", str(args.output_dir)]
+    command = [sys.executable, str(Path(__file__).resolve()), *same, "--only"]
+    failed = work_through(remaining(study.tuning_runs(), args.output_dir), command, args.devices)
+    failed += work_through(remaining(study.runs(chosen_rates(study, args.output_dir)), args.output_dir), command, args.devices)
+    if failed:
+        raise RevHRNetError(
+            f"{len(failed)} runs failed: {', '.join(run.folder for run in failed)}. Their errors are above; the same command "
+            "tries them again"
+        )
+
+
+def list_runs(study, output_dir: Path) -> None:
+    from studies.runner import chosen_rates, read_result
+
+    rates = chosen_rates(study, output_dir)
+    for item in (*study.tuning_runs(), *study.runs(rates)):
+        state = "finished" if read_result(item, output_dir) else "begun" if (output_dir / item.folder).exists() else "to do"
+        print(f"{state:9} {item.folder}")
+    if waiting := [name for name in study.tuned() if name not in rates]:
+        print(f"after the choice of their learning rates: {len(study.seeds) * len(study.variations)} runs each of", end=" ")
+        print(", ".join(waiting))
+
+
+if __name__ == "__main__":
+    run(main)

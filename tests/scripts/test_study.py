@@ -1,0 +1,333 @@
+"""Studies: which runs a file asks for, the peers' networks, and the table; one whole study on drawn scenes."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
+from revhrnet_hf.errors import CheckpointError, RecipeError
+from revhrnet_hf.hub.model_table import count_multiply_adds
+from revhrnet_hf.synthetic import write_camvid
+
+from .. import forked
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPT = SCRIPTS / "study.py"
+LITE = "tf_efficientnet_lite0"
+
+for extra in ("matplotlib", "segmentation_models_pytorch"):
+    pytest.importorskip(extra)
+
+
+@pytest.fixture(autouse=True)
+def _scripts_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from studies.peers import register_peers
+
+    register_peers()
+
+
+def study(**settings):
+    from studies.plan import Study
+
+    usual = {"title": "A study", "recipe": "camvid_mini", "networks": {"ours": {}, "linear head": {"architecture": "linear"}}}
+    return Study(**{**usual, **settings})
+
+
+TUNING = {"train_split": "train[:80%]", "eval_split": "train[80%:]", "epochs": 1}
+
+
+def test_a_run_has_the_settings_of_recipe_study_network_and_variation_in_this_order():
+    plan = study(
+        settings={"epochs": 5, "flip": 0.1, "batch_size": 2},
+        networks={"a": {"flip": 0.2, "batch_size": 4}},
+        variations={"b": {"batch_size": 6}, "c": {"epochs": 3}},
+        seeds=[3, 4],
+    )
+    runs = plan.runs({})
+    assert [(run.variation, run.seed) for run in runs] == [("b", 3), ("c", 3), ("b", 4), ("c", 4)]
+    first = runs[0].recipe
+    assert (first.dataset, first.base_size, first.epochs, first.flip, first.batch_size, first.seed) == (
+        "camvid",
+        320,
+        5,
+        0.2,
+        6,
+        3,
+    )
+    assert first.eval_every == 5 and not first.eval_at_start
+    assert runs[1].recipe.eval_every == runs[1].recipe.epochs == 3
+    assert len({run.folder for run in runs}) == 4
+
+
+def test_learning_rates_are_tried_for_networks_without_their_own():
+    plan = study(learning_rates=[0.1, 0.2], tuning=TUNING, networks={"a": {}, "b": {"learning_rate": 0.5}})
+    tried = plan.tuning_runs()
+    assert [(run.network, run.recipe.learning_rate, run.recipe.eval_split) for run in tried] == [
+        ("a", 0.1, "train[80%:]"),
+        ("a", 0.2, "train[80%:]"),
+    ]
+    assert [(run.network, run.recipe.learning_rate) for run in plan.runs({})] == [("b", 0.5)]
+    assert [(run.network, run.recipe.learning_rate) for run in plan.runs({"a": 0.2})] == [("a", 0.2), ("b", 0.5)]
+
+
+def test_of_a_chain_all_stages_have_the_settings():
+    plan = study(recipe="mapillary_to_camvid_mini", settings={"flip": 0.25}, networks={"a": {"variant": "w32"}})
+    (run,) = plan.runs({})
+    assert [(recipe.dataset, recipe.flip, recipe.variant) for recipe in run.recipes] == [
+        ("mapillary_vistas", 0.25, "w32"),
+        ("camvid", 0.25, "w32"),
+    ]
+    assert run.recipe.dataset == "camvid"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"networks": {}}, "no networks"),
+        ({"baseline": "theirs"}, "'theirs' is not among the networks: ours, linear head"),
+        ({"networks": {"a b": {}, "a/b": {}}}, "same folder"),
+        ({"networks": {"a": {"epochz": 1}}}, "epochz"),
+        ({"networks": {"a": {"architecture": "fpm"}}}, "no architecture 'fpm'.*fpn"),
+        ({"recipe": "mapillary_to_camvid", "learning_rates": [0.1], "tuning": TUNING}, "chain"),
+        ({"learning_rates": [0.1]}, "give tuning both"),
+        ({"learning_rates": [0.1], "tuning": {**TUNING, "eval_split": "val[:50%]"}}, "split of the results"),
+    ],
+)
+def test_errors_of_a_study(settings, said):
+    with pytest.raises(RecipeError, match=said):
+        study(**settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1]", "mapping"),
+        ("title: a\nrecipe: b", "networks"),
+        ("{title: a, recipe: camvid, networks: {a: {}}, seed: [1]}", "seeds"),
+    ],
+)
+def test_errors_of_a_file(tmp_path, content, said):
+    from studies.plan import Study
+
+    path = tmp_path / "study.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=said):
+        Study.from_yaml(path)
+
+
+@pytest.mark.parametrize("path", sorted((SCRIPTS / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_study_files_can_be_read(path):
+    from studies.plan import Study
+
+    read = Study.from_yaml(path)
+    assert len(read.runs(dict.fromkeys(read.tuned(), 0.001))) == len(read.networks) * len(read.seeds) * len(read.variations)
+
+
+def peer(decoder, **settings):
+    from studies.peers import PeerForSemanticSegmentation, peer_config
+
+    common = {"decoder": decoder, "backbone": LITE, "num_labels": 5, "initializer": "he"}
+    return PeerForSemanticSegmentation(peer_config({**common, **settings}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("decoder", "name", "settings"),
+    [
+        ("fpn", "FPN", {}),
+        ("unet", "Unet", {}),
+        ("upernet", "UPerNet", {}),
+        ("deeplabv3plus", "DeepLabV3Plus", {}),
+        ("pan", "PAN", {"encoder_output_stride": 32}),
+        ("segformer", "Segformer", {}),
+    ],
+)
+def test_peer_is_the_librarys_network_on_our_backbone(decoder, name, settings):
+    import segmentation_models_pytorch as smp
+
+    ours = peer(decoder).eval()
+    theirs = getattr(smp, name)("tu-tf_efficientnet_lite0", encoder_weights=None, classes=5, **settings).eval()
+    encoder = theirs.encoder.model
+    flat = {key.replace(".", "_"): value for key, value in ours.revhrnet.backbone._backbone.state_dict().items()}
+    encoder.load_state_dict({key: flat[key.replace(".", "_")] for key in encoder.state_dict()})
+    theirs.decoder.load_state_dict(ours.revhrnet.decoder.state_dict())
+    theirs.segmentation_head[0].load_state_dict(ours.head.state_dict())
+    theirs.segmentation_head[1] = torch.nn.Identity()  # its upsampling
+    images = torch.randn(2, 3, 256, 320)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images).logits, theirs(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", ["linear", "late", "fpn"])
+def test_peer_trains_its_decoder_on_a_frozen_backbone_at_any_size(decoder):
+    model = peer(decoder, **({"late_blocks": [1, 1, 1, 1]} if decoder == "late" else {})).train()
+    before = {name: value.clone() for name, value in model.revhrnet.backbone.state_dict().items()}
+    output = model(torch.randn(2, 3, 70, 101), labels=torch.randint(0, 5, (2, 70, 101)))
+    assert output.logits.shape == (2, 5, 18, 26)
+    output.loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in model.named_parameters() if ".backbone." not in name}
+    assert all(torch.equal(value, before[name]) for name, value in model.revhrnet.backbone.state_dict().items())
+
+
+def test_late_fusion_costs_what_early_fusion_costs():
+    from studies.peers import LATE_BLOCKS
+
+    with torch.device("meta"):
+        config = RevHRNetConfig.from_variant("w18", num_modules=[1, 1, 1], head="concat", backbone=LITE, num_labels=11)
+        networks = RevHRNetForSemanticSegmentation(config), peer("late", late_blocks=LATE_BLOCKS, num_labels=11)
+        early, late = ((model.num_parameters(True), count_multiply_adds(model.eval(), (416, 576))) for model in networks)
+    assert np.allclose(np.divide(late, early), 1, atol=0.01)
+
+
+def result(network, seed, mean_iou, **values):
+    return {
+        "network": network,
+        "variation": "plain",
+        "seed": seed,
+        "mean_iou": mean_iou,
+        "pixel_accuracy": 0.9,
+        "boundary_iou": None,
+        "iou": {"pole": 0.25, "road": 0.75},
+        "trained_parameters": 2_000_000,
+        "multiply_adds": 5e9,
+        "kept_bytes": 2**20 * 100,
+        "step_seconds": 1.5,
+        "image_seconds": 0.25,
+        "versions": {},
+        **values,
+    }
+
+
+def write_run(run, output_dir, mean_iou, totals):
+    from dataclasses import asdict
+
+    folder = output_dir / run.folder
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result(run.network, run.seed, mean_iou, recipe=asdict(run.recipe))))
+    np.savez(folder / "totals.npz", totals=totals)
+
+
+def test_table_shows_gaps_intervals_and_differences(tmp_path):
+    from studies.results import read_rows, table_cells, write_results
+
+    plan = study(seeds=[0, 1, 2], baseline="ours", classes=["pole"])
+    right, wrong = [[[4, 4], [4, 4], [4, 4]]] * 3, [[[2, 2], [4, 4], [4, 4]]] * 3
+    for run, score in zip((run for run in plan.runs({}) if run.network == "ours"), (0.5, 0.6, 0.7), strict=True):
+        write_run(run, tmp_path, score, np.array(right))
+    (last,) = (run for run in plan.runs({}) if run.network == "linear head" and run.seed == 1)
+    write_run(last, tmp_path, 0.4, np.array(wrong))
+    rows = read_rows(plan, tmp_path)
+    titles, ours, linear = table_cells(plan, rows)
+    first, second = dict(zip(titles, ours, strict=True)), dict(zip(titles, linear, strict=True))
+    # Student's t for three values: 4.303 × 0.1 / √3.
+    assert (first["seeds"], first["mIoU"], first["to ours"], first["boundary IoU"]) == ("3", "0.600 ± 0.248", "", "–")
+    # IoU of each class: 4 / 4, and 2 / (4 + 4 − 2).
+    assert (second["seeds"], second["mIoU"], second["to ours"]) == ("1 of 3", "0.400", "-0.667 (-0.667 to -0.667)")
+    assert (second["pole"], second["kept MiB"], second["s / step"]) == ("0.250", "100", "1.50")
+    written = write_results(plan, tmp_path, tmp_path, "name")
+    assert {path.name for path in written} == {"name.md", "name.csv", "name_scores.png", "name_costs.png"}
+    with open(tmp_path / "name.csv") as file:
+        assert [float(line["mean_iou"]) for line in csv.DictReader(file)] == [0.5, 0.6, 0.7, 0.4]
+
+
+def test_an_empty_study_is_a_table_of_gaps(tmp_path):
+    from studies.results import read_rows, table_cells, write_results
+
+    plan = study(baseline="ours", variations={"few": {}, "many": {}})
+    for cells in table_cells(plan, read_rows(plan, tmp_path))[1:]:
+        assert not any(cell[:1].isdigit() for cell in cells[3:])
+    assert [path.suffix for path in write_results(plan, tmp_path, tmp_path, "name")] == [".md", ".csv"]
+
+
+def test_result_of_other_settings_is_refused(tmp_path):
+    from studies.runner import read_result
+
+    (run,) = study(networks={"a": {}}).runs({})
+    write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)))
+    assert read_result(run, tmp_path)["mean_iou"] == 0.5
+    (changed,) = study(networks={"a": {"flip": 0.25}}).runs({})
+    with pytest.raises(CheckpointError, match=r"flip was 0\.5, is 0\.25"):
+        read_result(changed, tmp_path)
+
+
+def test_best_learning_rate_is_chosen_when_all_are_tried(tmp_path):
+    from studies.runner import chosen_rates
+
+    plan = study(networks={"a": {}}, learning_rates=[0.1, 0.2, 0.3], tuning=TUNING)
+    for run, score in zip(plan.tuning_runs(), (0.5, 0.7, 0.6), strict=True):
+        assert chosen_rates(plan, tmp_path) == {}
+        write_run(run, tmp_path, score, np.zeros((1, 3, 2)))
+    assert chosen_rates(plan, tmp_path) == {"a": 0.2}
+
+
+def test_failed_runs_are_named_and_others_are_done(tmp_path):
+    from studies.runner import work_through
+
+    runs = study(seeds=[0, 1, 2], networks={"a": {}}).runs({})
+    code = f"import sys; open({str(tmp_path)!r} + '/' + sys.argv[1][-1], 'w'); sys.exit(sys.argv[1].endswith('1'))"
+    failed = work_through(runs, [sys.executable, "-S", "-c", code], [])
+    assert [run.seed for run in failed] == [1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+
+
+def test_each_device_has_one_run_at_a_time(tmp_path):
+    from studies.runner import work_through
+
+    runs = study(seeds=[0, 1, 2, 3], networks={"a": {}}).runs({})
+    code = (
+        "import os, sys, time; name = sys.argv[1] + '/' + os.environ['CUDA_VISIBLE_DEVICES'];"
+        "os.close(os.open(name + '.lock', os.O_CREAT | os.O_EXCL)); time.sleep(0.1); os.remove(name + '.lock');"
+        "open(name, 'a').write(sys.argv[2][-1])"
+    )
+    assert not work_through(runs, [sys.executable, "-S", "-c", code, str(tmp_path)], ["4", "7"])
+    done = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(done) == {"4", "7"} and sorted("".join(done.values())) == ["0", "1", "2", "3"]
+
+
+def test_pareto_front_against_brute_force():
+    from studies.results import pareto_front
+
+    points = [tuple(point) for point in np.random.default_rng(0).integers(0, 12, (40, 2)).tolist()]
+    front = pareto_front(points)
+    for cost, score in points:
+        beaten = any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points)
+        assert ((cost, score) in front) == (not beaten)
+
+
+@pytest.mark.slow
+def test_whole_study_is_resumed_and_never_done_twice(tmp_path):
+    write_camvid(tmp_path / "camvid", size=(96, 128))
+    small = {"epochs": 1, "crop_size": [64, 96], "base_size": 128, "batch_size": 4, "num_blocks": 1, "backbone_weights": "random"}
+    content = {
+        "title": "Small",
+        "recipe": "camvid_mini",
+        "settings": small,
+        "learning_rates": [0.001, 0.002],
+        "tuning": TUNING,
+        "baseline": "ours",
+        "networks": {"ours": {}, "linear head": {"architecture": "linear", "learning_rate": 0.001}},
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, SCRIPT, path, "--data_dir", tmp_path / "camvid", "--output_dir", tmp_path / "out"]
+    command = [str(part) for part in command]
+    done = forked.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = sorted((tmp_path / "out").rglob("result.json"))
+    assert len(results) == 4
+    times = [path.stat().st_mtime_ns for path in results]
+    results[0].unlink()  # as if the process had been killed before it wrote
+    done = forked.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.stat().st_mtime_ns for path in results][1:] == times[1:]
+    assert "is finished" in done.stdout
+    table = (tmp_path / "out" / "small.md").read_text()
+    assert table.count("| ours |") == table.count("| linear head |") == 1 and "| – |" not in table
