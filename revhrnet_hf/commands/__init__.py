@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a network by a recipe, or by a chain of recipes",
     "evaluate": "score a checkpoint on a dataset",
     "predict": "segment images with a checkpoint",
+    "pseudo_label": "label images with a checkpoint, to train on them",
     "audit": "check a dataset on disk before a long training",
     "figure": "draw predictions, feature maps, errors, confusion matrices and legends",
     "plot": "draw the loss and mIoU curves of runs",

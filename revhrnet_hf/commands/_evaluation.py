@@ -4,7 +4,7 @@ does not wait for PyTorch."""
 import argparse
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,32 @@ from tqdm import tqdm
 
 from ..data import label_space_of, load_segmentation_dataset
 from ..errors import RecipeError, RevHRNetError
+from ..evaluation.calibration import (
+    Calibration,
+    CalibrationCounts,
+    calibration_result,
+    classes_without_sources,
+    fit_temperature,
+    format_calibration,
+    save_temperature,
+    temperature_of,
+    total_counts,
+)
 from ..evaluation.checkpoint import class_sources, load_checkpoint
 from ..evaluation.cityscapes import instance_locations
 from ..evaluation.confusion import ConfusionMatrix
 from ..evaluation.evaluator import Recorder, evaluate_images, score_records
 from ..evaluation.predict import Predicted
 from ..evaluation.records import ImageRecord, WorkFolder, class_totals_by_image
-from ..evaluation.results import OWN, Evaluation, check_replaceable, confusion_caption, digest_of_data, result_stem
+from ..evaluation.results import (
+    OWN,
+    Evaluation,
+    calibration_caption,
+    check_replaceable,
+    confusion_caption,
+    digest_of_data,
+    result_stem,
+)
 from ..evaluation.scores import bootstrap_intervals, check_labelled, format_scores, worst_images, write_image_scores
 from ..evaluation.settings import InferenceSettings, inference_settings
 from ..evaluation.submission import submission_format
@@ -82,6 +101,7 @@ class Job:
         recorder: makes the record of each image.
         model, image_processor: the checkpoint, on the device where it runs.
         sources: see `class_sources`.
+        calibration: what to count of the confidences, or None.
     """
 
     args: argparse.Namespace
@@ -93,10 +113,13 @@ class Job:
     model: torch.nn.Module
     image_processor: Any
     sources: list[list[int]] | None
+    calibration: Calibration | None = None
 
-    def work_folder(self) -> WorkFolder:
+    def work_folder(self, kind: str = "work") -> WorkFolder:
         settings = self.evaluation.record_settings(self.state.device.type, self.args.boundary, self.args.submission)
-        return WorkFolder(self.output.with_name(f".{self.output.stem}.work"), settings)
+        if self.calibration is not None:  # else as before, so that what an earlier version began can be resumed
+            settings["calibration"] = self.calibration.temperature
+        return WorkFolder(self.output.with_name(f".{self.output.stem}.{kind}"), settings)
 
     def record_remaining_images(self, work: WorkFolder) -> None:
         """Evaluates this process's share of the images that have no record yet, and writes their records."""
@@ -125,10 +148,40 @@ class Job:
                 sources=self.sources,
                 num_workers=self.args.num_workers,
                 count_on_cpu=True,
+                calibration=self.calibration,
                 each_image=record,
             )
 
-    def finish(self, work: WorkFolder) -> None:
+    def calibrate(self, work: WorkFolder) -> dict[str, Any] | None:
+        """Fits the temperature to the records, and runs the model again to count the confidences at that temperature.
+
+        Returns:
+            `calibration_result`; None unless it is asked for, and where no pixel is labelled.
+        """
+        if self.calibration is None:
+            return None
+        before = self.counted(work)
+        if not before.pixels:
+            return None
+        temperature = fit_temperature(before)
+        recorder = Recorder(self.evaluation.label_space)
+        again = replace(self, recorder=recorder, calibration=replace(self.calibration, temperature=temperature))
+        second = again.work_folder("calibrated.work")
+        on_main_process(self.state, lambda: second.claim(self.args.overwrite))
+        again.record_remaining_images(second)
+        self.state.wait_for_everyone()
+        after = self.counted(second)
+        self.state.wait_for_everyone()  # all have read
+        if self.state.is_main_process:
+            second.remove()
+        return calibration_result(before, after, self.calibration.temperature, temperature)
+
+    def counted(self, work: WorkFolder) -> CalibrationCounts:
+        """The sum of all images' confidences, the same bits on every process."""
+        by_row = work.read()
+        return total_counts(by_row[row].calibration for row in sorted(by_row) if by_row[row].calibration is not None)
+
+    def finish(self, work: WorkFolder, calibration: dict[str, Any] | None) -> None:
         """Reports on the records of all images, and removes them."""
         by_row = work.read()
         records = [by_row[index] for index in range(len(self.dataset))]
@@ -137,7 +190,7 @@ class Job:
         if self.dataset.data.column("label_map").null_count == 0:
             if not any(len(record.cells) for record in records):
                 work.remove()  # `report` raises an error; once the label maps are corrected, these records are of no use
-            totals = self.report(records)
+            totals = self.report(records, calibration)
             if self.args.worst:
                 self.draw_worst_images(totals)
         work.remove()
@@ -147,7 +200,7 @@ class Job:
         submission.check(folder, {record.image_id: record.size for record in records})
         print(f"submission: {len(records)} label maps in {folder / submission.folder}, all checked")
 
-    def report(self, records: Sequence[ImageRecord]) -> np.ndarray:
+    def report(self, records: Sequence[ImageRecord], calibration: dict[str, Any] | None) -> np.ndarray:
         """Prints the scores and writes the files of the result.
 
         Returns:
@@ -161,8 +214,16 @@ class Job:
         never_predicted = [] if self.sources is None else [name for name, of in zip(names, self.sources, strict=True) if not of]
         print(format_scores(scores, names, intervals, never_predicted))
         print(f"images: {len(records)}; {evaluation.settings}")
+        if calibration is not None:
+            print(format_calibration(calibration))
         result = evaluation.result(scores, intervals, matrix, never_predicted, self.state.device.type, self.state.num_processes)
+        if calibration is not None:
+            result["calibration"] = calibration
         self.write(result, matrix, totals)
+        if args.save_temperature:
+            temperature = calibration["fitted"]["temperature"]
+            save_temperature(args.checkpoint, temperature)
+            print(f"saved: temperature {temperature:.4g} in {Path(args.checkpoint) / 'config.json'}")
         return totals
 
     def write(self, result: dict, matrix: np.ndarray, totals: np.ndarray) -> None:
@@ -171,10 +232,13 @@ class Job:
         write_image_scores(images, names, self.evaluation.image_ids, totals)
         written = [self.output, images]
         if self.args.plot:
-            from ..viz.plots import confusion_figure, save_figure  # matplotlib is an extra
+            from ..viz.plots import confusion_figure, reliability_figure, save_figure  # matplotlib is an extra
 
             written.append(self.output.with_name(f"{self.output.stem}_confusion.png"))
             save_figure(confusion_figure(matrix, names, confusion_caption(result)), written[-1])
+            if "calibration" in result:
+                written.append(self.output.with_name(f"{self.output.stem}_reliability.png"))
+                save_figure(reliability_figure(result["calibration"], calibration_caption(result)), written[-1])
         write_json(self.output, result)
         if self.output.parent.resolve() == Path(self.args.checkpoint).resolve():
             refresh_model_card(self.output.parent)
@@ -220,5 +284,13 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
     recorder = Recorder(space, args.boundary, instances, submission, args.submission)
     model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype), args.trust_remote_code)
     sources = class_sources(model.config, space, args.dataset_name)
+    if args.save_temperature and sources is not None:
+        raise RecipeError(
+            f"--save_temperature: {args.dataset_name} has other classes than the checkpoint, and the temperature is of its own: "
+            "fit it to a dataset with the checkpoint's classes"
+        )
+    calibration = None
+    if args.calibration:
+        calibration = Calibration(temperature_of(model.config), space.ignore_index, classes_without_sources(sources))
     model.to(state.device)
-    return Job(args, state, evaluation, dataset, output, recorder, model, image_processor, sources)
+    return Job(args, state, evaluation, dataset, output, recorder, model, image_processor, sources, calibration)

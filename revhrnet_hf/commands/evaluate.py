@@ -3,6 +3,7 @@
     revhrnet evaluate CHECKPOINT --dataset camvid --data_dir DIR --split val
     revhrnet evaluate CHECKPOINT --dataset camvid --data_dir DIR --window 360 480 --scales 0.75 1 1.25 --flip
     revhrnet evaluate CHECKPOINT --dataset cityscapes --data_dir DIR --split test --submission DIR
+    revhrnet evaluate CHECKPOINT --dataset camvid --data_dir DIR --calibration --save_temperature
     accelerate launch --num_processes 2 -m revhrnet_hf.commands.evaluate CHECKPOINT --dataset camvid --data_dir DIR --split val
     torchrun --nproc_per_node 2 -m revhrnet_hf.commands.evaluate CHECKPOINT --dataset camvid --data_dir DIR --device cpu
 
@@ -13,6 +14,9 @@ probabilities of partners are summed. A class without a partner is never predict
 The command prints a table. It writes scores, confusion matrix and settings as JSON, and beside it a CSV with the scores of each
 image. The files are named for dataset, split and settings; the scores of other data, classes or settings are not overwritten
 unless --overwrite is given. Cityscapes with its instanceIds also gets the publisher's category and instance scores.
+
+With --calibration the model is run twice over the images: the first time the temperature is fitted that makes its confidences
+most likely, the second time they are counted at that temperature (docs/unlabelled_images.md explains it).
 
 The number of processes does not change a digit (accelerate launch starts several on GPUs only; torchrun on the CPU too). An
 interrupted evaluation is resumed by the same command.
@@ -63,6 +67,18 @@ def _add_result_arguments(group) -> None:
         "--boundary", action="store_true", help="compute the boundary IoU too: of the pixels near class boundaries"
     )
     group.add_argument(
+        "--calibration",
+        action="store_true",
+        help="measure how far confidences can be trusted too (expected calibration error), and fit a temperature to them; it "
+        "takes twice the time. With --plot, a reliability diagram",
+    )
+    group.add_argument(
+        "--save_temperature",
+        action="store_true",
+        help="with --calibration: write the temperature into the checkpoint's config.json, where predict --confidence, demo and "
+        "pseudo_label use it. Fit it to images that were not trained on",
+    )
+    group.add_argument(
         "--absent_as_zero",
         action="store_true",
         help="count classes that occur nowhere as 0 in the means, as the official HRNet does; by default they are left out",
@@ -74,7 +90,11 @@ def _add_result_arguments(group) -> None:
         "defaults, in the checkpoint's folder, or in the current one for a Hub name). The other files are named like it, with "
         "other endings",
     )
-    group.add_argument("--plot", action="store_true", help="draw the confusion matrix as PNG (needs matplotlib)")
+    group.add_argument(
+        "--plot",
+        action="store_true",
+        help="draw the confusion matrix and, with --calibration, the reliability diagram as PNG (needs matplotlib)",
+    )
     group.add_argument(
         "--worst",
         type=int,
@@ -150,8 +170,9 @@ def main(arguments: list[str] | None = None) -> None:
     on_main_process(state, lambda: work.claim(args.overwrite))
     job.record_remaining_images(work)
     state.wait_for_everyone()
+    calibration = job.calibrate(work)
     if state.is_main_process:
-        job.finish(work)
+        job.finish(work, calibration)
     state.destroy_process_group()
 
 
@@ -168,6 +189,10 @@ def check_arguments(args: argparse.Namespace, state) -> None:
             raise RecipeError(f"--{name} {getattr(args, name)}: give 0 or more")
     if args.plot:
         check_installed("--plot needs", "plots", "matplotlib")
+    if args.save_temperature and not args.calibration:
+        raise RecipeError("--save_temperature saves what --calibration fits: give both")
+    if args.save_temperature and not Path(args.checkpoint).is_dir():
+        raise RecipeError(f"--save_temperature writes into the checkpoint's folder, and {args.checkpoint} is none: download it")
     if args.submission and args.submission.exists() and not args.submission.is_dir():
         raise RecipeError(f"--submission {args.submission} is a file: name a folder")
 

@@ -7,6 +7,7 @@ from .evaluator import evaluate_dataset
 from .predict import Predicted, Segmentation, predict_dataset, predict_label_maps, segment
 from .scores import check_labelled, format_scores
 from .settings import InferenceSettings, inference_settings
+from .trainer_metrics import TrainerMetrics
 
 __all__ = [
     "CityscapesMetric",
@@ -15,6 +16,7 @@ __all__ = [
     "Predicted",
     "Segmentation",
     "SegmentationMetric",
+    "TrainerMetrics",
     "check_labelled",
     "check_same_classes",
     "class_sources",

@@ -11,6 +11,7 @@ from ..data.features import read_upright
 from ..data.label_space import LabelSpace
 from ..errors import DataError
 from .boundary import boundary_counts, boundary_scores
+from .calibration import Calibration
 from .cityscapes import RAW_IDS, cityscapes_scores, count_objects, matrix_of_ids
 from .confusion import ConfusionMatrix
 from .predict import Predicted, predict_dataset
@@ -32,12 +33,13 @@ def evaluate_images(
     settings: InferenceSettings = WHOLE,
     num_workers: int | None = 0,
     count_on_cpu: bool = False,
+    calibration: Calibration | None = None,
     each_image: Callable[[Predicted, ConfusionMatrix], None] | None = None,
 ) -> ConfusionMatrix:
     """Predicts images of a dataset and counts each prediction at its label map's own size.
 
     Args:
-        model, image_processor, dataset, indices, sources, settings, num_workers: as in `predict_dataset`.
+        model, image_processor, dataset, indices, sources, settings, num_workers, calibration: as in `predict_dataset`.
         num_labels: number of classes of the label maps, and of the model unless `sources` is given.
         ignore_index: the id of pixels that do not count.
         count_on_cpu: move each predicted label map to the CPU first; an id that is no class is then an error at once, which
@@ -55,7 +57,14 @@ def evaluate_images(
     device = torch.device("cpu") if count_on_cpu else first_parameter(model).device
     total = ConfusionMatrix(num_labels, ignore_index, device)
     for image in predict_dataset(
-        model, image_processor, dataset, indices, settings=settings, sources=sources, num_workers=num_workers
+        model,
+        image_processor,
+        dataset,
+        indices,
+        settings=settings,
+        sources=sources,
+        num_workers=num_workers,
+        calibration=calibration,
     ):
         image = replace(image, label_map=image.label_map.to(device))
         counts = ConfusionMatrix(num_labels, ignore_index, device)
@@ -152,6 +161,7 @@ class Recorder:
         """
         space, label_map = self.label_space, image.label_map.numpy()
         record = ImageRecord(image.index, image.image_id, label_map.shape, nonzero_cells(confusion.matrix.numpy()))
+        record.calibration = image.calibration
         if self.boundary and image.references is not None:
             record.boundary = boundary_counts(label_map, image.references.numpy(), space.num_classes, space.ignore_index)
         if self.instances is not None:

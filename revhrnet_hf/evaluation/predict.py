@@ -14,9 +14,10 @@ import torch
 
 from ..errors import DataError
 from ..models.upsampling import upsampled_argmax
+from .calibration import Calibration, CalibrationCounts, temperature_of
 from .network_input import Samples, network_inputs, read_ahead
 from .settings import WHOLE, InferenceSettings, Size
-from .sliding import ForwardPass, View, first_parameter, joined_bands, run_at_all_scales, sole_window
+from .sliding import ForwardPass, View, first_parameter, joined_bands, log_probability_bands, run_at_all_scales, sole_window
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Segmentation:
 
     Attributes:
         label_map: (height, width) class ids: uint8, or uint16 where there are more than 256 classes.
-        confidence: (height, width) float32, the probability of the best class, from 0 to 1; None unless asked for.
-        probabilities: (classes, height, width) float32 that sum to 1 over the classes; None unless asked for.
+        confidence: (height, width) float32, the probability of the best class, from 0 to 1, at the temperature of the model's
+            config (`confidence_temperature`); None unless asked for.
+        probabilities: (classes, height, width) float32 that sum to 1 over the classes, at the same temperature; None unless
+            asked for.
     """
 
     label_map: np.ndarray
@@ -73,7 +76,9 @@ def segment(
         label_map = _label_map(views, size, settings.average).cpu().numpy()
         if not return_confidence and not return_probabilities:
             return Segmentation(label_map)
-        confidence, probabilities = _probabilities(views, size, settings.average, return_confidence, return_probabilities)
+        bands = _probability_bands(views, size, settings.average, temperature_of(getattr(model, "config", None)))
+        num_classes = len(views[0].windows[0].logits[0])
+        confidence, probabilities = _joined(bands, num_classes, size, return_confidence, return_probabilities)
     return Segmentation(label_map, confidence, probabilities)
 
 
@@ -105,12 +110,14 @@ class Predicted:
         image_id: its name.
         label_map: (height, width) predicted class ids, on the model's device.
         references: (height, width) true class ids on the CPU, or None.
+        calibration: counts of its confidences; None unless asked for, or without references.
     """
 
     index: int
     image_id: str
     label_map: torch.Tensor
     references: torch.Tensor | None
+    calibration: CalibrationCounts | None = None
 
 
 def predict_dataset(
@@ -122,6 +129,7 @@ def predict_dataset(
     settings: InferenceSettings = WHOLE,
     sources: list[list[int]] | None = None,
     num_workers: int | None = 0,
+    calibration: Calibration | None = None,
 ) -> Iterator[Predicted]:
     """Label maps of a dataset's images, one by one, each at its image's own size.
 
@@ -134,6 +142,7 @@ def predict_dataset(
             `image_id`.
         indices: which rows.
         num_workers: processes that read and prepare images; 0: this one; None: see `default_num_workers`.
+        calibration: what to count of the confidences, or None.
 
     Raises:
         DataError: an image cannot be read, or its label map is of another size.
@@ -144,8 +153,12 @@ def predict_dataset(
         with inference(model):
             views = run_at_all_scales(ForwardPass(model, settings, sources, f"image {image_id}"), inputs, size)
             label_map = _label_map(views, size, settings.average)
+            counts = None
+            if calibration is not None and references is not None:
+                bands = log_probability_bands(views, size, settings.average)
+                counts = calibration.count(bands, label_map, references)
         # A copy made outside: tensors of inference mode can neither be changed in place nor take part in training.
-        yield Predicted(index, image_id, label_map.clone(), references)
+        yield Predicted(index, image_id, label_map.clone(), references, counts)
 
 
 def _label_map(views: list[View], size: Size, average: str) -> torch.Tensor:
@@ -161,12 +174,23 @@ def _label_map(views: list[View], size: Size, average: str) -> torch.Tensor:
     return label_map
 
 
-def _probabilities(views, size, average, return_confidence, return_probabilities):
+def _probability_bands(views, size, average, temperature):
+    """The bands of `joined_bands` at a temperature.
+
+    It is applied to the joined probabilities. So the best class is that of temperature 1, with windows, scales and flips too.
+    """
+    if temperature == 1:
+        yield from joined_bands(views, size, average)
+        return
+    for rows, log_probabilities in log_probability_bands(views, size, average):
+        yield rows, log_probabilities.div_(temperature).softmax(0)
+
+
+def _joined(bands, num_classes, size, return_confidence, return_probabilities):
     """Confidence (height, width) and probabilities (classes, height, width), each None unless asked for."""
-    num_classes = len(views[0].windows[0].logits[0])
     confidence = np.empty(size, np.float32) if return_confidence else None
     all_probabilities = np.empty((num_classes, *size), np.float32) if return_probabilities else None
-    for rows, probabilities in joined_bands(views, size, average):
+    for rows, probabilities in bands:
         if return_confidence:
             confidence[rows] = probabilities.amax(0).cpu().numpy()
         if return_probabilities:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..io import lock_file, write_json
+from .calibration import CalibrationCounts
 
 SETTINGS, LOCK = "settings.json", "lock"
 PARTS = "part_*.jsonl"
@@ -37,6 +38,7 @@ class ImageRecord:
             without a label map.
         boundary: (3, classes) `boundary_counts`, or None.
         objects: (objects, 4) Cityscapes' `count_objects`, or None.
+        calibration: counts of the confidences, or None.
     """
 
     index: int
@@ -45,10 +47,12 @@ class ImageRecord:
     cells: np.ndarray = field(default_factory=_no_cells)
     boundary: np.ndarray | None = None
     objects: np.ndarray | None = None
+    calibration: CalibrationCounts | None = None
 
     def to_json(self) -> str:
         """The record as one line of JSON."""
         values = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(self).items()}
+        values["calibration"] = self.calibration and self.calibration.to_json()
         return json.dumps(values, separators=(",", ":"))
 
     @classmethod
@@ -60,6 +64,8 @@ class ImageRecord:
                 values[name] = np.array(values[name], np.int64).reshape(-1, columns)
         if values["boundary"] is not None:
             values["boundary"] = np.array(values["boundary"], np.int64)
+        if values.get("calibration") is not None:
+            values["calibration"] = CalibrationCounts.from_json(values["calibration"])
         return cls(**values)
 
 
@@ -98,10 +104,11 @@ class WorkFolder:
     Args:
         folder: where they lie.
         settings: everything that the records depend on. An evaluation that was begun with other settings is not resumed.
+        work, option: what errors call the work, and the option that names its results.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
-        self.folder = folder
+    def __init__(self, folder: Path, settings: dict[str, Any], work: str = "evaluation", option: str = "--output"):
+        self.folder, self.work, self.option = folder, work, option
         self._lock = None
         self.settings = json.loads(json.dumps(settings))  # as the file gives them back
 
@@ -119,8 +126,8 @@ class WorkFolder:
         self._lock = lock_file(self.folder / LOCK)
         if self._lock is None:
             raise CheckpointError(
-                f"another process is at this evaluation already (it keeps {self.folder}): wait for it or end it, or give another "
-                "--output"
+                f"another process is at this {self.work} already (it keeps {self.folder}): wait for it or end it, or give "
+                f"another {self.option}"
             )
         file = self.folder / SETTINGS
         if overwrite:
@@ -135,7 +142,7 @@ class WorkFolder:
         if different:
             pairs = "; ".join(f"{key} was {begun.get(key)}, is {self.settings[key]}" for key in different)
             raise CheckpointError(
-                f"{self.folder} holds an unfinished evaluation with other settings ({pairs}): give the same settings to resume "
+                f"{self.folder} holds an unfinished {self.work} with other settings ({pairs}): give the same settings to resume "
                 "it, or --overwrite to begin anew"
             )
 

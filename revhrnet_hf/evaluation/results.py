@@ -141,6 +141,13 @@ def confusion_caption(result: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)}. A row adds up to all pixels of a true class; grey: a class that occurs nowhere."
 
 
+def calibration_caption(result: Mapping[str, Any]) -> str:
+    """The text below a reliability diagram of a result."""
+    parts = [f"{result['checkpoint']} on {result['dataset']} {result['split']}", f"{result['images']} images"]
+    parts += [settings["inference"]] if "inference" in (settings := result.get("settings", {})) else []
+    return f"{', '.join(parts)}. On the diagonal, confidence is accuracy; below it, the network is too sure of itself."
+
+
 def weights_stamp(checkpoint: str | Path) -> list | str:
     """Names, sizes and times of a checkpoint's files, which change when the files do; for a name on the Hub the name."""
     folder = Path(checkpoint)

@@ -191,6 +191,21 @@ def joined_bands(views: list[View], size: Size, average: str) -> Iterator[tuple[
         yield rows, total / total.sum(0, keepdim=True)
 
 
+def log_probability_bands(views: list[View], size: Size, average: str) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The logarithms of the probabilities of `joined_bands`.
+
+    Those of an image that the network saw once are computed from its logits, and so are exact for improbable classes too. After
+    averaging, a probability counts as at least the smallest normal number of its type.
+    """
+    if window := sole_window(views):
+        [logits], (height, width) = window.logits, size
+        for rows in row_bands(height, int(BAND_VALUES / (len(logits) * width))):
+            yield rows, upsample_rows(logits, rows, width, window.canvas, origin=window.origin).log_softmax(0)
+        return
+    for rows, probabilities in joined_bands(views, size, average):
+        yield rows, probabilities.clamp_(min=torch.finfo(probabilities.dtype).tiny).log_()
+
+
 def _rows_at_size(view, rows, size, average, shift):
     """The view's values for these rows, brought to the image's size by a second interpolation, as HRNet does."""
     if view.size == size:

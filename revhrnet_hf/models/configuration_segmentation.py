@@ -55,6 +55,9 @@ class SegmentationConfig(PreTrainedConfig):
             If given (HRNet: 0.9), only pixels whose true class has a lower probability than this count …
         semantic_loss_ohem_min_kept (`int`, defaults to 131072):
             … but at least this number of pixels in each batch.
+        confidence_temperature (`float`, defaults to 1.0):
+            Divisor of the logits where their softmax is shown as a confidence (arXiv 1706.04599); above 1 the network is less
+            sure. It changes no label map. (Not called `temperature`: Transformers refuses to save a config with that name.)
         palette (`list[list[int]]`, *optional*):
             Colour [red, green, blue] of each class, 0 to 255, for drawing label maps.
         training_history (`list[dict]`, *optional*):
@@ -71,6 +74,7 @@ class SegmentationConfig(PreTrainedConfig):
     semantic_loss_class_weights: list[float | int] | None = None
     semantic_loss_ohem_threshold: float | int | None = None
     semantic_loss_ohem_min_kept: int = 131_072
+    confidence_temperature: float | int = 1.0
     palette: list[list[int]] | None = None
     training_history: list[dict] | None = None
     pretraining_history: list[dict] | None = None
@@ -150,6 +154,7 @@ class SegmentationConfig(PreTrainedConfig):
             self.pretraining_history = [*(self.pretraining_history or []), *self.training_history]
         for name in removed:
             setattr(self, name, None)
+        self.confidence_temperature = 1.0  # it was fitted to the old classes' logits
         if removed:
             logger.warning(
                 "The classes have changed. Removed from the configuration, because they belong to the old classes: %s%s",
@@ -188,6 +193,11 @@ class SegmentationConfig(PreTrainedConfig):
             raise ValueError(f"semantic_loss_ohem_threshold is a probability above 0 and at most 1, got {threshold}")
         if self.semantic_loss_ohem_min_kept < 0:
             raise ValueError(f"semantic_loss_ohem_min_kept must be 0 or more pixels, got {self.semantic_loss_ohem_min_kept}")
+
+    def validate_temperature(self):
+        """`strict` calls it on construction. Checks that the temperature is a positive number."""
+        if not (math.isfinite(self.confidence_temperature) and self.confidence_temperature > 0):
+            raise ValueError(f"confidence_temperature must be a finite number above 0, got {self.confidence_temperature}")
 
     def validate_palette(self):
         """`strict` calls it on construction. Checks that there is one colour for each class."""

@@ -25,7 +25,7 @@ def configured_loss(logits: Tensor, labels: Tensor | None, config: SegmentationC
         return None
     return segmentation_loss(
         logits,
-        labels,
+        labels.long(),  # other integers, such as a PNG's uint8, are taken too
         ignore_index=config.semantic_loss_ignore_index,
         class_weights=config.semantic_loss_class_weights,
         ohem_threshold=config.semantic_loss_ohem_threshold,

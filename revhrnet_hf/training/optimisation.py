@@ -1,6 +1,8 @@
 """The optimizer and its learning rates, and which parts of the network are changed for speed or for several processes."""
 
+import math
 import re
+from collections.abc import Callable
 
 import timm.layers
 import torch
@@ -11,9 +13,20 @@ from .recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """The rate of step `step` (from 0): HRNet's poly schedule, which falls to 0 at `total_steps`, times a linear warm-up."""
-    poly = (1 - step / total_steps) ** recipe.poly_power
-    return recipe.learning_rate * poly * min(1.0, (step + 1) / max(recipe.warmup_steps, 1))
+    """The rate of step `step` (from 0): the recipe's schedule times a linear warm-up.
+
+    HRNet's poly schedule and the cosine (without restarts, arXiv 1608.03983) fall to 0 at `total_steps`.
+    """
+    factor = SCHEDULES[recipe.schedule](step / total_steps, recipe)
+    return recipe.learning_rate * factor * min(1.0, (step + 1) / max(recipe.warmup_steps, 1))
+
+
+SCHEDULES: dict[str, Callable[[float, Recipe], float]] = {
+    "poly": lambda done, recipe: (1 - done) ** recipe.poly_power,
+    "cosine": lambda done, _: (1 + math.cos(math.pi * done)) / 2,
+    "constant": lambda *_: 1.0,
+}
+"""Schedule → the factor of the learning rate, from the share of the steps that are done."""
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -49,6 +62,14 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def learning_rate_shares(model: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """The factors of the learning rate, by parameter of the head and trained parameter of the backbone; empty where all are 1."""
+    shares = _backbone_shares(model, recipe)
+    if recipe.head_learning_rate != 1:
+        shares |= {name: recipe.head_learning_rate for name, _ in model.named_parameters() if IN_HEAD.match(name)}
+    return shares
+
+
+def _backbone_shares(model: nn.Module, recipe: Recipe) -> dict[str, float]:
     """Of each trained parameter of the backbone, its factor of the learning rate; empty where all have the whole rate.
 
     With `layer_decay`, as BEiT has it (arXiv 2106.08254): the last layer of a vision transformer has the factor once, the one
@@ -78,6 +99,7 @@ def learning_rate_shares(model: nn.Module, recipe: Recipe) -> dict[str, float]:
 
 
 IN_BACKBONE = re.compile(r"(?:^|\.)backbone\.")
+IN_HEAD = re.compile(r"\w*head\w*\.")  # a part of the segmentation network itself, such as `head.3.weight`
 LAYER = re.compile(r"(?:^|\.)backbone\..*?\.(?:blocks|layers?)\.(\d+)\.")
 
 

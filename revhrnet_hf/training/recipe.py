@@ -192,13 +192,21 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = _setting(
         "sgd", "HRNet's SGD with momentum, or AdamW, which learns faster in short runs and wants a learning_rate near 0.001"
     )
-    learning_rate: float = _setting(0.01, "Learning rate at the start; falls to 0 by the poly schedule, step by step")
+    learning_rate: float = _setting(0.01, "Learning rate at the start; falls to 0 by the schedule, step by step")
+    schedule: Literal["poly", "cosine", "constant"] = _setting(
+        "poly",
+        "How the learning rate falls: poly, (1 - step / steps) ** poly_power; cosine, (1 + cos(pi * step / steps)) / 2; or "
+        "constant, not at all",
+    )
     warmup_steps: int = _setting(0, "Steps over which the learning rate rises to the schedule's, linearly")
     backbone_learning_rate: float = _setting(1.0, "With trainable_backbone: of its parameters, a factor of learning_rate")
     layer_decay: float | None = _setting(
         None,
         "With trainable_backbone, of a plain vision transformer: factor of the learning rate from each layer to the one before "
         "it, e.g. 0.75",
+    )
+    head_learning_rate: float = _setting(
+        1.0, "Of the classifier and what else is in the head, a factor of learning_rate; 10 is usual after init_from"
     )
     poly_power: float = _setting(0.9, "Exponent of the poly schedule")
     momentum: float = _setting(0.9, "Momentum of SGD (without Nesterov)")
@@ -286,6 +294,7 @@ class Recipe:
 
     def _check_signs(self):
         positive = ("base_size", "scale_step", "epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
+        positive = (*positive, "head_learning_rate")
         optional = ("num_blocks", "eval_size", "max_grad_norm", "early_stopping_patience", "save_every")
         given = [name for name in optional if getattr(self, name) is not None]
         for name in (
@@ -336,25 +345,6 @@ class Recipe:
             raise RecipeError(f"Recipe field max_class_share must be more than 0 and less than 1, got {self.max_class_share}")
         if self.rare_class_temperature <= 0:
             raise RecipeError(f"Recipe field rare_class_temperature must be positive, got {self.rare_class_temperature}")
-        self._check_augmentation_is_on()
-
-    def _check_augmentation_is_on(self):
-        """Raises a RecipeError for a setting of an augmentation that is off: it would change nothing."""
-        settings = {
-            ("photometric_distortion",): ("brightness", "contrast", "saturation", "hue"),
-            ("blur",): ("blur_sigma",),
-            ("jpeg_noise",): ("jpeg_quality",),
-            ("rare_class_crops", "rare_class_images"): ("rare_class_temperature",),
-        }
-        defaults = {setting.name: setting for setting in fields(self)}
-        for switches, names in settings.items():
-            if any(getattr(self, switch) for switch in switches):
-                continue
-            for name in names:
-                default = defaults[name]
-                usual = default.default_factory() if default.default is MISSING else default.default
-                if getattr(self, name) != usual:
-                    raise RecipeError(f"Recipe field {name} changes nothing without {' or '.join(switches)}: give that, too")
 
     def _check_ranges(self):
         if not 0 <= self.momentum < 1:
@@ -368,6 +358,8 @@ class Recipe:
             raise RecipeError(f"Recipe field num_modules must be positive numbers, got {self.num_modules}")
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
+        if self.schedule != "poly" and self.poly_power != 0.9:
+            raise RecipeError(f"Recipe field poly_power is of schedule: poly, and the schedule is {self.schedule}: leave it out")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
@@ -387,7 +379,8 @@ class Recipe:
 
     def _check_that_all_count(self):
         """No field is given that the values of other fields make ineffective."""
-        defaults = {setting.name: setting.default for setting in fields(self)} | {"trainable_backbone": "none"}
+        lists = {setting.name: setting.default_factory() for setting in fields(self) if setting.default is MISSING}
+        defaults = {setting.name: setting.default for setting in fields(self)} | lists | {"trainable_backbone": "none"}
         for names, does_count, condition in CONDITIONS:
             given = {name: defaults[name] for name in names if getattr(self, name) != defaults[name]}
             if given and not does_count(self):
@@ -461,7 +454,7 @@ class Recipe:
 CONDITIONS = (
     (
         ("backbone", "trainable_backbone", "pyramid", "backbone_dtype", "final_block", "head"),
-        lambda recipe: recipe.architecture == "revhrnet",
+        lambda recipe: recipe.architecture != "hrnetv2",
         "architecture hrnetv2 has no backbone and no such block or head",
     ),
     (
@@ -478,6 +471,18 @@ CONDITIONS = (
         ("backbone_dtype",),
         lambda recipe: recipe.trainable_backbone in ("none", LORA),
         "the backbone's own weights are trained (trainable_backbone), in the precision of the whole network (precision)",
+    ),
+    (
+        ("brightness", "contrast", "saturation", "hue"),
+        lambda recipe: recipe.photometric_distortion,
+        "photometric_distortion is off",
+    ),
+    (("blur_sigma",), lambda recipe: recipe.blur > 0, "blur is off"),
+    (("jpeg_quality",), lambda recipe: recipe.jpeg_noise > 0, "jpeg_noise is off"),
+    (
+        ("rare_class_temperature",),
+        lambda recipe: recipe.rare_class_crops > 0 or recipe.rare_class_images > 0,
+        "rare_class_crops and rare_class_images are off",
     ),
     (("momentum",), lambda recipe: recipe.optimizer == "sgd", "it is SGD's, and optimizer is not sgd"),
     (("ohem_min_kept",), lambda recipe: recipe.ohem_threshold is not None, "there is no ohem_threshold"),

@@ -106,6 +106,12 @@ def palette_png(label_map: np.ndarray, palette: Sequence[Colour]) -> Image.Image
     return image
 
 
+def confidence_png(confidence: np.ndarray, bits: int = 8) -> Image.Image:
+    """A map of confidences, (height, width) from 0 to 1, as a grey image of 8 or 16 bits, where 255 or 65535 is 1."""
+    largest, dtype = {8: (255, np.uint8), 16: (65535, np.uint16)}[bits]
+    return Image.fromarray(np.rint(largest * np.clip(confidence, 0, 1).astype(np.float64)).astype(dtype))
+
+
 def overlay(
     image: Image.Image,
     label_map: np.ndarray,
@@ -213,23 +219,44 @@ def triptych(
     """
     if not rows:
         raise ValueError("a triptych needs at least one row of image, truth and prediction")
+    panels = [
+        (image.convert("RGB"), colourise(truth, colours, ignore_index), colourise(prediction, colours, ignore_index))
+        for image, truth, prediction in rows
+    ]
+    label_maps = [label_map for _, *label_maps in rows for label_map in label_maps]
+    return _panel_rows(("image", "truth", "prediction"), panels, label_maps, names, colours, ignore_index, column_width)
+
+
+def confidence_triptych(
+    rows: Sequence[tuple[Image.Image, np.ndarray, np.ndarray]],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    ignore_index: int = 255,
+    column_width: int | None = None,
+) -> Image.Image:
+    """As `triptych`, with image | label map | confidence; the confidences, (height, width) from 0 to 1, are grey."""
+    panels = [
+        (image.convert("RGB"), colourise(label_map, colours, ignore_index), confidence_png(confidence).convert("RGB"))
+        for image, label_map, confidence in rows
+    ]
+    label_maps = [label_map for _, label_map, _ in rows]
+    return _panel_rows(("image", "label map", "confidence"), panels, label_maps, names, colours, ignore_index, column_width)
+
+
+def _panel_rows(titles, rows, label_maps, names, colours, ignore_index, column_width):
+    """Rows of RGB panels below their titles, above a legend of the classes in `label_maps`."""
     column_width = column_width or rows[0][0].width
     font_size, gap = text_size(column_width), max(2, column_width // 120)
-    titles = _titles(("image", "truth", "prediction"), column_width, gap, font_size)
+    titles = _titles(titles, column_width, gap, font_size)
     strips = []
-    for image, truth, prediction in rows:
-        panels = (
-            image.convert("RGB"),
-            colourise(truth, colours, ignore_index),
-            colourise(prediction, colours, ignore_index),
-        )
-        height = round(image.height * column_width / image.width)
+    for panels in rows:
+        height = round(panels[0].height * column_width / panels[0].width)
         strip = Image.new("RGB", (titles.width, height + gap), BACKGROUND)
         for place, panel in enumerate(panels):
             resample = Image.Resampling.NEAREST if place else Image.Resampling.BILINEAR  # no mixed colours in maps
             strip.paste(panel.resize((column_width, height), resample), (place * (column_width + gap), 0))
         strips.append(strip)
-    ids = np.unique(np.concatenate([np.unique(label_map) for _, *label_maps in rows for label_map in label_maps]))
+    ids = np.unique(np.concatenate([np.unique(label_map) for label_map in label_maps]))
     present = [int(index) for index in ids if index != ignore_index]
     names, colours = list(names), list(colours)
     if ignore_index in ids:

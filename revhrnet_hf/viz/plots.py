@@ -4,12 +4,14 @@ The panels' images come from figures.py and feature_maps.py. Sizes are in inches
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -161,6 +163,58 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], caption: str = ""
     bar.ax.tick_params(labelsize=SMALL)
     figure.text(MARGIN / width, MARGIN / height, "\n".join(lines), ha="left", va="bottom", fontsize=SMALL, linespacing=1.3)
     return figure
+
+
+@_plain_text
+def reliability_figure(calibration: Mapping[str, Any], caption: str = "") -> Figure:
+    """A reliability diagram at the checkpoint's temperature, and one at the fitted temperature beside it.
+
+    Args:
+        calibration: of `calibration_result`.
+        caption: below the diagrams.
+    """
+    side, gap, left, share_height = 2.6, 0.35, 0.6, 0.7
+    width = left + 2 * side + gap + 2 * MARGIN
+    lines = textwrap.wrap(caption, int((width - 2 * MARGIN) / CHARACTER_WIDTH))
+    below = 2 * MARGIN + LINE_HEIGHT * len(lines) + 0.45
+    height = below + share_height + 0.15 + side + TITLE_HEIGHT + LINE_HEIGHT
+    figure = Figure(figsize=(width, height))
+    for column, (name, part) in enumerate((("checkpoint", calibration["checkpoint"]), ("fitted", calibration["fitted"]))):
+        x = (left + column * (side + gap)) / width
+        upper = figure.add_axes((x, (below + share_height + 0.15) / height, side / width, side / height))
+        lower = figure.add_axes((x, below / height, side / width, share_height / height))
+        _draw_reliability(upper, lower, part["reliability"])
+        error = f"ECE {100 * part['expected_calibration_error']:.2f} %"
+        upper.set_title(f"{name}: temperature {part['temperature']:.3g}\n{error}", fontsize=FONT_SIZE)
+        lower.set_xlabel("confidence", fontsize=FONT_SIZE)
+        if column == 0:
+            upper.set_ylabel("accuracy", fontsize=FONT_SIZE)
+            lower.set_ylabel("share", fontsize=FONT_SIZE)
+        else:
+            upper.tick_params(labelleft=False)
+            lower.tick_params(labelleft=False)
+    figure.text(MARGIN / width, MARGIN / height, "\n".join(lines), ha="left", va="bottom", fontsize=SMALL, linespacing=1.3)
+    return figure
+
+
+def _draw_reliability(upper: Axes, lower: Axes, bins: Sequence[Mapping[str, Any]]) -> None:
+    """Accuracy by bin of confidence with the diagonal, and the share of the pixels in each bin."""
+    total = sum(row["pixels"] for row in bins)
+    shown = [row for row in bins if row["pixels"]]
+    edges, widths = [row["from"] for row in shown], [row["to"] - row["from"] for row in shown]
+    upper.bar(edges, [row["accuracy"] for row in shown], widths, align="edge", color="#9ecae1", edgecolor=EDGE, linewidth=0.5)
+    upper.plot([0, 1], [0, 1], color=EDGE, linestyle="--", linewidth=0.8)
+    # A bin's accuracy is to be compared with the mean confidence of its pixels, which is not its middle.
+    points = [row["confidence"] for row in shown], [row["accuracy"] for row in shown]
+    upper.plot(*points, color="#b2182b", marker="o", markersize=3, linewidth=1)
+    lower.bar(
+        edges, [row["pixels"] / total for row in shown], widths, align="edge", color="#cccccc", edgecolor=EDGE, linewidth=0.5
+    )
+    lower.set_yscale("log")  # most pixels are in the last bin
+    upper.set(xlim=(0, 1), ylim=(0, 1))
+    lower.set(xlim=(0, 1))
+    upper.tick_params(labelbottom=False, labelsize=SMALL)
+    lower.tick_params(labelsize=SMALL)
 
 
 def check_format(path: Path) -> None:

@@ -604,3 +604,88 @@ def test_two_processes_give_the_same_digits(checkpoint, camvid, tmp_path):
     assert two["settings"].pop("num_processes") == 2
     assert one["settings"].pop("num_processes") == 1
     assert one == two
+
+
+@pytest.fixture(scope="module")
+def sure(checkpoint, tmp_path_factory):
+    """The checkpoint with logits that differ by some units."""
+    folder = tmp_path_factory.mktemp("sure")
+    model, image_processor = load_checkpoint(checkpoint)
+    classifier = model.decode_head.classifier
+    with torch.no_grad():
+        logits = model(torch.randn(1, 3, 36, 52)).logits
+        classifier.weight.mul_(2 / logits.std(dim=(2, 3)).view(-1, 1, 1, 1))
+        classifier.bias.sub_(model(torch.randn(1, 3, 36, 52)).logits.mean(dim=(0, 2, 3)))
+    model.save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictable(sure, camvid, tmp_path_factory):
+    """The same images with label maps drawn with the checkpoint's probabilities at a temperature of 0.6."""
+    folder, rng = tmp_path_factory.mktemp("predictable"), np.random.default_rng(0)
+    shutil.copytree(camvid / "val", folder / "val")
+    (folder / "valannot").mkdir()
+    model, image_processor = load_checkpoint(sure)
+    for file in (folder / "val").iterdir():
+        found = segment(model, image_processor, PIL.Image.open(file), return_probabilities=True).probabilities
+        scores = np.log(found) / 0.6 + rng.gumbel(size=found.shape)
+        truth = np.where(rng.random(found.shape[1:]) < 0.9, scores.argmax(0), 11)  # 11 is ignored
+        PIL.Image.fromarray(truth.astype(np.uint8)).save(folder / "valannot" / file.name)
+    return folder
+
+
+def test_calibration(sure, predictable, tmp_path, capsys):
+    """The command's numbers are netcal's; the temperature is saved, and is then the checkpoint's own."""
+    netcal = pytest.importorskip("netcal.metrics")
+    own = shutil.copytree(sure, tmp_path / "own")
+    before = {file.name: file.read_bytes() for file in own.iterdir()}
+    output = tmp_path / "scores.json"
+    evaluate.main(arguments(own, predictable, "--output", output, "--calibration", "--save_temperature", "--plot"))
+    printed, result = capsys.readouterr().out, json.loads(output.read_text(encoding="utf-8"))["calibration"]
+    fitted = result["fitted"]["temperature"]
+    assert f"saved: temperature {fitted:.4g}" in printed and result["checkpoint"]["temperature"] == 1
+    assert PIL.Image.open(tmp_path / "scores_reliability.png").width > 300
+    assert not list(tmp_path.glob(".*"))
+    changed = {file.name for file in own.iterdir() if before.get(file.name) != file.read_bytes()}
+    assert changed == {"config.json"}
+
+    for part, model_folder in (("checkpoint", sure), ("fitted", own)):
+        model, image_processor = load_checkpoint(model_folder)
+        probabilities, truth = [], []
+        for row in load_segmentation_dataset("camvid", predictable, "val"):
+            label_map = np.array(row["label_map"])
+            found = segment(model, image_processor, row["image"], return_probabilities=True).probabilities
+            probabilities.append(found[:, label_map != 255].T)
+            truth.append(label_map[label_map != 255])
+        probabilities, truth = np.concatenate(probabilities), np.concatenate(truth)
+        assert result[part]["expected_calibration_error"] == pytest.approx(netcal.ECE(15).measure(probabilities, truth), abs=1e-5)
+        expected = -np.log(probabilities[np.arange(len(truth)), truth].astype(float)).mean()
+        assert result[part]["negative_log_likelihood"] == pytest.approx(expected, rel=1e-4)
+        assert result["pixels"] == len(truth) == sum(row["pixels"] for row in result[part]["reliability"])
+    assert fitted == pytest.approx(0.6, rel=0.1)
+    assert result["fitted"]["negative_log_likelihood"] < result["checkpoint"]["negative_log_likelihood"]
+
+    evaluate.main(arguments(own, predictable, "--output", output, "--calibration"))
+    again = json.loads(output.read_text(encoding="utf-8"))["calibration"]
+    assert again["checkpoint"]["temperature"] == again["fitted"]["temperature"] == fitted
+    for given, message in (
+        (arguments(own, predictable, "--save_temperature"), "give both"),
+        (arguments("someone/net", predictable, "--calibration", "--save_temperature"), "someone/net is none"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            evaluate.main(given)
+
+
+@pytest.mark.slow
+def test_calibration_of_several_processes(sure, predictable, tmp_path):
+    """Two processes give every digit that one gives."""
+    outputs = tmp_path / "one.json", tmp_path / "two.json"
+    evaluate.main(arguments(sure, predictable, "--output", outputs[0], "--calibration", "--device", "cpu"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
+    given = arguments(sure, predictable, "--output", outputs[1], "--calibration", "--device", "cpu")
+    done = forked.run([*launcher, SCRIPT, *given], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads(output.read_text(encoding="utf-8")) for output in outputs)
+    assert one["calibration"] == two["calibration"] and two["settings"]["num_processes"] == 2

@@ -231,3 +231,19 @@ def test_as_a_command_an_error_is_one_line_and_status_1(tmp_path):
     assert finished.returncode == 1
     assert finished.stderr == f"error: there is no image or folder {tmp_path / 'absent.png'}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("given", "bits"), [([], 8), (["8"], 8), (["16"], 16)])
+def test_confidence_is_the_softmax_of_the_upsampled_logits(segformer, image, tmp_path, capsys, given, bits):
+    predict.main([segformer, str(image), "--output_dir", str(tmp_path), "--confidence", *given])
+    written = Image.open(tmp_path / "street_confidence.png")
+    assert (written.mode, written.size) == ({8: "L", 16: "I;16"}[bits], (75, 50))
+    model, image_processor = load_checkpoint(segformer)
+    with torch.no_grad():
+        logits = model(**image_processor(Image.open(image), return_tensors="pt")).logits
+    expected = torch.nn.functional.interpolate(logits, (50, 75), mode="bilinear")[0].softmax(0).amax(0).numpy()
+    largest = 2**bits - 1
+    np.testing.assert_allclose(np.asarray(written) / largest, expected, atol=0.51 / largest + 1e-6)
+    assert f"mean confidence {100 * expected.mean():.1f} %" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"street_.*png is there already"):
+        predict.main([segformer, str(image), "--output_dir", str(tmp_path), "--confidence"])

@@ -19,6 +19,27 @@ def test_poly_schedule():
     assert learning_rate(recipe, 100, 100) == 0
 
 
+def test_cosine_schedule():
+    """As torch's own schedule has it."""
+    recipe = Recipe(dataset="camvid", learning_rate=0.4, schedule="cosine")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    for step in range(21):
+        assert learning_rate(recipe, step, 20) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12), step
+        optimizer.step()
+        cosine.step()
+
+
+def test_constant_schedule():
+    recipe = Recipe(dataset="camvid", learning_rate=0.4, schedule="constant", warmup_steps=4)
+    assert [learning_rate(recipe, step, 100) for step in (0, 1, 3, 50, 99)] == pytest.approx([0.1, 0.2, 0.4, 0.4, 0.4])
+
+
+def test_power_of_another_schedule_is_refused():
+    with pytest.raises(RecipeError, match="poly_power is of schedule: poly, and the schedule is cosine"):
+        Recipe(dataset="camvid", schedule="cosine", poly_power=2.0)
+
+
 def test_warm_up():
     """As torch's own schedules have it, one times the other."""
     recipe = Recipe(dataset="camvid", learning_rate=0.4, poly_power=0.9, warmup_steps=5)
@@ -120,6 +141,13 @@ def test_share_of_the_backbone(spared):
     for name, share in moved.items():
         expected = 1.0 if ".backbone." not in name else 0.1 if ".layer4." in name else 0.0
         assert share == pytest.approx(expected, abs=1e-4), name
+
+
+def test_share_of_the_head(tiny_model):
+    recipe = Recipe(dataset="camvid", head_learning_rate=10.0, weight_decay=0.0, momentum=0.0)
+    for name, share in moved_by_a_step(tiny_model, recipe).items():
+        expected = 10.0 if name.startswith("head.") else 0.0 if ".backbone." in name else 1.0
+        assert share == pytest.approx(expected, rel=1e-4), name
 
 
 def test_layer_decay():

@@ -506,6 +506,13 @@ REACHES = {
         lambda decay: {1.0} if decay is None else {decay**times for times in range(8)},  # test_vit has six layers
         {"trainable_backbone": "all", "backbone": "test_vit"},
     ),
+    "schedule": Entry(
+        "cosine",
+        rates(2),
+        lambda name: [0.05 * (1 + math.cos(math.pi * 2 / STEPS)) / 2 if name == "cosine" else poly(2)] * 2,
+        TWO_GROUPS,
+    ),
+    "head_learning_rate": Entry(10.0, shares, lambda factor: {1.0, factor}),
     "poly_power": Entry(2.0, rates(3), lambda power: [poly(3, power)] * 2, TWO_GROUPS),
     "momentum": Entry(0.7, lambda built: {group["momentum"] for group in built.optimizer.param_groups}, lambda value: {value}),
     "weight_decay": Entry(0.02, decays, lambda value: {True: value, False: value}),
