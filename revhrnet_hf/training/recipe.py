@@ -358,8 +358,6 @@ class Recipe:
             raise RecipeError(f"Recipe field num_modules must be positive numbers, got {self.num_modules}")
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
-        if self.schedule != "poly" and self.poly_power != 0.9:
-            raise RecipeError(f"Recipe field poly_power is of schedule: poly, and the schedule is {self.schedule}: leave it out")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
@@ -484,6 +482,7 @@ CONDITIONS = (
         lambda recipe: recipe.rare_class_crops > 0 or recipe.rare_class_images > 0,
         "rare_class_crops and rare_class_images are off",
     ),
+    (("poly_power",), lambda recipe: recipe.schedule == "poly", "schedule is not poly"),
     (("momentum",), lambda recipe: recipe.optimizer == "sgd", "it is SGD's, and optimizer is not sgd"),
     (("ohem_min_kept",), lambda recipe: recipe.ohem_threshold is not None, "there is no ohem_threshold"),
     (

@@ -36,7 +36,7 @@ def test_constant_schedule():
 
 
 def test_power_of_another_schedule_is_refused():
-    with pytest.raises(RecipeError, match="poly_power is of schedule: poly, and the schedule is cosine"):
+    with pytest.raises(RecipeError, match="poly_power would have no effect: schedule is not poly"):
         Recipe(dataset="camvid", schedule="cosine", poly_power=2.0)
 
 
