@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from ..errors import AbsentSplitError, DataError
+from ..errors import AbsentSplitError, DataError, did_you_mean
 from .builder import SegmentationBuilder, stored_split
 from .datasets.camvid import CamVid
 from .datasets.cityscapes import Cityscapes
@@ -136,8 +136,8 @@ def loader_of(name: str, loader: str | None = None) -> str:
     if loader is None:
         if name not in loaders:
             raise DataError(
-                f"Unknown dataset: {name!r}; known: {', '.join(loaders)}. A dataset with a name of its own needs a loader (one "
-                "of these, mostly folder or hub) as well."
+                f"Unknown dataset: {name!r}{did_you_mean(name, loaders)}; known: {', '.join(loaders)}. A dataset with a name of "
+                "its own needs a loader (one of these, mostly folder or hub) as well."
             )
         return name
     check_known("loader", loader, loaders)
@@ -204,7 +204,7 @@ def label_space_of(dataset: datasets.Dataset | datasets.IterableDataset) -> Labe
 
 def check_known(what: str, given: str, known: Iterable[str]) -> None:
     if given not in known:
-        raise DataError(f"Unknown {what}: {given!r}; known: {', '.join(known)}.")
+        raise DataError(f"Unknown {what}: {given!r}{did_you_mean(given, known)}; known: {', '.join(known)}.")
 
 
 @contextmanager

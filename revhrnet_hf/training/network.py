@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data import LabelSpace
-from ..errors import RecipeError, did_you_mean, first_few
+from ..errors import RecipeError, did_you_mean, first_few, strict_reason
 from ..models import (
     HRNetV2Config,
     HRNetV2ForSemanticSegmentation,
@@ -16,6 +16,8 @@ from ..models import (
     RevHRNetForSemanticSegmentation,
     RevHRNetImageProcessor,
 )
+from ..models.configuration_hrnetv2 import VARIANTS as HRNETV2_VARIANTS
+from ..models.configuration_revhrnet import VARIANTS as REVHRNET_VARIANTS
 from .recipe import LORA, RANDOM, Recipe
 
 # Settings of the config → the recipe's fields that they come from, where the names differ.
@@ -74,7 +76,7 @@ def _reason(error: Exception) -> str:
     """An error in one line, in which settings of the config have the names of the recipe's fields."""
     said = str(error)
     if isinstance(error, StrictDataclassError):
-        said = said.partition("\n")[2].strip().partition(": ")[2] or said  # behind the kind of the error that it wraps
+        said = strict_reason(error)
     for field, setting in RECIPE_FIELDS.items():
         said = re.sub(rf"\b{field}\b", setting, said)
     return " ".join(said.split())
@@ -100,6 +102,11 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
 
 
 def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
+    if recipe.variant in HRNETV2_VARIANTS and recipe.variant not in REVHRNET_VARIANTS:
+        raise ValueError(
+            f"variant {recipe.variant} is one of HRNetV2 only: give architecture: hrnetv2, or one of "
+            f"{', '.join(REVHRNET_VARIANTS)}"
+        )
     return RevHRNetConfig.from_variant(
         recipe.variant,
         backbone=recipe.backbone,

@@ -15,11 +15,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..data.loader import MOST_WORKERS
+from ..defaults import BACKBONE, LOSS_TERMS, MOST_WORKERS
 from ..errors import RecipeError, did_you_mean
-from ..models.configuration_revhrnet import DEFAULT_BACKBONE
-from ..models.configuration_segmentation import LOSS_TERMS, is_weight, loss_fault
-from ..models.recompute import current_name
 from .dataset_names import NamedDataset, as_fields, check_one_loader
 
 logger = logging.getLogger(__name__)
@@ -28,6 +25,18 @@ LORA = "lora"  # as trainable_backbone
 RANDOM = "random"  # as backbone_weights
 AUTO, EFFECTIVE_NUMBER = COUNTED_WEIGHTS = ("auto", "effective_number")  # as class_weights
 RECIPES = Path(__file__).parents[1] / "recipes"  # those that come with the package
+
+
+# Title of a group of fields, as the comments in `Recipe` have it → the first field in it.
+GROUPS = {
+    "data": "dataset",
+    "model": "architecture",
+    "augmentation": "crop_size",
+    "loss": "loss",
+    "optimisation": "epochs",
+    "scores": "eval_size",
+    "the run": "num_workers",
+}
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -77,7 +86,7 @@ class Recipe:
     )
     variant: str = _setting("w48", "Widths and depth by name: w18, w32, w48, …; an unknown name is an error that lists all")
     backbone: str = _setting(
-        DEFAULT_BACKBONE,
+        BACKBONE,
         "Name of a timm model with maps at strides 4, 8, 16 and 32, or of a plain vision transformer; or the Hub name (ORG/NAME) "
         "or folder of a Transformers checkpoint that can be a backbone",
     )
@@ -295,6 +304,8 @@ class Recipe:
     hub_private_repo: bool = _setting(False, "With push_to_hub: make the repository private")
 
     def __post_init__(self):
+        from ..models.recompute import current_name  # PyTorch, for which --help does not wait
+
         if isinstance(self.recompute, str):
             self.recompute = current_name(self.recompute)
         # Not from `fields`: Transformers' argument parser rewrites the types that stand there.
@@ -435,6 +446,8 @@ class Recipe:
             )
 
     def _check_loss(self):
+        from ..models.configuration_segmentation import is_weight, loss_fault  # PyTorch, for which --help does not wait
+
         of_terms = ("label_smoothing", "boundary_relaxation", "ohem_threshold", "focal_gamma", "tversky_alpha", "tversky_beta")
         fault = loss_fault(self.loss, **{name: getattr(self, name) for name in of_terms})
         if fault is not None:
@@ -473,8 +486,8 @@ class Recipe:
         known = {setting.name for setting in fields(cls)}
         unknown = sorted(str(name) for name in {*settings, *(overrides or {})} - known)  # YAML's keys may be numbers
         if unknown:
-            hints = "".join(f"; {name}{hint}" for name in unknown if (hint := did_you_mean(name, known)))
-            raise RecipeError(f"Unknown field in {source}: {', '.join(unknown)}. Known are {', '.join(sorted(known))}{hints}")
+            hinted = ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown)
+            raise RecipeError(f"Unknown field in {source}: {hinted}. Known are {', '.join(sorted(known))}")
         try:
             return cls(**_overridden(settings, overrides or {}))
         except RecipeError as error:
@@ -561,10 +574,15 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
     is_name = not path.suffix and path.parent == Path()
-    if path.is_file() or not (is_name or path.stem in known):
-        return path  # where it cannot be read, the reader says why
+    if path.is_file():
+        return path
     if is_name and path.name in known:
         return RECIPES / f"{name}.yaml"
+    if path.is_dir():
+        inside = ", ".join(sorted(file.name for file in path.glob("*.y*ml"))) or "no YAML file"
+        raise RecipeError(f"{name} is a folder: give a recipe's YAML file (it holds {inside}), or a recipe by name")
+    if not (is_name or path.stem in known):
+        return path  # the reader says why it cannot be read
     hint = did_you_mean(path.stem, known)
     raise RecipeError(f"There is no recipe {name}{hint}: give a YAML file, or one of {', '.join(known)}")
 
@@ -596,6 +614,8 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     overrides = overrides or {}
     settings = read_settings(path)
     stages = settings.pop("stages", [{}])
+    if "label_space" not in overrides:
+        _find_label_table(settings, find_recipe(path).parent)
     for name in RENAMED.keys() & _fields_in(settings, stages):
         logger.info(f"{path}: {name} is called {RENAMED[name]} now")
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
@@ -605,6 +625,29 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     return [
         Recipe.from_dict({**settings, **stage}, source + given, overrides) for stage, source in zip(stages, named, strict=True)
     ]
+
+
+def _find_label_table(settings: dict[str, Any], folder: Path) -> None:
+    """A label table that lies beside the recipe's file may be named by its file name; from the working directory it is a path.
+
+    Raises:
+        RecipeError: both paths lead to a file, and these are two.
+    """
+    given = settings.get("label_space")
+    if not isinstance(given, str) or Path(given).is_absolute() or not is_label_table(given):
+        return
+    beside, here = folder / given, Path(given)
+    if not beside.is_file():
+        return
+    if here.is_file() and not here.samefile(beside):
+        raise RecipeError(
+            f"Recipe field label_space: {given} is a file here and another beside the recipe ({beside}): give a whole path"
+        )
+    settings["label_space"] = str(beside)
+
+
+def is_label_table(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
 
 
 def _fields_in(settings: Mapping[str, Any], stages: Any) -> set[str]:

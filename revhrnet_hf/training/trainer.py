@@ -200,7 +200,7 @@ class Stage:
             self.train_step(passes)
             progress.update()
             if done % recipe.log_every == 0 or done == steps:
-                self._write(epoch, self.meter.line(self.state.step, epoch, progress))
+                self._write(epoch + 1, self.meter.line(self.state.step, epoch, progress))
             if done < steps:  # the last step is followed by an evaluation or a checkpoint anyway
                 if self.stop.after_this_step:
                     self.save()
@@ -210,7 +210,7 @@ class Stage:
         numbers = {"epoch_seconds": time.perf_counter() - started, "peak_memory_gib": peak_memory_gib(self.accelerator.device)}
         self.state.bad_images = self.data.gather_bad(self.state.bad_images)
         skipped = {"skipped_images": self.data.image_ids(self.state.bad_images)} if recipe.on_bad_sample == "skip" else {}
-        self._write(epoch, numbers, **skipped)
+        self._write(epoch + 1, numbers, **skipped)
 
     def train_step(self, passes: list[Batch]) -> None:
         """One step of the optimizer, on the batches of its forward passes."""

@@ -68,7 +68,7 @@ def test_timeout_is_a_time(tmp_path, minutes):
 
 
 def test_help_of_what_turns_off():
-    """It is not that of its opposite, which HfArgumentParser gives it."""
+    """It is not that of its opposite."""
     parser = train.build_parser()
     by_option = {option: action for action in parser._actions for option in action.option_strings}
     off = [option for option in by_option if option.startswith("--no_")]

@@ -101,6 +101,9 @@ def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, log_
     evaluations = [line for line in log if "mean_iou" in line]
     losses = [line["loss"] for line in log if "loss" in line]
     assert [line["epoch"] for line in evaluations] == list(range(9))
+    assert [line["epoch"] for line in log if "loss" in line] == [1 + step // 2 for step in range(16)]
+    ends = [line for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if "epoch_seconds" in line]
+    assert [line["epoch"] for line in ends] == list(range(1, 9))
     assert evaluations[-1]["mean_iou"] == scores["mean_iou"] > 2 * evaluations[0]["mean_iou"]
     assert losses[-1] < losses[0] / 1.5
     rates = [line["learning_rate"] for line in log if "loss" in line]
@@ -147,7 +150,7 @@ def test_killed_and_resumed(recipe, mini_camvid, log_of, tmp_path):
     process = forked.Popen([*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "killed" / "log.jsonl"
     deadline = time.monotonic() + 120
-    while not (log.exists() and '"epoch": 2, "step": 5' in log.read_text()):
+    while not (log.exists() and '"epoch": 3, "step": 5' in log.read_text()):
         assert time.monotonic() < deadline, "the run never came to its third epoch"
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.005)
