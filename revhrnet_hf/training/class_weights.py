@@ -13,12 +13,13 @@ DIGITS = 6  # significant ones of a weight in the recipe
 
 
 def with_counted_weights(recipe: Recipe, sets: list[TrainingSet]) -> Recipe:
-    """The recipe, with numbers for `class_weights` where it names a method; the numbers are those of all sets together."""
+    """The recipe, with numbers for `class_weights` where it names a method (and without its beta); the numbers are those of all sets together."""
     if not isinstance(recipe.class_weights, str):
         return recipe
     pixels = np.concatenate([class_pixel_counts(entry.images, recipe.num_workers) for entry in sets])
     weights = METHODS[recipe.class_weights](pixels, recipe)
-    return replace(recipe, class_weights=[float(f"{weight:.{DIGITS}g}") for weight in weights])
+    numbers = [float(f"{weight:.{DIGITS}g}") for weight in weights]
+    return replace(recipe, class_weights=numbers, effective_number_beta=None)
 
 
 def median_frequency(pixels: np.ndarray) -> np.ndarray:

@@ -517,9 +517,14 @@ class Recipe:
 # Fields, when they have an effect, and why they have none otherwise.
 CONDITIONS = (
     (
-        ("backbone", "trainable_backbone", "pyramid", "backbone_dtype", "final_block", "head"),
+        ("backbone", "trainable_backbone", "pyramid", "backbone_dtype", "final_block"),
         lambda recipe: recipe.architecture != "hrnetv2",
-        "architecture hrnetv2 has no backbone and no such block or head",
+        "architecture hrnetv2 has no backbone and no such block",
+    ),
+    (
+        ("head",),
+        lambda recipe: recipe.architecture != "hrnetv2" or recipe.head == "ocr",
+        "architecture hrnetv2 always classifies all streams; only its head ocr is another one",
     ),
     (
         ("backbone_learning_rate", "layer_decay"),
@@ -550,6 +555,13 @@ CONDITIONS = (
     ),
     (("poly_power",), lambda recipe: recipe.schedule == "poly", "schedule is not poly"),
     (("momentum",), lambda recipe: recipe.optimizer == "sgd", "it is SGD's, and optimizer is not sgd"),
+    (("focal_gamma",), lambda recipe: "focal" in (recipe.loss or ()), "loss has no term focal"),
+    (("tversky_alpha", "tversky_beta"), lambda recipe: "tversky" in (recipe.loss or ()), "loss has no term tversky"),
+    (
+        ("effective_number_beta",),
+        lambda recipe: recipe.class_weights == "effective_number",
+        "class_weights is not effective_number",
+    ),
     (("ohem_min_kept",), lambda recipe: recipe.ohem_threshold is not None, "there is no ohem_threshold"),
     (
         ("image_column", "label_column"),

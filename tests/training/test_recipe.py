@@ -157,8 +157,8 @@ def test_numbers_as_people_write_them(tmp_path):
         ),
         ("dataset: camvid\ntrainable_backbone: lora\nlora_rank: 0", "lora_rank must be positive"),
         (
-            "dataset: camvid\narchitecture: hrnetv2\nhead: concat\ntrainable_backbone: all",
-            "trainable_backbone and head would have no",
+            "dataset: camvid\narchitecture: hrnetv2\nfinal_block: bottleneck\ntrainable_backbone: all",
+            "trainable_backbone and final_block would have no",
         ),
         ("dataset: camvid\noptimizer: adamw\nmomentum: 0.8", r"momentum would have no effect: it is SGD's.*\(default: 0\.9\)"),
         ("dataset: camvid\nohem_min_kept: 5", "ohem_min_kept would have no effect: there is no ohem_threshold"),
