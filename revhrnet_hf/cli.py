@@ -4,13 +4,12 @@ ends: well, or with one line that says what was wrong, or with the traceback of 
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-import torch
-from transformers.utils import logging as transformers_logging
-
+from .deferred import when_imported
 from .errors import RecipeError, RevHRNetError, RunStopped, did_you_mean
 from .escape import PROGRESS_BAR, PrintableStream
 
@@ -22,7 +21,11 @@ RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 class ArgumentParser(argparse.ArgumentParser):
     """As argparse's, but all that is wrong with a command line is one line, and an unknown option is named with the nearest
-    known one, before anything else is said to be missing. The exit status is 2, as argparse has it."""
+    known option, before anything else is said to be missing. The exit status is 2, as argparse has it. A program that was started
+    as `python -m MODULE` is called so."""
+
+    def __init__(self, *args, prog: str | None = None, **settings):
+        super().__init__(*args, prog=prog or _module_program(), **settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         args = sys.argv[1:] if args is None else list(args)
@@ -36,7 +39,17 @@ class ArgumentParser(argparse.ArgumentParser):
         return name in known or (self.allow_abbrev and any(option.startswith(name) for option in known))
 
     def error(self, message: str):
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # --data_dir/--data-dir: one spelling is enough
         self.exit(2, f"error: {message} (options: {self.prog} --help)\n")
+
+
+def _module_program() -> str | None:
+    """`python -m MODULE` if the running program was started so, else None: argparse then takes the file's name."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is None or sys.argv[0] != getattr(main, "__file__", None):
+        return None
+    return f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -75,14 +88,21 @@ def run(main: Callable[[], None]) -> None:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Transformers shows its progress bars on terminals only."""
-    hidden = transformers_logging.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if hidden:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hidden:
-            transformers_logging.enable_progress_bar()
+    is_terminal, undo = sys.stderr.isatty(), []
+
+    def hide_bars() -> None:
+        from transformers.utils import logging as transformers_logging
+
+        if not undo and not is_terminal and transformers_logging.is_progress_bar_enabled():
+            transformers_logging.disable_progress_bar()
+            undo.append(transformers_logging.enable_progress_bar)
+
+    with when_imported("transformers", hide_bars):
+        try:
+            yield
+        finally:
+            for enable in undo:
+                enable()
 
 
 @contextmanager
@@ -130,12 +150,64 @@ def _run(main: Callable[[], None]) -> None:
         sys.exit(INTERRUPTED)
 
 
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--trust_remote_code`, which every command that loads a checkpoint has."""
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the Python files of a checkpoint whose architecture is neither this package's nor Transformers' own",
+    )
+
+
+def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the settings of inference as options of a command."""
+    group = parser.add_argument_group("inference", "by default the network sees each image once, whole and at its own size")
+    group.add_argument(
+        "--window",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="slide a window of this size over the image; it needs less memory, and the network sees the size it was trained on",
+    )
+    group.add_argument(
+        "--stride",
+        type=int,
+        nargs=2,
+        metavar=("ROWS", "COLUMNS"),
+        help="step from window to window (default: 2/3 of the window)",
+    )
+    group.add_argument(
+        "--scales", type=float, nargs="+", default=[1.0], help="run on the image resized by each of these factors (default: 1)"
+    )
+    group.add_argument("--flip", action="store_true", help="run on the mirrored image as well")
+    group.add_argument(
+        "--average",
+        choices=("softmax", "exp"),
+        default="softmax",
+        help="average several results for a pixel as probabilities, or as exp(logits) like the official HRNet (default: "
+        "%(default)s)",
+    )
+    group.add_argument("--batch_size", type=int, default=1, help="windows in one forward pass (default: %(default)s)")
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--device`; see `choose_device`."""
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the model runs; auto takes a GPU if there is one (default: %(default)s)",
+    )
+
+
 def choose_device(name: str) -> str:
     """The device of an option `--device`: auto takes a GPU if there is one.
 
     Raises:
         RecipeError: a GPU is asked for and there is none.
     """
+    import torch  # which --help does without
+
     if name == "cuda" and not torch.cuda.is_available():
         raise RecipeError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

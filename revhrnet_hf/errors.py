@@ -4,6 +4,7 @@ The commands print them as one line and exit with status 1. Any other exception 
 traceback.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -55,6 +56,11 @@ class RunStopped(KeyboardInterrupt):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+def strict_reason(error: Exception) -> str:
+    """The innermost message of a StrictDataclassError of huggingface_hub, whose message quotes those of the errors within it."""
+    return re.split(r"^ *\w+Error: ", str(error), flags=re.M)[-1].strip()
 
 
 def first_few(entries: Iterable[object], most: int = 20) -> str:

@@ -11,10 +11,9 @@ from PIL import Image
 from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
 
 from .errors import DataError
-from .images import decode_image, read_image, to_rgb
-from .models import HRNetV2Config, RevHRNetConfig
 
-OURS = {HRNetV2Config.model_type, RevHRNetConfig.model_type}
+# This module is imported while Transformers' first import ends (see __init__.py), perhaps in the middle of an import of images.py
+# or models/. So those are imported where they are used.
 TASK = "image-segmentation"
 ADDRESSES = ("http://", "https://")
 DATA_ADDRESS = "data:image/"
@@ -30,9 +29,15 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     """
 
     def preprocess(self, image, subtask=None, timeout=None):
-        if self.model.config.model_type in OURS:
+        if _is_ours(self.model.config):
             image = load_rgb(image, timeout)
         return super().preprocess(image, subtask=subtask, timeout=timeout)
+
+
+def _is_ours(config) -> bool:
+    from .models import HRNetV2Config, RevHRNetConfig
+
+    return config.model_type in (HRNetV2Config.model_type, RevHRNetConfig.model_type)
 
 
 def load_rgb(image, timeout: float | None = None):
@@ -45,6 +50,8 @@ def load_rgb(image, timeout: float | None = None):
     Raises:
         DataError: the image cannot be fetched or read.
     """
+    from .images import decode_image, read_image, to_rgb
+
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if isinstance(image, os.PathLike):
@@ -78,6 +85,8 @@ def fetch(address: str, seconds: float) -> bytes:
 
 def _from_base64(text: str) -> Image.Image:
     """Decodes base64 here: Transformers would let Pillow open any file format that it knows."""
+    from .images import decode_image
+
     encoded = text.partition(",")[2] if text.startswith(DATA_ADDRESS) else text
     try:
         data = base64.b64decode("".join(encoded.split()), validate=True)
@@ -87,6 +96,5 @@ def _from_base64(text: str) -> Image.Image:
         raise DataError(f"{quoted} is neither an existing file, an http address, nor an image as base64") from error
 
 
-def register() -> None:
-    """Let `pipeline("image-segmentation")` make a `SegmentationPipeline`."""
-    PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = SegmentationPipeline
+# Lets `pipeline("image-segmentation")` make a `SegmentationPipeline`.
+PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = SegmentationPipeline

@@ -143,3 +143,18 @@ def test_every_command_line_is_read_so(path):
 )
 def test_nearest_name(given, said):
     assert did_you_mean(given, ["epochs", "batch_size", "seed", "--least"]) == said
+
+
+def test_a_module_is_called_as_it_was_started():
+    command = [sys.executable, "-m", "revhrnet_hf.commands.plot"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("RUN (options: python -m revhrnet_hf.commands.plot --help)\n")
+
+
+def test_one_spelling_of_an_option(capsys):
+    parser = ArgumentParser(prog="x")
+    parser.add_argument("--data_dir", "--data-dir", required=True)
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert capsys.readouterr().err == "error: the following arguments are required: --data_dir (options: x --help)\n"

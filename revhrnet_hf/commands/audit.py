@@ -15,9 +15,7 @@ import sys
 from pathlib import Path
 
 from ..cli import ArgumentParser, run
-from ..data.audit import audit_dataset
-from ..data.class_counts import MOST_IGNORED
-from ..data.loader import MOST_WORKERS
+from ..defaults import MOST_IGNORED, MOST_WORKERS
 from ..errors import RecipeError
 from ..io import write_json
 
@@ -55,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise RecipeError(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
     if not 0 <= args.max_ignored <= 100:
         raise RecipeError(f"--max_ignored {args.max_ignored}: give a percentage from 0 to 100")
+    from ..data.audit import audit_dataset  # after parsing, so that --help answers at once
+
     audit = audit_dataset(
         args.name,
         args.data_dir,

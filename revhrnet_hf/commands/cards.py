@@ -12,13 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..cli import ArgumentParser, run
 from ..errors import CheckpointError
-from ..hub.family_cards import merge_results, needed_costs, results_of, write_family_cards
-from ..hub.model_table import all_models, measure
-from ..hub.record import read_record
 from ..io import write_json
 
 
@@ -31,6 +26,12 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
+    # After parsing, so that --help answers at once.
+    from tqdm import tqdm
+
+    from ..hub.family_cards import merge_results, needed_costs, write_family_cards
+    from ..hub.model_table import all_models, measure
+
     new = [result for checkpoint in args.checkpoints for result in recorded(checkpoint)]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / "results.json"
@@ -44,6 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def recorded(checkpoint: Path) -> list[dict]:
+    from ..hub.family_cards import results_of
+    from ..hub.record import read_record
+
     results = results_of(read_record(checkpoint))
     if not results:
         raise CheckpointError(

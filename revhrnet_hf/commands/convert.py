@@ -12,11 +12,8 @@ import argparse
 from itertools import groupby
 from pathlib import Path
 
-from .. import RevHRNetImageProcessor
 from ..cli import ArgumentParser, run
 from ..errors import CheckpointError
-from ..export.conversion import convert_official, read_official
-from ..hub.model_card import write_model_card
 
 
 def build_parser() -> ArgumentParser:
@@ -33,6 +30,11 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
+    # After parsing, so that --help answers at once.
+    from .. import RevHRNetImageProcessor
+    from ..export.conversion import convert_official, read_official
+    from ..hub.model_card import write_model_card
+
     if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
         raise CheckpointError(f"{args.output_dir} exists and is not an empty folder: give another one")
     model, names = convert_official(read_official(args.official), args.align_corners)

@@ -13,9 +13,7 @@ and the checkpoints that are folders here.
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, choose_device, run
-from ..evaluation.checkpoint import add_trust_argument
-from ..images import find_images, read_image
+from ..cli import ArgumentParser, add_trust_argument, choose_device, run
 from . import check_installed
 
 
@@ -39,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_installed("the page needs", "demo", "gradio")
     from ..demo.page import build_page, load_segmenter, serve
     from ..demo.space import export_space
+    from ..images import find_images, read_image
 
     checkpoints = [args.checkpoint, *([args.other] if args.other else [])]
     examples = find_images(args.examples)

@@ -23,158 +23,112 @@ interrupted evaluation is resumed by the same command.
 """
 
 import argparse
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import accelerate
-import datasets
-import numpy as np
-import torch
-from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
-
-from ..cli import ArgumentParser, run
-from ..data import label_space_of, load_segmentation_dataset
-from ..data.loader import MOST_WORKERS
-from ..data.loading import loader_of
-from ..errors import RecipeError, RevHRNetError
-from ..evaluation.calibration import (
-    Calibration,
-    CalibrationCounts,
-    calibration_result,
-    classes_without_sources,
-    fit_temperature,
-    format_calibration,
-    save_temperature,
-    temperature_of,
-    total_counts,
-)
-from ..evaluation.checkpoint import add_trust_argument, class_sources, format_sources, load_checkpoint
-from ..evaluation.cityscapes import instance_locations
-from ..evaluation.confusion import ConfusionMatrix
-from ..evaluation.evaluator import Recorder, evaluate_images, score_records
-from ..evaluation.predict import Predicted
-from ..evaluation.records import ImageRecord, WorkFolder, class_totals_by_image
-from ..evaluation.results import (
-    OWN,
-    Evaluation,
-    calibration_caption,
-    check_replaceable,
-    confusion_caption,
-    dataset_name,
-    digest_of_data,
-    named_data_dir,
-    result_stem,
-)
-from ..evaluation.scores import bootstrap_intervals, check_labelled, format_scores, worst_images, write_image_scores
-from ..evaluation.settings import InferenceSettings, add_inference_arguments, inference_settings
-from ..evaluation.submission import submission_format
-from ..evaluation.worst_images import draw_worst_images
-from ..hub.model_card import refresh_model_card
-from ..io import write_json
-from ..training.processes import drop_empty_settings
+from ..cli import ArgumentParser, add_inference_arguments, add_trust_argument, run
+from ..defaults import MOST_WORKERS
+from ..errors import RecipeError
 from . import check_installed
-
-logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        usage="%(prog)s CHECKPOINT --dataset NAME --data_dir DIR [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
-    _add_data_arguments(parser)
-    add_inference_arguments(parser)
     add_trust_argument(parser)
-    _add_result_arguments(parser)
-    _add_device_arguments(parser)
+    _add_data_arguments(parser.add_argument_group("data"))
+    add_inference_arguments(parser)
+    _add_result_arguments(parser.add_argument_group("results"))
+    _add_device_arguments(parser.add_argument_group("machine"))
     return parser
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, help="dataset by name: camvid, folder, hub …; with --loader any name")
-    parser.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
-    parser.add_argument(
+def _add_data_arguments(group) -> None:
+    group.add_argument("--dataset", required=True, help="dataset by name: camvid, folder, hub …; with --loader any name")
+    group.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
+    group.add_argument(
         "--data_dir",
         required=True,
         metavar="[NAME=]DIR",
         help="the dataset's folder, as its publisher ships it; for hub, its name or folder. Results are named NAME (default: the "
         "dataset's name; for folder and hub the folder's own name)",
     )
-    parser.add_argument("--split", default="val", help="part of the dataset to score (default: %(default)s)")
-    parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
-    parser.add_argument("--image_column", help="for hub, the column of images (default: image)")
-    parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
+    group.add_argument("--split", default="val", help="part of the dataset to score (default: %(default)s)")
+    group.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
+    group.add_argument("--image_column", help="for hub, the column of images (default: image)")
+    group.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
 
 
-def _add_result_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_result_arguments(group) -> None:
+    group.add_argument(
         "--boundary", action="store_true", help="compute the boundary IoU too: of the pixels near class boundaries"
     )
-    parser.add_argument(
+    group.add_argument(
         "--calibration",
         action="store_true",
         help="measure how far confidences can be trusted too (expected calibration error), and fit a temperature to them; it "
         "takes twice the time. With --plot, a reliability diagram",
     )
-    parser.add_argument(
+    group.add_argument(
         "--save_temperature",
         action="store_true",
         help="with --calibration: write the temperature into the checkpoint's config.json, where predict --confidence, demo and "
         "pseudo_label use it. Fit it to images that were not trained on",
     )
-    parser.add_argument(
+    group.add_argument(
         "--absent_as_zero",
         action="store_true",
         help="count classes that occur nowhere as 0 in the means, as the official HRNet does; by default they are left out",
     )
-    parser.add_argument(
+    group.add_argument(
         "--output",
         type=Path,
         help="JSON file to write (default: scores_DATASET_SPLIT.json, with the settings in its name where they are not the "
         "defaults, in the checkpoint's folder, or in the current one for a Hub name). The other files are named like it, with "
         "other endings",
     )
-    parser.add_argument(
+    group.add_argument(
         "--plot",
         action="store_true",
         help="draw the confusion matrix and, with --calibration, the reliability diagram as PNG (needs matplotlib)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--worst",
         type=int,
         default=0,
         metavar="N",
         help="draw the N images of lowest mIoU, with truth and prediction laid over them",
     )
-    parser.add_argument(
+    group.add_argument(
         "--submission",
         type=Path,
         metavar="DIR",
         help="write label maps as the servers of cityscapes, pascal_voc and mapillary_vistas take them; the split may lack them",
     )
-    parser.add_argument(
+    group.add_argument(
         "--overwrite",
         action="store_true",
         help="begin anew where an interrupted evaluation could be resumed, and replace the scores of another one in --output",
     )
 
 
-def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_device_arguments(group) -> None:
+    group.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
         help="where the model runs; auto takes a GPU if there is one (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--num_workers",
         type=int,
         help="processes that read images, for each process that runs the model; 0: none (default: its share of the cores, half "
         f"of that beside a model on the CPU, at most {MOST_WORKERS})",
     )
-    parser.add_argument(
+    group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
@@ -185,6 +139,9 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line. In the result, `dataset` is the loader's name, and `dataset_name` is the dataset's own."""
     args = build_parser().parse_args(arguments)
+    from ..data.loading import loader_of  # after parsing, so that --help answers at once
+    from ..evaluation.results import dataset_name, named_data_dir
+
     name, args.data_dir = named_data_dir(args.data_dir)
     if args.loader is not None:
         name, args.dataset = name or args.dataset, loader_of(args.dataset, args.loader)
@@ -195,6 +152,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    import accelerate
+    import torch
+
+    from ..evaluation.checkpoint import format_sources
+    from ..training.processes import drop_empty_settings
+    from ._evaluation import on_main_process, prepare
+
     drop_empty_settings()
     # On CPUs the processes of a launcher find each other only if Accelerate is told to use CPUs.
     state = accelerate.PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
@@ -212,8 +176,12 @@ def main(arguments: list[str] | None = None) -> None:
     state.destroy_process_group()
 
 
-def check_arguments(args: argparse.Namespace, state: accelerate.PartialState) -> None:
-    """Raises a RecipeError for what cannot be done, before the work begins."""
+def check_arguments(args: argparse.Namespace, state) -> None:
+    """Raises a RecipeError for what cannot be done, before the work begins.
+
+    Args:
+        state: this process's `accelerate.PartialState`.
+    """
     if args.device == "cuda" and state.device.type != "cuda":
         raise RecipeError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
     for name in ("num_workers", "worst"):
@@ -227,249 +195,6 @@ def check_arguments(args: argparse.Namespace, state: accelerate.PartialState) ->
         raise RecipeError(f"--save_temperature writes into the checkpoint's folder, and {args.checkpoint} is none: download it")
     if args.submission and args.submission.exists() and not args.submission.is_dir():
         raise RecipeError(f"--submission {args.submission} is a file: name a folder")
-
-
-def output_file(args: argparse.Namespace, settings: InferenceSettings) -> Path:
-    """The JSON file to write; a RecipeError before the work begins if it cannot be written there."""
-    is_folder = Path(args.checkpoint).is_dir()
-    stem = result_stem(
-        args.dataset_name,
-        args.split,
-        settings,
-        loader=args.dataset if args.dataset in OWN and not args.is_named else None,
-        dtype=args.dtype,
-        label_space=args.label_space,
-        absent_as_zero=args.absent_as_zero,
-        checkpoint=None if is_folder else args.checkpoint,
-    )
-    output = args.output or (Path(args.checkpoint) if is_folder else Path()) / f"{stem}.json"
-    if output.suffix != ".json":
-        raise RecipeError(f"--output {output}: name a file that ends with .json; the CSV and the images beside it get its name")
-    if not output.parent.is_dir():
-        raise RecipeError(f"--output {output}: there is no folder {output.parent}; make it first")
-    return output
-
-
-def on_main_process(state: accelerate.PartialState, action: Callable[[], Any]) -> Any:
-    """Calls `action` on the main process. All processes get its result, or raise its error, so that none waits for ever."""
-    result = error = None
-    if state.is_main_process:
-        try:
-            result = action()
-        except (OSError, RevHRNetError) as raised:
-            error = raised
-    result, error = broadcast_object_list([result, error])
-    if error is not None:
-        raise error
-    return result
-
-
-@dataclass(frozen=True)
-class Job:
-    """An evaluation that is ready to run.
-
-    Attributes:
-        args: the command line; see `parse_arguments`.
-        state: this process among all.
-        evaluation: the checkpoint, the data and the settings.
-        dataset: the images and label maps.
-        output: the JSON file to write.
-        recorder: makes the record of each image.
-        model, image_processor: the checkpoint, on the device where it runs.
-        sources: see `class_sources`.
-        calibration: what to count of the confidences, or None.
-    """
-
-    args: argparse.Namespace
-    state: accelerate.PartialState
-    evaluation: Evaluation
-    dataset: datasets.Dataset
-    output: Path
-    recorder: Recorder
-    model: torch.nn.Module
-    image_processor: Any
-    sources: list[list[int]] | None
-    calibration: Calibration | None = None
-
-    def work_folder(self, kind: str = "work") -> WorkFolder:
-        settings = self.evaluation.record_settings(self.state.device.type, self.args.boundary, self.args.submission)
-        if self.calibration is not None:  # else as before, so that what an earlier version began can be resumed
-            settings["calibration"] = self.calibration.temperature
-        return WorkFolder(self.output.with_name(f".{self.output.stem}.{kind}"), settings)
-
-    def record_remaining_images(self, work: WorkFolder) -> None:
-        """Evaluates this process's share of the images that have no record yet, and writes their records."""
-        state, evaluation = self.state, self.evaluation
-        done = work.read()
-        state.wait_for_everyone()  # nobody writes before all have read, or the processes would see different remaining images
-        if done and state.is_main_process:
-            logger.info("resumed: %d of %d images are done", len(done), len(self.dataset))
-        remaining = [index for index in range(len(self.dataset)) if index not in done]
-        share = remaining[state.process_index :: state.num_processes]
-        quiet = None if state.is_main_process else True  # None: quiet where standard error is no terminal
-        with work.append_to(state.process_index) as records, tqdm(total=len(share), unit="image", disable=quiet) as bar:
-
-            def record(image: Predicted, confusion: ConfusionMatrix) -> None:
-                records.write(self.recorder.record(image, confusion))
-                bar.update()
-
-            evaluate_images(
-                self.model,
-                self.image_processor,
-                self.dataset,
-                share,
-                evaluation.label_space.num_classes,
-                ignore_index=evaluation.label_space.ignore_index,
-                settings=evaluation.settings,
-                sources=self.sources,
-                num_workers=self.args.num_workers,
-                count_on_cpu=True,
-                calibration=self.calibration,
-                each_image=record,
-            )
-
-    def calibrate(self, work: WorkFolder) -> dict[str, Any] | None:
-        """Fits the temperature to the records, and runs the model again to count the confidences at that temperature.
-
-        Returns:
-            `calibration_result`; None unless it is asked for, and where no pixel is labelled.
-        """
-        if self.calibration is None:
-            return None
-        before = self.counted(work)
-        if not before.pixels:
-            return None
-        temperature = fit_temperature(before)
-        recorder = Recorder(self.evaluation.label_space)
-        again = replace(self, recorder=recorder, calibration=replace(self.calibration, temperature=temperature))
-        second = again.work_folder("calibrated.work")
-        on_main_process(self.state, lambda: second.claim(self.args.overwrite))
-        again.record_remaining_images(second)
-        self.state.wait_for_everyone()
-        after = self.counted(second)
-        self.state.wait_for_everyone()  # all have read
-        if self.state.is_main_process:
-            second.remove()
-        return calibration_result(before, after, self.calibration.temperature, temperature)
-
-    def counted(self, work: WorkFolder) -> CalibrationCounts:
-        """The sum of all images' confidences, the same bits on every process."""
-        by_row = work.read()
-        return total_counts(by_row[row].calibration for row in sorted(by_row) if by_row[row].calibration is not None)
-
-    def finish(self, work: WorkFolder, calibration: dict[str, Any] | None) -> None:
-        """Reports on the records of all images, and removes them."""
-        by_row = work.read()
-        records = [by_row[index] for index in range(len(self.dataset))]
-        if self.recorder.submission:
-            self.check_submission(records)
-        if self.dataset.data.column("label_map").null_count == 0:
-            if not any(len(record.cells) for record in records):
-                work.remove()  # `report` raises an error; once the label maps are corrected, these records are of no use
-            totals = self.report(records, calibration)
-            if self.args.worst:
-                self.draw_worst_images(totals)
-        work.remove()
-
-    def check_submission(self, records: Sequence[ImageRecord]) -> None:
-        submission, folder = self.recorder.submission, self.recorder.submission_dir
-        submission.check(folder, {record.image_id: record.size for record in records})
-        print(f"submission: {len(records)} label maps in {folder / submission.folder}, all checked")
-
-    def report(self, records: Sequence[ImageRecord], calibration: dict[str, Any] | None) -> np.ndarray:
-        """Prints the scores and writes the files of the result.
-
-        Returns:
-            `class_totals_by_image`, (images, 3, classes).
-        """
-        args, evaluation, names = self.args, self.evaluation, self.evaluation.label_space.names
-        scores, matrix = score_records(records, evaluation.label_space, args.absent_as_zero)
-        check_labelled(scores, f"the split {args.split!r} of {args.dataset_name}")
-        totals = class_totals_by_image(records, len(names))
-        intervals = None if args.absent_as_zero else bootstrap_intervals(totals)
-        never_predicted = [] if self.sources is None else [name for name, of in zip(names, self.sources, strict=True) if not of]
-        print(format_scores(scores, names, intervals, never_predicted))
-        print(f"images: {len(records)}; {evaluation.settings}")
-        if calibration is not None:
-            print(format_calibration(calibration))
-        result = evaluation.result(scores, intervals, matrix, never_predicted, self.state.device.type, self.state.num_processes)
-        if calibration is not None:
-            result["calibration"] = calibration
-        self.write(result, matrix, totals)
-        if args.save_temperature:
-            temperature = calibration["fitted"]["temperature"]
-            save_temperature(args.checkpoint, temperature)
-            print(f"saved: temperature {temperature:.4g} in {Path(args.checkpoint) / 'config.json'}")
-        return totals
-
-    def write(self, result: dict, matrix: np.ndarray, totals: np.ndarray) -> None:
-        """Writes the JSON and the files beside it; if they lie in the checkpoint's folder, updates its model card too."""
-        names, images = self.evaluation.label_space.names, self.output.with_suffix(".csv")
-        write_image_scores(images, names, self.evaluation.image_ids, totals)
-        written = [self.output, images]
-        if self.args.plot:
-            from ..viz.plots import confusion_figure, reliability_figure, save_figure  # matplotlib is an extra
-
-            written.append(self.output.with_name(f"{self.output.stem}_confusion.png"))
-            save_figure(confusion_figure(matrix, names, confusion_caption(result)), written[-1])
-            if "calibration" in result:
-                written.append(self.output.with_name(f"{self.output.stem}_reliability.png"))
-                save_figure(reliability_figure(result["calibration"], calibration_caption(result)), written[-1])
-        write_json(self.output, result)
-        if self.output.parent.resolve() == Path(self.args.checkpoint).resolve():
-            refresh_model_card(self.output.parent)
-        print(f"written: {', '.join(map(str, written))}")
-
-    def draw_worst_images(self, totals: np.ndarray) -> None:
-        folder, worst = self.output.with_name(f"{self.output.stem}_worst"), worst_images(totals, self.args.worst)
-        space, settings = self.evaluation.label_space, self.evaluation.settings
-        draw_worst_images(folder, worst, self.dataset, space, self.model, self.image_processor, settings, self.sources)
-        print(f"written: the {len(worst)} worst images, truth above prediction, in {folder}")
-
-
-def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
-    """Opens data and checkpoint, and checks that the result may be written."""
-    settings = inference_settings(args)
-    output = output_file(args, settings)
-    dataset = load_segmentation_dataset(
-        args.dataset,
-        args.data_dir,
-        args.split,
-        label_space=args.label_space,
-        image_column=args.image_column,
-        label_column=args.label_column,
-        unlabelled=args.submission is not None,
-    )
-    space = label_space_of(dataset)
-    instances = instance_locations(args.dataset, dataset, space)
-    evaluation = Evaluation(
-        checkpoint=args.checkpoint,
-        dataset_name=args.dataset_name,
-        loader=args.dataset,
-        split=args.split,
-        label_space=space,
-        image_ids=list(dataset["image_id"]),
-        data=on_main_process(state, lambda: digest_of_data(dataset, instances or ())),
-        settings=settings,
-        dtype=args.dtype,
-        absent_as_zero=args.absent_as_zero,
-    )
-    if not args.overwrite and check_replaceable(output, evaluation.identity()) and state.is_main_process:
-        logger.info("the scores of an earlier run of the same evaluation in %s will be replaced", output)
-    submission = args.submission and submission_format(args.dataset, space)
-    recorder = Recorder(space, args.boundary, instances, submission, args.submission)
-    model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype), args.trust_remote_code)
-    sources = class_sources(model.config, space, args.dataset_name)
-    if args.save_temperature and sources is not None:
-        raise RecipeError(
-            f"--save_temperature: {args.dataset_name} has other classes than the checkpoint, and the temperature is of its own: "
-            "fit it to a dataset with the checkpoint's classes"
-        )
-    calibration = None
-    if args.calibration:
-        calibration = Calibration(temperature_of(model.config), space.ignore_index, classes_without_sources(sources))
-    model.to(state.device)
-    return Job(args, state, evaluation, dataset, output, recorder, model, image_processor, sources, calibration)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,8 @@ import argparse
 from pathlib import Path
 
 from ..cli import ArgumentParser, run
-from ..data import label_space_of, load_segmentation_dataset
+from ..defaults import CALIBRATION_IMAGES
 from ..errors import CheckpointError, RecipeError
-from ..evaluation import class_sources, load_checkpoint
-from ..export import CALIBRATION_IMAGES, Export, ScoredDataset
-from ..images import find_images, read_image
 from . import check_installed
 
 
@@ -49,6 +46,12 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     check_arguments(args)
+    # After parsing, so that --help answers at once.
+    from ..data import label_space_of, load_segmentation_dataset
+    from ..evaluation import class_sources, load_checkpoint
+    from ..export import Export, ScoredDataset
+    from ..images import find_images, read_image
+
     images = find_images(args.calibration or [])
     for path in images:
         read_image(path)

@@ -2,8 +2,9 @@
 
     revhrnet plot runs/camvid
     revhrnet plot runs/a runs/b --output compared.png
+    revhrnet plot runs
 
-A chain's folder shows each of its stages; a run that has not ended is shown as far as it is.
+A chain's folder shows each of its stages; a folder of runs shows each run; a run that has not ended is shown as far as it is.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from . import check_installed
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders of `revhrnet train`")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders of `revhrnet train`, or folders of them")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="PNG to write (default: %(default)s)")
     return parser
 

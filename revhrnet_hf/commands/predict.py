@@ -15,11 +15,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..cli import ArgumentParser, choose_device, run
+from ..cli import ArgumentParser, add_device_argument, add_inference_arguments, add_trust_argument, choose_device, run
 from ..errors import DataError, RecipeError
-from ..evaluation import add_inference_arguments, add_trust_argument, inference_settings, load_checkpoint, segment
-from ..images import allow_megapixels, find_images, read_image, save_image
-from ..viz.figures import class_shares, confidence_png, names_and_palette, overlay, palette_png, with_legend
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_inference_arguments(parser)
     add_trust_argument(parser)
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the model runs; auto takes a GPU if there is one (default: %(default)s)",
-    )
+    add_device_argument(parser)
     return parser
 
 
@@ -79,6 +71,11 @@ def megapixels(text: str) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
+    # After parsing, so that --help answers at once.
+    from ..evaluation import inference_settings, load_checkpoint, segment
+    from ..images import allow_megapixels, find_images, read_image, save_image
+    from ..viz.figures import class_shares, confidence_png, names_and_palette, overlay, palette_png, with_legend
+
     device, settings = choose_device(args.device), inference_settings(args)
     if args.max_megapixels is not None:
         allow_megapixels(args.max_megapixels)

@@ -13,7 +13,6 @@ import argparse
 from pathlib import Path
 
 from ..cli import ArgumentParser, run
-from ..hub.push import push_checkpoint
 
 
 def build_parser() -> ArgumentParser:
@@ -35,6 +34,8 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
+    from ..hub.push import push_checkpoint  # after parsing, so that --help answers at once
+
     push_checkpoint(
         args.checkpoint,
         args.name,

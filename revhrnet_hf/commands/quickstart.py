@@ -11,19 +11,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
-from transformers import pipeline
-
 from ..cli import ArgumentParser, run
-from ..data import label_space_of, load_segmentation_dataset
-from ..images import save_image
-from ..synthetic import write_cityscapes, write_mapillary_vistas
-from ..training.chain import run_chain
-from ..training.recipe import read_chain
-from ..viz.figures import triptych
 
 RECIPE = "mapillary_to_cityscapes_mini"
-WRITERS = {"mapillary_vistas": write_mapillary_vistas, "cityscapes": write_cityscapes}
 IMAGES = {"train": 48, "val": 12}
 SIZE = (240, 320)  # height, width
 
@@ -39,12 +29,20 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
+    # After parsing, so that --help answers at once.
+    from ..data import load_segmentation_dataset
+    from ..images import save_image
+    from ..synthetic import write_cityscapes, write_mapillary_vistas
+    from ..training.chain import run_chain
+    from ..training.recipe import read_chain
+
+    writers = {"mapillary_vistas": write_mapillary_vistas, "cityscapes": write_cityscapes}
     recipes, run_dir = read_chain(RECIPE), args.output_dir / "run"
     data_dirs = {recipe.dataset: args.output_dir / recipe.dataset for recipe in recipes}
     for name, data_dir in data_dirs.items():
         if not data_dir.exists():
             print(f"Drawing {sum(IMAGES.values())} street scenes in the layout of {name} in {data_dir}")
-            WRITERS[name](data_dir, IMAGES, SIZE)
+            writers[name](data_dir, IMAGES, SIZE)
     for recipe in recipes:
         recipe.epochs = args.epochs or recipe.epochs
     last = recipes[-1]
@@ -69,6 +67,12 @@ def program(name: str, module: str) -> str:
 
 def draw_predictions(checkpoint: Path, images):
     """Image, truth and the pipeline's prediction, a row each."""
+    import numpy as np
+    from transformers import pipeline
+
+    from ..data import label_space_of
+    from ..viz.figures import triptych
+
     segmenter = pipeline("image-segmentation", model=str(checkpoint))
     space = label_space_of(images)
     rows = []

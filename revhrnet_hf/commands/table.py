@@ -13,11 +13,8 @@ what it costs to train a part of them; `--share` times the backbone's share of a
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..cli import ArgumentParser, run
 from ..errors import RecipeError
-from ..hub.model_table import all_models, as_json, backbone_share, format_table, measure, models_on_backbones
 from ..io import write_json
 
 
@@ -33,6 +30,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     if args.output and not args.output.parent.is_dir():
         raise RecipeError(f"--output {args.output}: there is no folder {args.output.parent}; make it first")
+    # After parsing, so that --help answers at once.
+    from tqdm import tqdm
+
+    from ..hub.model_table import all_models, as_json, backbone_share, format_table, measure, models_on_backbones
+
     models = models_on_backbones() if args.backbones else all_models()
     rows = [measure(name, make_model) for name, make_model in tqdm(models.items(), unit="network", disable=None)]
     if args.share:

@@ -1,6 +1,7 @@
 """Train a network by a recipe, or several stages after each other by a chain's recipe.
 
-    accelerate launch -m revhrnet_hf.commands.train --recipe camvid --data_dir DIR --output_dir OUT
+    revhrnet train --recipe camvid --data_dir DIR --output_dir OUT --dry_run
+    revhrnet train --recipe camvid --data_dir DIR --output_dir OUT
     accelerate launch -m revhrnet_hf.commands.train --recipe mapillary_to_cityscapes \\
         --data_dir mapillary_vistas=DIR cityscapes=DIR --output_dir OUT
 
@@ -19,11 +20,10 @@ import argparse
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
 from ..cli import ArgumentParser, run
 from ..errors import RecipeError
-from ..training.recipe import Recipe, read_chain
+from ..training.recipe import GROUPS, Recipe, read_chain
+from ._options import GroupedHelp, add_fields
 
 
 @dataclass
@@ -31,12 +31,20 @@ class RunArguments:
     """The options that are not fields of the recipe."""
 
     recipe: str = field(
-        metadata={"help": "Recipe by name, such as camvid, or a YAML file with the fields below that differ from their defaults"}
+        metadata={
+            "help": "Recipe by name, such as camvid, or a YAML file with the fields below that differ from their defaults",
+            "metavar": "RECIPE",
+        }
     )
     data_dir: list[str] = field(
-        metadata={"help": "Folder of the dataset, as its publisher ships it; for several datasets NAME=DIR NAME=DIR …"}
+        metadata={
+            "help": "Folder of the dataset, as its publisher ships it; for several datasets NAME=DIR NAME=DIR …",
+            "metavar": "DIR",
+        }
     )
-    output_dir: str = field(metadata={"help": "Folder for checkpoints (best/, last/), log.jsonl and the trackers' files"})
+    output_dir: str = field(
+        metadata={"help": "Folder for checkpoints (best/, last/), log.jsonl and the trackers' files", "metavar": "OUT"}
+    )
     resume: bool = field(default=False, metadata={"help": "Resume the run in output_dir after its last checkpoint, on its data"})
     overwrite: bool = field(default=False, metadata={"help": "Delete the run in output_dir and start anew"})
     dry_run: bool = field(
@@ -61,15 +69,15 @@ class RunArguments:
             raise RecipeError(f"--crops must be 1 or more, got {self.crops}")
 
 
-class RunParser(ArgumentParser, HfArgumentParser):
-    """Options from dataclasses; mistakes are reported as by the other commands."""
-
-
-def build_parser() -> RunParser:
-    parser = RunParser([RunArguments, Recipe], description=__doc__.splitlines()[0], allow_abbrev=False)
-    for action in parser._actions:
-        if action.option_strings[0].startswith("--no_"):  # HfArgumentParser repeats the help of the opposite option
-            action.help = f"The same as --{action.dest} false"
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        usage="%(prog)s --recipe RECIPE --data_dir DIR --output_dir OUT [--FIELD VALUE …]",
+        description=__doc__,
+        formatter_class=GroupedHelp,
+        allow_abbrev=False,
+    )
+    add_fields(parser, RunArguments, {"this run": "recipe"})
+    add_fields(parser, Recipe, {f"recipe: {title}": first for title, first in GROUPS.items()})
     return parser
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import datasets
 import numpy as np
 
+from ..defaults import MOST_IGNORED
 from ..errors import DataError
 from ..images import Colour
 from .features import LabelMap
@@ -20,7 +21,6 @@ from .label_space import LABEL_SPACES, LabelSpace
 
 logger = logging.getLogger(__name__)
 
-MOST_IGNORED = 5.0  # per cent of the pixels that a single ignored id or colour may cover
 MOST_READ = 200  # label maps that are read before a training
 FEWEST_READ = 20  # label maps after which reading may stop, once every class has occurred
 LONGEST_EXAMPLE = 6  # classes of a label table that a message writes out
@@ -127,7 +127,8 @@ def unseen_text(counts: ClassCounts, train_id: int, where: str) -> str:
     finding = f"The class {name!r}{shown} has no pixel in {where}, so that it cannot be learnt."
     suspects = counts.much_ignored(0)
     if not suspects:
-        return f"{finding} Add label maps that hold it, or take it out of the label table."
+        or_else = "" if is_published(counts.space) else ", or take it out of the label table"
+        return f"{finding} Add label maps that hold it{or_else}."
     raw = suspects[0]
     return (
         f"{finding} {counts.percent(raw):.1f} % of the pixels are {_shown(raw)}, which is ignored: if that is {name!r}, the "

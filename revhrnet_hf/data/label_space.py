@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..errors import DataError, first_few
+from ..errors import DataError, did_you_mean, first_few
 from ..images import Colour
 from .coco_categories import BACKGROUND, is_coco_file, read_own_categories
 from .label_table import is_label_table, read_label_table
@@ -189,7 +189,7 @@ class LabelSpace:
             DataError: as `train_ids`; or ids and colours contradict each other.
         """
         if raw.mode in ("1", "LA", "L", "P"):
-            values, max_value = _single_band(raw, max_value)
+            values, max_value = single_band(raw, max_value)
             return self._from_values(values, source, max_value, is_black_and_white_gif)
         if raw.mode in ("I", "F") or raw.mode.startswith("I;16"):
             values = np.asarray(raw)
@@ -200,14 +200,14 @@ class LabelSpace:
         if (train_ids := self._known_colours(values)) is not None:
             return PIL.Image.fromarray(train_ids)
         if self.raw_ids and (values == values[..., :1]).all():
-            grey, _ = _single_band(rgb.getchannel(0), max_value)
+            grey, _ = single_band(rgb.getchannel(0), max_value)
             return PIL.Image.fromarray(self.train_ids(np.asarray(grey), source))
         return PIL.Image.fromarray(self.train_ids(values, source))
 
     def _from_values(self, image: PIL.Image.Image, source: str, max_value: int, is_black_and_white_gif: bool) -> PIL.Image.Image:
         """Translates an image of mode L or P. For large label maps Pillow is several times as fast as NumPy."""
         used = [value for value, pixels in enumerate(image.histogram()) if pixels]
-        displayed = _displayed_colours(image, used, max_value)
+        displayed = displayed_colours(image, used, max_value)
         by_id = {value: self.raw_ids.get(value) for value in used}
         by_colour = {value: self.raw_colours.get(displayed[value]) for value in used}
         by_grey = {value: self.raw_ids.get(displayed[value][0]) for value in used} if is_black_and_white_gif else {}
@@ -349,7 +349,7 @@ def id_ranges(ids: Iterable[int]) -> str:
     return ", ".join(str(start) if start == end else f"{start}–{end}" for start, end in zip(starts, ends, strict=True))
 
 
-def _single_band(raw: PIL.Image.Image, max_value: int) -> tuple[PIL.Image.Image, int]:
+def single_band(raw: PIL.Image.Image, max_value: int) -> tuple[PIL.Image.Image, int]:
     """Converts mode 1, L, LA or P to L or P with the file's own grey values; also returns the largest possible value."""
     if raw.mode == "P":
         return raw, max_value
@@ -362,7 +362,7 @@ def _single_band(raw: PIL.Image.Image, max_value: int) -> tuple[PIL.Image.Image,
     return raw.point([(2 * value * max_value + 255) // 510 for value in range(256)]), max_value
 
 
-def _displayed_colours(image: PIL.Image.Image, used: list[int], max_value: int) -> dict[int, Colour]:
+def displayed_colours(image: PIL.Image.Image, used: list[int], max_value: int) -> dict[int, Colour]:
     """Value → the colour in which a viewer shows it."""
     if image.mode == "L":
         return {value: ((2 * value * 255 + max_value) // (2 * max_value),) * 3 for value in used}
@@ -398,7 +398,9 @@ def label_space_of_names(names: Iterable[str]) -> LabelSpace:
 def get_label_space(name: str) -> LabelSpace:
     """The label space called `name`; an unknown name is a DataError that lists the known ones."""
     if name not in LABEL_SPACES:
-        raise DataError(f"Unknown label space {name!r}; known are {', '.join(sorted(LABEL_SPACES))}.")
+        raise DataError(
+            f"Unknown label space {name!r}{did_you_mean(name, LABEL_SPACES)}; known are {', '.join(sorted(LABEL_SPACES))}."
+        )
     return LABEL_SPACES[name]
 
 

@@ -39,7 +39,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 import yaml.constructor
 
-from ..errors import DataError
+from ..errors import DataError, did_you_mean
 from ..images import Colour
 from .archive import DataFolder, location_name, read_text, split_location
 from .limits import MEBIBYTE
@@ -366,7 +366,9 @@ class _Reader:
 
     def _known_field(self, key: yaml.Node, known: tuple[str, ...]) -> str:
         if key.value not in known:
-            raise self._error(key, f"unknown field {_shown(key.value)}; known: {', '.join(known)}.")
+            raise self._error(
+                key, f"unknown field {_shown(key.value)}{did_you_mean(str(key.value), known)}; known: {', '.join(known)}."
+            )
         return key.value
 
     def _text(self, node: yaml.Node, what: str) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..defaults import MOST_WORKERS
+
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
-MOST_WORKERS = 8  # the largest default; the user may set more
 
 
 def default_num_workers(device: torch.device = CPU) -> int:

@@ -1,13 +1,16 @@
 """The original numbers in a label map's file: Pillow scales grey values of few bits, and a GIF has only palettes."""
 
 import re
+from collections import Counter
 from typing import NamedTuple
 
+import numpy as np
 import PIL.Image
 
 from ..errors import DataError
-from ..images import ImageFile
-from .label_space import LabelSpace
+from ..images import Colour, ImageFile, unreadable_is_data_error
+from .archive import read_location
+from .label_space import LabelSpace, displayed_colours, single_band, whole_ids
 
 FEW_BITS = re.compile(r"L;([24])")  # Pillow's names for grey of 2 and 4 bits, which it scales to 8 bits
 DEEP_COLOUR = re.compile(r"(LA|La|RGB|RGBA|RGBX|RGBa|CMYK);16")  # Pillow drops the lower 8 bits of these
@@ -71,3 +74,45 @@ def _without_grey_palette(image: PIL.Image.Image, kind: str, max_value: int) -> 
         return image, Encoding(is_black_and_white_gif=True)
     is_grey = all(red == green == blue for red, green, blue in colours)
     return (image.convert("L") if is_grey else image), Encoding()
+
+
+class RawContent(NamedTuple):
+    """The numbers of pixels in a label map's file, by id and by colour.
+
+    Attributes:
+        ids: id → pixels; None for a file that holds colours.
+        colours: colour, as a viewer shows it, → pixels; None for ids of more than 8 bits.
+    """
+
+    ids: dict[int, int] | None
+    colours: dict[Colour, int] | None
+
+
+def raw_content(location: str) -> RawContent:
+    """Counts the ids and colours in a label map whose label table is not known.
+
+    Ids are read as `translate_file` reads them. In a black and white GIF they are 0 and 255.
+
+    Raises:
+        DataError: the file cannot be read, or holds numbers that are no ids.
+    """
+    with unreadable_is_data_error("Label map", location):
+        file = ImageFile(read_location(location))
+        max_value = _max_value(file, location)
+        image, encoding = _without_grey_palette(file.pixels(), file.header.format, max_value)
+    if encoding.is_black_and_white_gif:
+        image = image.convert("L")
+    if image.mode in ("1", "LA", "L", "P"):
+        values, max_value = single_band(image, max_value)
+        ids = {value: pixels for value, pixels in enumerate(values.histogram()) if pixels}
+        shown = displayed_colours(values, list(ids), max_value)
+        colours: Counter[Colour] = Counter()
+        for value, pixels in ids.items():
+            colours[shown[value]] += pixels
+        return RawContent(ids, dict(colours))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        ids, pixels = np.unique(whole_ids(np.asarray(image), location), return_counts=True)
+        return RawContent(dict(zip(ids.tolist(), pixels.tolist(), strict=True)), None)
+    colours = {colour: pixels for pixels, colour in image.convert("RGB").getcolors(image.width * image.height)}
+    is_grey = all(red == green == blue for red, green, blue in colours)
+    return RawContent({colour[0]: pixels for colour, pixels in colours.items()} if is_grey else None, colours)

@@ -1,12 +1,12 @@
 """Label maps of whole images, and the scores of a model on a dataset, all from one confusion matrix."""
 
-from .checkpoint import add_trust_argument, check_same_classes, class_sources, load_checkpoint
+from .checkpoint import check_same_classes, class_sources, load_checkpoint
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
 from .evaluator import evaluate_dataset
 from .predict import Predicted, Segmentation, predict_dataset, predict_label_maps, segment
 from .scores import check_labelled, format_scores
-from .settings import InferenceSettings, add_inference_arguments, inference_settings
+from .settings import InferenceSettings, inference_settings
 from .trainer_metrics import TrainerMetrics
 
 __all__ = [
@@ -17,8 +17,6 @@ __all__ = [
     "Segmentation",
     "SegmentationMetric",
     "TrainerMetrics",
-    "add_inference_arguments",
-    "add_trust_argument",
     "check_labelled",
     "check_same_classes",
     "class_sources",

@@ -1,26 +1,19 @@
 """Loading a checkpoint to use it, and comparing its classes with a dataset's."""
 
-import argparse
 import re
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import constants, get_session, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError, StrictDataclassError
+from huggingface_hub.utils import build_hf_headers
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers.utils import CONFIG_NAME
 
 from ..data.label_space import LabelSpace, label_space_of_names
 from ..data.translation import are_joined, sources_of
-from ..errors import CheckpointError
-
-
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--trust_remote_code`, which every command that loads a checkpoint has."""
-    parser.add_argument(
-        "--trust_remote_code",
-        action="store_true",
-        help="run the Python files of a checkpoint whose architecture is neither this package's nor Transformers' own",
-    )
+from ..errors import CheckpointError, strict_reason
 
 
 def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False):
@@ -46,7 +39,8 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
             checkpoint, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        reason = " ".join(str(error).strip().splitlines()[-1 if isinstance(error, StrictDataclassError) else 0].split())
+        said = strict_reason(error) if isinstance(error, StrictDataclassError) else str(error).strip().splitlines()[0]
+        reason = " ".join(said.split())
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"the checkpoint {checkpoint} brings Python code of its own, which loading it would run: read its *.py files, "
@@ -147,12 +141,26 @@ def _check_is_there(checkpoint):
         raise CheckpointError(f"{checkpoint} is a file: give the checkpoint's folder")
     elif _is_path(checkpoint):
         raise CheckpointError(f"there is no checkpoint folder {checkpoint}")
+    else:
+        _check_hub_answers(checkpoint)
 
 
 def _is_path(checkpoint):
     """Whether a name can only be a path, so that there is no need to ask the Hub for it."""
     is_hub_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", checkpoint)
     return not is_hub_name or ("/" in checkpoint and Path(checkpoint).parent.is_dir())
+
+
+def _check_hub_answers(name):
+    """One request, without the minute of retries that each of Transformers' requests makes where there is no connection."""
+    if constants.is_offline_mode() or isinstance(try_to_load_from_cache(name, CONFIG_NAME), str):
+        return
+    try:
+        get_session().head(hf_hub_url(name, CONFIG_NAME), headers=build_hf_headers(), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except HTTPError as error:
+        raise CheckpointError(
+            f"there is no checkpoint folder {name}, and the Hub, where a model may have that name, cannot be reached: {error}"
+        ) from error
 
 
 def _listed(names, most=4):

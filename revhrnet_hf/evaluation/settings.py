@@ -84,39 +84,8 @@ class InferenceSettings:
 WHOLE = InferenceSettings()
 
 
-def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the settings as options of a command."""
-    group = parser.add_argument_group("inference", "by default the network sees each image once, whole and at its own size")
-    group.add_argument(
-        "--window",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="slide a window of this size over the image; it needs less memory, and the network sees the size it was trained on",
-    )
-    group.add_argument(
-        "--stride",
-        type=int,
-        nargs=2,
-        metavar=("ROWS", "COLUMNS"),
-        help="step from window to window (default: 2/3 of the window)",
-    )
-    group.add_argument(
-        "--scales", type=float, nargs="+", default=[1.0], help="run on the image resized by each of these factors (default: 1)"
-    )
-    group.add_argument("--flip", action="store_true", help="run on the mirrored image as well")
-    group.add_argument(
-        "--average",
-        choices=("softmax", "exp"),
-        default="softmax",
-        help="average several results for a pixel as probabilities, or as exp(logits) like the official HRNet (default: "
-        "%(default)s)",
-    )
-    group.add_argument("--batch_size", type=int, default=1, help="windows in one forward pass (default: %(default)s)")
-
-
 def inference_settings(arguments: argparse.Namespace) -> InferenceSettings:
-    """The settings given by the options of `add_inference_arguments`."""
+    """The settings given by the options of `cli.add_inference_arguments`."""
     return InferenceSettings(
         window=arguments.window and tuple(arguments.window),
         stride=arguments.stride and tuple(arguments.stride),

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from ..defaults import CALIBRATION_IMAGES
 from ..errors import ExportError
 from ..images import read_image
 from .program import INPUT, gives_logits, is_dynamic
 
 ONNX_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
-CALIBRATION_IMAGES = 32
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | None = None) -> int:

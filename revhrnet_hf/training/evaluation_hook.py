@@ -112,7 +112,7 @@ class EvaluationHook:
         """Print the last scores of a stage, class by class, and where the best checkpoint is."""
         self.accelerator.print(format_scores(scores, self.label_space.names))
         mean_iou = "none yet" if state.best_mean_iou is None else f"{state.best_mean_iou:.4f}"
-        self.accelerator.print(f"{state.epoch} epochs; best mIoU {mean_iou} in {best}")
+        self.accelerator.print(f"{state.epoch} {'epoch' if state.epoch == 1 else 'epochs'}; best mIoU {mean_iou} in {best}")
 
     @contextmanager
     def _as_in_checkpoints(self) -> Iterator[None]:

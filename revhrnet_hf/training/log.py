@@ -36,7 +36,8 @@ def check_trackers(names: list[str]) -> None:
 class RunLog:
     """Lines of log.jsonl, and the same numbers to the trackers; only the main process writes.
 
-    A line holds the epoch (the number of finished ones), the step, the time and the numbers.
+    A line holds the epoch, the step, the time and the numbers. Epochs count from 1: the lines of an epoch's steps and of the
+    evaluation after it have the same number; an evaluation before training has 0. (Before 0.2, the lines of steps had one less.)
 
     Args:
         output_dir: where log.jsonl and TensorBoard's files go.

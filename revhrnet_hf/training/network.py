@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..data import LabelSpace
-from ..errors import RecipeError, did_you_mean, first_few
+from ..errors import RecipeError, did_you_mean, first_few, strict_reason
 from ..models import (
     HRNetV2Config,
     HRNetV2ForSemanticSegmentation,
@@ -16,6 +16,8 @@ from ..models import (
     RevHRNetForSemanticSegmentation,
     RevHRNetImageProcessor,
 )
+from ..models.configuration_hrnetv2 import VARIANTS as HRNETV2_VARIANTS
+from ..models.configuration_revhrnet import VARIANTS as REVHRNET_VARIANTS
 from .recipe import LORA, RANDOM, Recipe
 
 # Settings of the config → the recipe's fields that they come from, where the names differ.
@@ -23,6 +25,12 @@ RECIPE_FIELDS = {
     "semantic_loss_class_weights": "class_weights",
     "semantic_loss_ohem_threshold": "ohem_threshold",
     "semantic_loss_ohem_min_kept": "ohem_min_kept",
+    "semantic_loss_terms": "loss",
+    "semantic_loss_label_smoothing": "label_smoothing",
+    "semantic_loss_boundary_relaxation": "boundary_relaxation",
+    "semantic_loss_focal_gamma": "focal_gamma",
+    "semantic_loss_tversky_alpha": "tversky_alpha",
+    "semantic_loss_tversky_beta": "tversky_beta",
     "frozen_backbone_dtype": "backbone_dtype",
 }
 
@@ -68,7 +76,7 @@ def _reason(error: Exception) -> str:
     """An error in one line, in which settings of the config have the names of the recipe's fields."""
     said = str(error)
     if isinstance(error, StrictDataclassError):
-        said = said.partition("\n")[2].strip().partition(": ")[2] or said  # behind the kind of the error that it wraps
+        said = strict_reason(error)
     for field, setting in RECIPE_FIELDS.items():
         said = re.sub(rf"\b{field}\b", setting, said)
     return " ".join(said.split())
@@ -80,9 +88,8 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
         "zero_init_residual": recipe.zero_init_residual,
         "batch_norm_momentum": recipe.batch_norm_momentum,
         "semantic_loss_ignore_index": label_space.ignore_index,
-        "semantic_loss_class_weights": recipe.class_weights,
-        "semantic_loss_ohem_threshold": recipe.ohem_threshold,
-        "semantic_loss_ohem_min_kept": recipe.ohem_min_kept,
+        **{name: getattr(recipe, field) for name, field in RECIPE_FIELDS.items() if name.startswith("semantic_loss_")},
+        "auxiliary_loss_weight": recipe.auxiliary_loss_weight,
         "id2label": label_space.id2label,
         "label2id": label_space.label2id,
         "palette": [list(colour) for colour in label_space.colours],
@@ -95,6 +102,11 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
 
 
 def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
+    if recipe.variant in HRNETV2_VARIANTS and recipe.variant not in REVHRNET_VARIANTS:
+        raise ValueError(
+            f"variant {recipe.variant} is one of HRNetV2 only: give architecture: hrnetv2, or one of "
+            f"{', '.join(REVHRNET_VARIANTS)}"
+        )
     return RevHRNetConfig.from_variant(
         recipe.variant,
         backbone=recipe.backbone,
@@ -109,7 +121,8 @@ def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConf
 
 
 def _hrnetv2_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
-    return HRNetV2Config.from_variant(recipe.variant, **settings)
+    head = "ocr" if recipe.head == "ocr" else "concat"
+    return HRNetV2Config.from_variant(recipe.variant, head=head, **settings)
 
 
 ARCHITECTURES: dict[str, tuple[Callable[[Recipe, dict[str, Any]], PreTrainedConfig], type[PreTrainedModel]]] = {

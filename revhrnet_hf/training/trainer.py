@@ -20,6 +20,7 @@ from ..errors import RunStopped
 from ..evaluation import check_labelled
 from .agreement import SharedErrors, SharedStop, lost_process
 from .checkpoint import Checkpoints, TrainingState
+from .class_weights import with_counted_weights
 from .data import Batch, DataDirs, TrainingData, folders_by_name, load_sets
 from .dataset_checks import fingerprint, refuse_unlabelled
 from .evaluation_hook import EvaluationHook, note_scores
@@ -66,7 +67,7 @@ class Stage:
             network, image_processor, eval_set = self._load(data_dir, resume)
         is_main = self.accelerator.is_main_process
         with self.errors.together():  # files are deleted and written only when no process has found a fault
-            resumes, self.lock = claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else (None, None)
+            resumes, self.lock = claim_output_dir(self.output_dir, self.recipe, resume, overwrite) if is_main else (None, None)
         (resumes,) = broadcast_object_list([resumes])
         self._assemble(network, image_processor, eval_set)
         if resumes:
@@ -89,6 +90,7 @@ class Stage:
             self.accelerator.print("\n".join(map(str, train_sets)))
         label_space = label_space_of(eval_set)
         refuse_unlabelled(eval_set, f"{recipe.dataset}:{recipe.eval_split}", label_space.ignore_index)
+        self.recipe = recipe = with_counted_weights(recipe, train_sets)
         self.fingerprint = fingerprint(train_sets, eval_set, recipe.eval_split)
         set_seed(recipe.seed)
         network, image_processor = build_model(recipe, label_space)
@@ -198,7 +200,7 @@ class Stage:
             self.train_step(passes)
             progress.update()
             if done % recipe.log_every == 0 or done == steps:
-                self._write(epoch, self.meter.line(self.state.step, epoch, progress))
+                self._write(epoch + 1, self.meter.line(self.state.step, epoch, progress))
             if done < steps:  # the last step is followed by an evaluation or a checkpoint anyway
                 if self.stop.after_this_step:
                     self.save()
@@ -208,7 +210,7 @@ class Stage:
         numbers = {"epoch_seconds": time.perf_counter() - started, "peak_memory_gib": peak_memory_gib(self.accelerator.device)}
         self.state.bad_images = self.data.gather_bad(self.state.bad_images)
         skipped = {"skipped_images": self.data.image_ids(self.state.bad_images)} if recipe.on_bad_sample == "skip" else {}
-        self._write(epoch, numbers, **skipped)
+        self._write(epoch + 1, numbers, **skipped)
 
     def train_step(self, passes: list[Batch]) -> None:
         """One step of the optimizer, on the batches of its forward passes."""

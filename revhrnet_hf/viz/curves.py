@@ -22,19 +22,26 @@ class Curves:
 
 
 def read_curves(output_dirs: list[str | Path]) -> list[Curves]:
-    """The curves of runs; a chain's folder gives those of each stage, in order.
+    """The curves of runs; a chain's folder gives those of each stage, in order; a folder of runs those of each run, by name.
 
     Raises:
         CheckpointError: a folder holds no log.jsonl, or the file is no log.
     """
     curves = []
     for folder in map(Path, output_dirs):
-        logs = [*sorted(folder.glob(f"[0-9]*_*/{LOG_FILE}"), key=lambda path: int(path.parent.name.partition("_")[0]))]
-        logs += [folder / LOG_FILE] if (folder / LOG_FILE).exists() else []
+        runs = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        logs = _logs(folder) or [log for run in runs for log in _logs(run)]
         if not logs:
-            raise CheckpointError(f"{folder} holds no {LOG_FILE}: give the --output_dir of a run")
+            raise CheckpointError(f"{folder} holds no {LOG_FILE}: give the --output_dir of a run, or a folder of runs")
         curves += [_read(path) for path in logs]
     return curves
+
+
+def _logs(run: Path) -> list[Path]:
+    """The log of each stage of a chain, and that of the run's last stage."""
+    stages = [path for path in run.glob(f"[0-9]*_*/{LOG_FILE}") if path.parent.name.partition("_")[0].isdigit()]
+    logs = sorted(stages, key=lambda path: int(path.parent.name.partition("_")[0]))
+    return [*logs, run / LOG_FILE] if (run / LOG_FILE).exists() else logs
 
 
 def _read(path: Path) -> Curves:

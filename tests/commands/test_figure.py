@@ -12,7 +12,7 @@ from transformers import BeitImageProcessor, TimmBackboneConfig
 
 from revhrnet_hf import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf import RevHRNetImageProcessor as Processor
-from revhrnet_hf.commands import figure
+from revhrnet_hf.commands import _figures, figure
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps, segment
@@ -74,7 +74,7 @@ def text_of(drawn):
 def test_compare(checkpoints, camvid, tmp_path):
     files = sorted((camvid / "val").iterdir())[:2]
     arguments = ["compare", *checkpoints, *map(str, files), "-o", str(tmp_path / "fig.png")]
-    drawn = figure.draw_comparison(figure.build_parser().parse_args(arguments))
+    drawn = _figures.draw_comparison(figure.build_parser().parse_args(arguments))
     shown = panels(drawn)
     # An image; RevHRNet: prediction and strides 4 to 32; HRNetV2: prediction and strides 2 to 32. Twice.
     assert len(shown) == 2 * (1 + 5 + 6)
@@ -95,7 +95,7 @@ def test_compare(checkpoints, camvid, tmp_path):
     figure.main([*arguments[:-1], str(tmp_path / "fig.pdf"), "--map", "mean", "--names", "A", "B"])
     assert (tmp_path / "fig.pdf").read_bytes().startswith(b"%PDF")
     assert [path.name for path in tmp_path.iterdir()] == ["fig.pdf"]
-    drawn = figure.draw_comparison(figure.build_parser().parse_args([*arguments, "--map", "mean"]))
+    drawn = _figures.draw_comparison(figure.build_parser().parse_args([*arguments, "--map", "mean"]))
     assert panels(drawn)[2].shape == (24, 32)
     assert "mean over a map's channels" in text_of(drawn) and "principal" not in text_of(drawn)
 
@@ -104,7 +104,7 @@ def test_maps_that_are_compared_are_of_the_whole_image(checkpoints):
     """Also where the image processor cuts out the centre."""
     model, _ = load_checkpoint(checkpoints[0])
     cropping = BeitImageProcessor(do_resize=False, do_center_crop=True, crop_size={"height": 32, "width": 32})
-    maps, _ = figure.drawn_maps(model, cropping, [Image.new("RGB", (128, 96))], "mean")
+    maps, _ = _figures.drawn_maps(model, cropping, [Image.new("RGB", (128, 96))], "mean")
     assert {stride: drawn[0].shape for stride, drawn in maps.items()} == {
         stride: (96 // stride, 128 // stride) for stride in (4, 8, 16, 32)
     }
@@ -116,7 +116,7 @@ def test_errors_in_the_datasets_own_classes(camvid, tmp_path):
     names[names.index("Road")] = "Motorway"
     checkpoint = rev(tmp_path / "other", id2label=dict(enumerate(names)), palette=None)
     arguments = ["errors", checkpoint, "--dataset", "camvid", "--data_dir", str(camvid), "-o", str(tmp_path / "e.png")]
-    drawn = figure.draw_errors(figure.build_parser().parse_args([*arguments, "--count", "1"]))
+    drawn = _figures.draw_errors(figure.build_parser().parse_args([*arguments, "--count", "1"]))
     row = load_segmentation_dataset("camvid", camvid, "val")[0]
     sources = [[names.index(name)] if name in names else [] for name in SPACE.names]
     expected = segment(*load_checkpoint(checkpoint), row["image"], sources=sources).label_map
@@ -142,7 +142,7 @@ def test_compare_refuses_other_classes(checkpoints, camvid, tmp_path):
 def test_errors(checkpoints, camvid, tmp_path):
     arguments = ["errors", checkpoints[0], "--dataset", "camvid", "--data_dir", str(camvid), "-o", str(tmp_path / "e.png")]
     row = next(row for row in load_segmentation_dataset("camvid", camvid, "val") if 255 in np.array(row["label_map"]))
-    drawn = figure.draw_errors(figure.build_parser().parse_args([*arguments, "--image_ids", row["image_id"]]))
+    drawn = _figures.draw_errors(figure.build_parser().parse_args([*arguments, "--image_ids", row["image_id"]]))
     image, truth, _, judged = panels(drawn)
     label_map = np.array(row["label_map"])
     assert np.array_equal(image, np.asarray(row["image"]))
@@ -164,7 +164,7 @@ def test_confusion(tmp_path):
     record = {"checkpoint": "best", "dataset": "camvid", "split": "val", "images": 2, "class_names": ["road", "sky", "car"]}
     record["confusion_matrix"] = [[75, 25, 0], [0, 10, 0], [0, 0, 0]]
     (tmp_path / "scores.json").write_text(json.dumps(record))
-    drawn = figure.draw_confusion(figure.build_parser().parse_args(["confusion", str(tmp_path / "scores.json"), "-o", "x.png"]))
+    drawn = _figures.draw_confusion(figure.build_parser().parse_args(["confusion", str(tmp_path / "scores.json"), "-o", "x.png"]))
     matrix = drawn.axes[0].get_images()[0].get_array()
     assert np.array_equal(matrix[:2].filled(-1), [[75, 25, 0], [0, 100, 0]])
     assert matrix.mask[2].all()  # a class that does not occur is no 0 %
@@ -177,7 +177,7 @@ def test_confusion(tmp_path):
 
 def test_legend_and_overlay(checkpoints, camvid, tmp_path):
     for classes in ("camvid11", checkpoints[0]):
-        drawn = figure.draw_legend(figure.build_parser().parse_args(["legend", classes, "-o", "x.png"]))
+        drawn = _figures.draw_legend(figure.build_parser().parse_args(["legend", classes, "-o", "x.png"]))
         assert [text.get_text() for text in drawn.legends[0].get_texts()] == list(SPACE.names)
         colours = [np.round(np.multiply(patch.get_facecolor()[:3], 255)) for patch in drawn.legends[0].get_patches()]
         assert np.array_equal(colours, SPACE.colours)
@@ -196,3 +196,14 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as raised:
         figure.main(["--help"])
     assert raised.value.code == 0
+
+
+def test_without_a_figure(capsys):
+    with pytest.raises(SystemExit) as raised:
+        figure.main([])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.startswith("error: say which figure: compare, overlay, errors, confusion, legend")
+
+
+def test_every_figure_is_drawn():
+    assert list(_figures.DRAWINGS) == list(figure.FIGURES)

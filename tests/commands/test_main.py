@@ -1,5 +1,6 @@
 """`revhrnet COMMAND …`: each command is found, an unknown one is named with the nearest, and the wheel holds what they need."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import zipfile
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from revhrnet_hf.cli import ArgumentParser, run
@@ -14,8 +17,10 @@ from revhrnet_hf.commands import COMMANDS, check_installed
 from revhrnet_hf.commands.main import main
 from revhrnet_hf.errors import RecipeError
 
+from .. import forked
+
 ROOT = Path(__file__).parents[2]
-PRESENT = {path.stem for path in (ROOT / "revhrnet_hf" / "commands").glob("*.py")} - {"__init__", "__main__", "main"}
+PRESENT = {path.stem for path in (ROOT / "revhrnet_hf" / "commands").glob("[a-z]*.py")} - {"main"}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +29,7 @@ def restored_arguments(monkeypatch):
 
 
 def test_every_module_is_a_command():
-    assert set(COMMANDS) == PRESENT | {"train", "evaluate", "predict"}
+    assert set(COMMANDS) == PRESENT >= {"train", "evaluate", "predict"}
 
 
 @pytest.mark.parametrize("name", sorted(PRESENT))
@@ -68,7 +73,11 @@ def test_a_commands_error_is_one_line(capsys):
         run(lambda: main(["audit", "camvit", "DIR"]))
     assert raised.value.code == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: Unknown dataset: 'camvit'; known: camvid, ") and err.count("\n") == 1
+    assert (
+        out == ""
+        and err.startswith("error: Unknown dataset: 'camvit' (did you mean camvid?); known: camvid, ")
+        and err.count("\n") == 1
+    )
 
 
 def test_what_is_not_installed_is_named():
@@ -94,5 +103,29 @@ def test_the_wheel_holds_what_the_commands_need(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+        archive.extractall(tmp_path / "site")
     assert {name for name in names if name.startswith("revhrnet_hf/")} == set(known)
     assert "revhrnet = revhrnet_hf.commands.main:console" in entry_points
+    check_commands(tmp_path / "site", tmp_path / "empty")
+
+
+def check_commands(site, folder):
+    """Commands of the unpacked wheel, in a folder of nothing but images; this package's clone is not on the path."""
+    for number in range(3):
+        for kind, pixels in (("images", np.full((48, 64, 3), 90)), ("masks", np.kron([[0, 255]], np.ones((48, 32))))):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / f"{number}.png")
+    where = "import revhrnet_hf; print(revhrnet_hf.__file__)"
+    recipe = "--recipe camvid --data_dir images --output_dir out"
+    for arguments, said in (
+        (["-c", where], str(site)),
+        (["-m", "revhrnet_hf.commands", "--version"], "revhrnet_hf 0."),
+        (["-m", "revhrnet_hf.commands", "train", "--help"], "usage: revhrnet train --recipe RECIPE"),
+        (["-m", "revhrnet_hf.commands", "new", ".", "--output_dir", "mine"], "written: mine/mine.yaml"),
+        (["-m", "revhrnet_hf.commands", "train", *recipe.split()], "images is not CamVid: the SegNet form"),
+    ):
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        done = forked.run(
+            [sys.executable, *arguments], preloaded=forked.BARE, cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert said in done.stdout + done.stderr, done.stderr

@@ -120,7 +120,7 @@ def test_label_space_is_found_by_name_or_file(tmp_path):
         ("names: [a, b]\nignore: [1]\n", "line 2: the id 1 belongs to the class 'b' already"),
         ("names: [a, b]\nignore:\n- 7\n- 7\n", "line 4: the id 7 belongs to ignore already"),
         ("names:\n  a: {}\n", "line 2: the class 'a' has neither ids nor colours"),
-        ("names:\n  a: {id: 3}\n", "line 2: unknown field 'id'; known: ids, colours"),
+        ("names:\n  a: {id: 3}\n", r"line 2: unknown field 'id' \(did you mean ids\?\); known: ids, colours"),
         ("names:\n  a: {colours: #ff0000}\n  }\n", r"line [23]: a colour is \[red, green, blue\].*quotes are needed.*not None"),
         ("names:\n  a: {colours: [1, 2, 256]}\n", r"not \[1, 2, 256\]"),
         ("names:\n  a: {colours: [1, 2]}\n", r"not \[1, 2\]"),

@@ -164,7 +164,7 @@ def test_dataset_with_a_name_of_its_own(mini_camvid):
     ("name", "loader", "message"),
     [
         ("photos", None, "Unknown dataset: 'photos'; known: camvid, .* hub. A dataset with a name of its own needs a loader"),
-        ("photos", "folders", "Unknown loader: 'folders'; known: camvid"),
+        ("photos", "folders", r"Unknown loader: 'folders' \(did you mean folder\?\); known: camvid"),
         ("camvid", "folder", "'camvid' has the loader 'folder': give it a name that is not another loader's"),
         ("../photos", "folder", "'../photos' cannot be a dataset's name"),
         ("", "folder", "'' cannot be a dataset's name"),

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from revhrnet_hf.data import LabelMap, LabelSpace, get_label_space
+from revhrnet_hf.data.raw_label_map import raw_content
 from revhrnet_hf.errors import DataError
 
 CLASSES = ("a", "b", "c")
@@ -249,3 +250,27 @@ def test_colours_are_translated_one_by_one(colours, mode, draw):
     else:
         data = saved(PIL.Image.fromarray(np.array(colours, np.uint8)[places]).convert(mode))
     assert read(data, space) == (places % 3).tolist()
+
+
+def test_raw_content(tmp_path):
+    """Ids and colours as they are in the file, counted by NumPy from the array that was saved."""
+    ids = np.array([[0, 1, 1], [3, 3, 3]], dtype=np.uint8)
+    palette = PIL.Image.fromarray(ids, "P")
+    palette.putpalette([0, 0, 0, 10, 20, 30, 1, 1, 1, 40, 50, 60])
+    colours = np.array([[[1, 2, 3], [1, 2, 3], [7, 7, 7]]], dtype=np.uint8)
+    by_id, by_colour = {0: 1, 1: 2, 3: 3}, {(0, 0, 0): 1, (10, 20, 30): 2, (40, 50, 60): 3}
+    for name, image, content in (
+        ("grey.png", PIL.Image.fromarray(ids), (by_id, {(0, 0, 0): 1, (1, 1, 1): 2, (3, 3, 3): 3})),
+        ("palette.png", palette, (by_id, by_colour)),
+        ("grey.ppm", PIL.Image.fromarray(np.repeat(ids[..., None], 3, 2)), (by_id, {(0, 0, 0): 1, (1, 1, 1): 2, (3, 3, 3): 3})),
+        ("colour.png", PIL.Image.fromarray(colours), (None, {(1, 2, 3): 2, (7, 7, 7): 1})),
+        ("deep.png", PIL.Image.fromarray(ids.astype(np.uint16) * 1000), ({0: 1, 1000: 2, 3000: 3}, None)),
+        ("bits.png", PIL.Image.fromarray(ids > 0), ({0: 1, 1: 5}, {(0, 0, 0): 1, (255, 255, 255): 5})),
+        (
+            "binary.gif",
+            PIL.Image.fromarray((ids > 0).astype(np.uint8) * 255),
+            ({0: 1, 255: 5}, {(0, 0, 0): 1, (255, 255, 255): 5}),
+        ),
+    ):
+        image.save(tmp_path / name)
+        assert raw_content(str(tmp_path / name)) == content, name

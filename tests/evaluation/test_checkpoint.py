@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -15,7 +16,7 @@ from transformers import (
 )
 
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.evaluation import check_same_classes, load_checkpoint
+from revhrnet_hf.evaluation import check_same_classes, checkpoint, load_checkpoint
 
 CONFIG = dict(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3)
 
@@ -57,6 +58,25 @@ def test_a_missing_folder_is_not_sought_on_the_hub(name, tmp_path, monkeypatch):
 def test_a_name_that_neither_folder_nor_hub_knows():
     with pytest.raises(CheckpointError, match=r"cannot load the checkpoint nobody/nothing: .*no folder of that name"):
         load_checkpoint("nobody/nothing")
+
+
+def test_without_a_connection_it_is_said_at_once(monkeypatch):
+    """One request, not Transformers' with their retries."""
+    monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(checkpoint, "hf_hub_url", lambda name, file: f"http://127.0.0.1:9/{name}/{file}")  # nobody listens
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", lambda *_, **__: pytest.fail("asked Transformers"))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: pytest.fail("waited"))
+    for name in ("bset", "runs/bset"):
+        with pytest.raises(CheckpointError, match=f"there is no checkpoint folder {name}, and the Hub, .* cannot be reached"):
+            load_checkpoint(name)
+
+
+def test_a_config_with_a_wrong_value_is_one_plain_reason(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_encoder_blocks": "many"}))
+    with pytest.raises(CheckpointError) as raised:
+        load_checkpoint(folder)
+    assert str(raised.value).endswith("Field 'num_encoder_blocks' expected int, got str (value: 'many')")
 
 
 def test_folders_that_are_no_checkpoints(folder, tmp_path):

@@ -19,6 +19,7 @@ from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNe
 from revhrnet_hf.commands import predict
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
+from revhrnet_hf.viz.figures import names_and_palette
 
 from .. import forked
 
@@ -218,9 +219,9 @@ def test_bad_input_writes_nothing(segformer, image, tmp_path):
 
 def test_palette_must_fit_the_classes():
     with pytest.raises(CheckpointError, match="3 colours for 4 classes"):
-        predict.names_and_palette(SegformerConfig(num_labels=4, palette=PALETTE[:3]))
+        names_and_palette(SegformerConfig(num_labels=4, palette=PALETTE[:3]))
     with pytest.raises(CheckpointError, match="300 classes"):
-        predict.names_and_palette(SegformerConfig(num_labels=300))
+        names_and_palette(SegformerConfig(num_labels=300))
 
 
 @pytest.mark.slow

@@ -67,3 +67,8 @@ def test_the_configs_own_checks_name_the_recipes_fields(monkeypatch, setting, va
         build_model(Recipe(dataset="camvid", backbone_weights=RANDOM), get_label_space("camvid11"))
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value) and "alidation error" not in str(refusal.value)
+
+
+def test_a_variant_of_the_baseline_only():
+    with pytest.raises(RecipeError, match="w18-small-v1 is one of HRNetV2 only: give architecture: hrnetv2, or one of w18, "):
+        build_model(Recipe(dataset="camvid", variant="w18-small-v1", backbone_weights="random"), get_label_space("camvid11"))

@@ -104,7 +104,10 @@ def test_numbers_as_people_write_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("dataset: camvid\nlearning_rat: 0.1", "Unknown field in .*recipe.yaml: learning_rat. Known are .*learning_rate"),
+        (
+            "dataset: camvid\nlearning_rat: 0.1",
+            r"Unknown field in .*recipe.yaml: learning_rat \(did you mean learning_rate\?\)\. Known are .*learning_rate",
+        ),
         ("dataset: camvid\nepochs: many", "recipe.yaml: Recipe field epochs must be of type int, got 'many'"),
         ("dataset: camvid\nepochs: 2.5", "epochs must be of type int, got 2.5"),
         ("dataset: camvid\nepochs: 0", "epochs must be positive"),
@@ -114,11 +117,10 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\ncrop_size: [512]", "crop_size must be two positive numbers"),
         ("dataset: camvid\ncrop_size: [512, wide]", "crop_size must be of type int, got 'wide'"),
         ("dataset: camvid\nscale_range: [2, 1]", "smallest first"),
-        ("dataset: camvid\nhead: double", "head must be one of single, concat, got 'double'"),
+        ("dataset: camvid\nhead: double", "head must be one of single, concat, ocr, got 'double'"),
         ("dataset: camvid\nflip: 2", "flip is a probability"),
         ("dataset: camvid\nbatch_size: 5\ngradient_accumulation_steps: 2", "batch_size 5 cannot be split"),
-        ("dataset: camvid\nlearning_rat: 0.1", r"; learning_rat \(did you mean learning_rate\?\)$"),
-        ("dataset: camvid\n3: 0.1\nepoch: 1", r"Unknown field in .*: 3, epoch\. .*; epoch \(did you mean epochs\?\)$"),
+        ("dataset: camvid\n3: 0.1\nepoch: 1", r"Unknown field in .*: 3, epoch \(did you mean epochs\?\)\. Known are "),
         ("dataset: camvid\nlearning_rate: .nan", "learning_rate must be a finite number, got nan"),
         ("dataset: camvid\nlearning_rate: .inf", "learning_rate must be a finite number, got inf"),
         ("dataset: camvid\nlearning_rate: 1e999", "learning_rate must be a finite number, got inf"),
@@ -155,8 +157,8 @@ def test_numbers_as_people_write_them(tmp_path):
         ),
         ("dataset: camvid\ntrainable_backbone: lora\nlora_rank: 0", "lora_rank must be positive"),
         (
-            "dataset: camvid\narchitecture: hrnetv2\nhead: concat\ntrainable_backbone: all",
-            "trainable_backbone and head would have no",
+            "dataset: camvid\narchitecture: hrnetv2\nfinal_block: bottleneck\ntrainable_backbone: all",
+            "trainable_backbone and final_block would have no",
         ),
         ("dataset: camvid\noptimizer: adamw\nmomentum: 0.8", r"momentum would have no effect: it is SGD's.*\(default: 0\.9\)"),
         ("dataset: camvid\nohem_min_kept: 5", "ohem_min_kept would have no effect: there is no ohem_threshold"),
@@ -289,3 +291,27 @@ def test_recompute_default_and_error():
     assert Recipe(dataset="camvid").recompute == "norms"
     with pytest.raises(RecipeError, match="recompute must be one of none, norms, modules, got 'all'"):
         Recipe(dataset="camvid", recompute="all")
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    (tmp_path / "mine.yaml").write_text("dataset: camvid")
+    with pytest.raises(RecipeError, match=r"is a folder: give a recipe's YAML file \(it holds mine\.yaml\)"):
+        find_recipe(tmp_path)
+    with pytest.raises(RecipeError, match="it holds no YAML file"):
+        find_recipe(tmp_path.parent)
+
+
+def test_a_label_table_beside_the_recipe(tmp_path, monkeypatch):
+    """Also from another folder; what lies there is not taken in its place."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = tmp_path / "mine" / "mine.yaml"
+    recipe.write_text("dataset: folder\nlabel_space: labels.yaml\n")
+    assert read_chain(recipe)[0].label_space == "labels.yaml"  # where the run looks, and says that it is missing
+    (tmp_path / "mine" / "labels.yaml").write_text("names: [a, b]")
+    assert read_chain(recipe)[0].label_space == str(tmp_path / "mine" / "labels.yaml")
+    (tmp_path / "here" / "labels.yaml").write_text("names: [c, d]")
+    with pytest.raises(RecipeError, match=r"labels\.yaml is a file here and another beside the recipe"):
+        read_chain(recipe)
+    assert read_chain(recipe, {"label_space": "cityscapes"})[0].label_space == "cityscapes"

@@ -43,7 +43,8 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 def test_slow_bf16_is_said(monkeypatch, caplog):
     said = torch.backends.cpu.get_cpu_capability() in processes.NO_FAST_BF16
     assert said != torch.ops.mkldnn._is_mkldnn_bf16_supported(), "oneDNN, which computes it, must be of the same opinion"
-    monkeypatch.setattr(processes, "Accelerator", lambda **_: SimpleNamespace(num_processes=1, is_main_process=True))
+    alone = SimpleNamespace(num_processes=1, is_main_process=True, device=torch.device("cpu"))
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: alone)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     for capability, precision, warned in [("AVX2", "bf16", True), ("AVX2", "no", False), ("AVX512", "bf16", False)]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)  # noqa: B023
@@ -101,6 +102,9 @@ def test_learns_and_leaves_the_backbone_alone(recipe, mini_camvid, weights, log_
     evaluations = [line for line in log if "mean_iou" in line]
     losses = [line["loss"] for line in log if "loss" in line]
     assert [line["epoch"] for line in evaluations] == list(range(9))
+    assert [line["epoch"] for line in log if "loss" in line] == [1 + step // 2 for step in range(16)]
+    ends = [line for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if "epoch_seconds" in line]
+    assert [line["epoch"] for line in ends] == list(range(1, 9))
     assert evaluations[-1]["mean_iou"] == scores["mean_iou"] > 2 * evaluations[0]["mean_iou"]
     assert losses[-1] < losses[0] / 1.5
     rates = [line["learning_rate"] for line in log if "loss" in line]
@@ -147,7 +151,7 @@ def test_killed_and_resumed(recipe, mini_camvid, log_of, tmp_path):
     process = forked.Popen([*command, tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "killed" / "log.jsonl"
     deadline = time.monotonic() + 120
-    while not (log.exists() and '"epoch": 2, "step": 5' in log.read_text()):
+    while not (log.exists() and '"epoch": 3, "step": 5' in log.read_text()):
         assert time.monotonic() < deadline, "the run never came to its third epoch"
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.005)
@@ -439,7 +443,7 @@ class TestBadInput:
     def test_nothing_is_written_before_all_is_known(self, recipe, mini_camvid, tmp_path):
         output_dir = tmp_path / "out"
         for field, value, said in (
-            ("dataset", "camvit", "Unknown dataset: 'camvit'; known: camvid"),
+            ("dataset", "camvit", "Unknown dataset: 'camvit' .did you mean camvid..; known: camvid"),
             ("eval_split", "test", "no split 'test'"),
             ("backbone", "resnet5o", "Unknown model"),
             ("backbone_weights", None, "Cannot fetch"),

@@ -43,6 +43,13 @@ def test_stages_in_order(chain):
     assert iou_axes.get_legend_handles_labels()[1] == [f"{chain / '1_coco'} (best 0.250)", f"{chain} (best 0.750)"]
 
 
+def test_a_folder_of_runs(chain):
+    write_log(chain.parent / "another", [(1, 1.0)], [])
+    (chain.parent / "notes").mkdir()
+    (chain / "1_of_three").mkdir()
+    assert [run.name for run in read_curves([chain.parent])] == [str(chain.parent / "another"), str(chain / "1_coco"), str(chain)]
+
+
 def test_moving_mean():
     assert moving_mean((4.0, 2.0)) == [4.0, 2.0]
     values = tuple(float(i) for i in range(150))  # means over three

@@ -195,6 +195,12 @@ def _sources(data_folder: DataFolder, table: LabelTable | None) -> dict[str, lis
     return sources if table is None or table.val_fraction is None else _with_held_out(data_folder, table, sources)
 
 
+def sources_without_table(data_folder: DataFolder) -> tuple[list[SplitSource], bool]:
+    """The places of images and label maps in a layout that needs no label table, and whether they are divided into splits."""
+    divided = [source for sources in _usual_sources(data_folder).values() for source in sources]
+    return (divided, True) if divided else (_unsplit_sources(data_folder, None), False)
+
+
 def _usual_sources(data_folder: DataFolder) -> dict[str, list[SplitSource]]:
     """Split → its sources in the layouts that are recognised without a label table."""
     sources = defaultdict(list)

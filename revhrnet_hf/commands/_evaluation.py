@@ -1,0 +1,296 @@
+"""The work of `revhrnet evaluate`: open data and checkpoint, record each image, report. The command line is elsewhere, because it
+does not wait for PyTorch."""
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+
+from ..data import label_space_of, load_segmentation_dataset
+from ..errors import RecipeError, RevHRNetError
+from ..evaluation.calibration import (
+    Calibration,
+    CalibrationCounts,
+    calibration_result,
+    classes_without_sources,
+    fit_temperature,
+    format_calibration,
+    save_temperature,
+    temperature_of,
+    total_counts,
+)
+from ..evaluation.checkpoint import class_sources, load_checkpoint
+from ..evaluation.cityscapes import instance_locations
+from ..evaluation.confusion import ConfusionMatrix
+from ..evaluation.evaluator import Recorder, evaluate_images, score_records
+from ..evaluation.predict import Predicted
+from ..evaluation.records import ImageRecord, WorkFolder, class_totals_by_image
+from ..evaluation.results import (
+    OWN,
+    Evaluation,
+    calibration_caption,
+    check_replaceable,
+    confusion_caption,
+    digest_of_data,
+    result_stem,
+)
+from ..evaluation.scores import bootstrap_intervals, check_labelled, format_scores, worst_images, write_image_scores
+from ..evaluation.settings import InferenceSettings, inference_settings
+from ..evaluation.submission import submission_format
+from ..evaluation.worst_images import draw_worst_images
+from ..hub.model_card import refresh_model_card
+from ..io import write_json
+
+logger = logging.getLogger(__name__)
+
+
+def output_file(args: argparse.Namespace, settings: InferenceSettings) -> Path:
+    """The JSON file to write; a RecipeError before the work begins if it cannot be written there."""
+    is_folder = Path(args.checkpoint).is_dir()
+    stem = result_stem(
+        args.dataset_name,
+        args.split,
+        settings,
+        loader=args.dataset if args.dataset in OWN and not args.is_named else None,
+        dtype=args.dtype,
+        label_space=args.label_space,
+        absent_as_zero=args.absent_as_zero,
+        checkpoint=None if is_folder else args.checkpoint,
+    )
+    output = args.output or (Path(args.checkpoint) if is_folder else Path()) / f"{stem}.json"
+    if output.suffix != ".json":
+        raise RecipeError(f"--output {output}: name a file that ends with .json; the CSV and the images beside it get its name")
+    if not output.parent.is_dir():
+        raise RecipeError(f"--output {output}: there is no folder {output.parent}; make it first")
+    return output
+
+
+def on_main_process(state: accelerate.PartialState, action: Callable[[], Any]) -> Any:
+    """Calls `action` on the main process. All processes get its result, or raise its error, so that none waits for ever."""
+    result = error = None
+    if state.is_main_process:
+        try:
+            result = action()
+        except (OSError, RevHRNetError) as raised:
+            error = raised
+    result, error = broadcast_object_list([result, error])
+    if error is not None:
+        raise error
+    return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """An evaluation that is ready to run.
+
+    Attributes:
+        args: the command line; see `evaluate.parse_arguments`.
+        state: this process among all.
+        evaluation: the checkpoint, the data and the settings.
+        dataset: the images and label maps.
+        output: the JSON file to write.
+        recorder: makes the record of each image.
+        model, image_processor: the checkpoint, on the device where it runs.
+        sources: see `class_sources`.
+        calibration: what to count of the confidences, or None.
+    """
+
+    args: argparse.Namespace
+    state: accelerate.PartialState
+    evaluation: Evaluation
+    dataset: datasets.Dataset
+    output: Path
+    recorder: Recorder
+    model: torch.nn.Module
+    image_processor: Any
+    sources: list[list[int]] | None
+    calibration: Calibration | None = None
+
+    def work_folder(self, kind: str = "work") -> WorkFolder:
+        settings = self.evaluation.record_settings(self.state.device.type, self.args.boundary, self.args.submission)
+        if self.calibration is not None:  # else as before, so that what an earlier version began can be resumed
+            settings["calibration"] = self.calibration.temperature
+        return WorkFolder(self.output.with_name(f".{self.output.stem}.{kind}"), settings)
+
+    def record_remaining_images(self, work: WorkFolder) -> None:
+        """Evaluates this process's share of the images that have no record yet, and writes their records."""
+        state, evaluation = self.state, self.evaluation
+        done = work.read()
+        state.wait_for_everyone()  # nobody writes before all have read, or the processes would see different remaining images
+        if done and state.is_main_process:
+            logger.info("resumed: %d of %d images are done", len(done), len(self.dataset))
+        remaining = [index for index in range(len(self.dataset)) if index not in done]
+        share = remaining[state.process_index :: state.num_processes]
+        quiet = None if state.is_main_process else True  # None: quiet where standard error is no terminal
+        with work.append_to(state.process_index) as records, tqdm(total=len(share), unit="image", disable=quiet) as bar:
+
+            def record(image: Predicted, confusion: ConfusionMatrix) -> None:
+                records.write(self.recorder.record(image, confusion))
+                bar.update()
+
+            evaluate_images(
+                self.model,
+                self.image_processor,
+                self.dataset,
+                share,
+                evaluation.label_space.num_classes,
+                ignore_index=evaluation.label_space.ignore_index,
+                settings=evaluation.settings,
+                sources=self.sources,
+                num_workers=self.args.num_workers,
+                count_on_cpu=True,
+                calibration=self.calibration,
+                each_image=record,
+            )
+
+    def calibrate(self, work: WorkFolder) -> dict[str, Any] | None:
+        """Fits the temperature to the records, and runs the model again to count the confidences at that temperature.
+
+        Returns:
+            `calibration_result`; None unless it is asked for, and where no pixel is labelled.
+        """
+        if self.calibration is None:
+            return None
+        before = self.counted(work)
+        if not before.pixels:
+            return None
+        temperature = fit_temperature(before)
+        recorder = Recorder(self.evaluation.label_space)
+        again = replace(self, recorder=recorder, calibration=replace(self.calibration, temperature=temperature))
+        second = again.work_folder("calibrated.work")
+        on_main_process(self.state, lambda: second.claim(self.args.overwrite))
+        again.record_remaining_images(second)
+        self.state.wait_for_everyone()
+        after = self.counted(second)
+        self.state.wait_for_everyone()  # all have read
+        if self.state.is_main_process:
+            second.remove()
+        return calibration_result(before, after, self.calibration.temperature, temperature)
+
+    def counted(self, work: WorkFolder) -> CalibrationCounts:
+        """The sum of all images' confidences, the same bits on every process."""
+        by_row = work.read()
+        return total_counts(by_row[row].calibration for row in sorted(by_row) if by_row[row].calibration is not None)
+
+    def finish(self, work: WorkFolder, calibration: dict[str, Any] | None) -> None:
+        """Reports on the records of all images, and removes them."""
+        by_row = work.read()
+        records = [by_row[index] for index in range(len(self.dataset))]
+        if self.recorder.submission:
+            self.check_submission(records)
+        if self.dataset.data.column("label_map").null_count == 0:
+            if not any(len(record.cells) for record in records):
+                work.remove()  # `report` raises an error; once the label maps are corrected, these records are of no use
+            totals = self.report(records, calibration)
+            if self.args.worst:
+                self.draw_worst_images(totals)
+        work.remove()
+
+    def check_submission(self, records: Sequence[ImageRecord]) -> None:
+        submission, folder = self.recorder.submission, self.recorder.submission_dir
+        submission.check(folder, {record.image_id: record.size for record in records})
+        print(f"submission: {len(records)} label maps in {folder / submission.folder}, all checked")
+
+    def report(self, records: Sequence[ImageRecord], calibration: dict[str, Any] | None) -> np.ndarray:
+        """Prints the scores and writes the files of the result.
+
+        Returns:
+            `class_totals_by_image`, (images, 3, classes).
+        """
+        args, evaluation, names = self.args, self.evaluation, self.evaluation.label_space.names
+        scores, matrix = score_records(records, evaluation.label_space, args.absent_as_zero)
+        check_labelled(scores, f"the split {args.split!r} of {args.dataset_name}")
+        totals = class_totals_by_image(records, len(names))
+        intervals = None if args.absent_as_zero else bootstrap_intervals(totals)
+        never_predicted = [] if self.sources is None else [name for name, of in zip(names, self.sources, strict=True) if not of]
+        print(format_scores(scores, names, intervals, never_predicted))
+        print(f"images: {len(records)}; {evaluation.settings}")
+        if calibration is not None:
+            print(format_calibration(calibration))
+        result = evaluation.result(scores, intervals, matrix, never_predicted, self.state.device.type, self.state.num_processes)
+        if calibration is not None:
+            result["calibration"] = calibration
+        self.write(result, matrix, totals)
+        if args.save_temperature:
+            temperature = calibration["fitted"]["temperature"]
+            save_temperature(args.checkpoint, temperature)
+            print(f"saved: temperature {temperature:.4g} in {Path(args.checkpoint) / 'config.json'}")
+        return totals
+
+    def write(self, result: dict, matrix: np.ndarray, totals: np.ndarray) -> None:
+        """Writes the JSON and the files beside it; if they lie in the checkpoint's folder, updates its model card too."""
+        names, images = self.evaluation.label_space.names, self.output.with_suffix(".csv")
+        write_image_scores(images, names, self.evaluation.image_ids, totals)
+        written = [self.output, images]
+        if self.args.plot:
+            from ..viz.plots import confusion_figure, reliability_figure, save_figure  # matplotlib is an extra
+
+            written.append(self.output.with_name(f"{self.output.stem}_confusion.png"))
+            save_figure(confusion_figure(matrix, names, confusion_caption(result)), written[-1])
+            if "calibration" in result:
+                written.append(self.output.with_name(f"{self.output.stem}_reliability.png"))
+                save_figure(reliability_figure(result["calibration"], calibration_caption(result)), written[-1])
+        write_json(self.output, result)
+        if self.output.parent.resolve() == Path(self.args.checkpoint).resolve():
+            refresh_model_card(self.output.parent)
+        print(f"written: {', '.join(map(str, written))}")
+
+    def draw_worst_images(self, totals: np.ndarray) -> None:
+        folder, worst = self.output.with_name(f"{self.output.stem}_worst"), worst_images(totals, self.args.worst)
+        space, settings = self.evaluation.label_space, self.evaluation.settings
+        draw_worst_images(folder, worst, self.dataset, space, self.model, self.image_processor, settings, self.sources)
+        print(f"written: the {len(worst)} worst images, truth above prediction, in {folder}")
+
+
+def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
+    """Opens data and checkpoint, and checks that the result may be written."""
+    settings = inference_settings(args)
+    output = output_file(args, settings)
+    dataset = load_segmentation_dataset(
+        args.dataset,
+        args.data_dir,
+        args.split,
+        label_space=args.label_space,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        unlabelled=args.submission is not None,
+    )
+    space = label_space_of(dataset)
+    instances = instance_locations(args.dataset, dataset, space)
+    evaluation = Evaluation(
+        checkpoint=args.checkpoint,
+        dataset_name=args.dataset_name,
+        loader=args.dataset,
+        split=args.split,
+        label_space=space,
+        image_ids=list(dataset["image_id"]),
+        data=on_main_process(state, lambda: digest_of_data(dataset, instances or ())),
+        settings=settings,
+        dtype=args.dtype,
+        absent_as_zero=args.absent_as_zero,
+    )
+    if not args.overwrite and check_replaceable(output, evaluation.identity()) and state.is_main_process:
+        logger.info("the scores of an earlier run of the same evaluation in %s will be replaced", output)
+    submission = args.submission and submission_format(args.dataset, space)
+    recorder = Recorder(space, args.boundary, instances, submission, args.submission)
+    model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype), args.trust_remote_code)
+    sources = class_sources(model.config, space, args.dataset_name)
+    if args.save_temperature and sources is not None:
+        raise RecipeError(
+            f"--save_temperature: {args.dataset_name} has other classes than the checkpoint, and the temperature is of its own: "
+            "fit it to a dataset with the checkpoint's classes"
+        )
+    calibration = None
+    if args.calibration:
+        calibration = Calibration(temperature_of(model.config), space.ignore_index, classes_without_sources(sources))
+    model.to(state.device)
+    return Job(args, state, evaluation, dataset, output, recorder, model, image_processor, sources, calibration)

@@ -1,0 +1,142 @@
+"""The work of `revhrnet new`. The command line is elsewhere, because it does not wait for PyTorch."""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data import label_space_of, load_segmentation_dataset
+from ..data.archive import DataFolder
+from ..data.class_lists import find_class_list
+from ..data.datasets.folder import HELD_OUT_FROM, Folder
+from ..data.label_table import USUAL_NAME
+from ..data.layout import Layout, find_layout, find_pairs
+from ..data.listing import Sample, image_size, locate
+from ..data.proposed_table import MaskContents, ProposedTable, propose_table
+from ..data.raw_label_map import raw_content
+from ..errors import DataError
+from ..images import save_image
+from ..io import write_text
+from ..text import table as text_table
+from ..training.first_recipe import Images, Machine, first_recipe, recipe_text
+from ..viz.contact_sheet import contact_sheet
+
+TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.jpg"
+SCORED_ON = ("val", "valid", "validation", "dev")
+
+
+class Start:
+    """What `revhrnet new` finds and writes.
+
+    Args:
+        folder: of images and masks; nothing in it is changed.
+        output_dir: for the files.
+
+    Attributes:
+        table: the label table's file, in `output_dir` or the data folder's own.
+        train_split, eval_split: names of the splits, after `check_samples`.
+    """
+
+    def __init__(self, folder: Path, output_dir: Path):
+        self.folder, self.output_dir = folder, output_dir
+        self.data_folder = DataFolder(folder)
+        self.table = str(output_dir / TABLE)
+        self.train_split = self.eval_split = ""
+
+    def write_table(self, val_fraction: float, seed: int) -> None:
+        """Writes the label table, unless there is one."""
+        own = self.data_folder.location(USUAL_NAME)
+        if Path(self.table).exists():
+            print(f"kept:    {self.table}")
+        elif own is not None and self._is_divided(own):
+            self.table = own
+            print(f"used:    {own}, the folder's own label table")
+        elif own is not None:
+            text = Path(own).read_text(encoding="utf-8").rstrip("\n")
+            self._write(Path(self.table), f"{text}\nval_fraction: {val_fraction}\nval_seed: {seed}\n")
+        else:
+            layout = find_layout(self.data_folder)
+            print(f"found:   {layout}")
+            proposed = self._propose(layout)
+            undivided = not any(split.lower() in SCORED_ON for split in layout.splits)
+            text = proposed.to_yaml(_name_of(self.folder), layout, val_fraction if undivided else None, seed)
+            self._write(Path(self.table), text)
+            print("\n" + _described(proposed) + "\n")
+
+    def _is_divided(self, table: str) -> bool:
+        """Whether the folder's own label table leads to a split to score on."""
+        try:
+            splits = Folder.splits(self.folder, table)
+        except DataError:  # not divided; any other reason is said by `check_samples`, which reads a copy of the table
+            return False
+        return any(split.lower() in SCORED_ON for split in splits)
+
+    def _propose(self, layout: Layout) -> ProposedTable:
+        pairs = locate(self.data_folder, find_pairs(self.data_folder, layout))
+        masks = list(dict.fromkeys(pair.label_map for pair in pairs))
+        contents = [
+            (mask, raw_content(mask)) for mask in tqdm(masks, desc="reading masks", unit="mask", leave=False, disable=None)
+        ]
+        classes = find_class_list(self.data_folder)
+        by_colour = classes is not None and not classes.by_id
+        return propose_table(MaskContents.of(contents, by_colour), classes)
+
+    def check_samples(self) -> None:
+        """Finds the splits by the loader that training uses, which reports files without a partner."""
+        splits = Folder.splits(self.folder, self.table)
+        self.train_split = next((split for name in HELD_OUT_FROM for split in splits if split.lower() == name), "")
+        self.eval_split = next((split for name in SCORED_ON for split in splits if split.lower() == name), "")
+        if not self.train_split or not self.eval_split:
+            raise DataError(
+                f"{self.folder} has the splits {', '.join(splits)}, and training needs one called train and one called val: "
+                f"rename them, or put val_fraction: 0.2 into {self.table}"
+            )
+        self.samples: dict[str, list[Sample]] = {
+            split: Folder.list_samples(self.folder, split, self.table) for split in (self.train_split, self.eval_split)
+        }
+
+    def write_recipe(self) -> None:
+        sizes = [image_size(sample.image) for sample in self.samples[self.train_split]]
+        beside = Path(self.table).name if Path(self.table).parent == self.output_dir else None
+        machine = Machine.this()
+        settings = first_recipe(Images(sizes, self.train_split, self.eval_split, beside), machine)
+        counts = ", ".join(f"{len(samples)} images in {split}" for split, samples in self.samples.items())
+        title = f"For {self.folder.name} ({counts}), on {machine}.\nOther fields: revhrnet train --help"
+        self._write(self.output_dir / RECIPE, recipe_text(settings, title))
+
+    def write_sheet(self, count: int) -> None:
+        path = self.output_dir / SHEET
+        if path.exists():
+            print(f"kept:    {path}")
+            return
+        datasets = [load_segmentation_dataset("folder", self.folder, split, label_space=self.table) for split in self.samples]
+        places = [(dataset, row) for dataset in datasets for row in range(len(dataset))]
+        chosen = sorted({round(place) for place in np.linspace(0, len(places) - 1, count)})
+        rows = []
+        for dataset, row in (places[place] for place in chosen):
+            example = dataset[row]
+            rows.append((example["image_id"], example["image"], np.asarray(example["label_map"])))
+        space = label_space_of(datasets[0])
+        save_image(contact_sheet(rows, space.names, space.colours, space.ignore_index), path)
+        print(f"written: {path} ({len(rows)} of {len(places)} images)")
+
+    def _write(self, path: Path, text: str) -> None:
+        if path.exists():
+            print(f"kept:    {path}")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        print(f"written: {path}")
+
+
+def _name_of(folder: Path) -> str:
+    return folder.absolute().stem
+
+
+def _described(proposed: ProposedTable) -> str:
+    contents = proposed.contents
+    rows = [["class", "in the masks", ">pixels", ">masks"]]
+    for value, name in proposed.names.items():
+        raw = str(value) if isinstance(value, int) else "#{:02x}{:02x}{:02x}".format(*value)
+        rows.append([name, raw, f"{100 * contents.share(value):.2f} %", f"{contents.masks[value]} of {contents.files}"])
+    return "\n".join([text_table(rows), *proposed.notes])

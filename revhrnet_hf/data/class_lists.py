@@ -1,0 +1,115 @@
+"""Class names in the small files that annotation tools and other datasets put beside their masks."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ..errors import DataError
+from ..images import Colour
+from .archive import DataFolder
+from .label_table import CVAT_NAME, read_label_table
+
+MAX_BYTES = 262_144
+COLOUR_LINE = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)")  # CamVid's label_colors.txt
+IGNORED_NAMES = {"__ignore__", "_ignore_", "ignore", "void", "unlabeled", "unlabelled"}
+
+
+@dataclass
+class ClassList:
+    """Names of classes by what stands for them in the masks.
+
+    Attributes:
+        source: the file.
+        by_id, by_colour: id or colour → name.
+    """
+
+    source: str
+    by_id: dict[int, str] = field(default_factory=dict)
+    by_colour: dict[Colour, str] = field(default_factory=dict)
+
+
+def find_class_list(data_folder: DataFolder) -> ClassList | None:
+    """The first file with class names in the folder or in a folder of it; None if there is none.
+
+    Raises:
+        DataError: such a file cannot be understood.
+    """
+    for folder in ("", *data_folder.folders()):
+        prefix = f"{folder}/" if folder else ""
+        for name in data_folder.files(folder):
+            if read := _reader(name):
+                found = read(data_folder, prefix + name)
+                if found.by_id or found.by_colour:
+                    return found
+    return None
+
+
+def _reader(name: str) -> Callable[[DataFolder, str], ClassList] | None:
+    name = name.lower()
+    if name == CVAT_NAME:
+        return _read_cvat
+    if name in ("_classes.csv", "class_dict.csv", "classes.csv", "class_dict_seg.csv"):
+        return _read_csv
+    if name in ("label_colors.txt", "label_colours.txt"):
+        return _read_colours
+    return _read_names if name in ("classes.txt", "labels.txt", "class_names.txt") else None
+
+
+def _read_cvat(data_folder: DataFolder, file: str) -> ClassList:
+    table = read_label_table(data_folder.location(file))
+    by_colour = {colour: table.names[train_id] for colour, train_id in table.raw_colours.items()}
+    by_id = {} if by_colour else dict(enumerate(table.names))
+    return ClassList(file, by_id, by_colour)
+
+
+def _read_csv(data_folder: DataFolder, file: str) -> ClassList:
+    """`Pixel Value, Class` of Roboflow, or `name,r,g,b`; the columns are found by their titles."""
+    rows = csv.reader(io.StringIO(data_folder.read_text(file, MAX_BYTES)), skipinitialspace=True)
+    titles, *rows = [[cell.strip() for cell in row] for row in rows if row] or [[]]
+    places = {title.lower(): place for place, title in enumerate(titles)}
+    name = next((places[title] for title in ("class", "name", "class_name", "label") if title in places), None)
+    value = next((places[title] for title in ("pixel value", "id", "value", "index") if title in places), None)
+    channels = [
+        next((places[title] for title in names if title in places), None)
+        for names in (("r", "red"), ("g", "green"), ("b", "blue"))
+    ]
+    if name is None or (value is None and None in channels):
+        raise DataError(
+            f"{data_folder.expected(file)} needs the columns `Pixel Value, Class` or `name,r,g,b`, and has {', '.join(titles)}."
+        )
+    found = ClassList(file)
+    for row in rows:
+        try:
+            if value is not None:
+                found.by_id[int(row[value])] = row[name]
+            else:
+                found.by_colour[tuple(int(row[channel]) for channel in channels)] = row[name]
+        except (ValueError, IndexError) as error:
+            raise DataError(
+                f"{data_folder.expected(file)}: the line {', '.join(row)!r} has no numbers where they belong."
+            ) from error
+    return found
+
+
+def _read_colours(data_folder: DataFolder, file: str) -> ClassList:
+    found = ClassList(file)
+    for line in _lines(data_folder, file):
+        if match := COLOUR_LINE.fullmatch(line):
+            found.by_colour[tuple(map(int, match.groups()[:3]))] = match[4].strip()
+    return found
+
+
+def _read_names(data_folder: DataFolder, file: str) -> ClassList:
+    """One name a line, the first for id 0. labelme begins with `__ignore__`, which is no class, for id -1."""
+    names = list(_lines(data_folder, file))
+    if names and names[0] in IGNORED_NAMES - {"void"} and names[0].startswith("_"):
+        names = names[1:]
+    return ClassList(file, dict(enumerate(names)))
+
+
+def _lines(data_folder: DataFolder, file: str) -> Iterator[str]:
+    for line in data_folder.read_text(file, MAX_BYTES).splitlines():
+        if line.strip() and not line.startswith("#"):
+            yield line.strip()

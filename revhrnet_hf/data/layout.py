@@ -1,0 +1,223 @@
+"""Finds out how somebody's folder of images and masks is laid out, so that a label table can describe it to `datasets/folder.py`.
+
+That loader reads some layouts by itself. Here any two folders are compared by the names in them, and each folder with itself, for
+masks beside their images: `train/x.jpg` with `train/x_mask.png`, `scans/x_sat.tif` with `truth/x_gt.tif`.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import PurePosixPath
+
+from ..errors import DataError, first_few
+from .archive import DataFolder
+from .datasets.folder import SPLIT_NAMES, Folder, sources_without_table
+from .datasets.pairing import IMAGES, LABEL_SUFFIXES, images_below, pair_files
+from .label_table import SPLIT
+from .listing import MAX_NAMED, ListedSample
+
+INSTANCES = "segmentationobject"  # CVAT and VOC: masks of instances, beside those of classes
+MASK_WORDS = re.compile(r"mask|annot|label|segm|truth|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I)
+SUFFIX = re.compile(r"(?:[_-][A-Za-z][A-Za-z0-9]*)+$")
+MOST_SUFFIXES = 6  # the most frequent ends of names in a folder that are tried
+FEWEST_PAIRED = 0.5  # of the files of the folder that has fewer; below it, equal names are chance
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where images and masks are, in the terms of a label table (label_table.py).
+
+    Attributes:
+        images, labels: the folders, with `{split}` in both or in neither; None: the loader finds them by itself.
+        image_suffix, label_suffix: the ends of the names; None: the loader finds them by itself.
+        splits: names of the splits, as folders or lists; empty if the images are not divided.
+    """
+
+    images: str | None = None
+    labels: str | None = None
+    image_suffix: str | None = None
+    label_suffix: str | None = None
+    splits: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = "images and masks in folders with usual names"
+        if self.images is not None:
+            where = f"images in {self.images or '.'}/, masks in {self.labels or '.'}/"
+        ends = f", names that end with {self.label_suffix}" if self.label_suffix else ""
+        return f"{where}{ends}; " + (f"splits {', '.join(self.splits)}" if self.splits else "not divided into splits")
+
+
+def find_layout(data_folder: DataFolder) -> Layout:
+    """The layout of a folder of images and masks.
+
+    Raises:
+        DataError: there are no images, or no masks that go with them by name; other formats of annotations are named.
+    """
+    folders = _image_folders(data_folder)
+    if not folders:
+        raise DataError(
+            f"{data_folder.root} holds no images ({', '.join(IMAGES)}): give the folder that holds images and masks."
+            + _other_formats(data_folder, has_images=False)
+        )
+    sources, is_divided = sources_without_table(data_folder)
+    if sources and all(_are_paired(folders, source.images, source.labels) for source in sources):
+        splits = Folder.splits(data_folder.root, "") if is_divided else ()
+        return Layout(splits=splits)
+    matches = [match for match in map(_match_of(folders), _candidates(folders)) if match is not None]
+    if not matches:
+        raise _no_masks(data_folder, folders)
+    return _joined(matches)
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Two folders whose files go together by name, and how many do."""
+
+    images: str
+    labels: str
+    image_suffix: str
+    label_suffix: str
+    pairs: int
+
+
+def find_pairs(data_folder: DataFolder, layout: Layout) -> list[ListedSample]:
+    """All images with their masks, of all splits; a DataError as `pair_files` raises it."""
+    if layout.images is None:
+        sources, _ = sources_without_table(data_folder)
+        folders = dict.fromkeys((source.images, source.labels) for source in sources)
+    elif SPLIT in layout.images:
+        folders = [tuple(folder.replace(SPLIT, split) for folder in (layout.images, layout.labels)) for split in layout.splits]
+    else:
+        folders = [(layout.images, layout.labels)]
+    suffixes = (layout.image_suffix, layout.label_suffix)
+    return [pair for images, labels in folders for pair in pair_files(data_folder, images, labels, *suffixes).values()]
+
+
+def _image_folders(data_folder: DataFolder) -> dict[str, list[str]]:
+    """Folder → stems of the images in it."""
+    folders = defaultdict(list)
+    for file in images_below(data_folder, ""):
+        path = PurePosixPath(file)
+        if INSTANCES not in (part.lower() for part in path.parts):
+            folders["" if str(path.parent) == "." else str(path.parent)].append(path.stem)
+    return dict(folders)
+
+
+def _are_paired(folders: dict[str, list[str]], images: str, labels: str) -> bool:
+    """Whether the loader, which knows the usual suffixes, can pair most of what is below these two folders."""
+
+    def below(folder: str) -> set[str]:
+        prefix = f"{folder}/"
+        found = [(name, stems) for name, stems in folders.items() if name == folder or name.startswith(prefix)]
+        return {f"{name.removeprefix(folder)}/{stem}" for name, stems in found for stem in stems}
+
+    known, masks = below(images), below(labels)
+    ends = ("", *LABEL_SUFFIXES, *IMAGES)
+    paired = sum(any(mask.lower().endswith(end) and mask[: len(mask) - len(end)] in known for end in ends) for mask in masks)
+    return paired > 0 and paired >= FEWEST_PAIRED * min(len(known), len(masks))
+
+
+def _candidates(folders: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """A folder of images and one of masks, perhaps the same."""
+    for images, labels in product(folders, repeat=2):
+        if images == labels or (_sounds_like_masks(labels) and not _sounds_like_masks(images)):
+            yield images, labels
+
+
+def _sounds_like_masks(folder: str) -> bool:
+    return MASK_WORDS.search(folder) is not None
+
+
+def _match_of(folders: dict[str, list[str]]):
+    def match(candidate: tuple[str, str]) -> _Match | None:
+        images, labels = candidate
+        best = None
+        for image_suffix, label_suffix in product(_suffixes(folders[images]), _suffixes(folders[labels])):
+            if images == labels and not (_sounds_like_masks(label_suffix) and image_suffix != label_suffix):
+                continue
+            known = _without(folders[images], image_suffix, label_suffix if images == labels else None)
+            masks = _without(folders[labels], label_suffix)
+            pairs = len(known & masks)
+            if pairs >= max(1, FEWEST_PAIRED * min(len(known), len(masks))) and (best is None or pairs > best.pairs):
+                best = _Match(images, labels, image_suffix, label_suffix, pairs)
+        return best
+
+    return match
+
+
+def _suffixes(stems: Iterable[str]) -> list[str]:
+    """Ends of names, the most frequent first, after the empty one."""
+    counts = Counter()
+    for stem in stems:
+        if found := SUFFIX.search(stem):
+            parts = re.findall(r"[_-][^_-]+", found[0])
+            counts.update("".join(parts[k:]) for k in range(len(parts)))
+    return ["", *(suffix for suffix, _ in counts.most_common(MOST_SUFFIXES))]
+
+
+def _without(stems: Iterable[str], suffix: str, other: str | None = None) -> set[str]:
+    """The names that end with `suffix`, without it; none that end with `other`."""
+    return {stem.removesuffix(suffix) for stem in stems if stem.endswith(suffix) and not (other and stem.endswith(other))}
+
+
+def _joined(matches: list[_Match]) -> Layout:
+    """One layout for the matches: the largest group of them that differ in the split's name only."""
+    groups: dict[tuple[str, ...], dict[str, _Match]] = defaultdict(dict)
+    for match in matches:
+        for images, labels, split in _patterns(match):
+            groups[images, labels, match.image_suffix, match.label_suffix][split] = match
+    (images, labels, image_suffix, label_suffix), found = max(
+        groups.items(), key=lambda group: (sum(match.pairs for match in group[1].values()), -len(group[0][0]))
+    )
+    by_itself = not image_suffix and images != labels and label_suffix.lower() in ("", *LABEL_SUFFIXES)
+    suffixes = (None, None) if by_itself else (image_suffix or None, label_suffix or None)
+    return Layout(images, labels, *suffixes, splits=tuple(sorted(split for split in found if split)))
+
+
+def _patterns(match: _Match) -> Iterator[tuple[str, str, str]]:
+    """The folders with `{split}` in place of a split's name, and the name; else the folders, and no name."""
+    found = False
+    for name in SPLIT_NAMES:
+        word = re.compile(rf"(?<![A-Za-z0-9]){name}(?![A-Za-z0-9])", re.I)
+        inside = word.findall(match.images)
+        if len(inside) == 1 and match.labels.count(inside[0]) == 1:  # also glued to another word, as in trainannot
+            found = True
+            yield word.sub(SPLIT, match.images), match.labels.replace(inside[0], SPLIT), inside[0]
+    if not found:
+        yield match.images, match.labels, ""
+
+
+def _no_masks(data_folder: DataFolder, folders: dict[str, list[str]]) -> DataError:
+    files = [str(PurePosixPath(folder) / stem) for folder, stems in folders.items() for stem in stems]
+    return DataError(
+        f"{data_folder.root} holds {len(files)} images ({first_few(files, MAX_NAMED)}), but no masks that go with them by name: "
+        "a mask has its image's name, in another folder (images/x.jpg, masks/x.png), or with a suffix (x_mask.png)."
+        + _other_formats(data_folder, has_images=True)
+    )
+
+
+def _other_formats(data_folder: DataFolder, has_images: bool) -> str:
+    """A hint, for an error, if the annotations are in files of another kind."""
+    files = list(_files_below(data_folder, ""))
+    json_files = [file for file in files if file.lower().endswith(".json")]
+    stems = {str(PurePosixPath(file).with_suffix("")) for file in files if file.lower().endswith(IMAGES)}
+    beside = [file for file in json_files if str(PurePosixPath(file).with_suffix("")) in stems]
+    if beside and '"shapes"' in data_folder.read_text(beside[0]):
+        return (
+            f" {beside[0]} is labelme's format, which is not read: export masks with labelme2voc.py (in labelme's "
+            "examples/semantic_segmentation), or COCO's format for --dataset coco."
+        )
+    if any("coco" in file.lower() or "instances_" in file for file in json_files):
+        return f" {json_files[0]} seems to be COCO's format, which needs no masks: train with --dataset coco."
+    if any(part in ("SegmentationClass", "SegmentationObject") for file in files for part in file.split("/")) and not has_images:
+        return " CVAT leaves the images out unless *Save images* is chosen: export again, or put them into JPEGImages/."
+    return ""
+
+
+def _files_below(data_folder: DataFolder, folder: str) -> Iterator[str]:
+    prefix = f"{folder}/" if folder else ""
+    yield from (prefix + name for name in data_folder.files(folder))
+    for name in data_folder.folders(folder):
+        yield from _files_below(data_folder, prefix + name)

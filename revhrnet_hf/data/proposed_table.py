@@ -1,0 +1,192 @@
+"""A label table for masks of which only the files are known: the ids or colours in them, with names where a file gives some."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import yaml
+
+from ..errors import DataError, first_few
+from ..images import Colour
+from .class_lists import IGNORED_NAMES, ClassList
+from .label_table import IGNORED, MAX_CLASSES
+from .layout import Layout
+from .listing import MAX_NAMED
+from .raw_label_map import RawContent
+
+WHITE = 255  # the object in a binary mask
+HARD = 0.9  # of the pixels must be black or white in masks whose other values are soft edges
+FEW_VALUES = 8  # fewer values between black and white are classes, as are values that are all small
+BACKGROUND = "background"
+RawValue = int | Colour
+
+
+@dataclass
+class MaskContents:
+    """All ids and colours in a folder's masks.
+
+    Attributes:
+        files: the number of masks.
+        pixels, masks: id or colour → its pixels, and the masks that hold it.
+        are_ids: whether the masks hold ids.
+    """
+
+    files: int
+    are_ids: bool
+    pixels: Counter[RawValue] = field(default_factory=Counter)
+    masks: Counter[RawValue] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, contents: Iterable[tuple[str, RawContent]], by_colour: bool = False) -> "MaskContents":
+        """Adds the contents of files up.
+
+        Args:
+            contents: location and content of each.
+            by_colour: take the colours also where the files hold ids, as palette PNGs do.
+
+        Raises:
+            DataError: some masks have only ids, others only colours; or there are too many colours for classes.
+        """
+        contents = list(contents)
+        without_ids = [location for location, content in contents if content.ids is None]
+        without_colours = [location for location, content in contents if content.colours is None]
+        if without_ids and without_colours:
+            raise DataError(
+                f"Some masks hold colours ({first_few(without_ids, MAX_NAMED)}) and others ids of more than 8 bits "
+                f"({first_few(without_colours, MAX_NAMED)}): save all of them in one way."
+            )
+        are_ids = not without_ids and not (by_colour and not without_colours)
+        added = cls(len(contents), are_ids)
+        for _, content in contents:
+            found = content.ids if are_ids else content.colours
+            added.pixels.update(found)
+            added.masks.update(found.keys())
+        if len(added.pixels) > 256 or (not are_ids and len(added.pixels) > MAX_CLASSES):
+            first = next((location for location, content in contents if len(content.ids or content.colours) > 64), contents[0][0])
+            raise DataError(
+                f"The masks hold {len(added.pixels)} {'ids' if are_ids else 'colours'}, for example {first}, which are no "
+                "classes: they were resized or drawn with soft edges, or are images. Save masks without interpolation, as PNG."
+            )
+        return added
+
+    def share(self, value: RawValue) -> float:
+        """The share of all pixels, 0 to 1."""
+        return self.pixels[value] / max(1, self.pixels.total())
+
+
+@dataclass
+class ProposedTable:
+    """The classes of a label table that is to be written.
+
+    Attributes:
+        names: id or colour in the masks → the class's name.
+        ignored: ids that are not scored.
+        unseen: the same for classes of the list that occur in no mask.
+        notes: sentences about what was guessed.
+    """
+
+    contents: MaskContents
+    names: dict[RawValue, str]
+    ignored: list[int]
+    unseen: dict[RawValue, str]
+    notes: list[str]
+
+    def to_yaml(self, name: str, layout: Layout, val_fraction: float | None, seed: int) -> str:
+        """The label table's text, with a comment about each class."""
+        lines = [f"# {note}" for note in self.notes]
+        lines += [
+            f"name: {_scalar(name)}",
+            "names:  # the classes in the order of their train ids; give them the names that you want",
+        ]
+        entries = [(f"  {_scalar(given)}: {_raw_text(value)}", self._seen(value)) for value, given in self.names.items()]
+        width = max(len(entry) for entry, _ in entries)
+        lines += [f"{entry:<{width}}  # {comment}" for entry, comment in entries]
+        lines += [f"  # {_scalar(given)}: {_raw_text(value)}  # in no mask" for value, given in self.unseen.items()]
+        if self.contents.are_ids:
+            lines.append(f"ignore: [{', '.join(map(str, self.ignored))}]")
+        for field_name in ("images", "labels", "image_suffix", "label_suffix"):
+            value = getattr(layout, field_name)
+            if value is not None:
+                lines.append(f"{field_name}: {_scalar(value or '.')}")
+        if val_fraction is not None:
+            lines.append("# Chosen by the files' names and the seed. Frames of one video are alike: divide those yourself.")
+            lines += [f"val_fraction: {val_fraction}", f"val_seed: {seed}"]
+        return "\n".join(lines) + "\n"
+
+    def _seen(self, value: RawValue) -> str:
+        contents = self.contents
+        return f"{100 * contents.share(value):.2f} % of the pixels, in {contents.masks[value]} of {contents.files} masks"
+
+
+def propose_table(contents: MaskContents, classes: ClassList | None) -> ProposedTable:
+    """Names and ignored ids for the contents of masks.
+
+    Raises:
+        DataError: there are fewer than two classes.
+    """
+    listed: dict[RawValue, str] = {} if classes is None else dict(classes.by_id if contents.are_ids else classes.by_colour)
+    notes = [f"The names are those of {classes.source}." for _ in listed][:1]
+    place = {value: number for number, value in enumerate(listed)}
+    values = sorted(contents.pixels, key=lambda value: (place.get(value, len(place)), value))  # the list's order counts
+    ignored, soft = [], _soft_edges(contents) if not listed else []
+    if soft:
+        values, ignored = [0, WHITE], list(range(1, WHITE))
+        share = sum(contents.share(value) for value in soft)
+        notes.append(
+            f"Masks of 0 and 255 with soft edges: the values between them ({100 * share:.2f} % of the pixels) are ignored."
+        )
+    elif contents.are_ids and IGNORED not in listed and values != [0, WHITE]:
+        ignored = [IGNORED]
+        values = [value for value in values if value != IGNORED]
+        if IGNORED in contents.pixels:
+            notes.append("255 is taken for ignored pixels, as in most datasets; if it is a class, move it to names.")
+    if contents.are_ids:
+        void = [value for value in values if listed.get(value, "").casefold() in IGNORED_NAMES]
+        ignored, values = sorted({*void, *ignored}), [value for value in values if value not in void]
+    names: dict[RawValue, str] = {}
+    for value in values:
+        names[value] = _unique(listed.get(value) or _placeholder(value, values), names.values())
+    unlisted = [value for value in values if listed and value not in listed]
+    if unlisted:
+        notes.append(f"{classes.source} does not name {first_few(map(_raw_text, unlisted))}.")
+    elif not listed:
+        notes.append("No file names the classes: the names below are to be replaced.")
+    if len(names) < 2:
+        raise DataError(
+            f"The {contents.files} masks hold one class only ({first_few(map(_raw_text, contents.pixels))}), and two are the "
+            "fewest: are these the masks?"
+        )
+    unseen = {value: _unique(given, names.values()) for value, given in listed.items() if value not in contents.pixels}
+    return ProposedTable(contents, names, ignored, unseen, notes)
+
+
+def _soft_edges(contents: MaskContents) -> list[int]:
+    """The ids between black and white if nearly all pixels are one of these."""
+    between = sorted(value for value in contents.pixels if value not in (0, WHITE)) if contents.are_ids else []
+    if len(between) < FEW_VALUES or not WHITE // 2 < max(between) < WHITE:
+        return []
+    return between if contents.share(0) + contents.share(WHITE) >= HARD else []
+
+
+def _placeholder(value: RawValue, values: list[RawValue]) -> str:
+    if len(values) == 2:
+        return BACKGROUND if value in (0, (0, 0, 0)) else "object"
+    return f"class_{value}" if isinstance(value, int) else "class_{:02x}{:02x}{:02x}".format(*value)
+
+
+def _unique(name: str, taken: Iterable[str]) -> str:
+    taken, number, unique = set(taken), 2, name
+    while unique in taken:
+        unique, number = f"{name}_{number}", number + 1
+    return unique
+
+
+def _raw_text(value: RawValue) -> str:
+    return str(value) if isinstance(value, int) else f"{{colours: [{', '.join(map(str, value))}]}}"
+
+
+def _scalar(text: str) -> str:
+    """Text as YAML has it on one line, in quotes where YAML would read something else."""
+    plain = re.fullmatch(r"[A-Za-z_][\w -]*\w|[A-Za-z_]", text) and yaml.safe_load(text) == text
+    return text if plain else yaml.safe_dump(text, default_style='"', width=10**6, allow_unicode=True).strip()

@@ -1,0 +1,321 @@
+"""`revhrnet new` on folders as people have them: each layout is drawn, and what the loader reads is compared with the drawing."""
+
+import csv
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from revhrnet_hf.commands import new, train
+from revhrnet_hf.data import label_space_of, load_segmentation_dataset
+from revhrnet_hf.errors import DataError, RecipeError
+from revhrnet_hf.training.recipe import read_chain
+
+HEIGHT, WIDTH = 48, 64
+COLOURS = [(0, 0, 0), (128, 64, 0), (0, 200, 10)]
+NAMES = ["background", "road", "tree"]
+
+
+def truth(number, classes=3):
+    """Stripes of classes, other ones in each image; (height, width) of 0 to classes - 1."""
+    rng = np.random.default_rng(number)
+    return np.kron(rng.permutation(np.arange(12) % classes).reshape(3, 4), np.ones((16, 16), dtype=int)).astype(np.uint8)
+
+
+def image_of(ids):
+    noise = np.random.default_rng(int(ids.sum())).integers(0, 40, (HEIGHT, WIDTH, 3))
+    return Image.fromarray((np.asarray(COLOURS)[ids % 3] // 2 + 60 + noise).astype(np.uint8))
+
+
+def save(image, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def as_ids(ids):
+    return Image.fromarray(ids)
+
+
+def as_palette(ids):
+    image = Image.fromarray(ids, "P")
+    image.putpalette([channel for colour in COLOURS for channel in colour])
+    return image
+
+
+def as_colours(ids):
+    return Image.fromarray(np.asarray(COLOURS, dtype=np.uint8)[ids])
+
+
+def as_binary(ids):
+    return Image.fromarray(np.where(ids > 0, 255, 0).astype(np.uint8))
+
+
+def draw(folder, image_name, mask_name, encode, numbers, classes=3):
+    for number in numbers:
+        ids = truth(number, classes)
+        save(image_of(ids), folder / image_name.format(number))
+        save(encode(ids), folder / mask_name.format(number))
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def roboflow(folder):
+    for split, numbers in (("train", range(5)), ("valid", range(5, 8))):
+        draw(folder / split, "IMG_{}.rf.ab12.jpg", "IMG_{}.rf.ab12_mask.png", as_ids, numbers)
+        (folder / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, road\n2, tree\n3, never drawn\n")
+    return {"train": range(5), "valid": range(5, 8)}, NAMES
+
+
+def cvat(folder):
+    draw(folder, "JPEGImages/{}.jpg", "SegmentationClass/{}.png", as_colours, range(6))
+    draw(folder, "JPEGImages/{}.jpg", "SegmentationObject/{}.png", as_colours, range(6))
+    lines = [f"{name}:{','.join(map(str, colour))}::" for name, colour in zip(NAMES, COLOURS, strict=True)]
+    (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\n" + "\n".join(lines) + "\n")
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (folder / "ImageSets" / "Segmentation" / "default.txt").write_text("\n".join(map(str, range(6))))
+    return {"train": range(6), "val": None}, NAMES
+
+
+def voc(folder):
+    draw(folder, "JPEGImages/{}.jpg", "SegmentationClass/{}.png", as_palette, range(6))
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for split, numbers in (("train", range(4)), ("val", range(4, 6))):
+        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(map(str, numbers)))
+    return {"train": range(4), "val": range(4, 6)}, ["class_0", "class_1", "class_2"]
+
+
+def carvana(folder):
+    draw(folder, "train/car_{}.jpg", "train_masks/car_{}_mask.gif", as_binary, range(6), classes=2)
+    return {"train": range(6), "val": None}, ["background", "object"]
+
+
+def deepglobe(folder):
+    draw(folder, "train/{}_sat.jpg", "train/{}_mask.png", as_colours, range(6))
+    rows = [[name, *colour] for name, colour in zip(NAMES, COLOURS, strict=True)]
+    write_csv(folder / "class_dict.csv", [["name", "r", "g", "b"], *rows])
+    return {"train": range(6), "val": None}, NAMES
+
+
+def camvid_style(folder):
+    for split, numbers in (("train", range(4)), ("val", range(4, 6)), ("test", range(6, 8))):
+        draw(folder, f"{split}/{{}}.png", f"{split}annot/{{}}.png", as_ids, numbers)
+    (folder / "classes.txt").write_text("\n".join(NAMES))
+    return {"train": range(4), "val": range(4, 6)}, NAMES
+
+
+def beside(folder):
+    """In one folder, undivided, and inside a folder as unpacking leaves it."""
+    draw(folder / "photos", "{} a.jpg", "{} a_label.png", as_palette, range(6))
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def odd_suffixes(folder):
+    draw(folder, "images/{}_leftImg.png", "masks/{}_groundtruth_v2.png", as_ids, range(6))
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def images_and_masks(folder):
+    for split, numbers in (("training", range(4)), ("validation", range(4, 6))):
+        draw(folder, f"{split}/images/{{}}.jpg", f"{split}/masks/{{}}.png", as_binary, numbers, classes=2)
+    return {"training": range(4), "validation": range(4, 6)}, ["background", "object"]
+
+
+LAYOUTS = [roboflow, cvat, voc, carvana, deepglobe, camvid_style, beside, odd_suffixes, images_and_masks]
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def loaded(folder, out, split):
+    return load_segmentation_dataset("folder", folder, split, label_space=out / "labels.yaml")
+
+
+@pytest.mark.parametrize("write", LAYOUTS, ids=lambda write: write.__name__)
+def test_layouts(write, tmp_path, capsys):
+    folder, out = tmp_path / "photos", tmp_path / "photos_recipe"
+    folder.mkdir()
+    splits, names = write(folder)
+    before = contents(folder)
+    new.main([str(folder)])
+    assert contents(folder) == before
+    assert sorted(path.name for path in out.iterdir()) == ["labels.yaml", "masks.jpg", "mine.yaml"]
+    (recipe,) = read_chain(out / "mine.yaml")
+    assert recipe.label_space == str(out / "labels.yaml")
+    assert [recipe.train_split, recipe.eval_split] == list(splits)
+    drawn = {number: truth(number, len(names)) for numbers in splits.values() for number in numbers or ()}
+    seen = []
+    for split, numbers in splits.items():
+        rows = loaded(folder, out, split)
+        assert label_space_of(rows).names == tuple(names)
+        found = [
+            int("".join(filter(str.isdigit, row["image_id"].rpartition("/")[2].split(".")[0].split("_v2")[0]))) for row in rows
+        ]
+        for number, row in zip(found, rows, strict=True):
+            assert np.array_equal(np.asarray(row["label_map"]), drawn[number])
+        assert numbers is None or None in splits.values() or found == list(numbers)
+        seen += found
+    assert sorted(seen) == sorted(drawn)  # each image in one split
+    said = capsys.readouterr().out
+    assert "revhrnet train --recipe" in said and all(name in said for name in names)
+    with Image.open(out / "masks.jpg") as sheet:
+        assert sheet.width > 1000
+
+
+def test_a_zip_file_and_a_list_of_names(tmp_path):
+    cvat(tmp_path / "export")
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        for name, data in contents(tmp_path / "export").items():
+            archive.writestr(name, data)
+    shutil.rmtree(tmp_path / "export")
+    new.main([str(tmp_path / "export.zip"), "--output_dir", str(tmp_path / "mine"), "--val_fraction", "0.5"])
+    splits = [
+        load_segmentation_dataset("folder", tmp_path / "export.zip", split, label_space=tmp_path / "mine" / "labels.yaml")
+        for split in ("train", "val")
+    ]
+    assert [len(rows) for rows in splits] == [3, 3]
+    assert label_space_of(splits[0]).names == tuple(NAMES)
+
+
+def test_soft_edges_are_ignored(tmp_path):
+    """Binary masks that were resized: the values between 0 and 255 are no classes."""
+    for number in range(4):
+        hard = np.kron(truth(number, 2) * 255, np.ones((8, 8), dtype=np.uint8))
+        save(Image.fromarray(hard), tmp_path / "photos" / "images" / f"{number}.png")
+        soft = Image.fromarray(hard).resize((500, 380), Image.Resampling.BILINEAR).resize((512, 384), Image.Resampling.BILINEAR)
+        save(soft, tmp_path / "photos" / "masks" / f"{number}.png")
+    new.main([str(tmp_path / "photos")])
+    table = yaml.safe_load((tmp_path / "photos_recipe" / "labels.yaml").read_text())
+    assert table["names"] == {"background": 0, "object": 255} and table["ignore"] == list(range(1, 255))
+    row = loaded(tmp_path / "photos", tmp_path / "photos_recipe", "train")[0]
+    mask = np.asarray(Image.open(tmp_path / "photos" / "masks" / f"{row['image_id']}.png"))
+    assert np.array_equal(np.asarray(row["label_map"]), np.select([mask == 0, mask == 255], [0, 1], 255))
+
+
+def test_what_is_there_is_kept(tmp_path, capsys):
+    carvana(tmp_path / "photos")
+    command = [str(tmp_path / "photos"), "--output_dir", str(tmp_path / "mine")]
+    new.main(command)
+    table = tmp_path / "mine" / "labels.yaml"
+    table.write_text(table.read_text().replace("object", "car"))
+    (tmp_path / "mine" / "masks.jpg").unlink()
+    before = contents(tmp_path / "mine")
+    capsys.readouterr()
+    new.main(command)
+    assert {name: data for name, data in contents(tmp_path / "mine").items() if name != "masks.jpg"} == before
+    assert capsys.readouterr().out.count("kept:") == 2
+    assert label_space_of(loaded(tmp_path / "photos", tmp_path / "mine", "val")).names == ("background", "car")
+
+
+def test_the_folders_own_table(tmp_path):
+    """It is used as it is if it leads to two splits, and is copied with a share to hold out if not."""
+    images_and_masks(tmp_path / "a")
+    (tmp_path / "a" / "labels.yaml").write_text("names: {nothing: 0, thing: 255}\n")
+    new.main([str(tmp_path / "a")])
+    assert not (tmp_path / "a_recipe" / "labels.yaml").exists()
+    assert "label_space" not in yaml.safe_load((tmp_path / "a_recipe" / "mine.yaml").read_text())
+    carvana(tmp_path / "b")
+    (tmp_path / "b" / "labels.yaml").write_text("names: {nothing: 0, thing: 255}\nimages: train\nlabels: train_masks\n")
+    new.main([str(tmp_path / "b"), "--seed", "3"])
+    table = yaml.safe_load((tmp_path / "b_recipe" / "labels.yaml").read_text())
+    assert (table["val_fraction"], table["val_seed"], list(table["names"])) == (0.2, 3, ["nothing", "thing"])
+
+
+def no_images(folder):
+    folder.mkdir()
+    (folder / "readme.txt").write_text("x")
+    return "holds no images"
+
+
+def images_only(folder):
+    draw(folder, "a/{}.jpg", "elsewhere/{}.png", as_ids, range(3))
+    shutil.rmtree(folder / "elsewhere")
+    return "but no masks that go with them by name"
+
+
+def labelme(folder):
+    images_only(folder)
+    (folder / "a" / "0.json").write_text('{"version": "5.0", "shapes": []}')
+    return "labelme's format"
+
+
+def without_partner(folder):
+    draw(folder, "images/{}.jpg", "masks/{}.png", as_ids, range(5))
+    (folder / "images" / "3.jpg").unlink()
+    return r"Label map without its image, 1 of 5: .*masks/3\.png"
+
+
+def image_without_mask(folder):
+    draw(folder, "images/{}.jpg", "masks/{}.png", as_ids, range(5))
+    (folder / "masks" / "1.png").unlink()
+    return r"Image without its label map, 1 of 5: .*images/1\.jpg"
+
+
+def image_twice(folder):
+    draw(folder, "images/{}.jpg", "masks/{}.png", as_ids, range(5))
+    save(image_of(truth(2)), folder / "images" / "2.png")
+    return r"images/2\.jpg and .*images/2\.png are both called '2'"
+
+
+def masks_as_jpeg(folder):
+    draw(folder, "images/{}.jpg", "masks/{}.jpg", as_ids, range(5))
+    return "in a format that changes the ids"
+
+
+def photographs_as_masks(folder):
+    draw(folder, "images/{}.jpg", "masks/{}.png", image_of, range(3))
+    return "colours, for example .*, which are no classes"
+
+
+def one_class(folder):
+    draw(folder, "images/{}.jpg", "masks/{}.png", lambda ids: as_ids(ids * 0), range(3))
+    return r"hold one class only \(0\)"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        no_images,
+        images_only,
+        labelme,
+        without_partner,
+        image_without_mask,
+        image_twice,
+        masks_as_jpeg,
+        photographs_as_masks,
+        one_class,
+    ],
+    ids=lambda write: write.__name__,
+)
+def test_errors(write, tmp_path):
+    said = write(tmp_path / "photos")
+    with pytest.raises(DataError, match=said):
+        new.main([str(tmp_path / "photos")])
+    assert not (tmp_path / "photos_recipe").exists()
+
+
+@pytest.mark.parametrize(("options", "said"), [("--val_fraction 1", "between 0 and 1"), ("--images 0", "1 or more")])
+def test_options(tmp_path, options, said):
+    with pytest.raises(RecipeError, match=said):
+        new.main([str(tmp_path), *options.split()])
+
+
+@pytest.mark.slow
+def test_the_recipe_trains(tmp_path):
+    """As it stands but for sizes; also with the label table found from another folder than the recipe's."""
+    roboflow(tmp_path / "photos")
+    new.main([str(tmp_path / "photos"), "--output_dir", str(tmp_path / "mine")])
+    tiny = (
+        "--epochs 1 --eval_every 1 --crop_size 32 32 --base_size 64 --eval_size 64 --num_blocks 1 --num_workers 0 --precision no"
+    )
+    data = ["--data_dir", str(tmp_path / "photos"), "--output_dir", str(tmp_path / "run"), "--backbone_weights", "random"]
+    train.main(["--recipe", str(tmp_path / "mine" / "mine.yaml"), *data, *tiny.split(), "--trackers", "tensorboard"])
+    assert (tmp_path / "run" / "best" / "config.json").exists()
+    assert Path(tmp_path / "run" / "log.jsonl").read_text().count("\n") >= 2
