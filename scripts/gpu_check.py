@@ -60,9 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
 def check(args: argparse.Namespace, started: float) -> dict:
     """The parts that were run, by letter."""
     import torch
-
     from gpu_checks.record import Part, folder_of
     from gpu_checks.stages import Setup
+
     from revhrnet_hf.errors import RecipeError
 
     if args.device == "cuda" and not torch.cuda.is_available():

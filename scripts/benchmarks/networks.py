@@ -43,8 +43,8 @@ def rev(variant: str, **settings) -> Callable[[int], nn.Module]:
     return lambda classes: RevHRNetForSemanticSegmentation(RevHRNetConfig.from_variant(variant, num_labels=classes, **settings))
 
 
-def hrnet(variant: str) -> Callable[[int], nn.Module]:
-    return lambda classes: HRNetV2ForSemanticSegmentation(HRNetV2Config.from_variant(variant, num_labels=classes))
+def hrnet(variant: str, **settings) -> Callable[[int], nn.Module]:
+    return lambda classes: HRNetV2ForSemanticSegmentation(HRNetV2Config.from_variant(variant, num_labels=classes, **settings))
 
 
 def smp(architecture: str) -> Callable[[int], nn.Module]:
@@ -97,6 +97,10 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "tiny-rev": rev("w18", stream_channels=[4, 6, 8, 10], backbone_config={
         "model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [1, 2, 3, 4]}, num_modules=[1, 1, 1]),
     "tiny-hrnet": hrnet("w18-small-v1"),
+    # One block to a branch: for compilers.
+    "tiniest-rev": rev("w18", num_blocks=1, stream_channels=[4, 6, 8, 10], backbone_config={
+        "model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [1, 2, 3, 4]}, num_modules=[1, 1, 1]),
+    "tiniest-hrnet": hrnet("w18-small-v1", num_blocks=1),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Functions in processes of their own: Accelerate settles a process's precision for good, and a run that is to be killed needs one.
+"""Functions in processes of their own: Accelerate settles a process's precision for good, and a run is to be killed.
 
 The processes are forked from a server that has imported the libraries and has never touched a GPU.
 """
@@ -24,7 +24,7 @@ class Child:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=_send, args=(sender, function, arguments))
+        self.process = context.Process(target=_send, args=(sender, multiprocessing.get_start_method(), function, arguments))
         self.process.start()
         sender.close()
 
@@ -58,7 +58,9 @@ class Child:
         return value
 
 
-def _send(sender, function: Callable, arguments: tuple) -> None:
+def _send(sender, start_method: str, function: Callable, arguments: tuple) -> None:
+    # The loader's workers are started as in any program; else each process would begin a server of its own, with all its imports.
+    multiprocessing.set_start_method(start_method, force=True)
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # the prints of training would stand between two results; an error comes with its traceback
         os.dup2(silence, stream)

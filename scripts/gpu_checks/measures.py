@@ -6,7 +6,6 @@ A training step is that of `benchmark.py train`; our networks compute their own 
 import gc
 import statistics
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from benchmarks.networks import PEER, Step, build, logits_of
 from benchmarks.timing import print_rows, seconds
 from torch import Tensor, nn
 
+from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.models.high_resolution import HighResolutionPreTrainedModel
 from revhrnet_hf.training.processes import fixed_sizes, set_tf32
 
@@ -133,16 +133,13 @@ class TrainingStep(Step):
     """Our networks' loss is their own."""
 
     def loss(self) -> Tensor:
-        if not isinstance(self.model, HighResolutionPreTrainedModel):
-            return super().loss()
-        with self.precision:
-            return self.model(pixel_values=self.pixel_values, labels=self.labels).loss
+        return self.own_loss() if isinstance(self.model, HighResolutionPreTrainedModel) else super().loss()
 
 
 def network_of(cell: Cell) -> nn.Module:
     try:
         model = build(cell.network, CLASSES, channels_last=cell.memory_format == "channels-last")
-    except ImportError as error:
+    except RecipeError as error:  # a peer's package is not installed
         raise NotPossible(str(error)) from error
     if cell.compiled:
         model.compile()
@@ -211,7 +208,10 @@ def with_ratios(rows: list[dict]) -> list[dict]:
 
 
 def print_cells(rows: list[dict]) -> None:
-    shown = [{**row, "ms": 1000 * row["seconds"], "layout": row["layout"] + ", compiled" * row["compiled"]} for row in with_ratios(rows)]
+    shown = [
+        {**row, "ms": 1000 * row["seconds"], "layout": row["layout"] + ", compiled" * row["compiled"]}
+        for row in with_ratios(rows)
+    ]
     columns = {
         "network": "", "kind": "", "batch": "d", "precision": "", "layout": "", "ms": ".1f", "images/s": ".2f", "ratio": ".3f",
         "peak GiB": ".2f", "computed GiB": ".2f",

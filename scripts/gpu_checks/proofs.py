@@ -48,11 +48,15 @@ Outcome = dict[str, Tensor]
 def checks(setup: Setup) -> list[Check]:
     """The most telling first: those that the others rest on, and those that no CPU has ever shown."""
     names = NETWORKS[setup.quick]
-    tiny = ["tiny-rev", "tiny-hrnet"]
-    ours = names[: 1 if setup.quick else 2]
-    precisions = ["no", "bf16", "fp16"] if setup.is_gpu else ["no"]
     halves = [(half, in_half, half) for half in HALVES if setup.is_gpu or half == "bf16"]
-    kinds = [(19, ""), (66, ""), (19, "OHEM"), (19, "class weights"), *([] if setup.quick else [(150, "")])]
+    precisions = ["no", "bf16", "fp16"] if setup.is_gpu else ["no"]
+    ways = [
+        (name, way, said, dtype)
+        for said, dtype in (("float32", None), ("bf16", torch.bfloat16))
+        for name in names[: 1 if setup.quick else 2]
+        for way in (NORMS, MODULES)
+    ]
+    kinds = [(19, ""), (66, ""), *((19, kind) for kind in LOSSES if kind), *([] if setup.quick else [(150, "")])]
     return [
         *(
             Check(f"CPU = device, {kind}", name, partial(work, setup, name, *more), needs=3)
@@ -66,14 +70,16 @@ def checks(setup: Setup) -> list[Check]:
         ),
         *(
             Check(f"recomputed = plain, {said}", f"{name}+{way}", partial(recomputed, setup, name, way, dtype))
-            for said, dtype in (("float32", None), ("bf16", torch.bfloat16))
-            for name in ours
-            for way in (NORMS, MODULES)
+            for name, way, said, dtype in ways
         ),
         Check("SyncBatchNorm in a group of one = BatchNorm", "tiny-rev", partial(sync_batch_norm, setup)),
-        *(Check("compiled = eager", name, partial(compiled, setup, name), 10) for name in tiny[: 1 if setup.quick else 2]),
         *(Check("frozen backbone's bits", f"precision {each}", partial(frozen_backbone, setup, each), 5) for each in precisions),
-        *(Check("resumed after SIGKILL", f"precision {each}", partial(resumed_run, setup, each), 10) for each in precisions[:2]),
+        Check("resumed after SIGKILL", "precision no", partial(resumed_run, setup, "no"), 10),
+        *(
+            Check("compiled = eager", name, partial(compiled, setup, name), 10 if setup.quick else 40)
+            for name in ("tiniest-rev", "tiniest-hrnet")
+        ),
+        *(Check("resumed after SIGKILL", f"precision {each}", partial(resumed_run, setup, each), 10) for each in precisions[1:]),
         *(Check("CPU = device, float32", name, partial(as_on_cpu, setup, name), needs=5) for name in names[4:]),
     ]
 
@@ -246,12 +252,17 @@ def banded_loss(setup: Setup, classes: int, kind: str) -> dict:
     logits = 3 * torch.randn(2, classes, height, width, device=setup.device)
     labels = torch.randint(0, classes, (2, 4 * height, 4 * width), device=setup.device)
     labels[:, :height] = 255
-    settings = {"class_weights": torch.linspace(0.5, 2, classes).tolist()} if kind == "class weights" else {}
-    if kind == "OHEM":
-        settings = {"ohem_threshold": 0.3, "ohem_min_kept": labels.numel() // 4}
+    settings = {
+        "OHEM": {"ohem_threshold": 0.3, "ohem_min_kept": labels.numel() // 4},
+        "class weights": {"class_weights": torch.linspace(0.5, 2, classes).tolist()},
+        "focal": {"terms": {"focal": 1.0}},
+        "Dice": {"terms": {"dice": 1.0}},
+    }.get(kind, {})
+    plain_loss = LOSSES[kind]
+    plainly = {} if "terms" in settings else settings
     with full_precision():
-        exact = loss_and_gradient(plain_loss, logits.double(), labels, settings)
-        plain = loss_and_gradient(plain_loss, logits, labels, settings)
+        exact = loss_and_gradient(plain_loss, logits.double(), labels, plainly)
+        plain = loss_and_gradient(plain_loss, logits, labels, plainly)
         banded = loss_and_gradient(segmentation_loss, logits, labels, settings)
     found, usual = ({name: far(x[name], exact[name]) for name in ("loss", "gradient")} for x in (banded, plain))
     memory = {"MiB": banded["MiB"], "plain MiB": plain["MiB"]} if setup.is_gpu else {}
@@ -259,16 +270,44 @@ def banded_loss(setup: Setup, classes: int, kind: str) -> dict:
     return {"differences": by_yardstick(found, usual), "said": said, **memory}
 
 
-def plain_loss(logits: Tensor, labels: Tensor, class_weights=None, ohem_threshold=None, ohem_min_kept=0) -> Tensor:
-    """As the definitions have it: all logits upsampled; OHEM as in HRNet's `OhemCrossEntropy`."""
-    scores = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+def upsampled(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def plain_cross_entropy(logits: Tensor, labels: Tensor, class_weights=None) -> Tensor:
+    scores = upsampled(logits, labels)
     weight = None if class_weights is None else torch.tensor(class_weights, dtype=scores.dtype, device=scores.device)
-    if ohem_threshold is None:
-        return F.cross_entropy(scores, labels, weight=weight, ignore_index=255)
-    losses = F.cross_entropy(scores, labels, ignore_index=255, reduction="none")[labels != 255]
+    return F.cross_entropy(scores, labels, weight=weight, ignore_index=255)
+
+
+def plain_ohem(logits: Tensor, labels: Tensor, ohem_threshold: float, ohem_min_kept: int) -> Tensor:
+    """As HRNet's `OhemCrossEntropy` has it."""
+    losses = F.cross_entropy(upsampled(logits, labels), labels, ignore_index=255, reduction="none")[labels != 255]
     probability = (-losses.detach()).exp()
     limit = probability.sort().values[min(ohem_min_kept, len(losses) - 1)].clamp(min=ohem_threshold)
     return losses[probability < limit].mean()
+
+
+def plain_focal(logits: Tensor, labels: Tensor) -> Tensor:
+    losses = F.cross_entropy(upsampled(logits, labels), labels, ignore_index=255, reduction="none")[labels != 255]
+    return ((1 - (-losses).exp()) ** 2 * losses).mean()
+
+
+def plain_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """All classes occur."""
+    probability = upsampled(logits, labels).softmax(1).movedim(1, -1)[labels != 255]
+    truth = F.one_hot(labels[labels != 255], logits.shape[1])
+    return (1 - 2 * (probability * truth).sum(0) / (probability.sum(0) + truth.sum(0))).mean()
+
+
+LOSSES = {
+    "": plain_cross_entropy,
+    "OHEM": plain_ohem,
+    "class weights": plain_cross_entropy,
+    "focal": plain_focal,
+    "Dice": plain_dice,
+}
+"""The losses, as their definitions have them: all logits are upsampled."""
 
 
 def loss_and_gradient(function, logits: Tensor, labels: Tensor, settings: dict) -> dict:
@@ -340,12 +379,14 @@ def synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
 
 
 def compiled(setup: Setup, name: str) -> dict:
-    """On a CPU the graph is run as it is: to compile it would take minutes."""
+    """On a CPU the graphs are run as they are: to compile them would take minutes."""
+    if setup.quick:
+        raise NotPossible("takes a minute; leave --quick out")
     size = SIZE[setup.quick]
     exact = exact_outcome(name, size)
     with full_precision():
         model, images, labels = moved(setup, name)
-        model.compile(backend="inductor" if setup.is_gpu else "eager")
+        model.compile(backend="inductor" if setup.is_gpu else "aot_eager")
         found = relative(outcome(model, images, labels), exact)
     usual = relative(cpu_outcome(name, size, None), exact)
     return {"differences": by_yardstick(found, usual, least=LEAST_OF_DEVICES)}

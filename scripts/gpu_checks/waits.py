@@ -99,7 +99,7 @@ def warned_places(call: Callable[[], object]) -> list[str]:
 
 
 def host_and_whole_seconds(stage: Stage, batches, is_gpu: bool) -> dict[str, float]:
-    """Of a step: the time in which the host has given it to the device, and that in which it is done; batches are there before."""
+    """Of a step: the time in which the host gives it to the device, and that in which it is done; its batches are there."""
     passes = [next(batches) for _ in range(STEPS)]
     wait = torch.cuda.synchronize if is_gpu else lambda: None
     wait()
