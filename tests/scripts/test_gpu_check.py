@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import subprocess
 import sys
 import time
 import warnings
@@ -13,6 +12,8 @@ import pytest
 import torch
 
 from revhrnet_hf.synthetic import write_camvid
+
+from .. import forked
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -224,7 +225,7 @@ def test_the_whole_command_on_the_cpu(tmp_path):
     write_camvid(tmp_path / "camvid", {"train": 8, "val": 3}, size=(48, 64))
     options = ["--device", "cpu", "--quick", "--camvid", tmp_path / "camvid", "--output", tmp_path / "out"]
     command = [sys.executable, SCRIPTS / "gpu_check.py", *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     files = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/?.json")}
     rows = {letter: file["rows"] for letter, file in files.items()}
@@ -232,11 +233,11 @@ def test_the_whole_command_on_the_cpu(tmp_path):
     found = {row["check"]: row["status"] for row in rows["a"]}
     assert found.pop("SyncBatchNorm in a group of one = BatchNorm") == found.pop("compiled = eager") == "not possible"
     assert set(found.values()) == {"proved"} and {"resumed after SIGKILL", "frozen backbone's bits"} <= found.keys()
-    assert {row["status"] for row in rows["b"]} == {"proved"} and {row["status"] for row in rows["c"]} == {"measured"}
+    assert all(row["status"] == "measured" for letter in "bcd" for row in rows[letter])
     assert all(row["seconds"] > 0 for row in rows["c"]) and rows["d"][0]["images/s"] > 0
-    assert files["c"]["conditions"]["versions"]["torch"] == torch.__version__
+    assert files["c"]["conditions"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     for word in ("peak GiB", "recipe camvid", "proved", "measured"):
         assert word in done.stdout
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = forked.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and {letter: json.loads(next((tmp_path / "out").glob(f"*/{letter}.json")).read_text())["rows"]
                                       for letter in rows} == rows  # fmt: skip
