@@ -7,10 +7,12 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.synthetic import write_camvid
 
 from .. import forked
@@ -241,3 +243,27 @@ def test_the_whole_command_on_the_cpu(tmp_path):
     again = forked.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and {letter: json.loads(next((tmp_path / "out").glob(f"*/{letter}.json")).read_text())["rows"]
                                       for letter in rows} == rows  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "found", "status"),
+    [
+        ("a", ["proved", "not possible"], 0),
+        ("a", ["proved", "out of time"], 3),
+        ("b", ["FAILED", "out of time"], 1),
+        ("c", ["measured", "out of time", "out of memory"], 0),
+        ("c", ["measured", "ERROR"], 1),
+    ],
+)
+def test_exit_status(part, found, status):
+    from gpu_check import exit_status
+
+    assert exit_status({part: SimpleNamespace(rows=[{"status": each} for each in found])}) == status
+
+
+def test_without_a_gpu_the_command_says_what_can_be_done(tmp_path, monkeypatch):
+    from gpu_check import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match="--device cpu --quick"):
+        main(["--output", str(tmp_path)])
