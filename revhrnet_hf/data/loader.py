@@ -1,9 +1,12 @@
 """The DataLoader of training, evaluation and the audit, and how its workers treat signals."""
 
+import logging
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..defaults import MOST_WORKERS
 
+logger = logging.getLogger(__name__)
+
 CPU = torch.device("cpu")
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
 
 
 def default_num_workers(device: torch.device = CPU) -> int:
@@ -54,11 +60,34 @@ def build_loader(
         **batches,
         collate_fn=collate_fn,
         num_workers=num_workers,
-        pin_memory=device.type == "cuda" and batch_sampler is not None,
+        pin_memory=device.type == "cuda",
         persistent_workers=persistent_workers and num_workers > 0,
         worker_init_fn=obey_parent_only,
         timeout=timeout if num_workers else 0,
     )
+
+
+def warn_of_small_shared_memory(loader: DataLoader, batch_bytes: int, shared_memory: Path = SHARED_MEMORY) -> None:
+    """Warn where the memory through which workers pass batches cannot hold all that the loaders of this machine read ahead.
+
+    A worker that finds no room there dies of a bus error, which says nothing. Containers have 64 MB by default.
+
+    Args:
+        loader: of this process; the others on the machine are taken to be alike.
+        batch_bytes: of one batch.
+        shared_memory: where it is mounted.
+    """
+    if loader.num_workers == 0 or not shared_memory.is_dir():
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    batches = processes * (loader.num_workers * loader.prefetch_factor + 1)  # and the one that the network has
+    free, needed = (size / 2**20 for size in (shutil.disk_usage(shared_memory).free, batches * batch_bytes))
+    if needed > free:
+        logger.warning(
+            f"{shared_memory} has {free:.0f} MiB free, and the workers hold up to {needed:.0f} MiB there ({batches} batches of "
+            f"{batch_bytes / 2**20:.1f} MiB). If a worker dies, give it more (a container: `docker run --shm-size=8g` or "
+            "`--ipc=host`), or lower num_workers"
+        )
 
 
 def obey_parent_only(worker: int) -> None:

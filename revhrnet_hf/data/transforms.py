@@ -163,8 +163,7 @@ class TrainingTransform:
         """Augments `image` (RGB) and `label_map` (L, train ids), which must have the same size.
 
         Returns:
-            `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`. The labels are converted
-            to int64 on the device: uint8 takes an eighth of the shared memory through which workers pass them.
+            `pixel_values` float32 (3, height, width) and `labels` uint8 (height, width), of `crop_size`.
         """
         return self.tensors(*self.crop(image, label_map))
 

@@ -7,7 +7,7 @@ other way than resizing it as a whole is refused.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -44,6 +44,11 @@ class NetworkInput:
     tensors: Any
     place: tuple[int, int]
     size: Size
+
+    def pin_memory(self) -> "NetworkInput":
+        """With its tensors in pinned memory, from which a GPU fetches them while the host goes on; a DataLoader calls it."""
+        pinned = {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in self.tensors.items()}
+        return replace(self, tensors=self.tensors.__class__(pinned))
 
     @property
     def padded_size(self) -> Size:

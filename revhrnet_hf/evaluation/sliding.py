@@ -78,7 +78,7 @@ class ForwardPass:
     def _logits(self, inputs) -> torch.Tensor:
         parameter = first_parameter(self.model)
         # The dtype applies to floating-point inputs only.
-        logits = self.model(**inputs.to(parameter.device, parameter.dtype)).logits
+        logits = self.model(**inputs.to(parameter.device, parameter.dtype, non_blocking=True)).logits
         if not torch.isfinite(logits.abs().amax()):  # takes a sixth of the time of testing each value
             raise CheckpointError(
                 f"{self.name}: the model's logits hold NaN or infinity, so its label map would mean nothing; the training has "

@@ -6,10 +6,14 @@ from torch import Tensor, nn
 
 
 def upsample(x: Tensor, size: tuple[int, int] | torch.Size, align_corners: bool = False, mode: str = "bilinear") -> Tensor:
-    """Resize (batch, channels, height, width) to `size` (height, width). A map that has this size is returned unchanged."""
+    """Resize (batch, channels, height, width) to `size` (height, width). A map that has this size is returned unchanged.
+
+    The result has the dtype of `x`. Autocast on CUDA interpolates in float32 (on CPUs it does not), and a sum with a float32 map
+    is float32: each stream that receives a coarser one, and all maps after it, would take twice the memory.
+    """
     if x.shape[-2:] == size:
         return x
-    return F.interpolate(x, size=size, mode=mode, align_corners=align_corners if mode == "bilinear" else None)
+    return F.interpolate(x, size=size, mode=mode, align_corners=align_corners if mode == "bilinear" else None).to(x.dtype)
 
 
 def concatenate(maps: list[Tensor] | tuple[Tensor, ...], align_corners: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ sampling positions of `torch.nn.functional.interpolate(mode="bilinear", align_co
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 BAND_PIXELS = 2**18  # for each class; a band of this size stays in the processor's cache
@@ -52,18 +53,22 @@ def source_pixels(
         wanted: the rows of the result to compute.
         dtype: dtype in which positions are computed. It must be the one that torch uses, because rounding would otherwise shift
             the rows of large maps.
-        device: device of the results. They are computed on the CPU, so that no value has to be copied back from the device.
+        device: device of the results. They are computed there, and the span on the host: nothing is copied from one to the other,
+            which would make the host wait.
         origin: position of row 0 of the result in the canvas; it need not be a whole number.
     """
     # As torch does: with a size, it divides in `dtype`; with a factor, it uses the inverse of the factor.
-    by_size = float(canvas).is_integer()
-    scale = torch.tensor(length, dtype=dtype) / canvas if by_size else torch.tensor(length / canvas, dtype=dtype)
-    positions = ((torch.arange(wanted.start, wanted.stop, dtype=dtype) + 0.5 + origin) * scale - 0.5).clamp(min=0)
+    number = np.float64 if dtype == torch.float64 else np.float32
+    scale = number(length) / number(canvas) if float(canvas).is_integer() else number(length / canvas)
+    ends = (number(row + 0.5) + number(origin) for row in (wanted.start, wanted.stop - 1))
+    first, last = (max(int(end * scale - number(0.5)), 0) for end in ends)
+    span = slice(min(first, length - 1), min(last + 1, length - 1) + 1)
+    rows = torch.arange(wanted.start, wanted.stop, dtype=dtype, device=device)
+    positions = ((rows + 0.5 + origin) * float(scale) - 0.5).clamp(min=0)
     upper = positions.long().clamp(max=length - 1)
     lower = (upper + 1).clamp(max=length - 1)
     weight = (positions - upper).clamp(max=1)
-    span = slice(int(upper[0]), int(lower[-1]) + 1)
-    return SourcePixels(span, *(tensor.to(device) for tensor in (upper - span.start, lower - span.start, weight)))
+    return SourcePixels(span, upper - span.start, lower - span.start, weight)
 
 
 def upsample_rows(

@@ -81,6 +81,26 @@ def lost_process(error: RuntimeError, accelerator: Accelerator, timeout: float) 
     )
 
 
+class EarlyCopy:
+    """A number on the device, copied to the host as soon as it is computed.
+
+    `item()` waits for this number alone, where `tensor.item()` would wait for all that was given to the device after it.
+    """
+
+    def __init__(self, number: torch.Tensor):
+        self._number, self._arrival = number, None
+        if number.device.type == "cuda":
+            self._number = torch.empty_like(number, device="cpu", pin_memory=True)
+            self._number.copy_(number, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    def item(self) -> float:
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._number.item()
+
+
 class SharedStop:
     """Lets all processes stop after the same step, whichever of them has had a signal or an error.
 
@@ -92,8 +112,8 @@ class SharedStop:
     def __init__(self, signals: StopSignals, errors: SharedErrors):
         self.signals, self.errors, self.accelerator = signals, errors, errors.accelerator
         # How many processes had to stop: told with the losses of the last step, and of the step before.
-        self._last: torch.Tensor | None = None
-        self._before: torch.Tensor | None = None
+        self._last: EarlyCopy | None = None
+        self._before: EarlyCopy | None = None
 
     @property
     def here(self) -> bool:
@@ -104,9 +124,9 @@ class SharedStop:
         """The sum of a step's losses over the processes, which in the same message tell each other whether they have to stop."""
         if self.accelerator.num_processes == 1:
             return losses
-        message = torch.cat([losses, losses.new_tensor([float(self.here)])])
+        message = torch.cat([losses, losses.new_full((1,), float(self.here))])
         message = self.accelerator.reduce(message, "sum")
-        self._last, self._before = message[-1], self._last
+        self._last, self._before = EarlyCopy(message[-1]), self._last
         return message[:-1]
 
     @property

@@ -22,7 +22,7 @@ class MovingAverage(AveragedModel):
         self.module.to(device)
         self.decay = decay
         self._floats: tuple[list[Tensor], list[Tensor]] | None = None  # averaged, current
-        self._counts: list[tuple[Tensor, Tensor]] = []  # of batches, by BatchNorms
+        self._counts: tuple[list[Tensor], list[Tensor]] = ([], [])  # of batches, by BatchNorms
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -32,8 +32,8 @@ class MovingAverage(AveragedModel):
         updates = int(self.n_averaged) + 1
         decay = 0.0 if updates == 1 else min(self.decay, (1 + updates) / (10 + updates))
         get_ema_multi_avg_fn(decay)(*self._floats, updates)
-        for averaged, current in self._counts:
-            averaged.copy_(current)
+        if self._counts[0]:
+            torch._foreach_copy_(*self._counts)  # one kernel for all, on a GPU
         self.n_averaged += 1
 
     def _look_up(self, model: nn.Module) -> None:
@@ -41,4 +41,5 @@ class MovingAverage(AveragedModel):
         pairs += [pair for pair in zip(self.module.parameters(), model.parameters(), strict=True) if pair[1].requires_grad]
         floats = [(averaged.detach(), current.detach()) for averaged, current in pairs if current.is_floating_point()]
         self._floats = [averaged for averaged, _ in floats], [current for _, current in floats]
-        self._counts = [pair for pair in pairs if not pair[1].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[1].is_floating_point()]
+        self._counts = [averaged for averaged, _ in counts], [current for _, current in counts]

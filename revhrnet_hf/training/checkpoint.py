@@ -9,7 +9,8 @@ All but `best` also hold the training state: `training_state.json`, the optimize
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ from ..hub.model_card import EXAMPLE_FILE, write_model_card
 from ..images import save_image
 from ..io import write_json
 from ..versions import hardware, versions
+from .background import HostCopies, Writer
 from .checkpoint_files import write_checkpoint
 from .dataset_checks import refuse_other_data
 from .learner import Learner
@@ -70,6 +72,8 @@ class Checkpoints:
 
     Attributes:
         state: of the run; the loop changes it.
+        host_copies: what the thread of `writer` writes, with `save_in_background`; else None.
+        writer: to be awaited before the run ends.
     """
 
     def __init__(
@@ -85,49 +89,89 @@ class Checkpoints:
         self.output_dir, self.learner, self.log, self.state = output_dir, learner, log, state
         self.stage, self.history, self.lock = stage, history, lock
         self.recipe, self.accelerator = learner.recipe, learner.accelerator
+        self.host_copies, self.writer = HostCopies() if self.recipe.save_in_background else None, Writer()
         self.start_clock()
 
     def start_clock(self) -> None:
         """Count the state's seconds from now on."""
         self._clock = time.perf_counter()
 
-    def save_best(self, scores: dict[str, Any], example: Image.Image) -> None:
-        """Write `best`: the scored network and its scores; `example` is the card's image. Errors as for `write_checkpoint`."""
-        network = self._with_history(self.learner.scored_network, scores)
-        write_checkpoint(self.output_dir / BEST, lambda folder: self._save_network(folder, network, scores, example))
-
-    def save_last(
-        self, losses: list[list[float]], scores: dict[str, Any] | None = None, example: Image.Image | None = None
+    def save(
+        self,
+        losses: list[list[float]],
+        scores: dict[str, Any] | None = None,
+        example: Image.Image | None = None,
+        best: bool = False,
+        last: bool = True,
     ) -> None:
-        """Write `last`: the trained network and all that is needed to resume; errors as for `write_checkpoint`.
+        """Write `best`, the scored network, and `last`, the trained network and all that is needed to resume.
+
+        With `save_in_background` the state is copied, and a thread writes it: errors come from `writer` later.
 
         Args:
             losses: since the last log line.
-            scores, example: of an evaluation after the last step, if there was one.
+            scores, example: of an evaluation after the last step, if there was one; `example` is the card's image.
+            best, last: which of the two; `best` needs scores.
+
+        Raises:
+            CheckpointError: as for `write_checkpoint`.
         """
+        self.writer.wait()
+        jobs = self._jobs(losses, scores, example, best, last)
+        if self.host_copies is None:
+            for job in jobs:
+                job()
+        else:
+            copied = list(jobs)
+            self.writer.start(lambda: [job() for job in copied])
+
+    def _jobs(self, losses, scores, example, best: bool, last: bool) -> Iterator[Callable[[], None]]:
+        if best:
+            yield self._best_job(scores, example)
+        if last:
+            yield self._last_job(losses, scores, example)
+
+    def _best_job(self, scores: dict[str, Any], example: Image.Image) -> Callable[[], None]:
+        network, result = self._with_history(self.learner.scored_network, scores), self._result(scores)
+
+        def fill(folder: Path) -> None:
+            save_model_folder(folder, network, self.learner.image_processor, self.recipe, result, example)
+
+        return lambda: write_checkpoint(self.output_dir / BEST, fill)
+
+    def _last_job(self, losses, scores: dict[str, Any] | None, example: Image.Image | None) -> Callable[[], None]:
         learner, accelerator, state = self.learner, self.accelerator, self.state
         state.losses, state.log_lines, state.num_processes = losses, self.log.lines, accelerator.num_processes
         state.scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         self.log.flush()
         network = self._with_history(learner.network, scores)
+        tensors = optimizer_tensors(learner.network, learner.optimizer.optimizer)
+        averages = {} if learner.averaged is None else learner.averaged.state_dict()
+        if self.host_copies is not None:
+            tensors, averages = map(self.host_copies.of_tensors, (tensors, averages))
+        state, result = replace(state), self._result(scores)
 
         def fill(folder: Path) -> None:
-            self._save_network(folder, network, scores, example)
-            save_training_state(folder, state, optimizer_tensors(network, learner.optimizer.optimizer))
-            if learner.averaged is not None:
-                save_averages(folder, learner.averaged)
+            save_model_folder(folder, network, learner.image_processor, self.recipe, result, example)
+            save_training_state(folder, state, tensors)
+            if averages:
+                save_averages(folder, averages)
             if adapted_layers(network):
                 save_file(separate_state(network), folder / LORA_FILE)
 
-        save_last(self.output_dir, self.recipe.keep_checkpoints, fill)
-        note_saved(self.lock)
+        def write() -> None:
+            save_last(self.output_dir, self.recipe.keep_checkpoints, fill)
+            note_saved(self.lock)
 
-    def _save_network(self, folder: Path, network, scores: dict[str, Any] | None, example: Image.Image | None) -> None:
-        result = None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
-        save_model_folder(folder, network, self.learner.image_processor, self.recipe, result, example)
+        return write
+
+    def _result(self, scores: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if scores is None else {"epoch": self.state.epoch, "step": self.state.step, **scores}
 
     def _with_history(self, network, scores: dict[str, Any] | None):
-        """The network, with the stages that it was trained in, this one last, in its config."""
+        """The network to write, with the stages that it was trained in, this one last, in its config."""
+        if self.host_copies is not None:
+            network = self.host_copies.of_network(network)
         now = time.perf_counter()
         self.state.seconds, self._clock = self.state.seconds + now - self._clock, now
         network.config.training_history = [*self.history, self._history_entry(scores)]
@@ -225,9 +269,9 @@ def load_weights(folder: Path, network: torch.nn.Module) -> dict[str, torch.Tens
         raise CheckpointError(f"{folder} holds no LoRA adapters to resume from: {error}") from error
 
 
-def save_averages(folder: Path, averaged: torch.nn.Module) -> None:
-    """The moving average of the weights, which `last` keeps beside the weights themselves."""
-    save_file({name: tensor.contiguous() for name, tensor in averaged.state_dict().items()}, folder / "averaged.safetensors")
+def save_averages(folder: Path, averages: dict[str, torch.Tensor]) -> None:
+    """The state of the moving average of the weights, which `last` keeps beside the weights themselves."""
+    save_file({name: tensor.contiguous() for name, tensor in averages.items()}, folder / "averaged.safetensors")
 
 
 def load_averages(folder: Path, averaged: torch.nn.Module) -> None:
@@ -253,6 +297,9 @@ def restore_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Opt
     for name, tensor in tensors.items():
         parameter, _, what = name.rpartition(":")
         parameter = parameters[parameter]
-        # In the parameter's own memory format, but for a counter of steps, which AdamW keeps on the CPU.
-        like = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+        # In the parameter's own memory format, but for a counter of steps, which AdamW keeps on the CPU unless it is fused.
+        if tensor.shape == parameter.shape:
+            like = torch.empty_like(parameter)
+        else:
+            like = torch.empty_like(tensor, device=parameter.device if optimizer.defaults.get("fused") else tensor.device)
         optimizer.state[parameter][what] = like.copy_(tensor)

@@ -1,6 +1,7 @@
 """The data of a stage: the splits that it trains and scores on, and the batches that its steps learn from."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -14,8 +15,9 @@ from torch.utils.data import ConcatDataset
 
 from ..data import LabelSpace, TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset, translate
 from ..data.augmentation import GaussianBlur, JpegNoise, PhotometricDistortion
+from ..data.byte_crops import ByteCrops, ByteNormalisation
 from ..data.class_index import class_index
-from ..data.loader import build_loader
+from ..data.loader import build_loader, warn_of_small_shared_memory
 from ..data.loading import in_classes
 from ..data.rare_classes import RareClasses
 from ..data.transforms import Distortion
@@ -31,6 +33,8 @@ DataDirs = Mapping[str, str | Path]
 
 Batch = dict[str, torch.Tensor]
 """`pixel_values` (images, 3, height, width) and `labels` (images, height, width) of one forward pass."""
+
+BYTES_OF_A_PIXEL = 4  # red, green, blue and its label, as workers hand them over
 
 
 class TrainingSet(NamedTuple):
@@ -189,14 +193,21 @@ class TrainingData:
         self.seconds_waited = 0.0
         self.samples = training_samples(recipe, sets, label_space, image_processor)
         self.batches = epoch_batches(recipe, sets, self.accelerator.num_processes, self.accelerator.process_index)
+        self.normalise = ByteNormalisation(image_processor, self.accelerator.device)
         self.loader = build_loader(
-            self.samples,
+            ByteCrops(self.samples),
             recipe.num_workers,
             self.accelerator.device,
             batch_sampler=self.batches,
             persistent_workers=True,
             timeout=errors.timeout,
         )
+        if self.accelerator.is_local_main_process:
+            warn_of_small_shared_memory(self.loader, self._images_of_a_pass * math.prod(recipe.crop_size) * BYTES_OF_A_PIXEL)
+
+    @property
+    def _images_of_a_pass(self) -> int:
+        return self.recipe.batch_size // (self.batches.passes * self.accelerator.num_processes)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -216,14 +227,15 @@ class TrainingData:
             started = time.perf_counter()
             passes = self._next_passes(batches)
             self.seconds_waited += time.perf_counter() - started
-            passes = [send_to_device(batch, self.accelerator.device, non_blocking=True) for batch in passes]
-            for batch in passes:
-                batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
-                batch["labels"] = batch["labels"].long()
-            yield passes
+            yield [self._on_device(**batch) for batch in passes]
+
+    def _on_device(self, pixels: torch.Tensor, labels: torch.Tensor, size: torch.Tensor) -> Batch:
+        """A batch of `ByteCrops` as the network takes it. The host does not wait for copies from pinned memory."""
+        pixels, labels = send_to_device((pixels, labels), self.accelerator.device, non_blocking=True)
+        return {"pixel_values": self.normalise(pixels, size.tolist()), "labels": labels.long()}
 
     def _next_passes(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The loader's batches for the next step, or, once it has failed, images without labels.
+        """The loader's batches (of `ByteCrops`) for the next step, or, once it has failed, padding without labels.
 
         So the other processes are not left waiting in the middle of a step. They hear of the error at the end of the next step,
         and nothing of these steps is saved.
@@ -232,9 +244,10 @@ class TrainingData:
             with self.errors.hold():
                 return list(islice(batches, self.batches.passes))
         height, width = self.recipe.crop_size
-        count = self.recipe.batch_size // (self.batches.passes * self.accelerator.num_processes)
-        labels = torch.full((count, height, width), self.label_space.ignore_index)
-        return [{"pixel_values": torch.zeros(count, 3, height, width), "labels": labels} for _ in range(self.batches.passes)]
+        count = self._images_of_a_pass
+        labels = torch.full((count, height, width), self.label_space.ignore_index, dtype=torch.uint8)
+        pixels, size = torch.zeros(count, height, width, 3, dtype=torch.uint8), torch.zeros(count, 2, dtype=torch.int64)
+        return [{"pixels": pixels, "labels": labels, "size": size} for _ in range(self.batches.passes)]
 
     def image_ids(self, indices: list[int]) -> list[str]:
         return [image_id_of(self.sets, index) for index in indices]

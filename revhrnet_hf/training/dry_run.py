@@ -138,14 +138,15 @@ def _seconds_of_scoring_and_saving(stage: Stage) -> tuple[float, float]:
     scores = evaluation.run(epoch=0, step=stage.state.step)  # not `stage.evaluate`: so few images may have no labelled pixel
     evaluated = time.perf_counter()
     stage.save(scores)
+    stage.checkpoints.writer.wait()
     return (evaluated - started) / few, time.perf_counter() - evaluated
 
 
 def _saves(stage: Stage) -> int:
-    """How many checkpoints the stage writes: one at the end of each epoch, and those of `save_every` at other steps."""
+    """How many checkpoints the stage writes: at ends of epochs, and those of `save_every` at other steps."""
     every, steps, total = stage.recipe.save_every, stage.data.batches.steps, stage.total_steps
     between = 0 if every is None else total // every - total // math.lcm(every, steps)
-    return stage.recipe.epochs + between
+    return sum(map(stage.is_saved_after, range(1, stage.recipe.epochs + 1))) + between
 
 
 def _readable_here(best: Path, own_folder: Path, is_main: bool) -> Path:
@@ -188,7 +189,7 @@ def _seconds_of_loading(stage: Stage) -> float:
     own_share = next(iter(data.batches))
     started = time.perf_counter()
     for index in own_share[:IMAGES]:
-        data.samples[index]
+        data.loader.dataset[index]
     each = (time.perf_counter() - started) / len(own_share[:IMAGES])
     return each * len(own_share) * data.batches.passes / workers
 

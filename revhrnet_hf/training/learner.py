@@ -37,7 +37,7 @@ class Learner:
             # Transformers renames the method; older versions have the second name only.
             enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
             enable({"recompute": recipe.recompute})
-        optimizer = build_optimizer(network, recipe)
+        optimizer = build_optimizer(network, recipe, accelerator.device)
         # The average copies the network before Accelerate wraps it.
         self.averaged = None if recipe.ema_decay is None else MovingAverage(network, recipe.ema_decay, accelerator.device)
         if recipe.torch_compile:

@@ -49,6 +49,8 @@ FREE_TO_CHANGE = {
     "early_stopping_patience",
     "recompute",
     "save_every",
+    "save_every_epochs",
+    "save_in_background",
     "keep_checkpoints",
     "log_every",
     "log_images",

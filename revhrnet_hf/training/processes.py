@@ -4,12 +4,13 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from ..errors import RecipeError
 from .recipe import Recipe
@@ -92,10 +93,20 @@ def start_processes(recipe: Recipe, timeout: float = TIMEOUT) -> Accelerator:
             # As a plain number, it would be overridden by the environment's.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=recipe.gradient_accumulation_steps),
             dynamo_backend="no",  # the network compiles itself (`torch_compile`)
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+                # A forward pass in training uses no running statistics; `Learner.share_buffers` brings them to all for scoring.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+            ],
         )
     except ValueError as error:
         raise RecipeError(f"Accelerate cannot start with precision {recipe.precision} here: {error}") from error
+    if accelerator.device.type == "cuda":
+        set_tf32(recipe.tf32)
+        torch.cuda.reset_peak_memory_stats()  # of a stage before this one
+        accelerator.print(
+            f"float32 convolutions and matrix products on the GPU: {'TF32' if recipe.tf32 else 'full precision'} (tf32)"
+        )
     if cpu and accelerator.is_main_process:
         _warn_on_cpu(recipe, accelerator)
     return accelerator
@@ -113,6 +124,41 @@ def _warn_on_cpu(recipe: Recipe, accelerator: Accelerator) -> None:
             "precision bf16: this processor has no AVX-512, without which bfloat16 is emulated and a step takes several times as "
             "long as in float32; `--precision no` trains in float32"
         )
+
+
+def set_tf32(on: bool) -> None:
+    """Whether GPUs multiply float32 numbers with 10 bits behind the point: in convolutions and in matrix products alike.
+
+    torch by itself does so in convolutions only.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+
+
+@contextmanager
+def fixed_sizes() -> Iterator[None]:
+    """Lets cuDNN try its algorithms on each new size of a convolution's input; it pays where sizes stay, as in training."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def out_of_memory(error: RuntimeError, recipe: Recipe) -> RecipeError | None:
+    """The error to raise where the GPU's memory was not enough for a training step; None for any other error."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return None
+    passes, (height, width) = recipe.gradient_accumulation_steps, recipe.crop_size
+    ways = [f"gradient_accumulation_steps (now {passes})", "lower batch_size", "smaller crop_size"]
+    if recipe.recompute != "modules":
+        ways.insert(0, "recompute: modules")
+    if recipe.precision == "no":
+        ways.insert(0, "precision: bf16")
+    return RecipeError(
+        f"The GPU's memory is not enough for a step (batch_size {recipe.batch_size} in {passes} forward pass(es), crops of "
+        f"{height}×{width}, recompute: {recipe.recompute}). Each of these needs less: {', '.join(ways)} (docs/memory.md). "
+        "--dry_run shows the peak"
+    )
 
 
 def drop_empty_settings() -> None:

@@ -221,6 +221,9 @@ class Recipe:
     precision: Literal["no", "bf16", "fp16"] = _setting(
         "no", "Mixed precision; no means float32 (in YAML with or without quotes)"
     )
+    tf32: bool = _setting(
+        True, "On GPUs, float32 convolutions and matrix products round their factors to 10 bits behind the point (TF32)"
+    )
     backbone_dtype: Literal["float32", "bfloat16"] = _setting(
         "float32",
         "Precision in which a frozen backbone computes: bfloat16, whatever that of the rest, or float32 for that of the rest "
@@ -253,7 +256,14 @@ class Recipe:
         "Worker processes that load images, for each training process; not given: its share of the cores (half of it on a CPU), "
         f"at most {MOST_WORKERS}",
     )
-    save_every: int | None = _setting(None, "Steps between two checkpoints, besides the one at the end of each epoch")
+    save_every: int | None = _setting(None, "Steps between two checkpoints, besides those at the ends of epochs")
+    save_every_epochs: int = _setting(
+        1, "Epochs between two checkpoints; the best scores' and the last epoch's are always written"
+    )
+    save_in_background: bool = _setting(
+        False,
+        "Write checkpoints beside the next steps, from a copy of the weights and the optimizer's state in the host's memory",
+    )
     keep_checkpoints: int = _setting(2, "How many of the newest checkpoints are kept, last included, besides the best")
     log_every: int = _setting(10, "Steps between two log entries")
     log_images: int = _setting(3, "How many images with truth and prediction the trackers get at each evaluation")
@@ -303,6 +313,7 @@ class Recipe:
             "lora_alpha",
             "eval_every",
             "log_every",
+            "save_every_epochs",
             "keep_checkpoints",
             "batch_norm_momentum",
             *given,

@@ -73,7 +73,7 @@ class EpochBatches:
         if batch_size % (passes * num_processes):
             raise RecipeError(
                 f"batch_size {batch_size} cannot be split evenly over {num_processes} processes with {passes} forward passes "
-                "a step (gradient_accumulation_steps): change one of them"
+                f"a step (gradient_accumulation_steps): {_ways_to_split(batch_size, passes, num_processes)}"
             )
         if num_samples < batch_size:
             raise RecipeError(f"batch_size {batch_size} is more than the {num_samples} images of the training split")
@@ -103,3 +103,12 @@ class EpochBatches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = self.mixture.order(generator) if self.mixture else torch.randperm(self.num_samples, generator=generator)
         return order[: self.steps * self.batch_size].view(self.steps * self.passes, self.num_processes, -1)
+
+
+def _ways_to_split(batch_size: int, passes: int, num_processes: int) -> str:
+    share = passes * num_processes
+    below, above = batch_size // share * share, (batch_size // share + 1) * share
+    sizes = " or ".join(str(size) for size in (below, above) if size)
+    counts = [str(count) for count in range(1, batch_size // passes + 1) if batch_size % (passes * count) == 0]
+    processes = f"start {', '.join(counts)} processes, or " if counts else ""
+    return f"{processes}give batch_size {sizes} (and learning_rate in proportion, as is usual)"

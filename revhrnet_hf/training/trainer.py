@@ -27,7 +27,7 @@ from .learner import Learner
 from .log import RunLog, check_trackers
 from .network import build_model
 from .output_dir import BEST, LAST, claim_output_dir
-from .processes import TIMEOUT, peak_memory_gib, start_processes
+from .processes import TIMEOUT, fixed_sizes, out_of_memory, peak_memory_gib, start_processes
 from .progress import Meter, progress_bar
 from .recipe import LORA, Recipe
 from .signals import StopSignals
@@ -133,12 +133,15 @@ class Stage:
             try:
                 return self._run()
             except RuntimeError as error:
-                said = self.data.loader_failure(error) or lost_process(error, self.accelerator, self.errors.timeout)
-                raise said or error from error
+                said = self.data.loader_failure(error) or out_of_memory(error, self.recipe)
+                raise said or lost_process(error, self.accelerator, self.errors.timeout) or error from error
             finally:
-                self.log.close()
-                if self.lock:
-                    self.lock.close()
+                try:
+                    self.checkpoints.writer.wait()
+                finally:
+                    self.log.close()
+                    if self.lock:
+                        self.lock.close()
 
     def _run(self) -> dict[str, Any] | None:
         recipe = self.recipe
@@ -158,11 +161,18 @@ class Stage:
                 if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
                     scores = self.evaluate(epoch + 1)
                 self.state.epoch = epoch + 1
-                self.save(scores)
+                self.save(scores, last=self.is_saved_after(epoch + 1))
                 if self.stop.anywhere():
                     raise self._stopped()
+        self.checkpoints.writer.wait()
         self.evaluation.report(scores, self.state, self.output_dir / BEST)
         return scores
+
+    def is_saved_after(self, epochs: int) -> bool:
+        """Whether the recipe asks for a checkpoint at the end of an epoch, after which `epochs` are done."""
+        recipe = self.recipe
+        at_step = recipe.save_every is not None and epochs * self.data.batches.steps % recipe.save_every == 0
+        return epochs % recipe.save_every_epochs == 0 or epochs == recipe.epochs or at_step
 
     def _start_log(self) -> None:
         state, config = self.state, asdict(self.recipe)
@@ -202,7 +212,10 @@ class Stage:
 
     def train_step(self, passes: list[Batch]) -> None:
         """One step of the optimizer, on the batches of its forward passes."""
-        losses = self.learner.learn(passes, self.state.step)
+        with self.errors.hold():
+            self.checkpoints.writer.raise_error()
+        with fixed_sizes():
+            losses = self.learner.learn(passes, self.state.step)
         self.state.step += 1
         self.meter.add(self.stop.sum_losses(losses))
 
@@ -222,13 +235,13 @@ class Stage:
             if isinstance(error, RuntimeError) and self.stop.signals.received is None:
                 raise
             if self.state.step > 0 and self.accelerator.is_main_process:  # alone: the other processes may be gone
-                self.checkpoints.save_last(losses=[])
+                self.checkpoints.save(losses=[])
             raise self._stopped() from error
         check_labelled(scores, f"the evaluation split {self.recipe.eval_split!r} of {self.recipe.dataset}")
         return scores
 
-    def save(self, scores: dict[str, Any] | None = None) -> None:
-        """Write `last`, and `best` where the scores are the best so far.
+    def save(self, scores: dict[str, Any] | None = None, last: bool = True) -> None:
+        """Write `last`, and `best` where the scores are the best so far; with `last=False`, `last` only if the run is finished.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -239,12 +252,11 @@ class Stage:
         self.state.bad_images = self.data.gather_bad(self.state.bad_images)
         losses = self.meter.checked_losses(self.state.step, self.state.epoch)
         better = scores is not None and note_scores(self.state, scores)
+        last = last or self.finished
         with self.errors.together():
-            if self.accelerator.is_main_process:
+            if self.accelerator.is_main_process and (better or last):
                 example = None if scores is None else self.evaluation.draw_for_card()
-                if better:
-                    self.checkpoints.save_best(scores, example)
-                self.checkpoints.save_last(losses, scores, example)
+                self.checkpoints.save(losses, scores, example, best=better, last=last)
 
     def _stopped(self) -> RunStopped:
         step = self.state.step

@@ -1,14 +1,16 @@
 """Loader workers outlive signals that are meant for the process that they load for, but not that process; their number."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from revhrnet_hf.data.loader import build_loader, default_num_workers
+from revhrnet_hf.data.loader import build_loader, default_num_workers, warn_of_small_shared_memory
 
 
 class Pids:
@@ -89,3 +91,31 @@ def test_workers_by_default(monkeypatch, cores, processes, device, expected):
     assert default_num_workers(torch.device(device)) == expected
     assert build_loader(Pids(), None, torch.device(device)).num_workers == expected
     assert build_loader(Pids(), 0, torch.device(device)).num_workers == 0
+
+
+class Ahead:
+    """Stands for a loader of `workers` workers, which read two batches ahead each."""
+
+    def __init__(self, workers):
+        self.num_workers, self.prefetch_factor = workers, 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "processes", "free_mib", "warned"), [(2, 1, 64, True), (2, 1, 120, False), (2, 2, 120, True), (0, 1, 1, False)]
+)
+def test_small_shared_memory_is_said(monkeypatch, tmp_path, caplog, workers, processes, free_mib, warned):
+    """12 crops of 512×1024 are 24 MiB; two workers hold four batches, and the network a fifth."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free_mib * 2**20))
+    warn_of_small_shared_memory(Ahead(workers), 12 * 512 * 1024 * 4, tmp_path)
+    assert bool(caplog.records) == warned
+    if warned:
+        batches = processes * 4 + processes
+        assert f"{free_mib} MiB free" in caplog.text and f"{batches * 24} MiB" in caplog.text
+        assert f"({batches} batches of 24.0 MiB)" in caplog.text and "--shm-size" in caplog.text
+
+
+def test_no_shared_memory_to_look_at(tmp_path, caplog):
+    """macOS and Windows have none with a name."""
+    warn_of_small_shared_memory(Ahead(2), 2**60, tmp_path / "none")
+    assert not caplog.records

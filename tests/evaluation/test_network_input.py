@@ -213,3 +213,14 @@ def test_an_option_that_is_changed_later_is_noticed():
 def test_another_processor_that_resizes_as_a_whole_will_do():
     for image_processor in (ViTImageProcessor(), EfficientNetImageProcessor(size={"height": 300, "width": 200})):
         check_exact(image_processor, SIZES[0], InferenceSettings())
+
+
+def test_pinned_inputs_are_the_same(monkeypatch):
+    """Each tensor is pinned once, which only a GPU's driver can do; all else stays."""
+    [given] = network_inputs(RevHRNetImageProcessor(), PIL.Image.new("RGB", (20, 12), (9, 8, 7)), InferenceSettings())
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x.clone())
+    found = given.pin_memory()
+    assert [x is given.tensors["pixel_values"] for x in pinned] == [True]
+    assert type(found.tensors) is type(given.tensors) and (found.place, found.size) == (given.place, given.size)
+    assert torch.equal(found.tensors["pixel_values"], given.tensors["pixel_values"])

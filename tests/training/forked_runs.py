@@ -75,7 +75,7 @@ def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
     before(Accelerator, "clip_grad_norm_", "pass")
     before(checkpoint, "save_training_state", "saving")
     before(RunLog, "write", "logging")
-    before(TrainingSamples, "__getitem__", "loading")
+    before(TrainingSamples, "crop", "loading")
     before(Path, "rename", "moving", lambda path, _: path.name.startswith(".last.revhrnet-new-"))
     evaluate = evaluation_hook.evaluate_dataset
 

@@ -122,11 +122,14 @@ def test_sheet_shows_the_crops_of_the_first_steps(streets):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"brightness": 10}, "brightness changes nothing without photometric_distortion"),
-        ({"hue": 10.0, "blur": 1}, "hue changes nothing without photometric_distortion"),
-        ({"blur_sigma": [1, 2]}, "blur_sigma changes nothing without blur"),
-        ({"jpeg_quality": [10, 20]}, "jpeg_quality changes nothing without jpeg_noise"),
-        ({"rare_class_temperature": 1}, "rare_class_temperature changes nothing without rare_class_crops or rare_class_images"),
+        ({"brightness": 10}, "brightness would have no effect: photometric_distortion is off"),
+        ({"hue": 10.0, "blur": 1}, "hue would have no effect: photometric_distortion is off"),
+        ({"blur_sigma": [1, 2]}, "blur_sigma would have no effect: blur is off"),
+        ({"jpeg_quality": [10, 20]}, "jpeg_quality would have no effect: jpeg_noise is off"),
+        (
+            {"rare_class_temperature": 1},
+            "rare_class_temperature would have no effect: rare_class_crops and rare_class_images are off",
+        ),
         ({"photometric_distortion": True, "contrast": [1.5, 0.5]}, "contrast must be two numbers from 0 to 10, smallest first"),
         ({"photometric_distortion": True, "hue": 200}, "hue must be a number from 0 to 180"),
         ({"jpeg_noise": 1, "jpeg_quality": [0, 50]}, "jpeg_quality must be two numbers from 1 to 100"),

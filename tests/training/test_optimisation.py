@@ -8,6 +8,7 @@ import torch
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.training.checkpoint import optimizer_tensors, restore_optimizer_tensors
 from revhrnet_hf.training.optimisation import build_optimizer, learning_rate, synchronise_batch_norms
 from revhrnet_hf.training.recipe import Recipe
 
@@ -208,3 +209,53 @@ def test_a_saved_recipe_says_one_thing(tmp_path):
         assert Recipe.from_yaml(tmp_path / "recipe.yaml") == recipe
     with pytest.raises(RecipeError, match="contradict each other: leave freeze_backbone out"):
         Recipe(dataset="camvid", freeze_backbone=False, trainable_backbone="none")
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cuda", True), ("cpu", None), ("mps", None)])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizers_are_fused_on_gpus(tiny_model, device, name, fused):
+    optimizer = build_optimizer(tiny_model, Recipe(dataset="camvid", optimizer=name), torch.device(device))
+    assert optimizer.defaults["fused"] is fused
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_steps_are_the_plain_ones(tiny_model, name):
+    """To rounding, from the same gradients, for weights in channels-last memory."""
+    tiny_model.to(memory_format=torch.channels_last)
+    models, recipe = [tiny_model, copy.deepcopy(tiny_model)], Recipe(dataset="camvid", optimizer=name)
+    optimizers = [
+        build_optimizer(model, recipe, torch.device(device)) for model, device in zip(models, ("cpu", "cuda"), strict=True)
+    ]
+    for _ in range(4):
+        one_step(models[0], optimizers[0], lambda: copy_gradients(*models))
+        optimizers[1].step()
+        for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_state_is_restored_fused_or_not(tiny_model, name):
+    """A run may move from a CPU to a GPU and back. Fused AdamW has its counters of steps beside the parameters."""
+    recipe = Recipe(dataset="camvid", optimizer=name)
+    plain, fused = (build_optimizer(tiny_model, recipe, torch.device(device)) for device in ("cpu", "cuda"))
+    for before, after in ((plain, fused), (fused, plain)):
+        one_step(tiny_model, before)
+        state = {key: x.clone() for key, x in optimizer_tensors(tiny_model, before).items()}
+        restore_optimizer_tensors(tiny_model, after, state)
+        found = optimizer_tensors(tiny_model, after)
+        assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+    one_step(tiny_model, plain)
+    assert name == "sgd" or all(x == 3 for key, x in optimizer_tensors(tiny_model, plain).items() if key.endswith(":step"))
+
+
+def copy_gradients(source, target):
+    for a, b in zip(source.parameters(), target.parameters(), strict=True):
+        b.grad = None if a.grad is None else a.grad.clone(memory_format=torch.preserve_format)
+
+
+def one_step(model, optimizer, look=lambda: None):
+    torch.manual_seed(0)
+    model.train()(torch.randn(2, 3, 64, 64)).logits.square().mean().backward()
+    look()
+    optimizer.step()
+    optimizer.zero_grad()

@@ -177,7 +177,7 @@ def test_all_files_of_a_real_checkpoint_are_known(tmp_path, tiny_config):
         example = Image.new("RGB", (4, 4))
         save_model_folder(folder, model, revhrnet_hf.RevHRNetImageProcessor(), RECIPE, {"step": 1, "mean_iou": 0.5}, example)
         save_training_state(folder, TrainingState(), {"a:b": torch.zeros(1)})
-        save_averages(folder, torch.nn.Linear(2, 2))
+        save_averages(folder, torch.nn.Linear(2, 2).state_dict())
 
     write_checkpoint(tmp_path / "last", fill_all)
     assert entries_of_others(tmp_path / "last", checkpoint_files(tmp_path / "last")) == []

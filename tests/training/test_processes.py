@@ -10,16 +10,18 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from revhrnet_hf.data import load_segmentation_dataset
-from revhrnet_hf.errors import DataError, TrainingError
+from revhrnet_hf.errors import DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import evaluate_dataset, load_checkpoint
 from revhrnet_hf.training import agreement, processes
 from revhrnet_hf.training.agreement import SharedErrors, _told
 from revhrnet_hf.training.output_dir import claim_output_dir
-from revhrnet_hf.training.processes import peak_resident_bytes
+from revhrnet_hf.training.processes import out_of_memory, peak_resident_bytes, set_tf32
 from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.training.trainer import Stage
 
 # Three images to score on; classes that weigh differently and padded crops, so that passes have different pixels that count.
 UNEVEN = {"batch_size": 4, "epochs": 2, "log_every": 1, "class_weights": [1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2], "max_grad_norm": 5.0}
@@ -226,3 +228,50 @@ def test_windows_has_no_resource(monkeypatch):
     assert peak_resident_bytes() == 12345
     for module in Path(processes.__file__).parents[1].rglob("*.py"):
         assert not re.search(r"^(import|from) (resource|fcntl|pwd|grp|termios)\b", module.read_text(), re.MULTILINE), module
+
+
+class TestOutOfMemory:
+    def test_one_line_that_says_what_to_turn(self):
+        recipe = Recipe(dataset="camvid", batch_size=12, crop_size=[512, 1024], gradient_accumulation_steps=2)
+        said = str(out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), recipe))
+        assert "a step (batch_size 12 in 2 forward pass(es), crops of 512×1024, recompute: norms)" in said
+        for way in ("precision: bf16", "recompute: modules", "gradient_accumulation_steps (now 2)", "batch_size", "crop_size"):
+            assert way in said
+        assert "\n" not in said
+
+    def test_what_is_turned_already_is_not_named(self):
+        said = str(out_of_memory(torch.OutOfMemoryError(), Recipe(dataset="camvid", recompute="modules", precision="bf16")))
+        assert "bf16" not in said and said.count("recompute") == 1
+
+    def test_other_errors_are_others(self):
+        assert out_of_memory(RuntimeError("shape mismatch"), Recipe(dataset="camvid")) is None
+
+    def test_a_run_ends_with_it(self, runs, streets, monkeypatch, tmp_path):
+        stage = Stage(Recipe(dataset="camvid", **runs.settings), streets["camvid"], tmp_path / "run")
+
+        def fill_up(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(stage.learner, "learn", fill_up)
+        with pytest.raises(RecipeError, match="The GPU's memory is not enough for a step"):
+            stage.run()
+
+
+def test_tf32_of_convolutions_and_matrix_products():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for on in (True, False):
+            set_tf32(on)
+            assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == on
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_algorithms_are_tried_in_training_only(runs, streets, monkeypatch, tmp_path):
+    found = []
+    stage = Stage(Recipe(dataset="camvid", **{**runs.settings, "epochs": 1}), streets["camvid"], tmp_path / "run")
+    learn, evaluate = stage.learner.learn, stage.evaluation.run
+    monkeypatch.setattr(stage.learner, "learn", lambda *given: found.append(torch.backends.cudnn.benchmark) or learn(*given))
+    monkeypatch.setattr(stage.evaluation, "run", lambda *given: found.append(torch.backends.cudnn.benchmark) or evaluate(*given))
+    stage.run()
+    assert found == [True] * 5 + [False] and not torch.backends.cudnn.benchmark

@@ -28,7 +28,7 @@ from revhrnet_hf.data.augmentation import GaussianBlur, JpegNoise, PhotometricDi
 from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
 from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck
 from revhrnet_hf.models.losses import segmentation_loss
-from revhrnet_hf.training import checkpoint, evaluation_hook
+from revhrnet_hf.training import checkpoint, evaluation_hook, processes
 from revhrnet_hf.training.data import load_split
 from revhrnet_hf.training.evaluation_hook import note_scores
 from revhrnet_hf.training.learner import Learner
@@ -280,8 +280,9 @@ def rehearse(built):
         stage.state.step += 1
         stage.meter.losses.append(torch.zeros(len(passes)))
 
-    def save(scores=None):
-        saved.append(stage.state.step)
+    def save(scores=None, last=True):
+        if last:
+            saved.append(stage.state.step)
         if scores is not None:
             note_scores(stage.state, scores)
 
@@ -313,6 +314,18 @@ def checkpoints_kept(built):
     built.patch.setattr(checkpoint, "save_last", lambda folder, keep, fill: kept.append(keep))
     built.stage.save()
     return kept[0]
+
+
+def tf32_on_a_gpu(built):
+    """What is set at the start where Accelerate finds a GPU."""
+    found = []
+    gpu = SimpleNamespace(device=torch.device("cuda"), print=lambda said: found.append(said.endswith("TF32 (tf32)")))
+    built.patch.setattr(processes, "Accelerator", lambda **_: gpu)
+    built.patch.setattr(processes, "set_tf32", found.append)
+    built.patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    built.patch.setattr(torch.accelerator, "is_available", lambda: True)
+    processes.start_processes(built.recipe)
+    return found
 
 
 def has_tensorboard(built):
@@ -520,6 +533,7 @@ REACHES = {
     "max_grad_norm": Entry(0.25, clipped_norms, lambda norm: [] if norm is None else [norm]),
     "ema_decay": Entry(0.75, lambda built: built.stage.learner.averaged and built.stage.learner.averaged.decay),
     "precision": Entry("bf16", lambda built: built.stage.accelerator.mixed_precision),
+    "tf32": Entry(False, tf32_on_a_gpu, lambda on: [on, on]),
     "backbone_dtype": Entry("bfloat16", backbone_dtype, lambda name: {getattr(torch, name)}),
     "recompute": Entry("modules", recompute, also={"recompute": "norms"}),
     "torch_compile": Entry(True, is_compiled),
@@ -537,6 +551,8 @@ REACHES = {
     # the run
     "num_workers": Entry(2, workers, lambda count: (count, count)),
     "save_every": Entry(2, lambda built: rehearse(built).saved, {None: [5], 2: [2, 4, 5]}.get),
+    "save_every_epochs": Entry(2, lambda built: rehearse(built).saved, {1: [5, 10, 15], 2: [10, 15]}.get, {"epochs": 3}),
+    "save_in_background": Entry(True, lambda built: built.stage.checkpoints.host_copies is not None),
     "keep_checkpoints": Entry(5, checkpoints_kept),
     "log_every": Entry(2, losses_logged, {STEPS: 1, 2: 3}.get),
     "log_images": Entry(2, images_drawn, lambda count: [count]),

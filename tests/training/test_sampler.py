@@ -143,3 +143,17 @@ def test_bad_mixtures(folders):
         folders_by_name(recipe, folders["cityscapes"])
     with pytest.raises(DataError, match=r"more_datasets: camvid:train cannot be trained on as well: .*nowhere does not exist"):
         load_sets(recipe, {**folders, "camvid": Path("nowhere")})
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "passes", "processes", "ways"),
+    [
+        (12, 1, 8, "start 1, 2, 3, 4, 6, 12 processes, or give batch_size 8 or 16 "),  # the paper's batch on a machine of 8 GPUs
+        (12, 2, 4, "start 1, 2, 3, 6 processes, or give batch_size 8 or 16 "),
+        (3, 1, 4, "start 1, 3 processes, or give batch_size 4 "),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_out(batch_size, passes, processes, ways):
+    with pytest.raises(RecipeError) as refusal:
+        EpochBatches(100, batch_size, passes, processes, 0, 0)
+    assert ways in str(refusal.value)
