@@ -34,18 +34,25 @@ def default_of(of_recipe: Field) -> str:
 
 
 def indent_lists(markdown: str) -> str:
-    """Python-Markdown nests by four spaces; GitHub, for which the pages are written, by the width of the item's mark."""
+    """Lists for Python-Markdown, which nests by four spaces and wants an empty line before a list and after what is nested.
+
+    GitHub, for which the pages are written, nests by the width of the item's mark and needs no empty lines.
+    """
     lines, fenced, marks = [], False, []
     for line in markdown.split("\n"):
-        fenced ^= line.lstrip().startswith("```")
         text = line.lstrip(" ")
-        indent = len(line) - len(text)
-        if fenced or not text:
+        fence = text.startswith("```")
+        if fenced or fence or not text:
+            fenced ^= fence
             lines.append(line)
             continue
+        indent = len(line) - len(text)
         while marks and indent < marks[-1]:
             marks.pop()
+        mark = re.match(r"([-*]|\d+\.) +", text) if indent < 4 or marks else None
+        if mark and lines and lines[-1]:
+            lines.append("")
         lines.append("    " * len(marks) + text if marks else line)
-        if mark := re.match(r"([-*]|\d+\.) +", text):
+        if mark:
             marks.append(indent + len(mark[0]))
     return "\n".join(lines)
