@@ -1,6 +1,7 @@
 """Defaults that help texts name. They are here, and this file imports nothing, so that `--help` does not wait for PyTorch."""
 
 BACKBONE = "resnet50.fb_ssl_yfcc100m_ft_in1k"  # that of RevHRNetConfig
+LOSS_TERMS = ("cross_entropy", "focal", "dice", "tversky", "lovasz")  # those of SegmentationConfig
 MOST_WORKERS = 8  # loader processes; the user may set more
 MOST_IGNORED = 5.0  # per cent of the pixels that a single ignored id or colour may cover
 MIN_CONFIDENCE = 0.9  # of a pseudo-label

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from revhrnet_hf.data.label_table import read_label_table
@@ -46,6 +47,8 @@ NOT_RUN = {
     "revhrnet evaluate runs/chain/best --dataset cityscapes --data_dir DIR --split test --submission DIR": "Cityscapes",
     "revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --dry_run": "the Hub; tests/hub/test_push.py has one of its own",
     "revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --private": "the Hub",
+    "python scripts/study.py scripts/studies/tiny.yaml --data_dir mini/camvid --output_dir studies/tiny": "minutes; "
+    "tests/scripts/test_study.py runs a smaller one to its end, and reads this one",
     "revhrnet demo runs/camvid/best": "it serves until it is stopped; tests/demo/test_demo.py opens it",
 }
 
@@ -403,6 +406,17 @@ def test_migrating(tmp_path):
     assert abs(recipe.epochs * 2975 / recipe.batch_size - 80_000) < 2975 / recipe.batch_size
 
 
+def test_studies(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from studies.plan import Study
+
+    [(_, study)] = blocks("studies.md", "yaml")
+    (tmp_path / "study.yaml").write_text(study, encoding="utf-8")
+    assert list(Study.from_yaml(tmp_path / "study.yaml").networks)[-1] == "FPN"
+    run_page("studies.md", tmp_path, ["bash"])
+    assert (tmp_path / "mini" / "camvid" / "train").is_dir()
+
+
 WITHOUT_COMMANDS = ("architecture", "api", "benchmarks", "contributing", "datasets", "recipes", "results", "status")
 
 
@@ -418,6 +432,8 @@ def test_pages_are_tested():
             "memory",
             "backbones",
             "augmentation",
+            "losses",
+            "studies",
             "trainer",
             "unlabelled_images",
             "index",
@@ -431,6 +447,9 @@ def test_pages_are_tested():
         )
     }
     assert not any(blocks(f"{page}.md", "bash", "python", "yaml") for page in WITHOUT_COMMANDS)
+    for _, recipe in blocks("losses.md", "yaml"):
+        assert Recipe.from_dict({"dataset": "camvid", **yaml.safe_load(recipe)}).loss == {"cross_entropy": 1.0, "lovasz": 0.5}
+    assert not blocks("losses.md", "bash", "python")
 
 
 def test_the_walk_names_what_is_there():

@@ -34,7 +34,9 @@ def _add_field(group, setting: Field, kind: Any) -> None:
     given: dict[str, Any] = {"help": _help(setting.metadata["help"], default), "required": is_required}
     given |= {} if is_required else {"default": default}
     if get_origin(kind) not in (list, Literal) and get_args(kind):  # X | None
-        kind = get_args(kind)[0]
+        # The recipe itself reads names with numbers, and lists that a word may stand for.
+        kind, *others = get_args(kind)
+        kind = list[str] if get_origin(kind) is dict or str in others else kind
     if kind is bool:
         given |= {"type": _boolean, "nargs": "?", "const": True, "metavar": "true|false"}
     elif get_origin(kind) is Literal:

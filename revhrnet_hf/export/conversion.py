@@ -1,4 +1,7 @@
-"""Checkpoints of HRNet/HRNet-Semantic-Segmentation (model seg_hrnet, branches pytorch-v1.1 and HRNet-OCR) as ours."""
+"""Checkpoints of HRNet/HRNet-Semantic-Segmentation as ours.
+
+The models are seg_hrnet, of the branches pytorch-v1.1 and HRNet-OCR, and seg_hrnet_ocr of the second.
+"""
 
 import re
 from pathlib import Path
@@ -45,14 +48,18 @@ def config_of(weights: dict[str, Tensor], **settings) -> HRNetV2Config:
         CheckpointError: a tensor that tells something is not there.
     """
 
-    def channels(key: str) -> int:
+    def channels(key: str, axis: int = 0) -> int:
         if key not in weights:
             raise CheckpointError(f"the checkpoint lacks {key}: it is not an official HRNet for segmentation (seg_hrnet)")
-        return weights[key].shape[0]
+        return weights[key].shape[axis]
 
     def count(prefix: str) -> int:
         return len({match[1] for key in weights if (match := re.match(rf"{re.escape(prefix)}(\d+)\.", key))})
 
+    is_ocr = "cls_head.weight" in weights
+    if is_ocr:
+        key = "ocr_distri_head.object_context_block.f_pixel.0.weight"
+        settings = {"head": "ocr", "ocr_channels": channels("cls_head.weight", 1), "ocr_key_channels": channels(key), **settings}
     stages = count("stage")
     num_streams = count(f"stage{stages + 1}.0.branches.")
     return HRNetV2Config(
@@ -62,15 +69,36 @@ def config_of(weights: dict[str, Tensor], **settings) -> HRNetV2Config:
         stream_channels=[channels(f"stage{stages + 1}.0.branches.{i}.0.conv1.weight") for i in range(num_streams)],
         num_modules=[count(f"stage{stage}.") for stage in range(2, stages + 2)],
         num_blocks=count(f"stage{stages + 1}.0.branches.0."),
-        num_labels=channels("last_layer.3.weight"),
+        num_labels=channels("cls_head.weight" if is_ocr else "last_layer.3.weight"),
         **settings,
     )
 
 
+OCR = "ocr_distri_head."
+OBJECTS = f"{OCR}object_context_block."
+POSITIONS = {"0": "0", "1.0": "1", "2": "3", "3.0": "4"}  # there a norm and its ReLU are a sequence within the sequence
+HEAD = {
+    "last_layer.": "head.",
+    "aux_head.": "head.regions.",
+    "conv3x3_ocr.": "head.pixels.",
+    "cls_head.": "head.classifier.",
+    f"{OCR}conv_bn_dropout.": "head.fuse.",
+    f"{OBJECTS}f_pixel.": "head.attention.query.",
+    f"{OBJECTS}f_object.": "head.attention.key.",
+    f"{OBJECTS}f_down.": "head.attention.value.",
+    f"{OBJECTS}f_up.": "head.attention.out.",
+}
+"""Beginnings of names: official → ours."""
+
+
 def our_key(key: str) -> str:
     """The name in HRNetV2ForSemanticSegmentation of a tensor of the official network."""
-    if key.startswith("last_layer."):
-        return "head." + key.removeprefix("last_layer.")
+    for official, ours in HEAD.items():
+        if key.startswith(official):
+            position, _, tensor = key.removeprefix(official).rpartition(".")
+            if official.startswith(OCR):
+                position = POSITIONS.get(position, position)
+            return f"{ours}{position}.{tensor}" if position else ours + tensor
     return f"backbone.{key}"
 
 

@@ -28,6 +28,7 @@ class Exportable(nn.Module):
     def __init__(self, model: nn.Module, with_argmax: bool = False):
         super().__init__()
         self.model = with_symmetric_padding(copy.deepcopy(model)).eval()
+        self.model.auxiliary_head = None  # classifiers that only training uses
         self.with_argmax = with_argmax
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -48,12 +48,16 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
             reproduces timm's maps exactly.
         align_corners (`bool`, defaults to `False`):
             Setting of the bilinear upsampling inside the network: True on the official branch HRNet-OCR, False on pytorch-v1.1.
+        head (`"concat"` or `"ocr"`, defaults to `"concat"`):
+            The classifier of all streams, upsampled and concatenated: HRNetV2's, or that of HRNet-OCR (arXiv 1909.11065).
         out_features (`list[str]`, *optional*), out_indices (`list[int]`, *optional*):
             Maps that the backbone returns, from `stage_names`: `"stem"` (after the first convolution, stride 2), and the streams
             of the last stage as `"stage1"`, `"stage2"`, …, finest first. By default the last one, as in all Transformers
             backbones; in the `backbone_config` of a [`RevHRNetConfig`] by default all streams.
         batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
-        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette, training_history:
+        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, semantic_loss_terms, semantic_loss_label_smoothing,
+        semantic_loss_boundary_relaxation, semantic_loss_focal_gamma, semantic_loss_tversky_alpha, semantic_loss_tversky_beta,
+        auxiliary_loss_weight, ocr_channels, ocr_key_channels, palette, training_history:
             See [`SegmentationConfig`].
 
     Example:
@@ -77,6 +81,7 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
     num_blocks: int = 4
     upsample_mode: Literal["bilinear", "nearest"] = "bilinear"
     align_corners: bool = False
+    head: Literal["concat", "ocr"] = "concat"
 
     def __post_init__(self, **kwargs):
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, len(self.stream_channels) + 1))]

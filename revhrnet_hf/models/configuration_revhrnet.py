@@ -70,10 +70,13 @@ class RevHRNetConfig(SegmentationConfig):
         final_block (`"basic"` or `"bottleneck"`, defaults to `"basic"`):
             Block of the last stage (R4): BasicBlocks with the channels of the finest stream, or Bottlenecks
             64 → 256 as in HRNet's stage 1.
-        head (`"single"` or `"concat"`, defaults to `"single"`):
-            Input of the classifier: the finest stream, or the last maps of all streams, upsampled and concatenated as in HRNetV2.
+        head (`"single"`, `"concat"` or `"ocr"`, defaults to `"single"`):
+            Input of the classifier: the finest stream, or the last maps of all streams, upsampled and concatenated as in HRNetV2;
+            with `"ocr"` the classifier is that of HRNet-OCR (arXiv 1909.11065).
         batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
-        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, palette, training_history:
+        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, semantic_loss_terms, semantic_loss_label_smoothing,
+        semantic_loss_boundary_relaxation, semantic_loss_focal_gamma, semantic_loss_tversky_alpha, semantic_loss_tversky_beta,
+        auxiliary_loss_weight, ocr_channels, ocr_key_channels, palette, training_history:
             See [`SegmentationConfig`].
 
     Example:
@@ -101,7 +104,7 @@ class RevHRNetConfig(SegmentationConfig):
     num_modules: list[int] | tuple[int, ...] = (3, 4, 1)
     num_blocks: int = 4
     final_block: Literal["basic", "bottleneck"] = "basic"
-    head: Literal["single", "concat"] = "single"
+    head: Literal["single", "concat", "ocr"] = "single"
 
     def __post_init__(self, **kwargs):
         self.backbone_config = self._backbone_config(kwargs.pop("backbone", None))

@@ -28,6 +28,9 @@ TRANSFORMERS_SETTINGS = {
 }
 
 
+CROSS_ENTROPY, FOCAL, DICE, TVERSKY, LOVASZ = LOSS_TERMS = ("cross_entropy", "focal", "dice", "tversky", "lovasz")
+
+
 @strict
 class SegmentationConfig(PreTrainedConfig):
     r"""
@@ -50,11 +53,28 @@ class SegmentationConfig(PreTrainedConfig):
         semantic_loss_ignore_index (`int`, defaults to 255):
             Label of pixels that are ignored by the loss.
         semantic_loss_class_weights (`list[float]`, *optional*):
-            One factor for each class in the cross-entropy: none negative, not all 0.
+            One factor for each class in cross-entropy and focal: none negative, not all 0.
         semantic_loss_ohem_threshold (`float`, *optional*):
-            If given (HRNet: 0.9), only pixels whose true class has a lower probability than this count …
+            If given (HRNet: 0.9), only pixels whose true class has a lower probability than this count in the cross-entropy …
         semantic_loss_ohem_min_kept (`int`, defaults to 131072):
             … but at least this number of pixels in each batch.
+        semantic_loss_terms (`dict[str, float]`, *optional*):
+            The terms of the loss and their weights, of `"cross_entropy"`, `"focal"`, `"dice"`, `"tversky"` and `"lovasz"`; by
+            default the cross-entropy alone.
+        semantic_loss_label_smoothing (`float`, defaults to 0.0):
+            Share of the truth that the cross-entropy spreads over all classes.
+        semantic_loss_boundary_relaxation (`bool`, defaults to `False`):
+            Whether in the cross-entropy a pixel may be of any class in its 3×3 neighbourhood (arXiv 1812.01593).
+        semantic_loss_focal_gamma (`float`, defaults to 2.0):
+            Exponent of the focal term: 0 gives the cross-entropy, larger ones count easy pixels less.
+        semantic_loss_tversky_alpha (`float`, defaults to 0.3), semantic_loss_tversky_beta (`float`, defaults to 0.7):
+            Weights of false positives and of false negatives in the Tversky term.
+        auxiliary_loss_weight (`float`, *optional*):
+            If given (usually 0.4), each coarser stream has a 1×1 classifier, and in training the mean of their losses is added to
+            the loss with this weight. They take no part in the logits. As Transformers does with UperNet's auxiliary head,
+            checkpoints include them; loading one with `auxiliary_loss_weight=None` leaves them out.
+        ocr_channels (`int`, defaults to 512), ocr_key_channels (`int`, defaults to 256):
+            With `head="ocr"`: channels of the representations of pixels and objects, and those in which they are compared.
         confidence_temperature (`float`, defaults to 1.0):
             Divisor of the logits where their softmax is shown as a confidence (arXiv 1706.04599); above 1 the network is less
             sure. It changes no label map. (Not called `temperature`: Transformers refuses to save a config with that name.)
@@ -74,6 +94,15 @@ class SegmentationConfig(PreTrainedConfig):
     semantic_loss_class_weights: list[float | int] | None = None
     semantic_loss_ohem_threshold: float | int | None = None
     semantic_loss_ohem_min_kept: int = 131_072
+    semantic_loss_terms: dict[str, float | int] | None = None
+    semantic_loss_label_smoothing: float | int = 0.0
+    semantic_loss_boundary_relaxation: bool = False
+    semantic_loss_focal_gamma: float | int = 2.0
+    semantic_loss_tversky_alpha: float | int = 0.3
+    semantic_loss_tversky_beta: float | int = 0.7
+    auxiliary_loss_weight: float | int | None = None
+    ocr_channels: int = 512
+    ocr_key_channels: int = 256
     confidence_temperature: float | int = 1.0
     palette: list[list[int]] | None = None
     training_history: list[dict] | None = None
@@ -193,6 +222,24 @@ class SegmentationConfig(PreTrainedConfig):
             raise ValueError(f"semantic_loss_ohem_threshold is a probability above 0 and at most 1, got {threshold}")
         if self.semantic_loss_ohem_min_kept < 0:
             raise ValueError(f"semantic_loss_ohem_min_kept must be 0 or more pixels, got {self.semantic_loss_ohem_min_kept}")
+        self._check_loss_terms()
+
+    def _check_loss_terms(self):
+        settings = {
+            "terms": self.semantic_loss_terms,
+            "label_smoothing": self.semantic_loss_label_smoothing,
+            "boundary_relaxation": self.semantic_loss_boundary_relaxation,
+            "ohem_threshold": self.semantic_loss_ohem_threshold,
+            "focal_gamma": self.semantic_loss_focal_gamma,
+            "tversky_alpha": self.semantic_loss_tversky_alpha,
+            "tversky_beta": self.semantic_loss_tversky_beta,
+        }
+        fault = loss_fault(**settings)
+        if fault is not None:
+            name, text = fault
+            raise ValueError(f"semantic_loss_{name} {text}")
+        if self.auxiliary_loss_weight is not None and not is_weight(self.auxiliary_loss_weight):
+            raise ValueError(f"auxiliary_loss_weight must be positive and finite, or not given; got {self.auxiliary_loss_weight}")
 
     def validate_temperature(self):
         """`strict` calls it on construction. Checks that the temperature is a positive number."""
@@ -210,6 +257,47 @@ class SegmentationConfig(PreTrainedConfig):
         for colour in self.palette:
             if len(colour) != 3 or not all(0 <= channel <= 255 for channel in colour):
                 raise ValueError(f"palette must have colours [red, green, blue], each from 0 to 255, got {colour}")
+
+
+def loss_fault(
+    terms: dict[str, float] | None,
+    label_smoothing: float,
+    boundary_relaxation: bool,
+    ohem_threshold: float | None,
+    focal_gamma: float,
+    tversky_alpha: float,
+    tversky_beta: float,
+) -> tuple[str, str] | None:
+    """The first setting of the loss that is wrong, and a text about it; None if all are right."""
+    given = {CROSS_ENTROPY: 1.0} if terms is None else terms
+    for name, weight in given.items():
+        if name not in LOSS_TERMS:
+            return "terms", f"must be of {', '.join(LOSS_TERMS)}, got {name!r}{did_you_mean(name, LOSS_TERMS)}"
+        if not is_weight(weight):
+            return "terms", f"must have positive and finite weights, got {weight} for {name}"
+    if not given:
+        return "terms", "must name one term at least"
+    if not 0 <= label_smoothing < 1:
+        return "label_smoothing", f"is a share from 0 to less than 1, got {label_smoothing}"
+    if not 0 <= focal_gamma < math.inf:
+        return "focal_gamma", f"must be 0 or more, got {focal_gamma}"
+    for name, value in (("tversky_alpha", tversky_alpha), ("tversky_beta", tversky_beta)):
+        if not is_weight(value):
+            return name, f"must be positive and finite, got {value}"
+    used = {"label_smoothing": label_smoothing, "boundary_relaxation": boundary_relaxation, "ohem_threshold": ohem_threshold}
+    for name, value in used.items():
+        if value and CROSS_ENTROPY not in given:
+            return (
+                name,
+                f"belongs to {CROSS_ENTROPY}, which is no term of the loss ({', '.join(given)}): add it, or leave this out",
+            )
+    if boundary_relaxation and ohem_threshold is not None:
+        return "boundary_relaxation", "forgives the pixels at borders, which OHEM selects: give one of the two"
+    return None
+
+
+def is_weight(value: float) -> bool:
+    return 0 < value < math.inf
 
 
 CLASS_SETTINGS = ("num_labels", "id2label", "label2id")
@@ -277,5 +365,5 @@ def check_streams(config: SegmentationConfig):
         raise ValueError(
             f"num_modules must have one entry fewer than stream_channels, got {num_modules} for {len(channels)} streams"
         )
-    if min(*channels, *num_modules, config.num_blocks) < 1:
-        raise ValueError("stream_channels, num_modules and num_blocks must be positive")
+    if min(*channels, *num_modules, config.num_blocks, config.ocr_channels, config.ocr_key_channels) < 1:
+        raise ValueError("stream_channels, num_modules, num_blocks, ocr_channels and ocr_key_channels must be positive")

@@ -235,6 +235,8 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a mean over the batch: `Trainer` must divide it when it accumulates gradients
     _no_split_modules = ("HighResolutionModule",)
     is_optimized_for_inference = False
+    # Those of a checkpoint are left out, without a warning, where the configuration has no auxiliary_loss_weight.
+    _keys_to_ignore_on_load_unexpected = (r"^auxiliary_head\.",)
     _supports_sdpa = True  # there is no attention to switch; without this, timm backbones warn about eager attention
 
     @torch.no_grad()
@@ -281,6 +283,7 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
 
         This cannot be undone: the model can neither be trained nor saved afterwards. To do that, load the checkpoint again.
         """
+        self.auxiliary_head = None
         fold_batch_norms(self)
         self.requires_grad_(False).to(memory_format=torch.channels_last)
         for module in self.modules():

@@ -1,36 +1,63 @@
-"""Cross-entropy at label resolution: weighted, and with online hard example mining (OHEM) as HRNet trains Cityscapes.
+"""The loss of the segmentation networks: a weighted sum of terms, taken at label resolution.
 
-Logits at the labels' resolution would need more memory than the network: for 66 classes at 1024×512, 132 MiB for each image,
-and the same again for their softmax. So the loss is computed one band of rows at a time, and a second time in the backward pass.
-This is also faster, because a band stays in the processor's cache.
+Cross-entropy, weighted and with online hard example mining (OHEM) as HRNet trains Cityscapes, with label smoothing and boundary
+relaxation; focal, Dice, Tversky and Lovász-softmax. Sums over pixels are computed in bands (loss_bands.py).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .configuration_segmentation import SegmentationConfig
-from .upsampling import SourcePixels, row_bands, source_pixels, working_dtype
+from .configuration_segmentation import CROSS_ENTROPY, DICE, FOCAL, LOVASZ, TVERSKY, SegmentationConfig
+from .loss_bands import PixelTerm, Target, bands, pixel_sums, upsampled
+from .loss_lovasz import lovasz_softmax
+from .loss_terms import ClassSums, CrossEntropy, Focal, tversky
+from .upsampling import moved, working_dtype
 
-BAND_VALUES = 2**20  # number of logits in a band, at label resolution
-ACCELERATOR_BAND_VALUES = 2**24  # enough work for each kernel of an accelerator
-BAND_ROWS = 16  # least number of label rows in a band: neighbouring bands compute two rows of logits twice
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The settings of the loss; they are the fields `semantic_loss_…` of [`SegmentationConfig`]."""
+
+    ignore_index: int = 255
+    class_weights: list[float] | None = None
+    ohem_threshold: float | None = None
+    ohem_min_kept: int = 131_072
+    terms: Mapping[str, float] | None = None
+    label_smoothing: float = 0.0
+    boundary_relaxation: bool = False
+    focal_gamma: float = 2.0
+    tversky_alpha: float = 0.3
+    tversky_beta: float = 0.7
+
+    @classmethod
+    def of_config(cls, config: SegmentationConfig) -> Self:
+        return cls(**{field.name: getattr(config, f"semantic_loss_{field.name}") for field in fields(cls)})
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term."""
+        return {CROSS_ENTROPY: 1.0} if self.terms is None else dict(self.terms)
+
+    def is_pixel_mean(self, name: str) -> bool:
+        """Whether a term is a mean over all labelled pixels; OHEM's is one over the pixels that each batch mines for itself."""
+        return name == FOCAL or (name == CROSS_ENTROPY and self.ohem_threshold is None)
+
+    @property
+    def has_pixel_means(self) -> bool:
+        return any(map(self.is_pixel_mean, self.weights))
 
 
-def configured_loss(logits: Tensor, labels: Tensor | None, config: SegmentationConfig) -> Tensor | None:
-    """[`segmentation_loss`] with the settings of `config`; None without labels."""
-    if labels is None:
-        return None
-    return segmentation_loss(
-        logits,
-        labels.long(),  # other integers, such as a PNG's uint8, are taken too
-        ignore_index=config.semantic_loss_ignore_index,
-        class_weights=config.semantic_loss_class_weights,
-        ohem_threshold=config.semantic_loss_ohem_threshold,
-        ohem_min_kept=config.semantic_loss_ohem_min_kept,
-    )
+# Terms that are sums over pixels, by name: the sums that they need.
+PIXEL_SUMS = {
+    CROSS_ENTROPY: lambda settings: CrossEntropy(settings.label_smoothing, settings.boundary_relaxation),
+    FOCAL: lambda settings: Focal(settings.focal_gamma),
+    DICE: lambda settings: ClassSums(),
+    TVERSKY: lambda settings: ClassSums(),
+}
 
 
 def segmentation_loss(
@@ -40,37 +67,84 @@ def segmentation_loss(
     class_weights: list[float] | None = None,
     ohem_threshold: float | None = None,
     ohem_min_kept: int = 131_072,
+    pixel_share: Tensor | float | None = None,
+    **settings,
 ) -> Tensor:
-    """Mean cross-entropy over the labelled pixels, taken at the labels' resolution.
+    """The weighted sum of the terms; by default the mean cross-entropy over the labelled pixels, at the labels' resolution.
 
     Args:
         logits: (batch, num_labels, h, w), any resolution; they are resized to the labels' size bilinearly, in float32
             (or in float64 if they are float64).
         labels: int64 (batch, height, width), class ids or `ignore_index`.
-        class_weights: one factor for each class; the mean is then the weighted mean, as in `torch.nn.CrossEntropyLoss`.
-        ohem_threshold: if given, only pixels whose true class has a lower probability than this count …
+        class_weights: one factor for each class, in cross-entropy and focal; the mean is then the weighted mean, as in
+            `torch.nn.CrossEntropyLoss`.
+        ohem_threshold: if given, only pixels whose true class has a lower probability than this count in the cross-entropy …
         ohem_min_kept: … but at least this number of the hardest pixels of the whole batch. With OHEM the sum is divided by the
             number of kept pixels, with and without class weights (as in the official HRNet's `OhemCrossEntropy`).
+        pixel_share: see [`loss_terms`].
+        settings: the other fields of [`LossSettings`].
 
     Returns:
         A scalar. Zero (with zero gradients) where no pixel is labelled; NaN logits give a NaN loss.
     """
+    given = LossSettings(ignore_index, class_weights, ohem_threshold, ohem_min_kept, **settings)
+    return weighted_sum(loss_terms(logits, labels, given, pixel_share), given)
+
+
+def weighted_sum(terms: Mapping[str, Tensor], settings: LossSettings) -> Tensor:
+    """The loss, from the values of its terms."""
+    weights = settings.weights
+    first, *others = (value if weights[name] == 1 else weights[name] * value for name, value in terms.items())
+    return sum(others, start=first)
+
+
+def loss_terms(
+    logits: Tensor, labels: Tensor, settings: LossSettings, pixel_share: Tensor | float | None = None
+) -> dict[str, Tensor]:
+    """The value of each term, before its weight.
+
+    Args:
+        pixel_share: factor for means over pixels (cross-entropy without OHEM, and focal): with a batch's share of the labelled
+            pixels of a step, times the number of batches, the mean over the batches is the mean over all pixels. Means over
+            classes, and OHEM's, belong to their batch.
+    """
     if labels.ndim != 3:
         raise ValueError(f"labels must be (batch, height, width), got {tuple(labels.shape)}")
-    if ohem_threshold is None:
-        count = labelled_weight(labels, ignore_index, class_weights)
-    else:
-        labels = _ignore_easy_pixels(logits, labels, ignore_index, ohem_threshold, ohem_min_kept)
-        count = labelled_weight(labels, ignore_index)
-    weight = (
-        None if class_weights is None else torch.tensor(class_weights, dtype=working_dtype(logits.dtype), device=logits.device)
-    )
+    ignore_index, names = settings.ignore_index, list(settings.weights)
+    hard = labels
+    if settings.ohem_threshold is not None:
+        hard = _ignore_easy_pixels(logits, labels, ignore_index, settings.ohem_threshold, settings.ohem_min_kept)
+    weight = _on_device(settings.class_weights, working_dtype(logits.dtype), logits.device)
+    sums = _sums(names, logits, Target(labels, hard, weight, ignore_index), settings)
+    values = {name: _value(name, sums, logits, labels, hard, settings) for name in names}
+    if pixel_share is None:
+        return values
+    return {name: value * pixel_share if settings.is_pixel_mean(name) else value for name, value in values.items()}
 
-    # Not in bands when compiling: a graph of hundreds of bands would take minutes to compile.
-    summed = _whole_cross_entropy if torch.compiler.is_compiling() else _BandedCrossEntropy.apply
-    total = summed(logits, labels, weight, ignore_index)
+
+def _value(name: str, sums: dict[str, Tensor], logits: Tensor, labels: Tensor, hard: Tensor, settings: LossSettings) -> Tensor:
+    if name == LOVASZ:
+        return lovasz_softmax(logits, labels, settings.ignore_index)
+    if name == TVERSKY:
+        return tversky(sums[name], settings.tversky_alpha, settings.tversky_beta)
+    if name == DICE:
+        return tversky(sums[name], 0.5, 0.5)
+    if settings.is_pixel_mean(name):
+        count = labelled_weight(labels, settings.ignore_index, settings.class_weights)
+    else:
+        count = labelled_weight(hard, settings.ignore_index)
     # If all pixels of a batch are ignored, torch's own mean is 0/0 = NaN. One such crop would end a run.
-    return total / count.clamp(min=torch.finfo(torch.float32).tiny)
+    return sums[name][0] / count.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _sums(names: list[str], logits: Tensor, target: Target, settings: LossSettings) -> dict[str, Tensor]:
+    """Each term's sums over pixels; terms that need the same have them from one computation."""
+    needed: dict[str, PixelTerm] = {name: PIXEL_SUMS[name](settings) for name in names if name in PIXEL_SUMS}
+    if not needed:
+        return {}
+    kinds = tuple(dict.fromkeys(needed.values()))
+    found = dict(zip(kinds, pixel_sums(kinds, logits, target), strict=True))
+    return {name: found[kind] for name, kind in needed.items()}
 
 
 def labelled_weight(labels: Tensor, ignore_index: int = 255, class_weights: list[float] | None = None) -> Tensor:
@@ -81,19 +155,27 @@ def labelled_weight(labels: Tensor, ignore_index: int = 255, class_weights: list
     labelled = labels != ignore_index
     if class_weights is None:
         return labelled.sum()
-    weight = torch.tensor(class_weights, dtype=torch.float32, device=labels.device)
+    weight = _on_device(class_weights, torch.float32, labels.device)
     return (weight[labels.masked_fill(~labelled, 0)] * labelled).sum()
+
+
+def _on_device(weights: list[float] | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    return None if weights is None else moved(torch.tensor(weights, dtype=dtype, device="cpu"), device)
 
 
 @torch.no_grad()
 def _ignore_easy_pixels(logits: Tensor, labels: Tensor, ignore_index: int, threshold: float, min_kept: int) -> Tensor:
-    """The labels with `ignore_index` at the pixels that OHEM does not use."""
+    """The labels with `ignore_index` at the pixels that OHEM does not use.
+
+    Nothing depends on the number of labelled pixels but values, so that the host need not wait for the device: among the
+    `min_kept + 1` lowest probabilities are those of ignored pixels, ∞, only if fewer pixels are labelled.
+    """
+    if labels.numel() <= min_kept:
+        return labels
     labelled = labels != ignore_index
     probability = _probability(logits, labels.masked_fill(~labelled, 0))
-    of_labelled = probability[labelled]
-    if of_labelled.numel() <= min_kept:
-        return labels
-    limit = of_labelled.kthvalue(min_kept + 1).values.clamp(min=threshold)
+    lowest = probability.masked_fill(~labelled, torch.inf).flatten().topk(min_kept + 1, largest=False, sorted=False).values
+    limit = lowest.max().clamp(min=threshold)
     return labels.masked_fill(probability >= limit, ignore_index)  # NaN does not count as easy
 
 
@@ -104,104 +186,19 @@ def _probability(logits: Tensor, classes: Tensor) -> Tensor:
         return scores.softmax(dim=1).gather(1, classes.unsqueeze(1)).squeeze(1)
 
     if torch.compiler.is_compiling():
-        return of_classes(_upsampled(logits, classes.shape[-2:]), classes)
+        return of_classes(upsampled(logits, classes.shape[-2:]), classes)
     found = torch.empty_like(classes, dtype=working_dtype(logits.dtype))
-    for band in _bands(logits, classes):
+    for band in bands(logits, classes):
         found[band.labels] = of_classes(band.upsample(logits[band.logits], classes.shape[-1]), classes[band.labels])
     return found
 
 
-def _whole_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """The sum over all pixels, with all logits upsampled at once."""
-    scores = _upsampled(logits, labels.shape[-2:])
-    return F.cross_entropy(scores, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
-
-
-def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(logits.to(working_dtype(logits.dtype)), size, mode="bilinear", align_corners=False)
-
-
-class _BandedCrossEntropy(torch.autograd.Function):
-    """The same sum, band by band. The backward pass computes each band again, so only the network's logits are kept."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logits, labels, weight, ignore_index):
-        bands = _bands(logits, labels)
-        # One tensor for all sums: scalars allocated between the bands would fragment memory, and each band would need new memory.
-        sums = logits.new_zeros(len(bands), dtype=working_dtype(logits.dtype))
-        for number, band in enumerate(bands):
-            sums[number] = band.cross_entropy(logits[band.logits], labels, weight, ignore_index)
-        return sums.sum()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.ignore_index = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        logits, *labels_and_weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative was requested
-            total = _whole_cross_entropy(logits, *labels_and_weight, ctx.ignore_index)
-            return *torch.autograd.grad(total, logits, gradient, create_graph=True), None, None, None
-        found = _gradient_by_bands(logits, *labels_and_weight, ctx.ignore_index)
-        return found.mul_(gradient).to(logits.dtype), None, None, None
-
-    @staticmethod
-    def jvp(ctx, direction, *_):
-        logits, *labels_and_weight = ctx.saved_tensors
-
-        def total(logits: Tensor) -> Tensor:
-            return _whole_cross_entropy(logits, *labels_and_weight, ctx.ignore_index)
-
-        return torch.func.jvp(total, (logits,), (direction,))[1]
-
-
-def _gradient_by_bands(logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    found = torch.zeros_like(logits, dtype=working_dtype(logits.dtype))
-    for band in _bands(logits, labels):
-        with torch.enable_grad():
-            needed = logits[band.logits].detach().to(found.dtype).requires_grad_()
-            total = band.cross_entropy(needed, labels, weight, ignore_index)
-        found[band.logits] += torch.autograd.grad(total, needed)[0]
-    return found
-
-
-class _Band(NamedTuple):
-    """Some rows of one image.
-
-    Attributes:
-        labels: slices of these rows in (batch, height, width).
-        logits: slices of the logits from which they are interpolated, in (batch, num_labels, h, w).
-        source: the two rows of those logits between which each row lies.
-    """
-
-    labels: tuple[slice, ...]
-    logits: tuple[slice, ...]
-    source: SourcePixels
-
-    def upsample(self, logits: Tensor, width: int) -> Tensor:
-        """The band's logits, upsampled: (1, num_labels, rows, width)."""
-        # torch upsamples the columns, then the rows are interpolated here: the values are the same as without bands.
-        columns = _upsampled(logits, (logits.shape[2], width))
-        upper, lower = columns.index_select(2, self.source.upper), columns.index_select(2, self.source.lower)
-        return torch.lerp(upper, lower, self.source.weight[:, None])
-
-    def cross_entropy(self, logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-        scores = self.upsample(logits, labels.shape[-1])
-        return F.cross_entropy(scores, labels[self.labels], weight=weight, ignore_index=ignore_index, reduction="sum")
-
-
-def _bands(logits: Tensor, labels: Tensor) -> list[_Band]:
-    """The bands of a batch, image by image, from top to bottom."""
-    num_labels, length = logits.shape[1:3]
-    height, width = labels.shape[1:]
-    values = BAND_VALUES if logits.device.type == "cpu" else ACCELERATOR_BAND_VALUES
-    per_band = max(BAND_ROWS, values // (num_labels * width))
-    dtype = working_dtype(logits.dtype)
-    bands = [(rows, source_pixels(length, height, rows, dtype, logits.device)) for rows in row_bands(height, per_band)]
-    images = [slice(number, number + 1) for number in range(len(labels))]
-    return [_Band((image, rows), (image, slice(None), source.span), source) for image in images for rows, source in bands]
+def configured_loss(
+    logits: Tensor, labels: Tensor | None, config: SegmentationConfig, pixel_share: Tensor | float | None = None
+) -> Tensor | None:
+    """[`segmentation_loss`] with the settings of `config`; None without labels."""
+    if labels is None:
+        return None
+    settings = LossSettings.of_config(config)
+    terms = loss_terms(logits, labels.long(), settings, pixel_share)  # other integers, such as a PNG's uint8, are taken too
+    return weighted_sum(terms, settings)

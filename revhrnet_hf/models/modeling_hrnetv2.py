@@ -14,16 +14,15 @@ from transformers.modeling_outputs import BackboneOutput, SemanticSegmenterOutpu
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 
+from .auxiliary import auxiliary_head, build_head, segmenter_output
 from .configuration_hrnetv2 import HRNetV2Config
 from .high_resolution import (
     Bottleneck,
     HighResolutionModule,
     HighResolutionPreTrainedModel,
     RecomputedBlocks,
-    SegmentationHead,
     conv_bn,
 )
-from .losses import configured_loss
 
 STEM_STRIDE = 2  # stride of the first convolution, whose activation is the map "stem"
 
@@ -138,9 +137,8 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
     def __init__(self, config: HRNetV2Config):
         super().__init__(config)
         self.backbone = HRNetV2Backbone(config)
-        self.head = SegmentationHead(
-            sum(config.stream_channels), config.num_labels, config.batch_norm_momentum, config.align_corners
-        )
+        self.head = build_head(config, sum(config.stream_channels), config.align_corners)
+        self.auxiliary_head = auxiliary_head(config)
         self.post_init()
 
     @can_return_tuple
@@ -149,6 +147,7 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        pixel_share: Tensor | float | None = None,
         **kwargs,
     ) -> SemanticSegmenterOutput | tuple:
         """
@@ -157,19 +156,18 @@ class HRNetV2ForSemanticSegmentation(HRNetV2PreTrainedModel):
             labels: int64 (batch, height, width) class ids, or `config.semantic_loss_ignore_index`; any size,
                 at which the loss is computed.
             output_hidden_states: also return the streams of the last stage, finest first.
+            pixel_share: factor of the loss's means over pixels, by which the mean over several batches counts all pixels alike.
 
         Returns:
-            `loss` (a scalar, with `labels`), `logits` (batch, num_labels, height / 4, width / 4), `hidden_states`.
+            `loss` (a scalar, with `labels`), `logits` (batch, num_labels, height / 4, width / 4), `hidden_states`; in training,
+            `loss_terms` if the loss has several.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         _, *streams = self.backbone.all_maps(pixel_values)
         # The head always upsamples bilinearly: `upsample_mode` is a setting of the exchange units only.
-        logits = self.head(*streams)
-        return SemanticSegmenterOutput(
-            loss=configured_loss(logits, labels, self.config),
-            logits=logits,
-            hidden_states=tuple(streams) if output_hidden_states else None,
+        return segmenter_output(
+            self, self.head(*streams), streams, labels, tuple(streams) if output_hidden_states else None, pixel_share
         )
 
 

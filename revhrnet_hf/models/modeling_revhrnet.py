@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .auxiliary import auxiliary_head, build_head, segmenter_output
 from .backbone_maps import BackboneLayout, create_backbone, cropped, layout_of, pad_to_multiple, streams_strides
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
@@ -27,10 +28,8 @@ from .high_resolution import (
     HighResolutionModule,
     HighResolutionPreTrainedModel,
     RecomputedBlocks,
-    SegmentationHead,
     conv_bn,
 )
-from .losses import configured_loss
 from .modeling_hrnetv2 import HRNetV2Backbone
 from .pyramid import LEARNED, Pyramid
 from .trainable import ALL, set_training_mode, trained_names
@@ -270,9 +269,10 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
         super().__init__(config)
         self.revhrnet = RevHRNetModel(config)
         channels = self.revhrnet.out_channels
-        if config.head == "concat":
+        if config.head != "single":
             channels += sum(config.stream_channels[1:])
-        self.head = SegmentationHead(channels, config.num_labels, config.batch_norm_momentum)
+        self.head = build_head(config, channels)
+        self.auxiliary_head = auxiliary_head(config)
         self.post_init()
 
     @can_return_tuple
@@ -281,6 +281,7 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        pixel_share: Tensor | float | None = None,
         **kwargs,
     ) -> SemanticSegmenterOutput | tuple:
         """
@@ -289,15 +290,15 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
             labels: int64 (batch, height, width) class ids, or `config.semantic_loss_ignore_index`; any size,
                 at which the loss is computed.
             output_hidden_states: also return the last map of each stream, finest first.
+            pixel_share: factor of the loss's means over pixels, by which the mean over several batches counts all pixels alike.
 
         Returns:
-            `loss` (a scalar, with `labels`), `logits` (batch, num_labels, height / 4, width / 4), `hidden_states`.
+            `loss` (a scalar, with `labels`), `logits` (batch, num_labels, height / 4, width / 4), `hidden_states`; in training,
+            `loss_terms` if the loss has several.
         """
         outputs = self.revhrnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-        maps = outputs.feature_maps if self.config.head == "concat" else outputs.feature_maps[:1]
-        logits = self.head(*maps)
-        loss = configured_loss(logits, labels, self.config)
-        return SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        maps = outputs.feature_maps[:1] if self.config.head == "single" else outputs.feature_maps
+        return segmenter_output(self, self.head(*maps), outputs.feature_maps, labels, outputs.hidden_states, pixel_share)
 
 
 # The image-segmentation pipeline looks for the model's name here, and otherwise reports it as unsupported. This is not in the

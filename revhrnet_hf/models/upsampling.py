@@ -27,6 +27,13 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
+def moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the CPU on `device`. The host does not wait for a GPU to finish its work before, as it does in `tensor.to`."""
+    if torch.device(device).type != "cuda" or torch.compiler.is_compiling() or type(tensor) is not torch.Tensor:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class SourcePixels(NamedTuple):
     """The rows (or columns) of a map from which rows (or columns) of the upsampled map are interpolated.
 

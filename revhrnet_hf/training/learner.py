@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from ..errors import RecipeError
-from ..models.losses import labelled_weight
+from ..models.losses import LossSettings, labelled_weight
 from .averaging import MovingAverage
 from .data import Batch
 from .optimisation import build_optimizer, learning_rate, synchronise_batch_norms
@@ -25,11 +25,13 @@ class Learner:
         optimizer: as Accelerate wraps it.
         averaged: the moving average of the weights, with `ema_decay`.
         grad_norm: of the last step, before it was clipped; None without `max_grad_norm`.
+        loss_terms: of the last step, this process's part of each term of the loss before its weight; empty if there is one term.
     """
 
     def __init__(self, network, image_processor, recipe: Recipe, accelerator: Accelerator, total_steps: int):
         self.image_processor, self.recipe, self.accelerator, self.total_steps = image_processor, recipe, accelerator, total_steps
         self.grad_norm: torch.Tensor | None = None
+        self.loss_terms: dict[str, torch.Tensor] = {}
         network.to(memory_format=torch.channels_last)  # faster convolutions, on the CPU and with mixed precision on GPUs
         if recipe.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             synchronise_batch_norms(network)
@@ -71,24 +73,35 @@ class Learner:
         rate = learning_rate(recipe, step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses = []
+        losses, count = [], len(passes) * accelerator.num_processes
+        self.loss_terms = {}
         for batch, share in zip(passes, self._shares(passes), strict=True):
             with accelerator.accumulate(self.model):
-                loss = self._loss(batch) * share
+                outputs = self._outputs(batch, share)
+                loss = outputs.loss
                 # Accelerate divides by the passes, DistributedDataParallel by the processes.
                 accelerator.backward(loss)
                 if recipe.max_grad_norm is not None and accelerator.sync_gradients:
                     self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            losses.append(loss.detach() / (len(passes) * accelerator.num_processes))
+            losses.append(loss.detach() / count)
+            for name, value in (getattr(outputs, "loss_terms", None) or {}).items():
+                self.loss_terms[name] = self.loss_terms.get(name, 0.0) + value / count
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
         return torch.stack(losses)
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def mean_loss_terms(self) -> dict[str, float]:
+        """`loss_terms` of all processes together. The host waits for the device here."""
+        if not self.loss_terms:
+            return {}
+        values = self.accelerator.reduce(torch.stack(list(self.loss_terms.values())), "sum")
+        return dict(zip(self.loss_terms, values.tolist(), strict=True))
+
+    def _outputs(self, batch: Batch, share: torch.Tensor | None):
         try:
-            return self.model(**batch).loss
+            return self.model(**batch, **({} if share is None else {"pixel_share": share}))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -100,16 +113,16 @@ class Learner:
                 "images to a pass"
             ) from error
 
-    def _shares(self, passes: list[Batch]) -> list[torch.Tensor | float]:
-        """Factors for the mean losses of the forward passes, with which their mean is that over all pixels of the step.
+    def _shares(self, passes: list[Batch]) -> list[torch.Tensor] | list[None]:
+        """Factors for the forward passes' means over pixels, with which their mean is that over all pixels of the step.
 
         Without them, pixels would count more in a pass (of a process) that has fewer labelled ones. With OHEM each pass mines its
-        own hard pixels, as in HRNet, and all passes count the same.
+        own hard pixels, as in HRNet, and means over classes are each pass's own: of these, all passes count the same.
         """
         accelerator, config = self.accelerator, self.network.config
         count = len(passes) * accelerator.num_processes
-        if count == 1 or config.semantic_loss_ohem_threshold is not None:
-            return [1.0] * len(passes)
+        if count == 1 or not LossSettings.of_config(config).has_pixel_means:
+            return [None] * len(passes)
         settings = (config.semantic_loss_ignore_index, config.semantic_loss_class_weights)
         weights = torch.stack([labelled_weight(batch["labels"], *settings).float() for batch in passes])
         total = accelerator.reduce(weights.sum(), "sum")

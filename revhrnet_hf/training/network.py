@@ -25,6 +25,12 @@ RECIPE_FIELDS = {
     "semantic_loss_class_weights": "class_weights",
     "semantic_loss_ohem_threshold": "ohem_threshold",
     "semantic_loss_ohem_min_kept": "ohem_min_kept",
+    "semantic_loss_terms": "loss",
+    "semantic_loss_label_smoothing": "label_smoothing",
+    "semantic_loss_boundary_relaxation": "boundary_relaxation",
+    "semantic_loss_focal_gamma": "focal_gamma",
+    "semantic_loss_tversky_alpha": "tversky_alpha",
+    "semantic_loss_tversky_beta": "tversky_beta",
     "frozen_backbone_dtype": "backbone_dtype",
 }
 
@@ -82,9 +88,8 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
         "zero_init_residual": recipe.zero_init_residual,
         "batch_norm_momentum": recipe.batch_norm_momentum,
         "semantic_loss_ignore_index": label_space.ignore_index,
-        "semantic_loss_class_weights": recipe.class_weights,
-        "semantic_loss_ohem_threshold": recipe.ohem_threshold,
-        "semantic_loss_ohem_min_kept": recipe.ohem_min_kept,
+        **{name: getattr(recipe, field) for name, field in RECIPE_FIELDS.items() if name.startswith("semantic_loss_")},
+        "auxiliary_loss_weight": recipe.auxiliary_loss_weight,
         "id2label": label_space.id2label,
         "label2id": label_space.label2id,
         "palette": [list(colour) for colour in label_space.colours],
@@ -116,7 +121,8 @@ def _revhrnet_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConf
 
 
 def _hrnetv2_config(recipe: Recipe, settings: dict[str, Any]) -> PreTrainedConfig:
-    return HRNetV2Config.from_variant(recipe.variant, **settings)
+    head = "ocr" if recipe.head == "ocr" else "concat"
+    return HRNetV2Config.from_variant(recipe.variant, head=head, **settings)
 
 
 ARCHITECTURES: dict[str, tuple[Callable[[Recipe, dict[str, Any]], PreTrainedConfig], type[PreTrainedModel]]] = {

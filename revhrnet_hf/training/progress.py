@@ -47,15 +47,17 @@ class Meter:
         self.losses.append(losses)
         self._steps += 1
 
-    def line(self, step: int, epoch: int, progress: tqdm) -> dict[str, float]:
+    def line(self, step: int, epoch: int, progress: tqdm) -> dict[str, Any]:
         """The numbers of a log line after `step` steps, some also for the bar; the next line begins here.
 
         This is where the host waits for the device. A loss that is not finite is an error, as in `checked_losses`.
         """
         now = time.perf_counter()
-        numbers = {"loss": self._mean_loss(step, epoch), "learning_rate": self.learner.learning_rate}
+        numbers: dict[str, Any] = {"loss": self._mean_loss(step, epoch), "learning_rate": self.learner.learning_rate}
         if self.learner.grad_norm is not None:
             numbers["grad_norm"] = self.learner.grad_norm.item()
+        if terms := self.learner.mean_loss_terms():
+            numbers["loss_terms"] = terms
         numbers["images_per_second"] = self.data.recipe.batch_size * self._steps / (now - self._started)
         numbers["data_seconds"] = self.data.seconds_waited
         self.start(now)

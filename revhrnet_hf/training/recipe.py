@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..defaults import BACKBONE, MOST_WORKERS
+from ..defaults import BACKBONE, LOSS_TERMS, MOST_WORKERS
 from ..errors import RecipeError, did_you_mean
 from .dataset_names import NamedDataset, as_fields, check_one_loader
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 LORA = "lora"  # as trainable_backbone
 RANDOM = "random"  # as backbone_weights
+AUTO, EFFECTIVE_NUMBER = COUNTED_WEIGHTS = ("auto", "effective_number")  # as class_weights
 RECIPES = Path(__file__).parents[1] / "recipes"  # those that come with the package
 
 
@@ -31,7 +32,7 @@ GROUPS = {
     "data": "dataset",
     "model": "architecture",
     "augmentation": "crop_size",
-    "loss": "class_weights",
+    "loss": "loss",
     "optimisation": "epochs",
     "scores": "eval_size",
     "the run": "num_workers",
@@ -118,7 +119,11 @@ class Recipe:
         None, "BasicBlocks of each stream in each module (not given: the variant's; w18, w32, w48: 4)"
     )
     final_block: Literal["basic", "bottleneck"] = _setting("basic", "Block of the last stage")
-    head: Literal["single", "concat"] = _setting("single", "Classify the finest stream, or all streams concatenated")
+    head: Literal["single", "concat", "ocr"] = _setting(
+        "single",
+        "Classify the finest stream, or all streams concatenated, or these by HRNet-OCR's head; with hrnetv2, single and concat "
+        "are the same",
+    )
     init_from: str | None = _setting(
         None, "Checkpoint that training starts from: folder or Hub name, of the same network, trained on any classes"
     )
@@ -179,7 +184,33 @@ class Recipe:
     )
 
     # loss
-    class_weights: list[float] | None = _setting(None, "Weight of each class in the cross-entropy, in the order of the classes")
+    loss: dict[str, float] | None = _setting(
+        None,
+        f"Terms of the loss and their weights, such as cross_entropy=1 lovasz=0.5, of {', '.join(LOSS_TERMS)} (not given: the "
+        "cross-entropy alone)",
+    )
+    label_smoothing: float = _setting(0.0, "Share of the truth that the cross-entropy spreads over all classes, e.g. 0.1")
+    boundary_relaxation: bool = _setting(
+        False, "In the cross-entropy, a pixel may be of any class in its 3×3 neighbourhood (boundary label relaxation)"
+    )
+    focal_gamma: float = _setting(2.0, "With the term focal: its exponent; larger ones count easy pixels less")
+    tversky_alpha: float = _setting(0.3, "With the term tversky: the weight of false positives")
+    tversky_beta: float = _setting(0.7, "With the term tversky: the weight of false negatives")
+    auxiliary_loss_weight: float | None = _setting(
+        None,
+        "Train a 1×1 classifier on each coarser stream too, and add the mean of their losses with this weight, usually 0.4; "
+        "predictions do not use them",
+    )
+    class_weights: list[float] | str | None = _setting(
+        None,
+        "Weight of each class in cross-entropy and focal, in the order of the classes; or counted from the training split: auto "
+        "(median frequency) or effective_number",
+    )
+    effective_number_beta: float | None = _setting(
+        None,
+        "With class_weights effective_number: beta, below 1, e.g. 0.999999; nearer to 1, rare classes weigh more (not given: "
+        "(N - 1) / N with N labelled pixels)",
+    )
     ohem_threshold: float | None = _setting(
         None, "Online hard example mining (OHEM): only pixels whose true class has a lower probability count (HRNet: 0.9)"
     )
@@ -294,6 +325,7 @@ class Recipe:
         self._check_backbone()
         self._check_that_all_count()
         self._check_class_weights()
+        self._check_loss()
         self._check_shares()
         check_one_loader(self.datasets)
         if self.batch_size % self.gradient_accumulation_steps:
@@ -401,10 +433,33 @@ class Recipe:
     def _check_class_weights(self):
         """Their number is checked in network.py, where the classes are known."""
         weights = self.class_weights
+        if isinstance(weights, str):
+            if weights not in COUNTED_WEIGHTS:
+                raise RecipeError(
+                    f"Recipe field class_weights must be one number a class, or one of {', '.join(COUNTED_WEIGHTS)}, got "
+                    f"{weights!r}{did_you_mean(weights, COUNTED_WEIGHTS)}"
+                )
+            return
         if weights is not None and (min(weights, default=0) < 0 or not any(weights)):
             raise RecipeError(
                 f"Recipe field class_weights must not be negative, and one of them at least must be more than 0, got {weights}"
             )
+
+    def _check_loss(self):
+        from ..models.configuration_segmentation import is_weight, loss_fault  # PyTorch, for which --help does not wait
+
+        of_terms = ("label_smoothing", "boundary_relaxation", "ohem_threshold", "focal_gamma", "tversky_alpha", "tversky_beta")
+        fault = loss_fault(self.loss, **{name: getattr(self, name) for name in of_terms})
+        if fault is not None:
+            name, text = fault
+            raise RecipeError(f"Recipe field {'loss' if name == 'terms' else name} {text}")
+        weight, beta = self.auxiliary_loss_weight, self.effective_number_beta
+        if weight == 0:
+            self.auxiliary_loss_weight = None
+        elif weight is not None and not is_weight(weight):
+            raise RecipeError(f"Recipe field auxiliary_loss_weight must not be negative, got {weight}")
+        if beta is not None and not 0 <= beta < 1:
+            raise RecipeError(f"Recipe field effective_number_beta must be at least 0 and less than 1, got {beta}")
 
     def _check_shares(self):
         if self.dataset_shares is None:
@@ -462,9 +517,14 @@ class Recipe:
 # Fields, when they have an effect, and why they have none otherwise.
 CONDITIONS = (
     (
-        ("backbone", "trainable_backbone", "pyramid", "backbone_dtype", "final_block", "head"),
+        ("backbone", "trainable_backbone", "pyramid", "backbone_dtype", "final_block"),
         lambda recipe: recipe.architecture != "hrnetv2",
-        "architecture hrnetv2 has no backbone and no such block or head",
+        "architecture hrnetv2 has no backbone and no such block",
+    ),
+    (
+        ("head",),
+        lambda recipe: recipe.architecture != "hrnetv2" or recipe.head == "ocr",
+        "architecture hrnetv2 always classifies all streams; only its head ocr is another one",
     ),
     (
         ("backbone_learning_rate", "layer_decay"),
@@ -495,6 +555,13 @@ CONDITIONS = (
     ),
     (("poly_power",), lambda recipe: recipe.schedule == "poly", "schedule is not poly"),
     (("momentum",), lambda recipe: recipe.optimizer == "sgd", "it is SGD's, and optimizer is not sgd"),
+    (("focal_gamma",), lambda recipe: "focal" in (recipe.loss or ()), "loss has no term focal"),
+    (("tversky_alpha", "tversky_beta"), lambda recipe: "tversky" in (recipe.loss or ()), "loss has no term tversky"),
+    (
+        ("effective_number_beta",),
+        lambda recipe: recipe.class_weights == "effective_number",
+        "class_weights is not effective_number",
+    ),
     (("ohem_min_kept",), lambda recipe: recipe.ohem_threshold is not None, "there is no ohem_threshold"),
     (
         ("image_column", "label_column"),
@@ -627,11 +694,17 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
         if value not in get_args(kind):
             raise RecipeError(f"Recipe field {name} must be one of {', '.join(get_args(kind))}, got {value!r}{_hint(value)}")
         return value
+    if get_origin(kind) is dict:
+        return _weights_by_name(name, value)
     if get_origin(kind) is list:
         if not isinstance(value, list | tuple):
             raise RecipeError(f"Recipe field {name} must be a list, got {value!r}")
         return [_checked(name, get_args(kind)[0], entry) for entry in value]
-    options = get_args(kind)  # of `X | None`
+    options = get_args(kind)  # of `X | None`, or of a list and words
+    if str in options and len(options) > 2:
+        word = value[0] if isinstance(value, list) and len(value) == 1 else value  # a command line gives a list
+        if isinstance(word, str) and not _is_number(word):
+            return word
     if options:
         return None if value is None else _checked(name, options[0], value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
@@ -643,6 +716,26 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
         hint = _hint(value) if kind is str else ""
         raise RecipeError(f"Recipe field {name} must be of type {kind.__name__}, got {value!r}{hint}")
     return value
+
+
+def _weights_by_name(name: str, value: Any) -> dict[str, float]:
+    """A mapping of names to weights; or names with or without weights, `NAME=WEIGHT` or `NAME`, as the command line has them."""
+    if isinstance(value, str | list | tuple):
+        pairs = [entry.partition("=") for entry in ([value] if isinstance(value, str) else map(str, value))]
+        if len({key for key, _, _ in pairs}) < len(pairs):
+            raise RecipeError(f"Recipe field {name} names a term twice: {value!r}")
+        value = {key: weight if equals else 1.0 for key, equals, weight in pairs}
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"Recipe field {name} must be a mapping of names to weights, got {value!r}")
+    return {str(key): _checked(f"{name}.{key}", float, weight) for key, weight in value.items()}
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _hint(value: Any) -> str:

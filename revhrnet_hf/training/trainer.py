@@ -20,6 +20,7 @@ from ..errors import RunStopped
 from ..evaluation import check_labelled
 from .agreement import SharedErrors, SharedStop, lost_process
 from .checkpoint import Checkpoints, TrainingState
+from .class_weights import with_counted_weights
 from .data import Batch, DataDirs, TrainingData, folders_by_name, load_sets
 from .dataset_checks import fingerprint, refuse_unlabelled
 from .evaluation_hook import EvaluationHook, note_scores
@@ -66,7 +67,7 @@ class Stage:
             network, image_processor, eval_set = self._load(data_dir, resume)
         is_main = self.accelerator.is_main_process
         with self.errors.together():  # files are deleted and written only when no process has found a fault
-            resumes, self.lock = claim_output_dir(self.output_dir, recipe, resume, overwrite) if is_main else (None, None)
+            resumes, self.lock = claim_output_dir(self.output_dir, self.recipe, resume, overwrite) if is_main else (None, None)
         (resumes,) = broadcast_object_list([resumes])
         self._assemble(network, image_processor, eval_set)
         if resumes:
@@ -89,6 +90,7 @@ class Stage:
             self.accelerator.print("\n".join(map(str, train_sets)))
         label_space = label_space_of(eval_set)
         refuse_unlabelled(eval_set, f"{recipe.dataset}:{recipe.eval_split}", label_space.ignore_index)
+        self.recipe = recipe = with_counted_weights(recipe, train_sets)
         self.fingerprint = fingerprint(train_sets, eval_set, recipe.eval_split)
         set_seed(recipe.seed)
         network, image_processor = build_model(recipe, label_space)

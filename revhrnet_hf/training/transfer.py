@@ -11,6 +11,8 @@ from ..errors import DataError, RecipeError, first_few
 from ..evaluation import load_checkpoint
 
 CLASSIFIER = ("head.3.weight", "head.3.bias")  # the last convolution, one row a class
+OCR_CLASSIFIER = ("head.classifier.", "head.regions.3.")  # likewise, with head: ocr
+AUXILIARY = "auxiliary_head."  # also one row a class; a checkpoint and a stage may have them or not
 
 
 @dataclass
@@ -47,14 +49,15 @@ def transfer(model, label_space: LabelSpace, checkpoint: str, with_classifier: b
         RecipeError: it is of another network; the first differing tensor is named.
     """
     before, _ = load_checkpoint(checkpoint)
-    weights, expected = before.state_dict(), model.state_dict()
+    expected = model.state_dict()
+    weights = {name: tensor for name, tensor in before.state_dict().items() if name in expected or not name.startswith(AUXILIARY)}
     _check_same_network(weights, expected, checkpoint)
     before_space = label_space_of_names(before.config.id2label[row] for row in range(before.config.num_labels))
     sources = _sources(before_space, label_space, checkpoint) if with_classifier else [[] for _ in label_space.names]
-    for name in CLASSIFIER:
+    for name in filter(_is_classifier, expected):
         rows = expected[name].clone()
         for row, of in enumerate(sources):
-            if of:
+            if of and name in weights:  # auxiliary classifiers that the checkpoint has not are random
                 rows[row] = weights[name][of].mean(0)
         weights[name] = rows
     model.load_state_dict(weights)
@@ -75,8 +78,12 @@ def _sources(before: LabelSpace, after: LabelSpace, checkpoint: str) -> list[lis
         ) from error
 
 
+def _is_classifier(name: str) -> bool:
+    return name in CLASSIFIER or name.startswith((AUXILIARY, *OCR_CLASSIFIER))
+
+
 def _check_same_network(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], checkpoint: str) -> None:
-    strays = sorted(weights.keys() ^ expected.keys())
+    strays = sorted(name for name in weights.keys() ^ expected.keys() if not name.startswith(AUXILIARY))
     if strays:
         where = "the checkpoint" if strays[0] in weights else "the recipe's network"
         raise RecipeError(
@@ -84,8 +91,10 @@ def _check_same_network(weights: dict[str, torch.Tensor], expected: dict[str, to
             f"{where} only. Give the stage the settings that the checkpoint was trained with"
         )
     for name, tensor in expected.items():
+        if name not in weights:
+            continue
         given, wanted = weights[name].shape, tensor.shape
-        if name in CLASSIFIER:
+        if _is_classifier(name):
             given, wanted = given[1:], wanted[1:]
         if given != wanted:
             raise RecipeError(

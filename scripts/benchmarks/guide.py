@@ -74,7 +74,7 @@ def image_gib(name: str, size: tuple[int, int], classes: int) -> float:
     case = Namespace(height=size[0], width=size[1], batch=1, classes=classes, channels_last=False, precision="fp32")
     plain = name.partition("+")[0] + "+none"
     recomputed = max(whole - kept for whole, kept in zip(module_bytes(plain, case), module_bytes(name, case), strict=True))
-    return (saved_bytes(name, case) + recomputed) / GIB
+    return (saved_bytes(name, case, own_loss=True) + recomputed) / GIB
 
 
 def module_bytes(name: str, case: Namespace) -> list[int]:

@@ -36,11 +36,14 @@ def main(arguments) -> dict:
     return {"settings": settings_of(arguments), "memory": rows}
 
 
-def saved_bytes(name: str, arguments) -> int:
-    """Bytes kept between forward and backward pass, with the loss, counted on the meta device."""
+def saved_bytes(name: str, arguments, own_loss: bool = False) -> int:
+    """Bytes kept between forward and backward pass, with the loss, counted on the meta device.
+
+    The loss is torch's cross-entropy on upsampled logits, the same for all networks, or with `own_loss` the network's.
+    """
     with torch.device("meta"):
         step = make_step(name, arguments, "meta")
-        return bytes_saved_by(step.model, step.loss)
+        return bytes_saved_by(step.model, step.own_loss if own_loss else step.loss)
 
 
 def make_step(name: str, arguments, device: str) -> Step:

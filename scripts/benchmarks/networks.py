@@ -137,6 +137,11 @@ class Step:
         logits = F.interpolate(logits.float(), size=self.labels.shape[-2:], mode="bilinear")
         return F.cross_entropy(logits, self.labels)
 
+    def own_loss(self) -> Tensor:
+        """The loss that the network computes itself, as in training with this package."""
+        with self.precision:
+            return self.model(pixel_values=self.pixel_values, labels=self.labels).loss
+
     def __call__(self) -> None:
         self.loss().backward()
         self.optimizer.step()

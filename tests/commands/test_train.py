@@ -39,7 +39,7 @@ def test_command_line_overrides(tmp_path):
         ("--learning-rat=5", "unknown option --learning-rat (did you mean --learning_rate?)"),
         ("--no_freeze_backbon --zzz", "unknown option --no_freeze_backbon (did you mean --no_freeze_backbone?), --zzz"),
         ("-x 3 stray", "not understood: -x 3 stray"),
-        ("--head triple", "argument --head: invalid choice: 'triple' (choose from 'single', 'concat')"),
+        ("--head triple", "argument --head: invalid choice: 'triple' (choose from 'single', 'concat', 'ocr')"),
         ("--epochs many", "argument --epochs: invalid int value: 'many'"),
         ("--recipe", "argument --recipe: expected one argument"),
         # options of 0.1.0

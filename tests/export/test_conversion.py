@@ -1,6 +1,7 @@
 """Official checkpoints: against a plain PyTorch HRNet with the official names, written from the paper's description alone."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,60 @@ class OfficialHRNet(nn.Module):
         return self.last_layer(torch.cat(xs, 1))
 
 
-def official(align_corners=False, **settings):
+def norm_relu(channels):
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def ones(*widths):
+    """1×1 convolutions without bias, each with its norm and ReLU in a sequence of their own."""
+    return nn.Sequential(*[m for given, out in pairwise(widths) for m in (nn.Conv2d(given, out, 1, bias=False), norm_relu(out))])
+
+
+class ObjectContextBlock(nn.Module):
+    """By sums over single objects, as the paper's equations 3 to 5 have it."""
+
+    def __init__(self, mid, key):
+        super().__init__()
+        self.f_pixel, self.f_object = ones(mid, key, key), ones(mid, key, key)
+        self.f_down, self.f_up = ones(mid, key), ones(key, mid)
+
+    def forward(self, pixels, objects):
+        query, keys, values = self.f_pixel(pixels), self.f_object(objects), self.f_down(objects)
+        weights = torch.einsum("bchw,bcko->bkhw", query, keys) / keys.shape[1] ** 0.5
+        weights = weights.exp() / weights.exp().sum(1, keepdim=True)
+        return self.f_up(sum(weights[:, k : k + 1] * values[:, :, k : k + 1] for k in range(objects.shape[2])))
+
+
+class Distribution(nn.Module):
+    def __init__(self, mid, key):
+        super().__init__()
+        self.object_context_block = ObjectContextBlock(mid, key)
+        self.conv_bn_dropout = nn.Sequential(nn.Conv2d(2 * mid, mid, 1, bias=False), norm_relu(mid), nn.Dropout2d(0.05))
+
+    def forward(self, pixels, objects):
+        return self.conv_bn_dropout(torch.cat([self.object_context_block(pixels, objects), pixels], 1))
+
+
+class OfficialOcr(OfficialHRNet):
+    """seg_hrnet_ocr: the same network with the head of arXiv 1909.11065."""
+
+    def __init__(self, *args, mid, key, classes, **settings):
+        super().__init__(*args, classes=classes, **settings)
+        c = sum(settings["widths"])
+        self.aux_head, self.last_layer = self.last_layer, nn.Identity()
+        self.conv3x3_ocr = nn.Sequential(nn.Conv2d(c, mid, 3, 1, 1), nn.BatchNorm2d(mid), nn.ReLU())
+        self.ocr_distri_head = Distribution(mid, key)
+        self.cls_head = nn.Conv2d(mid, classes, 1)
+
+    def forward(self, x):
+        maps = super().forward(x)
+        regions, pixels = self.aux_head(maps), self.conv3x3_ocr(maps)
+        share = regions.exp() / regions.exp().sum((2, 3), keepdim=True)
+        objects = torch.einsum("bkhw,bchw->bck", share, pixels)[..., None]
+        return self.cls_head(self.ocr_distri_head(pixels, objects)), regions
+
+
+def official(align_corners=False, kind=OfficialHRNet, **settings):
     shape = {
         "widths": [6, 10, 14, 18],
         "modules": [1, 2, 3],
@@ -115,7 +169,7 @@ def official(align_corners=False, **settings):
         "classes": 7,
     }
     torch.manual_seed(0)
-    network = OfficialHRNet(**{**shape, **settings}, align_corners=align_corners)
+    network = kind(**{**shape, **settings}, align_corners=align_corners)
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
@@ -150,6 +204,33 @@ def test_logits_equal(tmp_path, align_corners, form):
             expected = network(x)
             assert expected.std() > 0.01  # else anything would be equal
             torch.testing.assert_close(model(x).logits, expected, rtol=0, atol=1e-4)
+
+
+OCR = {"kind": OfficialOcr, "mid": 12, "key": 8}
+
+
+def test_the_ocr_reference_has_the_published_size():
+    with torch.device("meta"):
+        shape = {"widths": [48, 96, 192, 384], "modules": [1, 4, 3], "blocks": 4, "bottlenecks": 4, "bottleneck_width": 64}
+        network = official(kind=OfficialOcr, **shape, classes=19, mid=512, key=256)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 70.37
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_ocr_logits_and_regions_equal(tmp_path, align_corners):
+    network = official(align_corners, **OCR)
+    torch.save({f"model.{key}": value for key, value in network.state_dict().items()}, tmp_path / "official.pth")
+    model, names = convert_official(read_official(tmp_path / "official.pth"), align_corners)
+    assert model.config.head == "ocr" and len(set(names.values())) == len(names)
+    seen = []
+    model.head.register_forward_hook(lambda _, __, found: seen.append(found))
+    for size in ((64, 96), (75, 53)):
+        x = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            logits, regions = network(x)
+            assert min(logits.std(), regions.std()) > 0.01
+            torch.testing.assert_close(model(x).logits, logits, rtol=0, atol=1e-4)
+            torch.testing.assert_close(seen[-1][1], regions, rtol=0, atol=1e-4)
 
 
 def test_script(tmp_path):

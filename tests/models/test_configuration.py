@@ -58,8 +58,8 @@ def test_unknown_keywords(config_class, keyword, guess):
         AutoConfig.for_model(config_class.model_type, **{keyword: 3})
 
 
-def test_only_the_reverse_network_has_a_backbone_and_a_head():
-    for keyword in ("backbone", "backbone_config", "head", "freeze_backbone"):
+def test_only_the_reverse_network_has_a_backbone():
+    for keyword in ("backbone", "backbone_config", "pyramid", "freeze_backbone"):
         with pytest.raises(TypeError, match=f"HRNetV2Config does not know the keyword {keyword!r}"):
             HRNetV2Config.from_variant("w18", **{keyword: None})
     with pytest.raises(TypeError, match="'stem_stride'"):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revhrnet_hf.models import losses
+from revhrnet_hf.models import loss_bands
 from revhrnet_hf.models.losses import segmentation_loss
 
 
@@ -36,8 +36,8 @@ def value_and_gradient(function, logits):
 
 @pytest.fixture
 def small_bands(monkeypatch):
-    monkeypatch.setattr(losses, "BAND_VALUES", 900)
-    monkeypatch.setattr(losses, "BAND_ROWS", 1)
+    monkeypatch.setattr(loss_bands, "BAND_VALUES", 900)
+    monkeypatch.setattr(loss_bands, "BAND_ROWS", 1)
 
 
 sizes = st.tuples(st.integers(1, 20), st.integers(1, 9))
@@ -55,8 +55,8 @@ def test_bands_are_the_whole(size, label_size, seed, data):
     labels[0, 1:3] = 255
     expected = value_and_gradient(lambda logits: whole(logits, labels, weights), logits)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "BAND_ROWS", rows)
-        patch.setattr(losses, "BAND_VALUES", values)
+        patch.setattr(loss_bands, "BAND_ROWS", rows)
+        patch.setattr(loss_bands, "BAND_VALUES", values)
         found = value_and_gradient(lambda logits: segmentation_loss(logits, labels, class_weights=weights), logits)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 

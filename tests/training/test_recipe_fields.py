@@ -151,6 +151,9 @@ def backbone_dtype(built):
     return seen
 
 
+OF_TERMS = ("label_smoothing", "boundary_relaxation", "focal_gamma", "tversky_alpha", "tversky_beta")
+
+
 def loss_setting(name):
     """The setting in the network's config, if its loss is that of the recipe's settings."""
 
@@ -161,7 +164,16 @@ def loss_setting(name):
         torch.nn.init.normal_(built.model.head[3].weight, std=0.1)
         outputs = built.model.eval()(torch.rand(2, 3, 32, 32), labels=labels)
         loss, other_loss = (
-            segmentation_loss(outputs.logits, labels, 255, recipe.class_weights, recipe.ohem_threshold, recipe.ohem_min_kept)
+            segmentation_loss(
+                outputs.logits,
+                labels,
+                255,
+                recipe.class_weights,
+                recipe.ohem_threshold,
+                recipe.ohem_min_kept,
+                terms=recipe.loss,
+                **{name: getattr(recipe, name) for name in OF_TERMS},
+            )
             for recipe in (built.recipe, built.other)
         )
         torch.testing.assert_close(outputs.loss, loss)
@@ -498,6 +510,20 @@ REACHES = {
     "rare_class_images": Entry(0.5, rare_classes("images"), lambda value: value or None),
     "rare_class_temperature": Entry(0.1, rare_classes("temperature"), also={"rare_class_crops": 0.5}),
     # loss
+    "loss": Entry({"cross_entropy": 1.0, "lovasz": 0.5}, loss_setting("terms")),
+    "label_smoothing": Entry(0.2, loss_setting("label_smoothing")),
+    "boundary_relaxation": Entry(True, loss_setting("boundary_relaxation")),
+    "focal_gamma": Entry(1.0, loss_setting("focal_gamma"), also={"loss": "focal"}),
+    "tversky_alpha": Entry(0.9, loss_setting("tversky_alpha"), also={"loss": "tversky"}),
+    "tversky_beta": Entry(0.2, loss_setting("tversky_beta"), also={"loss": "tversky"}),
+    "auxiliary_loss_weight": Entry(
+        0.4,
+        lambda built: built.model.auxiliary_head and (built.model.config.auxiliary_loss_weight, len(built.model.auxiliary_head)),
+        lambda weight: weight and (weight, 3),
+    ),
+    "effective_number_beta": Entry(
+        0.5, lambda built: max(built.stage.recipe.class_weights) < 1.01, bool, {"class_weights": "effective_number"}
+    ),
     "class_weights": Entry([1.0 + k for k in range(11)], loss_setting("class_weights")),
     "ohem_threshold": Entry(0.09, loss_setting("ohem_threshold"), also={"ohem_threshold": 0.5, "ohem_min_kept": 16}),
     "ohem_min_kept": Entry(500, loss_setting("ohem_min_kept"), also={"ohem_threshold": 0.001, "ohem_min_kept": 64}),

@@ -55,6 +55,25 @@ def test_rows_without_a_partner_stay_random(make, cityscapes):
     assert handed.rows == {"sky": ["sky"], "giraffe": []}
 
 
+@pytest.mark.parametrize("before_has", [True, False])
+@pytest.mark.parametrize("after_has", [True, False])
+def test_auxiliary_classifiers(make, tmp_path, before_has, after_has):
+    """Their rows are transferred too; where the checkpoint has none they are random, and those that nobody needs are left."""
+    weight = {True: 0.4, False: None}
+    before = make(get_label_space("cityscapes").names, auxiliary_loss_weight=weight[before_has])
+    before.save_pretrained(tmp_path)
+    revhrnet_hf.RevHRNetImageProcessor().save_pretrained(tmp_path)
+    space = get_label_space("camvid11")
+    model = make(space.names, seed=1, auxiliary_loss_weight=weight[after_has])
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    transfer(model, space, str(tmp_path))
+    assert torch.equal(model.head[3].weight[space.label2id["Road"]], before.head[3].weight[0])
+    for name, tensor in model.state_dict().items():
+        if name.startswith("auxiliary_head."):
+            expected = before.state_dict()[name][0] if before_has else fresh[name][space.label2id["Road"]]
+            assert torch.equal(tensor[space.label2id["Road"]], expected)
+
+
 def test_off(make, cityscapes):
     _, folder = cityscapes
     space = get_label_space("camvid11")
