@@ -408,8 +408,10 @@ def test_migrating(tmp_path):
 
 def test_studies(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
+    from studies.peers import register_peers
     from studies.plan import Study
 
+    register_peers()
     [(_, study)] = blocks("studies.md", "yaml")
     (tmp_path / "study.yaml").write_text(study, encoding="utf-8")
     assert list(Study.from_yaml(tmp_path / "study.yaml").networks)[-1] == "FPN"
