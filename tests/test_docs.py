@@ -374,7 +374,7 @@ def test_pages_about_a_run_of_camvid(two_streams_checkpoint, tmp_path):
     draw_data(tmp_path / "my_data")
     (tmp_path / "my_data" / "labels.yaml").write_text("{names: {road: 7, person: 24, car: [26, 27]}, ignore: [0]}")
     audit, crops, _, on_train, errors = run_page("low_miou.md", tmp_path, ["bash"])
-    assert "person" in audit and "try_crops.png" in crops and "mIoU" in on_train and "errors.png" in errors
+    assert "person" in audit and "try_crops.png" in crops and "mIoU" in on_train and "where.png" in errors
 
 
 @pytest.mark.slow
