@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from revhrnet_hf import __all__ as PUBLIC
 from revhrnet_hf.cli import ArgumentParser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -322,6 +323,9 @@ class Imports:
                                   (ROOT / path).read_text(encoding="utf-8"))  # fmt: skip
                 if found:
                     yield from self._resolved(f"{base}{found.group(1)}", name)
+                    return
+                if base == PACKAGE and name in PUBLIC:  # imported when it is first asked for
+                    yield from self._resolved(f"{PACKAGE}.models", name)
                     return
             yield base
 

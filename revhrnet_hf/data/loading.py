@@ -74,7 +74,7 @@ def load_segmentation_dataset(
         DataError: the name, split or label space is unknown, a slice selects no image or is asked of a stream, or a file in the
             folder is missing or does not fit.
     """
-    part = SplitSlice.of_text(split)
+    part = _part_of_split(name, data_dir, split, label_space, loader)
     if not part.is_whole:
         if streaming:
             raise DataError(f"{split!r}: a part of a split cannot be streamed; load {part.name!r}, and use its take() and skip()")
@@ -100,6 +100,18 @@ def load_segmentation_dataset(
         )
     check_known(f"split of {name}", split, splits)
     return _load_split(builder_class, data_dir, split, label_space, streaming)
+
+
+def _part_of_split(
+    name: str, data_dir: str | Path, split: str, label_space: str | Path | None, loader: str | None
+) -> SplitSlice:
+    """The part that `split` asks for; the whole split if it is the name of one, which may have brackets in a folder of images."""
+    loader = loader_of(name, loader)
+    if "[" in split and loader in DATASETS and not DATASETS[loader].LABEL_SPACES:
+        builder_class, data_dir, label_space = find_builder(loader, data_dir, label_space)
+        if split in builder_class.splits(data_dir, label_space):
+            return SplitSlice(split)
+    return SplitSlice.of_text(split)
 
 
 def _selected(whole: datasets.Dataset, part: SplitSlice, split: str) -> datasets.Dataset:

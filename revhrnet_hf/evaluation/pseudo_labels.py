@@ -77,7 +77,7 @@ class Thresholds:
         least = np.full(len(names), math.ceil(level_of(self.min_confidence)))
         if self.class_share is not None:
             at_least = counts[:, ::-1].cumsum(axis=1)  # pixels of level FULL, FULL − 1 or more, …
-            wanted = self.class_share * at_least[:, -1:]
+            wanted = self.class_share * at_least[:, -1:] - 1e-6  # 0.14 × 300 is a little more than 42 in floating point
             least = np.maximum(least, FULL - (at_least >= np.maximum(wanted, 1)).argmax(axis=1))
         for name, confidence in self.by_class.items():
             least[names.index(name)] = math.ceil(level_of(confidence))

@@ -13,7 +13,10 @@ DIGITS = 6  # significant ones of a weight in the recipe
 
 
 def with_counted_weights(recipe: Recipe, sets: list[TrainingSet]) -> Recipe:
-    """The recipe, with numbers for `class_weights` where it names a method (and without its beta); the numbers are those of all sets together."""
+    """The recipe, with numbers for `class_weights` where it names a method; the numbers are those of all sets together.
+
+    They stand for the method's beta, too, which is then not given.
+    """
     if not isinstance(recipe.class_weights, str):
         return recipe
     pixels = np.concatenate([class_pixel_counts(entry.images, recipe.num_workers) for entry in sets])

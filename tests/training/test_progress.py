@@ -38,7 +38,7 @@ def meter(monkeypatch):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     data = SimpleNamespace(recipe=Recipe(dataset="camvid", batch_size=12), seconds_waited=7.0)
-    made = Meter(data, SimpleNamespace(learning_rate=0.25, grad_norm=None))
+    made = Meter(data, SimpleNamespace(learning_rate=0.25, grad_norm=None, mean_loss_terms=dict))
     for losses in ([1.0, 3.0], [0.5, 0.5]):  # two forward passes a step
         made.add(torch.tensor(losses))
     clock.now, data.seconds_waited = 103.0, data.seconds_waited + 1.0

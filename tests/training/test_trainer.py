@@ -43,7 +43,8 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 def test_slow_bf16_is_said(monkeypatch, caplog):
     said = torch.backends.cpu.get_cpu_capability() in processes.NO_FAST_BF16
     assert said != torch.ops.mkldnn._is_mkldnn_bf16_supported(), "oneDNN, which computes it, must be of the same opinion"
-    monkeypatch.setattr(processes, "Accelerator", lambda **_: SimpleNamespace(num_processes=1, is_main_process=True))
+    alone = SimpleNamespace(num_processes=1, is_main_process=True, device=torch.device("cpu"))
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: alone)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     for capability, precision, warned in [("AVX2", "bf16", True), ("AVX2", "no", False), ("AVX512", "bf16", False)]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)  # noqa: B023
@@ -442,7 +443,7 @@ class TestBadInput:
     def test_nothing_is_written_before_all_is_known(self, recipe, mini_camvid, tmp_path):
         output_dir = tmp_path / "out"
         for field, value, said in (
-            ("dataset", "camvit", "Unknown dataset: 'camvit'; known: camvid"),
+            ("dataset", "camvit", "Unknown dataset: 'camvit' .did you mean camvid..; known: camvid"),
             ("eval_split", "test", "no split 'test'"),
             ("backbone", "resnet5o", "Unknown model"),
             ("backbone_weights", None, "Cannot fetch"),
