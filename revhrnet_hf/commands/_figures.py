@@ -49,14 +49,16 @@ def draw_comparison(args):
             rows.append((title, [figures.colourise(label_maps[place], palette, len(palette)), *panels]))
         blocks.append(plots.Block(image, rows))
     legend = legend_of([label_map for of_model in predictions for label_map in of_model], names, palette)
-    said = " ".join(f"{title}: {share}." for title, share in zip(titles, shares, strict=True) if share)
+    said = " ".join(f"{title}: {share}.".removeprefix(": ") for title, share in zip(titles, shares, strict=True) if share)
     caption = CAPTIONS[args.map] + (f" Share of the variance in the three, by stride: {said}" if said else "")
     return plots.panel_figure(blocks, ["prediction", *(f"stride {stride}" for stride in strides)], legend, caption)
 
 
 def shared_classes(configs, checkpoints) -> tuple[list[str], list]:
-    """Names and colours of both models' classes; the names of one may be placeholders."""
+    """Names and colours of both models' classes, or of one model's; the names of one of two may be placeholders."""
     classes = [figures.names_and_palette(config) for config in configs]
+    if len(classes) == 1:
+        return classes[0]
     named, other = (1, 0) if classes[0][0][0] == "LABEL_0" else (0, 1)
     names, palette = classes[named]
     check_same_classes(configs[other], names, checkpoints[named])
@@ -164,6 +166,7 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
 
 DRAWINGS = {
     "compare": draw_comparison,
+    "maps": draw_comparison,
     "overlay": draw_overlay,
     "errors": draw_errors,
     "confusion": draw_confusion,

@@ -1,6 +1,7 @@
 """Figures for papers, cards and talks, as PNG or PDF (needs the extra `plots`).
 
     revhrnet figure compare CHECKPOINT_A CHECKPOINT_B IMAGES… -o fig.png    # predictions and feature maps
+    revhrnet figure maps CHECKPOINT IMAGES… -o maps.png    # the same for one model
     revhrnet figure overlay CHECKPOINT IMAGES… -o overlay.pdf
     revhrnet figure errors CHECKPOINT --dataset camvid --data_dir DIR --split val -o errors.png
     revhrnet figure confusion runs/camvid/best/scores_camvid_val.json -o confusion.pdf
@@ -17,7 +18,7 @@ from ..cli import ArgumentParser, add_trust_argument, run
 from ..errors import RecipeError
 from . import check_installed
 
-FIGURES = ("compare", "overlay", "errors", "confusion", "legend")
+FIGURES = ("compare", "maps", "overlay", "errors", "confusion", "legend")
 
 
 def build_parser() -> ArgumentParser:
@@ -36,13 +37,14 @@ def build_parser() -> ArgumentParser:
     compare = command("compare", "two models' predictions and feature maps, one below the other")
     compare.add_argument("checkpoints", metavar="CHECKPOINT", nargs=2, help="folder or Hub name")
     compare.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
-    compare.add_argument(
-        "--map",
-        choices=("pca", "mean"),
-        default="pca",
-        help="how a feature map becomes an image: principal components as colours, or mean activation (default: %(default)s)",
-    )
+    _add_map_argument(compare)
     compare.add_argument("--names", nargs=2, metavar="NAME", help="names of the two models (default: their folders')")
+
+    maps = command("maps", "a model's prediction and feature maps")
+    maps.add_argument("checkpoints", metavar="CHECKPOINT", nargs=1, help="folder or Hub name")
+    maps.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
+    _add_map_argument(maps)
+    maps.set_defaults(names=[""])
 
     overlay = command("overlay", "images beside a model's predictions, laid over them")
     overlay.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name")
@@ -57,6 +59,15 @@ def build_parser() -> ArgumentParser:
     legend = command("legend", "the classes' names and colours")
     legend.add_argument("classes", metavar="CLASSES", help="checkpoint, label space by name, or label table (.yaml)")
     return parser
+
+
+def _add_map_argument(figure: ArgumentParser) -> None:
+    figure.add_argument(
+        "--map",
+        choices=("pca", "mean"),
+        default="pca",
+        help="how a feature map becomes an image: principal components as colours, or mean activation (default: %(default)s)",
+    )
 
 
 def _add_errors_arguments(errors: ArgumentParser) -> None:

@@ -202,7 +202,7 @@ def test_without_a_figure(capsys):
     with pytest.raises(SystemExit) as raised:
         figure.main([])
     assert raised.value.code == 2
-    assert capsys.readouterr().err.startswith("error: say which figure: compare, overlay, errors, confusion, legend")
+    assert capsys.readouterr().err.startswith("error: say which figure: compare, maps, overlay, errors, confusion, legend")
 
 
 def test_every_figure_is_drawn():

@@ -33,10 +33,10 @@ from revhrnet_hf.demo.space import export_space
 from revhrnet_hf.errors import CheckpointError, HubError
 
 from .. import forked
+from ..browser import open_chromium
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "demo.py"
 NAMES = ["road", "sky & <b>clouds</b>", "car", "tree"]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +98,8 @@ def serving():
 
 @pytest.fixture
 def browser(tmp_path):
-    if not CHROMIUM or not shutil.which("chromedriver"):
-        pytest.skip("Chromium is not installed (apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (the extra `test`)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
-    for switch in [*switches.split(), "disable-sync", "window-size=1280,900", f"user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(f"--{switch}")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with open_chromium(tmp_path / "profile") as driver:
+        yield driver
 
 
 class Page:
