@@ -228,7 +228,7 @@ class Stage:
         return scores
 
     def save(self, scores: dict[str, Any] | None = None) -> None:
-        """Write `last`, and `best` where the scores are the best so far.
+        """Write `last`, `best` where the scores are the best so far, and the report where there are scores.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -245,6 +245,8 @@ class Stage:
                 if better:
                     self.checkpoints.save_best(scores, example)
                 self.checkpoints.save_last(losses, scores, example)
+                if scores is not None:
+                    self.evaluation.write_report(self.output_dir, scores, self.state)
 
     def _stopped(self) -> RunStopped:
         step = self.state.step

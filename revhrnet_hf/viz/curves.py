@@ -68,7 +68,7 @@ def read_log(path: Path) -> Curves:
 
 
 def draw_curves(curves: list[Curves]) -> "Figure":
-    """Loss (values faint, their moving mean strong; validation loss dashed) beside mIoU, over steps, in one colour for each run."""
+    """Loss (values faint, moving mean strong, validation loss dashed) beside mIoU, over steps, in one colour for each run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from transformers import PreTrainedConfig
 
-from ..data.label_space import label_space_of_names
+from ..data.label_space import LabelSpace, label_space_of_names
 from ..data.palette import default_palette
 from ..errors import CheckpointError, RecipeError, did_you_mean, first_few
 from ..images import Colour
@@ -49,6 +49,12 @@ def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]
 def _known_palette(names: list[str]) -> list[Colour] | None:
     space = label_space_of_names(names)
     return list(space.colours) if any(map(any, space.colours)) else None
+
+
+def colours_of(label_space: LabelSpace) -> list[Colour]:
+    """The colours of a label space's classes, or others where it has only black."""
+    colours = label_space.colours if any(map(any, label_space.colours)) else default_palette(label_space.num_classes)
+    return [tuple(colour) for colour in colours]
 
 
 def untinted_classes(names: Sequence[str], chosen: Collection[str] | None = None) -> frozenset[int]:
@@ -337,6 +343,13 @@ def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
 def text_size(width: int) -> int:
     """Height in pixels of text that is readable when an image of this width in pixels is viewed as a whole."""
     return max(12, round(width / 28))
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text without as much of its beginning as makes it fit; ends of names differ more often than their beginnings."""
+    while len(text) > 1 and font.getlength(text) > width:
+        text = f"…{text.lstrip('…')[1:]}"
+    return text
 
 
 def _titles(titles: Sequence[str], column_width: int, gap: int, font_size: int) -> Image.Image:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 WIDTH, HEIGHT = 560, 280  # of the whole chart, in SVG's user units
 LEFT, RIGHT, TOP, BOTTOM = 52, 28, 12, 40  # margins for the axes' numbers and titles
@@ -137,7 +138,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     if len(points) <= MOST_POINTS:
         return list(points)
     bounds = [place * len(points) // MOST_POINTS for place in range(MOST_POINTS + 1)]
-    groups = [points[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    groups = [points[start:end] for start, end in pairwise(bounds)]
     return [tuple(sum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]
 
 

@@ -129,7 +129,8 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], caption: str = ""
     Classes that occur neither in truth nor in prediction are left out.
 
     Args:
-        matrix: (classes, classes) counts of pixels, rows truth, columns prediction. The row of a class that is never true is grey.
+        matrix: (classes, classes) counts of pixels, rows truth, columns prediction. The row of a class that is never
+            true is grey.
         names: of the classes.
         caption: below the matrix.
     """

@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,10 +112,15 @@ def write_report(path: str | Path, report: Report) -> None:
         DataError: the file is there, and is no report of this program.
         OSError: it cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not is_report(path):
-        raise DataError(f"{path} is there and is no report of this program: move it away")
+    check_report_place(path)
     write_text(path, report_html(report))
+
+
+def check_report_place(path: str | Path) -> None:
+    """Raise a DataError if something lies there that is no report of this program."""
+    path = Path(path)
+    if os.path.lexists(path) and (not path.is_file() or path.is_symlink() or not is_report(path)):
+        raise DataError(f"{path} is there and is no report of this program: move it away")
 
 
 def is_report(path: Path) -> bool:
