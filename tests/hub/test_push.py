@@ -167,6 +167,7 @@ def test_reports_which_show_the_datasets_images_are_never_sent(checkpoint, tmp_p
     worst.parent.mkdir()
     for path in (*here, worst):
         path.write_bytes(image)
+    (tmp_path / "staged").mkdir()
     left_out = hub_module.stage(checkpoint, tmp_path / "staged", "someone/tiny")
     assert {"report.html", "scores_cityscapes_val_report.html", "scores_cityscapes_val_worst"} <= set(left_out)
     sent = [path for path in (tmp_path / "staged").rglob("*") if path.is_file()]

@@ -237,14 +237,14 @@ def test_a_report_lies_beside_the_checkpoint(recipe, mini_camvid, tmp_path, capl
 
     def write_and_keep(*arguments):
         write(*arguments)
-        written.append((tmp_path / "report.html").read_text())
+        written.append((tmp_path / "report.html").read_text(encoding="utf-8"))
         if len(written) == 1:  # somebody takes the name between two evaluations
             (tmp_path / "report.html").write_text("notes")
 
     stage.evaluation.write_report = write_and_keep
     scores = stage.run()
     [first, notes] = written
-    assert notes == "notes" == (tmp_path / "report.html").read_text()
+    assert notes == "notes" == (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "is no report of this program" in caplog.text and "training continues" in caplog.text
     assert "1 of 2, after step 2" in first and "CamVid" in first and "For yourself" in first
     assert f"{tmp_path}/best" in first and "batch_norm_momentum: 0.1" in first
@@ -252,7 +252,7 @@ def test_a_report_lies_beside_the_checkpoint(recipe, mini_camvid, tmp_path, capl
 
     (tmp_path / "report.html").unlink()
     write(tmp_path, scores, stage.state)
-    assert f"<b>{100 * scores['mean_iou']:.1f} %</b>" in (tmp_path / "report.html").read_text()
+    assert f"<b>{100 * scores['mean_iou']:.1f} %</b>" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
     dataset = load_segmentation_dataset("camvid", mini_camvid, "val")
     images, truth = list(dataset["image"]), [np.array(label_map) for label_map in dataset["label_map"]]
