@@ -3,7 +3,7 @@ does not wait for PyTorch."""
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from ..evaluation.checkpoint import class_sources, load_checkpoint
 from ..evaluation.cityscapes import instance_locations
 from ..evaluation.confusion import ConfusionMatrix
 from ..evaluation.evaluator import Recorder, evaluate_images, score_records
-from ..evaluation.predict import Predicted
+from ..evaluation.predict import Predicted, segment
 from ..evaluation.records import ImageRecord, WorkFolder, class_totals_by_image
+from ..evaluation.report import best_and_worst, shown_images, terms_of
 from ..evaluation.results import (
     OWN,
     Evaluation,
@@ -43,12 +44,22 @@ from ..evaluation.results import (
     digest_of_data,
     result_stem,
 )
-from ..evaluation.scores import bootstrap_intervals, check_labelled, format_scores, worst_images, write_image_scores
+from ..evaluation.scores import (
+    bootstrap_intervals,
+    check_labelled,
+    format_scores,
+    image_mean_ious,
+    worst_images,
+    write_image_scores,
+)
 from ..evaluation.settings import InferenceSettings, inference_settings
 from ..evaluation.submission import submission_format
 from ..evaluation.worst_images import draw_worst_images
 from ..hub.model_card import refresh_model_card
-from ..io import write_json
+from ..io import LOG_FILE, write_json
+from ..viz.curves import read_log
+from ..viz.figures import colours_of, untinted_classes
+from ..viz.report import Report, ShownImage, check_report_place, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -190,9 +201,11 @@ class Job:
         if self.dataset.data.column("label_map").null_count == 0:
             if not any(len(record.cells) for record in records):
                 work.remove()  # `report` raises an error; once the label maps are corrected, these records are of no use
-            totals = self.report(records, calibration)
+            result, totals = self.report(records, calibration)
             if self.args.worst:
                 self.draw_worst_images(totals)
+            if self.args.report:
+                self.write_report(result, totals)
         work.remove()
 
     def check_submission(self, records: Sequence[ImageRecord]) -> None:
@@ -200,11 +213,11 @@ class Job:
         submission.check(folder, {record.image_id: record.size for record in records})
         print(f"submission: {len(records)} label maps in {folder / submission.folder}, all checked")
 
-    def report(self, records: Sequence[ImageRecord], calibration: dict[str, Any] | None) -> np.ndarray:
+    def report(self, records: Sequence[ImageRecord], calibration: dict[str, Any] | None) -> tuple[dict[str, Any], np.ndarray]:
         """Prints the scores and writes the files of the result.
 
         Returns:
-            `class_totals_by_image`, (images, 3, classes).
+            `Evaluation.result`, and `class_totals_by_image`, (images, 3, classes).
         """
         args, evaluation, names = self.args, self.evaluation, self.evaluation.label_space.names
         scores, matrix = score_records(records, evaluation.label_space, args.absent_as_zero)
@@ -224,7 +237,7 @@ class Job:
             temperature = calibration["fitted"]["temperature"]
             save_temperature(args.checkpoint, temperature)
             print(f"saved: temperature {temperature:.4g} in {Path(args.checkpoint) / 'config.json'}")
-        return totals
+        return result, totals
 
     def write(self, result: dict, matrix: np.ndarray, totals: np.ndarray) -> None:
         """Writes the JSON and the files beside it; if they lie in the checkpoint's folder, updates its model card too."""
@@ -246,9 +259,64 @@ class Job:
 
     def draw_worst_images(self, totals: np.ndarray) -> None:
         folder, worst = self.output.with_name(f"{self.output.stem}_worst"), worst_images(totals, self.args.worst)
-        space, settings = self.evaluation.label_space, self.evaluation.settings
-        draw_worst_images(folder, worst, self.dataset, space, self.model, self.image_processor, settings, self.sources)
+        draw_worst_images(folder, self.shown(worst, image_mean_ious(totals)), self.evaluation.label_space)
         print(f"written: the {len(worst)} worst images, truth above prediction, in {folder}")
+
+    def write_report(self, result: dict[str, Any], totals: np.ndarray) -> None:
+        """Writes the report of this evaluation; with the curves and the recipe of the run whose checkpoint is evaluated."""
+        path, args, space = report_file(self.output), self.args, self.evaluation.label_space
+        mean_ious = image_mean_ious(totals)
+        best, worst = (list(self.shown(rows, mean_ious)) for rows in best_and_worst(mean_ious))
+        report = Report(
+            title=f"{result['checkpoint']} on {args.dataset_name} {args.split}",
+            facts={"scored on": f"{args.split}, {result['images']} images", "inference": str(self.evaluation.settings)},
+            terms=terms_of(args.dataset),
+            checkpoint=args.checkpoint,
+            names=space.names,
+            colours=colours_of(space),
+            scores=result["scores"],
+            matrix=np.array(result["confusion_matrix"]),
+            best=best,
+            worst=worst,
+            ignore_index=space.ignore_index,
+            untinted=untinted_classes(space.names, space.untinted),
+            **run_of(Path(args.checkpoint)),
+        )
+        write_report(path, report)
+        print(f"written: {path}")
+
+    def shown(self, rows: Sequence[int], mean_ious: np.ndarray) -> Iterator[ShownImage]:
+        """Images with truth and prediction, one by one."""
+
+        def predict(_, content: dict[str, Any]) -> np.ndarray:
+            truth = content["label_map"]
+            return segment(
+                self.model,
+                self.image_processor,
+                content["image"],
+                self.evaluation.settings,
+                target_size=(truth.height, truth.width),
+                sources=self.sources,
+                name=content["image_id"],
+            ).label_map
+
+        return shown_images(self.dataset, rows, mean_ious, predict)
+
+
+def report_file(output: Path) -> Path:
+    """The report beside a result's JSON file."""
+    return output.with_name(f"{output.stem}_report.html")
+
+
+def run_of(checkpoint: Path) -> dict[str, Any]:
+    """Curves and recipe of the run that has written a checkpoint's folder, as far as its files are there."""
+    log, recipe = checkpoint.parent / LOG_FILE, checkpoint / "recipe.yaml"
+    found: dict[str, Any] = {}
+    if recipe.is_file():
+        found["recipe"] = recipe.read_text(encoding="utf-8")
+        if log.is_file():
+            found["curves"] = read_log(log)
+    return found
 
 
 def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
@@ -280,6 +348,8 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
     )
     if not args.overwrite and check_replaceable(output, evaluation.identity()) and state.is_main_process:
         logger.info("the scores of an earlier run of the same evaluation in %s will be replaced", output)
+    if args.report:
+        check_report_place(report_file(output))
     submission = args.submission and submission_format(args.dataset, space)
     recorder = Recorder(space, args.boundary, instances, submission, args.submission)
     model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype), args.trust_remote_code)

@@ -103,6 +103,12 @@ def _add_result_arguments(group) -> None:
         help="draw the N images of lowest mIoU, with truth and prediction laid over them",
     )
     group.add_argument(
+        "--report",
+        action="store_true",
+        help="write a report as one HTML file too: scores, confusion matrix, best and worst images, curves and recipe of the "
+        "run. It contains images of the dataset",
+    )
+    group.add_argument(
         "--submission",
         type=Path,
         metavar="DIR",

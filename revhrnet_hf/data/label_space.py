@@ -35,6 +35,7 @@ class LabelSpace:
         raw_ids: raw id → train id, or `ignore_index` for ids that are not scored.
         ignore_index: the train id of ignored pixels.
         raw_colours: raw RGB colour → train id, if the publisher's label maps are coded by colour.
+        untinted: names of the classes that overlays show without colour; None: the class called background, if there is one.
     """
 
     name: str
@@ -43,6 +44,7 @@ class LabelSpace:
     raw_ids: Mapping[int, int] = field(hash=False)
     ignore_index: int = 255
     raw_colours: Mapping[Colour, int] = field(default_factory=dict, hash=False)
+    untinted: tuple[str, ...] | None = None
 
     def __post_init__(self):
         if len(self.names) != len(self.colours):
@@ -76,6 +78,7 @@ class LabelSpace:
             colours=tuple(table.colours),
             raw_ids=table.raw_ids,
             raw_colours=table.raw_colours,
+            untinted=table.untinted,
         )
         if LABEL_SPACES.get(space.name, space) != space:
             raise DataError(f"Label table {path}: {space.name!r} is already the name of another label space: change name.")
@@ -106,6 +109,8 @@ class LabelSpace:
                 "raw_ids": sorted(self.raw_ids.items()),
                 "ignore_index": self.ignore_index,
                 "raw_colours": sorted(self.raw_colours.items()),
+                # Only where it is given, so that the text of other label spaces is as in earlier versions.
+                **({} if self.untinted is None else {"untinted": self.untinted}),
             },
             ensure_ascii=False,
         )
@@ -122,6 +127,7 @@ class LabelSpace:
                 raw_ids={raw_id: train_id for raw_id, train_id in table["raw_ids"]},
                 ignore_index=table["ignore_index"],
                 raw_colours={tuple(colour): train_id for colour, train_id in table["raw_colours"]},
+                untinted=tuple(table["untinted"]) if "untinted" in table else None,
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise DataError(f"No label space can be read from the JSON {text[:80]!r} ({error!r}).") from error

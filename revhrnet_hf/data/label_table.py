@@ -19,6 +19,7 @@ All fields:
     label_suffix: _mask
     val_fraction: 0.2                         # hold out this share of the images as the split val ...
     val_seed: 0                               # ... chosen by their names and this number
+    untinted: [lawn]                          # classes that overlays show without colour; default: one called background
 
 A colour is `[red, green, blue]` (0–255) or `"#rrggbb"` in quotes. Classes without a colour get one from a palette for
 colour-blind people. An id or a colour that is not in the table is an error when a label map with it is read.
@@ -45,7 +46,7 @@ from .archive import DataFolder, location_name, read_text, split_location
 from .limits import MEBIBYTE
 from .palette import default_palette
 
-FIELDS = ("name", "names", "ignore", "images", "labels", "image_suffix", "label_suffix", "val_fraction", "val_seed")
+FIELDS = ("name", "names", "ignore", "images", "labels", "image_suffix", "label_suffix", "val_fraction", "val_seed", "untinted")
 CLASS_FIELDS = ("ids", "colours")
 USUAL_NAME = "labels.yaml"
 CVAT_NAME = "labelmap.txt"
@@ -76,6 +77,7 @@ class LabelTable:
         image_suffix, label_suffix: the ends of the file names, before the ending; None if not given.
         val_fraction: the share of the images that is held out as the split val; None for no such split.
         val_seed: the seed for the choice of these images.
+        untinted: names of the classes that overlays show without colour; None if not given.
     """
 
     name: str
@@ -89,6 +91,7 @@ class LabelTable:
     label_suffix: str | None = None
     val_fraction: float | None = None
     val_seed: int = 0
+    untinted: tuple[str, ...] | None = None
 
 
 def is_label_table(given: str | Path) -> bool:
@@ -226,7 +229,15 @@ class _Reader:
             if name in fields:
                 setattr(self.result, name, self._suffix(fields[name], name))
         self._read_val(fields)
+        if "untinted" in fields:
+            self.result.untinted = tuple(self._class_name(item) for item in _items(fields["untinted"]))
         return self.result
+
+    def _class_name(self, node: yaml.Node) -> str:
+        name = self._text(node, "untinted")
+        if name not in self.result.names:
+            raise self._error(node, f"untinted: there is no class {name!r}{did_you_mean(name, self.result.names)}.")
+        return name
 
     def _is_cvat(self, node: yaml.Node) -> bool:
         return isinstance(node, yaml.ScalarNode) and node.value == CVAT_NAME

@@ -89,7 +89,7 @@ def evaluate_dataset(
     num_processes: int = 1,
     num_workers: int | None = 0,
     progress: Callable[[int], None] | None = None,
-    look: Callable[[Predicted], None] | None = None,
+    look: Callable[[Predicted, ConfusionMatrix], None] | None = None,
 ) -> ConfusionMatrix:
     """Scores a model on a dataset with label maps, or on this process's share of it.
 
@@ -100,7 +100,7 @@ def evaluate_dataset(
         model, image_processor, dataset, num_labels, ignore_index, sources, settings, num_workers: as in `evaluate_images`.
         process_index, num_processes: which share of the images to take, of how many.
         progress: is called with 1 after each image (a progress bar's `update`).
-        look: is called with each prediction.
+        look: is called with each prediction and the image's own confusion matrix.
 
     Returns:
         The matrix of this process's images, on the model's device.
@@ -110,11 +110,11 @@ def evaluate_dataset(
         CheckpointError, RecipeError: as in `predict_dataset`.
     """
 
-    def each_image(image: Predicted, _) -> None:
+    def each_image(image: Predicted, counts: ConfusionMatrix) -> None:
         if image.references is None:
             raise DataError(f"image {image.image_id} has no label map, so it cannot be scored: choose a split with label maps")
         if look is not None:
-            look(image)
+            look(image, counts)
         if progress is not None:
             progress(1)
 

@@ -138,7 +138,7 @@ def confusion_caption(result: Mapping[str, Any]) -> str:
     """The text below a drawing of a result's confusion matrix."""
     parts = [f"{result['checkpoint']} on {result['dataset']} {result['split']}", f"{result['images']} images"]
     parts += [settings["inference"]] if "inference" in (settings := result.get("settings", {})) else []
-    return f"{', '.join(parts)}. A row adds up to all pixels of a true class; grey: a class that occurs nowhere."
+    return f"{', '.join(parts)}. A row adds up to all pixels of a true class; grey: a class that is never true."
 
 
 def calibration_caption(result: Mapping[str, Any]) -> str:

@@ -107,13 +107,22 @@ def write_image_scores(path: str | Path, names: Sequence[str], image_ids: Sequen
     write_text(path, text.getvalue())
 
 
+def image_mean_ious(totals: np.ndarray) -> np.ndarray:
+    """The mean IoU of each image, over the classes that occur in its truth or prediction; NaN where no pixel is labelled.
+
+    Args:
+        totals: (images, 3, classes).
+    """
+    return np.array([scores_of_totals(image_totals)["mean_iou"] for image_totals in totals])
+
+
 def worst_images(totals: np.ndarray, count: int) -> list[int]:
     """The positions of the `count` images with the lowest mean IoU, lowest first; images without labelled pixels are left out.
 
     Args:
         totals: (images, 3, classes).
     """
-    scores = [scores_of_totals(image_totals)["mean_iou"] for image_totals in totals]
+    scores = image_mean_ious(totals).tolist()
     known = [position for position, score in enumerate(scores) if not math.isnan(score)]
     return sorted(known, key=scores.__getitem__)[:count]
 

@@ -133,7 +133,8 @@ def result_files(folder: Path) -> set[Path]:
     found = set()
     for record in folder.glob("scores_*.json"):
         if _is_record(record):
-            found |= {record, record.with_suffix(".csv"), record.with_name(f"{record.stem}_confusion.png")}
+            beside = (f"{record.stem}_{what}" for what in ("confusion.png", "reliability.png", "report.html"))
+            found |= {record, record.with_suffix(".csv"), *map(record.with_name, beside)}
             found |= set(record.with_name(f"{record.stem}_worst").glob("[0-9]*_*.png"))
     for work in folder.glob(".scores_*.work"):  # an evaluation that was interrupted
         found |= {work / "settings.json", work / "lock", *work.glob("part_*.jsonl")}

@@ -1,7 +1,7 @@
 """The output folder of a run: one run at a time writes into it, and deletes nothing that a run has not written.
 
 It holds checkpoints (`last`, the newest; `checkpoint-STEP`, those before it; `best`, the one with the best scores), `log.jsonl`,
-the trackers' files and a lock.
+`report.html`, the trackers' files and a lock.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import IO
 
 from ..errors import CheckpointError, first_few
 from ..io import LOG_FILE, lock_file, recover_folder
+from ..viz.report import REPORT_FILE, is_report
 from .checkpoint_files import (
     carry_over,
     checkpoint_files,
@@ -37,7 +38,9 @@ TRACKER_FOLDER = "tensorboard"
 
 # The names that a run gives in its output folder. The lock file says whether the entries with these names are a run's own; its
 # text is replaced in place, which needs no room on a full disk.
-RUN_ENTRIES = re.compile(rf"{LAST}|{BEST}|checkpoint-\d+|({LAST}|checkpoint-\d+)\.damaged(\.\d+)?|log\.jsonl|{TRACKER_FOLDER}")
+RUN_ENTRIES = re.compile(
+    rf"{LAST}|{BEST}|checkpoint-\d+|({LAST}|checkpoint-\d+)\.damaged(\.\d+)?|log\.jsonl|report\.html|{TRACKER_FOLDER}"
+)
 RUN_BEGUN = b"A run of revhrnet_hf writes into this folder; it has no checkpoint yet.\n"
 RUN_SAVED = b"A run of revhrnet_hf writes into this folder; it has checkpoints.      \n"
 
@@ -235,7 +238,8 @@ def _files_of(entry: Path) -> tuple[set[Path], set[Path]]:
     if entry.is_symlink():
         return set(), set()
     if not entry.is_dir():
-        return ({entry} if entry.name == LOG_FILE else set()), set()
+        is_own = entry.name == LOG_FILE or (entry.name == REPORT_FILE and is_report(entry))
+        return ({entry} if is_own else set()), set()
     if entry.name == TRACKER_FOLDER:
         return tracker_files(entry), set()
     return checkpoint_files(entry), result_files(entry)

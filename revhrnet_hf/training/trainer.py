@@ -243,7 +243,9 @@ class Stage:
         return scores
 
     def save(self, scores: dict[str, Any] | None = None, last: bool = True) -> None:
-        """Write `last`, and `best` where the scores are the best so far; with `last=False`, `last` only if the run is finished.
+        """Write `last`, `best` where the scores are the best so far, and the report where there are scores.
+
+        With `last=False`, `last` is written only if the run is finished.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -256,9 +258,12 @@ class Stage:
         better = scores is not None and note_scores(self.state, scores)
         last = last or self.finished
         with self.errors.together():
-            if self.accelerator.is_main_process and (better or last):
-                example = None if scores is None else self.evaluation.draw_for_card()
-                self.checkpoints.save(losses, scores, example, best=better, last=last)
+            if self.accelerator.is_main_process:
+                if better or last:
+                    example = None if scores is None else self.evaluation.draw_for_card()
+                    self.checkpoints.save(losses, scores, example, best=better, last=last)
+                if scores is not None:
+                    self.evaluation.write_report(self.output_dir, scores, self.state)
 
     def _stopped(self) -> RunStopped:
         step = self.state.step

@@ -1,24 +1,29 @@
-"""Curves of runs from their log.jsonl, drawn with matplotlib (the extra `plots`)."""
+"""Curves of runs from their log.jsonl; only drawing them takes matplotlib (the extra `plots`)."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from ..io import LOG_FILE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SMOOTHING_SPAN = 50  # the loss is averaged over a span of one part in 50 of the curve
 
 
 @dataclass
 class Curves:
-    """The losses and mIoUs that a run has logged, as (step, value) pairs."""
+    """The losses and scores that a run has logged, as (step, value) pairs; the IoUs of each class by its name."""
 
     name: str
     losses: list[tuple[int, float]]
     mean_ious: list[tuple[int, float]]
+    validation_losses: list[tuple[int, float]] = field(default_factory=list)
+    class_ious: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
 
 def read_curves(output_dirs: list[str | Path]) -> list[Curves]:
@@ -33,7 +38,7 @@ def read_curves(output_dirs: list[str | Path]) -> list[Curves]:
         logs = _logs(folder) or [log for run in runs for log in _logs(run)]
         if not logs:
             raise CheckpointError(f"{folder} holds no {LOG_FILE}: give the --output_dir of a run, or a folder of runs")
-        curves += [_read(path) for path in logs]
+        curves += [read_log(path) for path in logs]
     return curves
 
 
@@ -44,21 +49,28 @@ def _logs(run: Path) -> list[Path]:
     return [*logs, run / LOG_FILE] if (run / LOG_FILE).exists() else logs
 
 
-def _read(path: Path) -> Curves:
-    losses, mean_ious = [], []
+def read_log(path: Path) -> Curves:
+    """The curves of one log.jsonl; a CheckpointError if it is none."""
+    curves = Curves(str(path.parent), [], [])
+    by_name = {"loss": curves.losses, "validation_loss": curves.validation_losses, "mean_iou": curves.mean_ious}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             entry = json.loads(line)
-            for name, points in (("loss", losses), ("mean_iou", mean_ious)):
+            for name, points in by_name.items():
                 if entry.get(name) is not None:
                     points.append((entry["step"], entry[name]))
+            for name, iou in entry.get("iou", {}).items():
+                if iou is not None:
+                    curves.class_ious.setdefault(name, []).append((entry["step"], iou))
         except (ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{path}, line {number} is no entry of a log: {error}") from error
-    return Curves(str(path.parent), losses, mean_ious)
+    return curves
 
 
-def draw_curves(curves: list[Curves]) -> Figure:
-    """Loss (values faint, their moving mean strong) beside mIoU, over steps, in one colour for each run."""
+def draw_curves(curves: list[Curves]) -> "Figure":
+    """Loss (values faint, moving mean strong, validation loss dashed) beside mIoU, over steps, in one colour for each run."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     loss_axes, iou_axes = figure.subplots(1, 2)
     for number, run in enumerate(curves):
@@ -68,6 +80,9 @@ def draw_curves(curves: list[Curves]) -> Figure:
             loss_axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
             alone = "." if len(losses) == 1 else None  # a line of one point is invisible
             loss_axes.plot(steps, moving_mean(losses), color=colour, marker=alone, label=run.name)
+        if run.validation_losses:
+            points = zip(*run.validation_losses, strict=True)
+            loss_axes.plot(*points, color=colour, marker=".", linestyle="--", label=f"{run.name} (validation)")
         if run.mean_ious:
             best_step, best = max(run.mean_ious, key=lambda point: point[1])
             iou_axes.plot(*zip(*run.mean_ious, strict=True), color=colour, marker=".", label=f"{run.name} (best {best:.3f})")
@@ -81,7 +96,7 @@ def draw_curves(curves: list[Curves]) -> Figure:
     return figure
 
 
-def moving_mean(values: tuple[float, ...]) -> list[float]:
+def moving_mean(values: Sequence[float]) -> list[float]:
     """The mean of each value and those before it, over a fiftieth of the curve."""
     span = max(1, len(values) // SMOOTHING_SPAN)
     return [sum(values[max(0, i - span + 1) : i + 1]) / min(span, i + 1) for i in range(len(values))]

@@ -1,20 +1,21 @@
 """Images of label maps, drawn with Pillow: colours, overlays, legends, image beside truth beside prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from transformers import PreTrainedConfig
 
-from ..data.label_space import label_space_of_names
+from ..data.label_space import LabelSpace, label_space_of_names
 from ..data.palette import default_palette
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RecipeError, did_you_mean, first_few
 from ..images import Colour
 
 MOST_CLASSES = 256  # of a palette PNG
 
 BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
+UNTINTED = "background"  # a class with this name shows the image alone, unless other classes are named
 SWATCH_EDGE = (90, 90, 90)
 
 # A light blue and a dark red: told apart with any colour vision, and in grey.
@@ -48,6 +49,44 @@ def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]
 def _known_palette(names: list[str]) -> list[Colour] | None:
     space = label_space_of_names(names)
     return list(space.colours) if any(map(any, space.colours)) else None
+
+
+def colours_of(label_space: LabelSpace) -> list[Colour]:
+    """The colours of a label space's classes, or others where it has only black."""
+    colours = label_space.colours if any(map(any, label_space.colours)) else default_palette(label_space.num_classes)
+    return [tuple(colour) for colour in colours]
+
+
+def untinted_classes(names: Sequence[str], chosen: Collection[str] | None = None) -> frozenset[int]:
+    """The ids of the classes that overlays leave untinted: their pixels show the image alone.
+
+    Args:
+        names: the name of each class id.
+        chosen: the names of the untinted classes; none if it is empty. None: the class that is called background.
+
+    Raises:
+        RecipeError: a chosen name is no class.
+    """
+    if chosen is None:
+        return frozenset(index for index, name in enumerate(names) if name.strip(" _").lower() == UNTINTED)
+    for name in chosen:
+        if name not in names:
+            raise RecipeError(f"untinted: there is no class {name!r}{did_you_mean(name, names)}; the classes: {first_few(names)}")
+    return frozenset(index for index, name in enumerate(names) if name in chosen)
+
+
+def untinted_of(config: PreTrainedConfig, chosen: Collection[str] | None = None) -> frozenset[int]:
+    """`untinted_classes` of a model: those chosen, else those that its label table named, else the background."""
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    return untinted_classes(names, getattr(config, "untinted", None) if chosen is None else chosen)
+
+
+def overlay_legend(
+    names: Sequence[str], colours: Sequence[Colour], untinted: Collection[int] = ()
+) -> tuple[list[str], list[Colour]]:
+    """Names and colours for the legend of an overlay: an untinted class has an empty swatch, and its name says so."""
+    shown = [f"{name} (untinted)" if index in untinted else name for index, name in enumerate(names)]
+    return shown, [BACKGROUND if index in untinted else tuple(colour) for index, colour in enumerate(colours)]
 
 
 def class_shares(label_map: np.ndarray) -> dict[int, float]:
@@ -118,8 +157,9 @@ def overlay(
     colours: Sequence[Colour],
     opacity: float = 0.5,
     ignore_index: int = 255,
+    untinted: Collection[int] = (),
 ) -> Image.Image:
-    """An image with its label map's colours laid over it; ignored pixels show the image alone.
+    """An image with its label map's colours laid over it; ignored pixels and untinted classes show the image alone.
 
     Args:
         image: the image; any mode.
@@ -127,6 +167,7 @@ def overlay(
         colours: (red, green, blue), 0 to 255, of each class id.
         opacity: from 0, only the image, to 1, only the colours.
         ignore_index: the id of pixels without a class.
+        untinted: class ids without colour; see `untinted_classes`.
 
     Raises:
         ValueError: sizes differ, an id has no colour, or the opacity is not between 0 and 1.
@@ -138,7 +179,7 @@ def overlay(
         raise ValueError(f"the label map is {label_map.shape[0]}×{label_map.shape[1]}, its image {image.height}×{image.width}")
     image = image.convert("RGB")
     blended = Image.blend(image, colourise(label_map, colours, ignore_index), opacity)
-    blended.paste(image, mask=Image.fromarray(label_map == ignore_index))
+    blended.paste(image, mask=Image.fromarray(np.isin(label_map, [ignore_index, *untinted])))
     return blended
 
 
@@ -302,6 +343,13 @@ def stack_vertically(images: Sequence[Image.Image]) -> Image.Image:
 def text_size(width: int) -> int:
     """Height in pixels of text that is readable when an image of this width in pixels is viewed as a whole."""
     return max(12, round(width / 28))
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text without as much of its beginning as makes it fit; ends of names differ more often than their beginnings."""
+    while len(text) > 1 and font.getlength(text) > width:
+        text = f"…{text.lstrip('…')[1:]}"
+    return text
 
 
 def _titles(titles: Sequence[str], column_width: int, gap: int, font_size: int) -> Image.Image:

@@ -20,6 +20,7 @@ from PIL import Image
 from ..errors import RecipeError
 from ..images import Colour
 from ..io import whole_file
+from .matrix import shares_of_truth
 
 FORMATS = (".png", ".pdf")
 DPI = 200
@@ -125,14 +126,16 @@ def legend_figure(legend: Sequence[tuple[str, Colour]], width: float = 5) -> Fig
 def confusion_figure(matrix: np.ndarray, names: Sequence[str], caption: str = "") -> Figure:
     """A confusion matrix: of each true class's pixels, the percent that were predicted as each class.
 
+    Classes that occur neither in truth nor in prediction are left out.
+
     Args:
-        matrix: (classes, classes) counts of pixels, rows truth, columns prediction. A class without pixels has an empty row.
+        matrix: (classes, classes) counts of pixels, rows truth, columns prediction. The row of a class that is never
+            true is grey.
         names: of the classes.
         caption: below the matrix.
     """
-    matrix = np.asarray(matrix, dtype=np.float64)
-    counts = matrix.sum(axis=1, keepdims=True)
-    percent = 100 * np.divide(matrix, counts, out=np.full_like(matrix, np.nan), where=counts > 0)
+    percent, names = shares_of_truth(matrix, names)
+    percent = 100 * percent
     numbered = len(names) <= MOST_WITH_NUMBERS
     side = max(2.5, CELL * len(names)) if numbered else LONG_SIDE
     font_size = SMALL if numbered else min(SMALL, 0.75 * 72 * side / len(names))
@@ -142,7 +145,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], caption: str = ""
     width, height = label_width + 0.25 + side + 1, below + side + label_width + 0.35
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes(((label_width + 0.25) / width, below / height, side / width, side / height))
-    axes.set_facecolor("#e8e8e8")  # the colour of classes that do not occur
+    axes.set_facecolor("#e8e8e8")  # the colour of classes that are never true
     # The colour follows the square root of the share, so that a few percent of confusion are visible.
     drawn = axes.imshow(np.ma.masked_invalid(percent), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="none")
     ticks = range(len(names))

@@ -159,6 +159,21 @@ def test_code_that_is_trusted_runs_without_tokens(checkpoint, monkeypatch, tmp_p
     assert "secret-" not in seen and str(tmp_path / "planted") in seen
 
 
+def test_reports_which_show_the_datasets_images_are_never_sent(checkpoint, tmp_path, loads):
+    """Cityscapes and Mapillary forbid to pass images on: neither the run's report nor that of an evaluation leaves."""
+    image = b"data:image/jpeg;base64,MARKED"
+    here = [checkpoint / "report.html", checkpoint / "scores_cityscapes_val_report.html", checkpoint.parent / "report.html"]
+    worst = checkpoint / "scores_cityscapes_val_worst" / "001_a.png"
+    worst.parent.mkdir()
+    for path in (*here, worst):
+        path.write_bytes(image)
+    (tmp_path / "staged").mkdir()
+    left_out = hub_module.stage(checkpoint, tmp_path / "staged", "someone/tiny")
+    assert {"report.html", "scores_cityscapes_val_report.html", "scores_cityscapes_val_worst"} <= set(left_out)
+    sent = [path for path in (tmp_path / "staged").rglob("*") if path.is_file()]
+    assert sent and not [path for path in sent if path.suffix == ".html" or b"MARKED" in path.read_bytes()]
+
+
 def test_only_code_that_loading_needs_is_sent(checkpoint, tmp_path, loads):
     (checkpoint / "notes.py").write_text("my_password = 1")
     (tmp_path / "staged").mkdir()

@@ -190,7 +190,27 @@ def test_windows_scales_and_all_that_can_be_written(checkpoint, camvid, tmp_path
     drawn = sorted(file.name for file in (tmp_path / "sliding_worst").iterdir())
     assert drawn == [f"{rank:03d}_{row['image_id']}.png" for rank, row in enumerate(by_score[:2], 1)]
     figure = PIL.Image.open(tmp_path / "sliding_worst" / drawn[0])
-    assert figure.width >= 52 and figure.height > 2 * 36
+    assert figure.width >= 52 and figure.height > 2 * 36 + 3 * 20  # with three headings
+
+
+def test_report(checkpoint, camvid, tmp_path):
+    """Its scores and its worst image are those of the JSON and the CSV; a run's recipe and curves are in it; it is replaced."""
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint, run / "best")
+    (run / "best" / "recipe.yaml").write_text("dataset: camvid  # marked")
+    (run / "log.jsonl").write_text(json.dumps({"epoch": 0, "step": 1, "loss": 2.0, "time": 0.0}) + "\n")
+    for _ in range(2):
+        evaluate.main(arguments(run / "best", camvid, "--report"))
+    text = (run / "best" / "scores_camvid_val_report.html").read_text(encoding="utf-8")
+    record = json.loads((run / "best" / "scores_camvid_val.json").read_text(encoding="utf-8"))
+    assert f"<b>{100 * record['scores']['mean_iou']:.1f} %</b>" in text
+    with (run / "best" / "scores_camvid_val.csv").open(newline="", encoding="utf-8") as file:
+        worst = min(csv.DictReader(file), key=lambda row: float(row["mean_iou"]))
+    assert text.index(f"<h3>{worst['image_id']} · mIoU {100 * float(worst['mean_iou']):.1f} %</h3>") == text.index("<h3>")
+    assert "dataset: camvid  # marked" in text and "<h2>Curves</h2>" in text
+    (run / "best" / "scores_camvid_val_report.html").write_text("my notes")
+    with pytest.raises(DataError, match="no report of this program"):
+        evaluate.main(arguments(run / "best", camvid, "--report"))
 
 
 def test_another_librarys_model(camvid, tmp_path):

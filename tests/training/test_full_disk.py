@@ -49,7 +49,7 @@ def test_full_at_each_file(runs, streets, small_disk):
         assert str(refusal.value).startswith(f"Cannot write {run}/"), more
         assert "No space left on device" in str(refusal.value), more
         assert str(refusal.value).endswith("what was saved before is whole. Make room, then resume with --resume")
-        assert sorted(path.name for path in run.iterdir()) == [".lock", "best", "last", "log.jsonl"]
+        assert sorted(path.name for path in run.iterdir()) == [".lock", "best", "last", "log.jsonl", "report.html"]
         assert (damage(run / "best"), damage(run / "last")) == (None, None)
     small_disk.resize(used + size_of(run / "last") + 4 * BLOCK)
     stage.save(scores)

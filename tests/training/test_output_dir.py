@@ -20,6 +20,7 @@ from revhrnet_hf.training.output_dir import (
     save_last,
 )
 from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.viz.report import MARK
 
 RECIPE = Recipe(dataset="camvid")
 RECORD = json.dumps({"scores": {}, "confusion_matrix": [], "settings": {}})
@@ -38,6 +39,7 @@ def begin(output_dir):
     save_last(output_dir, 2, fill)
     save_last(output_dir, 2, lambda folder: fill(folder, 2))
     (output_dir / "log.jsonl").write_text("{}\n")
+    (output_dir / "report.html").write_text(f"<!DOCTYPE html>\n{MARK}\n")
     (output_dir / "tensorboard" / "revhrnet" / "17").mkdir(parents=True)
     for name in ("events.out.tfevents.1.host.2.0", "hparams.yml", "17/events.out.tfevents.1.host.2.1"):
         (output_dir / "tensorboard" / "revhrnet" / name).write_text("")
@@ -48,7 +50,8 @@ def begin(output_dir):
 def evaluate(folder, stem="scores_camvid_val"):
     """The files that evaluate_seg.py writes."""
     (folder / f"{stem}.json").write_text(RECORD)
-    for name in (f"{stem}.csv", f"{stem}_confusion.png", f"{stem}_worst/001_a.png", f".{stem}_flip.work/part_0.jsonl"):
+    beside = (f"{stem}_confusion.png", f"{stem}_reliability.png", f"{stem}_report.html")
+    for name in (f"{stem}.csv", *beside, f"{stem}_worst/001_a.png", f".{stem}_flip.work/part_0.jsonl"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("")
 
@@ -74,6 +77,8 @@ OTHERS = [
     "best/scores_of_mine.csv",
     "best/scores_of_mine.json",
     "best/scores_camvid_val_worst/mine.png",
+    "best/report.html",
+    "report.html",
     "best/empty/",
 ]
 
@@ -105,7 +110,7 @@ class TestOverwrite:
         claim_output_dir(tmp_path, RECIPE, resume=True, overwrite=False)[1].close()
         assert tree(tmp_path) == before
 
-    @pytest.mark.parametrize("name", ["best", "last", "tensorboard", "log.jsonl", "best/model.safetensors", "tensorboard/more"])
+    @pytest.mark.parametrize("name", ["best", "last", "tensorboard", "log.jsonl", "report.html", "best/model.safetensors", "tensorboard/more"])
     def test_links_are_of_others(self, tmp_path, name):
         put(tmp_path, "far/thesis.txt")
         begin(tmp_path / "out")

@@ -230,6 +230,41 @@ def test_what_is_drawn_is_not_predicted_again(recipe, mini_camvid, tmp_path):
     assert sorted(stage.evaluation.shown) == [0, 1, 2]
 
 
+def test_a_report_lies_beside_the_checkpoint(recipe, mini_camvid, tmp_path, caplog):
+    """It shows the last evaluation; where it cannot be written, that is said and training continues."""
+    recipe.epochs = 2
+    stage, written = Stage(recipe, mini_camvid, tmp_path), []
+    write = stage.evaluation.write_report
+
+    def write_and_keep(*arguments):
+        write(*arguments)
+        written.append((tmp_path / "report.html").read_text(encoding="utf-8"))
+        if len(written) == 1:  # somebody takes the name between two evaluations
+            (tmp_path / "report.html").write_text("notes")
+
+    stage.evaluation.write_report = write_and_keep
+    scores = stage.run()
+    [first, notes] = written
+    assert notes == "notes" == (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "is no report of this program" in caplog.text and "training continues" in caplog.text
+    assert "1 of 2, after step 2" in first and "CamVid" in first and "For yourself" in first
+    assert f"{tmp_path}/best" in first and "batch_norm_momentum: 0.1" in first
+    assert first.count("data:image/jpeg") == 6  # of three images the worst and the best
+
+    (tmp_path / "report.html").unlink()
+    write(tmp_path, scores, stage.state)
+    assert f"<b>{100 * scores['mean_iou']:.1f} %</b>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    dataset = load_segmentation_dataset("camvid", mini_camvid, "val")
+    images, truth = list(dataset["image"]), [np.array(label_map) for label_map in dataset["label_map"]]
+    predicted = predict_label_maps(stage.learner.scored_network, stage.learner.image_processor, images)
+    expected = []
+    for label_map, reference in zip(predicted, truth, strict=True):
+        counts = SegmentationMetric(label_space_of(dataset).names)
+        expected.append(counts.compute(predictions=[label_map], references=[reference])["mean_iou"])
+    np.testing.assert_allclose(stage.evaluation.mean_ious, expected, atol=1e-6)
+
+
 def test_images_resized_for_the_network(recipe, mini_camvid, tmp_path):
     """With `eval_size` the checkpoint's own processor resizes, and scores are still those of native label maps."""
     recipe.epochs, recipe.eval_size = 1, 64  # of 96×128 images
