@@ -286,7 +286,7 @@ def allow_megapixels(megapixels: float) -> None:
 
 
 def check_size(size: Size) -> None:
-    """Raises a DataError if a decoded image of this (width, height), such as a video's frame, is larger than those that are read."""
+    """Raises a DataError if a decoded image of this (width, height), such as a frame of a video, is too large to be read."""
     _apply_pixel_limit()
     limit, pixels = PIL.Image.MAX_IMAGE_PIXELS, size[0] * size[1]
     if limit is not None and pixels > 2 * limit:

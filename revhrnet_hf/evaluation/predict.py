@@ -110,9 +110,7 @@ def segment_frames(
     """
     for number, frame in enumerate(frames):
         image = _frame_image(frame, number)
-        yield image, segment(
-            model, image_processor, image, settings, return_confidence=return_confidence, name=f"frame {number}"
-        )
+        yield image, segment(model, image_processor, image, settings, return_confidence=return_confidence, name=f"frame {number}")
 
 
 def _frame_image(frame: PIL.Image.Image | np.ndarray, number: int) -> PIL.Image.Image:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 import PIL.Image
+from av.video.reformatter import Colorspace
 from PIL.Image import Transpose
 
 from ..errors import DataError
@@ -23,6 +24,7 @@ from ..io import whole_file
 TURNS = {90: Transpose.ROTATE_90, 180: Transpose.ROTATE_180, 270: Transpose.ROTATE_270}
 ENCODERS = ("libx264", "mpeg4")  # in this order of preference; a build of FFmpeg may lack the first
 QUALITY = {"libx264": {"crf": "18", "preset": "medium"}, "mpeg4": {"qscale": "2"}}
+BT709, LIMITED_RANGE = 1, 1  # FFmpeg's numbers of these colours
 USUAL_RATE = Fraction(25)  # frames a second of a video that does not say it
 
 
@@ -49,6 +51,7 @@ class VideoFile:
         rate: frames a second, on average.
         time_base: seconds of a unit of `Frame.time`.
         frames: how many frames it says it has; None if it does not say.
+        width: of the frames that were read last, upright, in pixels; 0 before.
 
     Raises:
         DataError: it cannot be opened, or has no video in it.
@@ -66,6 +69,7 @@ class VideoFile:
         self.rate = self.stream.average_rate or self.stream.guessed_rate or USUAL_RATE
         self.time_base = self.stream.time_base or 1 / self.rate
         self.frames = self.stream.frames or None
+        self.width = 0
 
     def __enter__(self):
         return self
@@ -91,6 +95,7 @@ class VideoFile:
             step = max(1, round(1 / (self.rate * self.time_base)))
             time = frame.pts if frame.pts is not None else 0 if before is None else before + step
             before = time if before is None else max(time, before + 1)  # an encoder refuses a time that does not grow
+            self.width = image.width
             yield Frame(image, before)
         if before is None:
             raise DataError(f"Video {self.name} cannot be read: no frame of it can be decoded. Leave it out.")
@@ -131,7 +136,11 @@ class VideoWriter:
         pixels = _even(np.asarray(image))
         if self.stream is None:
             self._begin(*pixels.shape[:2])
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        if pixels.shape[:2] != (self.stream.height, self.stream.width):
+            raise DataError(
+                f"a frame of {image.width}×{image.height} pixels is of another size than the first: cut the video there"
+            )
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
         frame.pts, frame.time_base = time, self.time_base
         self.container.mux(self.stream.encode(frame))
 
@@ -139,7 +148,11 @@ class VideoWriter:
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
         self.stream = self.container.add_stream(encoder, rate=self.rate, options=QUALITY[encoder])
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"  # which every player shows
-        self.stream.codec_context.time_base = self.time_base
+        context = self.stream.codec_context
+        context.time_base = self.time_base
+        # Said in the file, because players guess it by the size otherwise.
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED_RANGE
 
     def finish(self) -> None:
         if self.stream is not None:

@@ -109,7 +109,9 @@ def test_an_endless_answer_is_not_read_to_its_end(server):
 
 @pytest.mark.parametrize("target", ["file", "ftp"])
 def test_redirects_to_other_schemes_are_refused(server, target):
-    with pytest.raises(DataError, match=rf"/to_{target} .*[rR]edirect(s|ion) to (url .)?{target}://.*(only http and https|not allowed)"):
+    with pytest.raises(
+        DataError, match=rf"/to_{target} .*[rR]edirect(s|ion) to (url .)?{target}://.*(only http and https|not allowed)"
+    ):
         download(f"{server.url}/to_{target}")
 
 
