@@ -5,12 +5,15 @@ palettes, CMYK and grey converted to RGB. Pillow decodes the files, and only the
 decoder, whatever its name.
 """
 
+import glob
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import PIL.Image
 from PIL.Image import Transpose
@@ -109,35 +112,86 @@ def save_image(image: PIL.Image.Image, path: str | Path) -> None:
         image.save(partial, format="PNG")
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """The given image files and the image files directly in the given folders, each once.
+class FoundFile(NamedTuple):
+    """A file that a user has named, by itself or with others.
 
-    A folder's image files are those with a suffix in `SUFFIXES`, without hidden files such as `._a.jpg`, which macOS writes.
+    Attributes:
+        path: where it is.
+        name: its path below the folder that was searched, without suffix: `north/street`. Results are named so.
+    """
+
+    path: Path
+    name: PurePath
+
+
+def find_images(paths: Sequence[str | Path], recursive: bool = False) -> list[Path]:
+    """The paths of `find_files`, for image files."""
+    return [found.path for found in find_files(paths, recursive)]
+
+
+def find_files(
+    paths: Sequence[str | Path], recursive: bool = False, more_suffixes: Sequence[str] = (), without: Path | None = None
+) -> list[FoundFile]:
+    """The files that are given, in the given folders, or match the given patterns; each once.
+
+    Files in a folder count if their suffix is in `SUFFIXES` and they are not hidden, such as `._a.jpg`, which macOS writes.
+
+    Args:
+        paths: files, folders, and patterns such as `photos/**/*.jpg`, in which `**` stands for any folders. Shells of Windows
+            leave patterns to the program; others do so if they are in quotes.
+        recursive: search the sub-folders of a folder too, except hidden ones and links.
+        more_suffixes: other suffixes of files that a pattern may match.
+        without: a folder below which nothing is found, because results are written there.
 
     Raises:
-        DataError: a path does not exist, or a folder holds no image.
+        DataError: a path does not exist, a folder holds no image, or a pattern matches none.
     """
-    found = []
+    found: list[FoundFile] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += _images_in(path)
+            found += _images_in(path, recursive, without)
         elif path.is_file():
-            found.append(path)
+            found.append(FoundFile(path, PurePath(path.stem)))
+        elif glob.has_magic(str(path)):
+            found += _matches(path, (*SUFFIXES, *more_suffixes), without)
         else:
             raise DataError(f"there is no image or folder {path}")
-    return list({path.resolve(): path for path in found}.values())
+    first: dict[Path, FoundFile] = {}
+    for file in found:
+        first.setdefault(file.path.resolve(), file)
+    return list(first.values())
 
 
-def _images_in(folder: Path) -> list[Path]:
-    images = sorted(
-        path
-        for path in folder.iterdir()
-        # A broken link counts: reading it raises an error that names it.
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and (path.is_file() or not path.exists())
-    )
+def _images_in(folder: Path, recursive: bool, without: Path | None) -> list[FoundFile]:
+    images = []
+    for below, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        images += sorted(Path(below, name) for name in names if _is_image_of_folder(Path(below, name)))
+    images = [image for image in images if not _is_below(image, without)]
     if not images:
-        raise DataError(f"the folder {folder} holds no images (sub-folders are not searched)")
-    return images
+        where = "nor do its sub-folders" if recursive else f"sub-folders are not searched; the pattern '{folder}/**/*' does it"
+        raise DataError(f"the folder {folder} holds no images ({where})")
+    return [FoundFile(image, image.relative_to(folder).with_suffix("")) for image in images]
+
+
+def _is_image_of_folder(path: Path) -> bool:
+    # A broken link counts: reading it raises an error that names it.
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and (path.is_file() or not path.exists())
+
+
+def _matches(pattern: Path, suffixes: Sequence[str], without: Path | None) -> list[FoundFile]:
+    """The files of these suffixes that match a pattern, named from the last folder before its first wildcard."""
+    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    folder = Path(*plain) if plain else Path()
+    matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
+    files = [path for path in matches if path.suffix.lower() in suffixes and path.is_file() and not _is_below(path, without)]
+    if not files:
+        raise DataError(f"no image matches the pattern {pattern}")
+    return [FoundFile(path, path.relative_to(folder).with_suffix("")) for path in files]
+
+
+def _is_below(path: Path, folder: Path | None) -> bool:
+    return folder is not None and folder.resolve() in path.resolve().parents
 
 
 def decode_image(data: bytes, source: str) -> PIL.Image.Image:
@@ -229,6 +283,17 @@ def allow_megapixels(megapixels: float) -> None:
     """
     os.environ[MEGAPIXELS_VARIABLE] = str(megapixels)
     _apply_pixel_limit()
+
+
+def check_size(size: Size) -> None:
+    """Raises a DataError if a decoded image of this (width, height), such as a frame of a video, is too large to be read."""
+    _apply_pixel_limit()
+    limit, pixels = PIL.Image.MAX_IMAGE_PIXELS, size[0] * size[1]
+    if limit is not None and pixels > 2 * limit:
+        raise DataError(
+            f"{size[0]}×{size[1]} pixels are more than {2 * limit / 1e6:.0f} megapixels: raise the limit with the environment "
+            f"variable {MEGAPIXELS_VARIABLE}, or with predict's --max_megapixels"
+        )
 
 
 def _apply_pixel_limit() -> None:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 # Suffixes of files that loading might unpickle; unpickling runs any code in the file.
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 LOG_FILE = "log.jsonl"  # the numbers of a run, in its folder; one JSON object a line
+LAST, BEST = "last", "best"  # checkpoints in a run's folder: the newest, and the one with the best scores
 
 # A folder that is being written or replaced is called `.NAME.revhrnet-new-…`: no other program uses such names.
 FRESH, OLD = "revhrnet-new", "revhrnet-old"

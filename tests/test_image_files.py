@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from revhrnet_hf.errors import DataError
-from revhrnet_hf.images import find_images, read_image, save_image
+from revhrnet_hf.images import find_files, find_images, read_image, save_image
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -67,6 +67,61 @@ def test_find_images_lists_each_once(tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(DataError, match=r"bare holds no images"):
         find_images([tmp_path / "bare"])
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Images of one name in sub-folders, hidden and other files, results of an earlier run."""
+    for name in (
+        "a.jpg",
+        "north/a.jpg",
+        "north/deep/a.PNG",
+        "south/a.jpg",
+        ".cache/a.jpg",
+        "north/notes.txt",
+        "out/a_labels.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / name, "PNG")
+    return tmp_path
+
+
+def names(found):
+    return [file.name.as_posix() for file in found]
+
+
+def test_sub_folders_are_searched_on_request_and_keep_their_names(tree):
+    assert names(find_files([tree])) == ["a"]
+    found = find_files([tree], recursive=True, without=tree / "out")
+    assert names(found) == ["a", "north/a", "north/deep/a", "south/a"]
+    assert all(file.path == tree / file.name.with_suffix(file.path.suffix) for file in found)
+    with pytest.raises(DataError, match=r"south holds no images \(nor do its sub-folders\)"):
+        (tree / "south" / "a.jpg").unlink()
+        find_files([tree / "south"], recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["a"]),
+        ("*/a.jpg", ["north/a", "south/a"]),
+        ("north/**/*", ["a", "deep/a"]),
+        ("**/*.jpg", ["a", "north/a", "south/a"]),
+        ("[ns]*/a.?pg", ["north/a", "south/a"]),
+    ],
+)
+def test_patterns(tree, monkeypatch, pattern, expected):
+    assert names(find_files([tree / pattern])) == expected
+    monkeypatch.chdir(tree)
+    assert names(find_files([pattern])) == expected
+    with pytest.raises(DataError, match=r"no image matches the pattern .*\*\.webp"):
+        find_files(["*.webp"])
+
+
+def test_wildcards_in_the_name_of_a_file_are_no_pattern(tmp_path):
+    for name in ("a[1].png", "a1.png"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    assert names(find_files([tmp_path / "a[1].png"])) == ["a[1]"]
 
 
 def test_save_image_leaves_the_old_file_when_it_fails(tmp_path):

@@ -19,7 +19,11 @@ from . import check_installed
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder written by save_pretrained, a run's output folder (its best is used), or a Hub name",
+    )
     parser.add_argument("other", metavar="CHECKPOINT_B", nargs="?", help="a second one, shown beside it")
     parser.add_argument(
         "--examples", metavar="IMAGES", nargs="+", default=[], help="images to choose from (default: two drawn streets)"
@@ -37,9 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
     check_installed("the page needs", "demo", "gradio")
     from ..demo.page import build_page, load_segmenter, serve
     from ..demo.space import export_space
+    from ..evaluation import find_checkpoint
     from ..images import find_images, read_image
 
-    checkpoints = [args.checkpoint, *([args.other] if args.other else [])]
+    checkpoints = [find_checkpoint(given) for given in (args.checkpoint, args.other) if given]
     examples = find_images(args.examples)
     for path in examples:
         read_image(path)  # a broken example is said now, not to the page's visitors

@@ -37,7 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder written by save_pretrained, a run's output folder (its best is used), or a Hub name",
+    )
     add_trust_argument(parser)
     _add_data_arguments(parser.add_argument_group("data"))
     add_inference_arguments(parser)
@@ -161,13 +165,14 @@ def main(arguments: list[str] | None = None) -> None:
     import accelerate
     import torch
 
-    from ..evaluation.checkpoint import format_sources
+    from ..evaluation.checkpoint import find_checkpoint, format_sources
     from ..training.processes import drop_empty_settings
     from ._evaluation import on_main_process, prepare
 
     drop_empty_settings()
     # On CPUs the processes of a launcher find each other only if Accelerate is told to use CPUs.
     state = accelerate.PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
+    args.checkpoint = find_checkpoint(args.checkpoint)
     check_arguments(args, state)
     job = prepare(args, state)
     if job.sources is not None and state.is_main_process:

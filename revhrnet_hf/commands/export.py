@@ -21,7 +21,11 @@ from . import check_installed
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder written by save_pretrained, a run's output folder (its best is used), or a Hub name",
+    )
     parser.add_argument("--format", choices=("onnx", "torch_export"), required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; it must not exist, or be empty")
     sizes = parser.add_mutually_exclusive_group(required=True)

@@ -35,7 +35,7 @@ def build_parser() -> ArgumentParser:
         return added
 
     compare = command("compare", "two models' predictions and feature maps, one below the other")
-    compare.add_argument("checkpoints", metavar="CHECKPOINT", nargs=2, help="folder or Hub name")
+    compare.add_argument("checkpoints", metavar="CHECKPOINT", nargs=2, help="folder, also of a run, or Hub name")
     compare.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     _add_map_argument(compare)
     compare.add_argument("--names", nargs=2, metavar="NAME", help="names of the two models (default: their folders')")
@@ -47,7 +47,7 @@ def build_parser() -> ArgumentParser:
     maps.set_defaults(names=[""])
 
     overlay = command("overlay", "images beside a model's predictions, laid over them")
-    overlay.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name")
+    overlay.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, also of a run, or Hub name")
     overlay.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     overlay.add_argument("--opacity", type=float, default=0.5, help="opacity of the colours, 0 to 1 (default: %(default)s)")
 
@@ -71,7 +71,7 @@ def _add_map_argument(figure: ArgumentParser) -> None:
 
 
 def _add_errors_arguments(errors: ArgumentParser) -> None:
-    errors.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name")
+    errors.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, also of a run, or Hub name")
     errors.add_argument("--dataset", required=True, help="dataset by name: camvid, folder, hub …; with --loader any name")
     errors.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
     errors.add_argument("--data_dir", required=True, type=Path, help="the dataset's folder; for hub, its name or folder")

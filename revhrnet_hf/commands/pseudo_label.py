@@ -26,7 +26,11 @@ from ..errors import RecipeError
 
 def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained, or a Hub name")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder written by save_pretrained, a run's output folder (its best is used), or a Hub name",
+    )
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the dataset that is made")
     parser.add_argument(

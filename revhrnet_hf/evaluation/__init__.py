@@ -1,10 +1,10 @@
 """Label maps of whole images, and the scores of a model on a dataset, all from one confusion matrix."""
 
-from .checkpoint import check_same_classes, class_sources, load_checkpoint
+from .checkpoint import check_same_classes, class_sources, find_checkpoint, load_checkpoint
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
 from .evaluator import evaluate_dataset
-from .predict import Predicted, Segmentation, predict_dataset, predict_label_maps, segment
+from .predict import Predicted, Segmentation, predict_dataset, predict_label_maps, segment, segment_frames
 from .scores import check_labelled, format_scores
 from .settings import InferenceSettings, inference_settings
 from .trainer_metrics import TrainerMetrics
@@ -21,10 +21,12 @@ __all__ = [
     "check_same_classes",
     "class_sources",
     "evaluate_dataset",
+    "find_checkpoint",
     "format_scores",
     "inference_settings",
     "load_checkpoint",
     "predict_dataset",
     "predict_label_maps",
     "segment",
+    "segment_frames",
 ]

@@ -1,5 +1,6 @@
 """Loading a checkpoint to use it, and comparing its classes with a dataset's."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -13,14 +14,48 @@ from transformers.utils import CONFIG_NAME
 
 from ..data.label_space import LabelSpace, label_space_of_names
 from ..data.translation import are_joined, sources_of
-from ..errors import CheckpointError, strict_reason
+from ..errors import CheckpointError, first_few, strict_reason
+from ..io import BEST, LAST, LOG_FILE
+
+logger = logging.getLogger(__name__)
+
+
+def find_checkpoint(given: str | Path) -> str:
+    """The checkpoint that a user means: of a run's output folder its `best`, which a note says; anything else as it was given.
+
+    Raises:
+        CheckpointError: the output folder holds no `best`; the message names the checkpoints that it has.
+    """
+    folder = Path(given).expanduser()
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+        return str(given)
+    if (folder / BEST / CONFIG_NAME).is_file():
+        logger.info("%s is the output folder of a run: its checkpoint with the best scores is used, %s", given, folder / BEST)
+        return str(folder / BEST)
+    _refuse_run_without_best(folder)
+    return str(given)
+
+
+def _refuse_run_without_best(folder: Path) -> None:
+    """Raises a CheckpointError if the folder is a run's, or a chain's, that has not scored its last stage yet."""
+    others = sorted(
+        path.parent for path in folder.glob(f"*/{CONFIG_NAME}") if re.fullmatch(rf"{LAST}|checkpoint-\d+", path.parent.name)
+    )
+    stages = sorted(path.parent for path in folder.glob(f"[0-9]*_*/{BEST}/{CONFIG_NAME}"))
+    if not others and not stages and not (folder / LOG_FILE).is_file():
+        return
+    there = f"; it holds {first_few([*stages, *others])}" if others or stages else ""
+    raise CheckpointError(
+        f"the run in {folder} has no checkpoint {BEST}, because it has not been scored yet{there}: resume it, or name a "
+        "checkpoint"
+    )
 
 
 def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False):
     """Loads a model for semantic segmentation and its image processor: any model that Transformers knows, not only ours.
 
     Args:
-        checkpoint: a folder written by `save_pretrained`, or a name on the Hub.
+        checkpoint: a folder written by `save_pretrained`, a run's output folder (see `find_checkpoint`), or a name on the Hub.
         dtype: of the weights.
         trust_remote_code: run Python files that come with the checkpoint if neither Transformers nor this package knows its
             architecture. Without it such a checkpoint is an error; there is no question on the terminal.
@@ -31,7 +66,7 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
     Raises:
         CheckpointError: there is no such folder or Hub name, or the checkpoint lacks files or weights.
     """
-    checkpoint = str(checkpoint)
+    checkpoint = find_checkpoint(checkpoint)
     _check_is_there(checkpoint)
     try:
         image_processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)

@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 
 from ..errors import DataError
+from ..images import to_rgb
 from ..models.upsampling import upsampled_argmax
 from .calibration import Calibration, CalibrationCounts, temperature_of
 from .network_input import Samples, network_inputs, read_ahead
@@ -80,6 +81,45 @@ def segment(
         num_classes = len(views[0].windows[0].logits[0])
         confidence, probabilities = _joined(bands, num_classes, size, return_confidence, return_probabilities)
     return Segmentation(label_map, confidence, probabilities)
+
+
+def segment_frames(
+    model,
+    image_processor,
+    frames: Iterable[PIL.Image.Image | np.ndarray],
+    settings: InferenceSettings = WHOLE,
+    *,
+    return_confidence: bool = False,
+) -> Iterator[tuple[PIL.Image.Image, Segmentation]]:
+    """Segments a stream of frames, such as those of a camera or a video, for as long as it gives some.
+
+    A frame is asked for when the caller asks for its segmentation, and none is kept, so that the memory does not depend on the
+    length of the stream. Between two frames the model's training mode and the caller's grad mode are as the caller left them.
+
+    Args:
+        model, image_processor, settings, return_confidence: as in `segment`.
+        frames: PIL images, or arrays (height, width, 3) of uint8, RGB (OpenCV's are BGR: give `frame[..., ::-1]`); sizes may
+            differ.
+
+    Yields:
+        Each frame as an upright RGB image, and its segmentation.
+
+    Raises:
+        DataError: a frame is neither; the message gives its number, from 0.
+        CheckpointError, RecipeError: as in `segment`.
+    """
+    for number, frame in enumerate(frames):
+        image = _frame_image(frame, number)
+        yield image, segment(model, image_processor, image, settings, return_confidence=return_confidence, name=f"frame {number}")
+
+
+def _frame_image(frame: PIL.Image.Image | np.ndarray, number: int) -> PIL.Image.Image:
+    if isinstance(frame, PIL.Image.Image):
+        return to_rgb(frame)
+    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 and frame.size:
+        return PIL.Image.fromarray(np.ascontiguousarray(frame))
+    found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+    raise DataError(f"frame {number} is {found}: give PIL images, or arrays (height, width, 3) of uint8, RGB")
 
 
 def predict_label_maps(model, image_processor, images, target_sizes=None, settings=WHOLE) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import CheckpointError, first_few
-from ..io import LOG_FILE, lock_file, recover_folder
+from ..io import BEST, LAST, LOG_FILE, lock_file, recover_folder
 from ..viz.report import REPORT_FILE, is_report
 from .checkpoint_files import (
     carry_over,
@@ -32,7 +32,6 @@ from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-LAST, BEST = "last", "best"
 LOCK_FILE = ".lock"
 TRACKER_FOLDER = "tensorboard"
 

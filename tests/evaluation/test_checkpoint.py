@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.evaluation import check_same_classes, checkpoint, load_checkpoint
+from revhrnet_hf.evaluation import check_same_classes, checkpoint, find_checkpoint, load_checkpoint
 
 CONFIG = dict(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3)
 
@@ -141,3 +141,39 @@ def test_classes_must_be_the_same():
         check_same_classes(config, names[:2], "camvid")
     with pytest.raises(CheckpointError, match="class 1 is 'Road' in the checkpoint, but 'Tree' in camvid: choose"):
         check_same_classes(config, ["Sky", "Tree", "Car"], "camvid")
+
+
+def test_of_a_run_best_is_found_and_said(model, folder, tmp_path, caplog):
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    folder.rename(run / "best")
+    with caplog.at_level("INFO"):
+        loaded, _ = load_checkpoint(run)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert [str(run / "best") in message for message in caplog.messages] == [True]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert find_checkpoint(find_checkpoint(run)) == str(run / "best")
+    assert len(caplog.messages) == 1  # a checkpoint is no run
+
+
+def test_run_without_best_names_what_it_has(folder, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.jsonl").write_text("{}\n")
+    with pytest.raises(CheckpointError, match=r"run in .*run has no checkpoint best, because it has not been scored yet: resume"):
+        load_checkpoint(run)
+    folder.rename(run / "last")
+    with pytest.raises(CheckpointError, match=r"it holds .*run/last: resume it, or name a checkpoint"):
+        find_checkpoint(run)
+    chain = tmp_path / "chain"
+    (chain / "1_cityscapes").mkdir(parents=True)
+    (run / "last").rename(chain / "1_cityscapes" / "best")
+    with pytest.raises(CheckpointError, match=r"it holds .*1_cityscapes/best"):
+        find_checkpoint(chain)
+
+
+def test_other_folders_and_names_stay_as_given(tmp_path):
+    (tmp_path / "notes").mkdir()
+    assert find_checkpoint(tmp_path / "notes") == str(tmp_path / "notes")
+    assert find_checkpoint("somebody/model") == "somebody/model"

@@ -1,12 +1,23 @@
 """Label maps against Transformers' pipeline, and what predicting leaves as it was."""
 
+import itertools
+import weakref
+
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from transformers import SegformerImageProcessor, pipeline
 
 from revhrnet_hf.errors import CheckpointError, DataError
-from revhrnet_hf.evaluation import InferenceSettings, evaluate_dataset, predict_dataset, predict_label_maps
+from revhrnet_hf.evaluation import (
+    InferenceSettings,
+    evaluate_dataset,
+    predict_dataset,
+    predict_label_maps,
+    segment,
+    segment_frames,
+)
 
 from .tiny import NUM_LABELS, images, labelled_dataset, tiny_model
 
@@ -146,3 +157,33 @@ def test_an_exception_leaves_all_as_it_was(image_processor, dataset):
         next(predict_dataset(model, image_processor, dataset, range(5)))
     assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (True, False)
     assert [module.training for module in model.modules()] == modes
+
+
+def test_a_stream_of_frames_is_segmented_one_by_one_and_none_is_kept():
+    model, image_processor = tiny_model(), SegformerImageProcessor(do_resize=False)
+    asked, references = [], []
+
+    def camera():
+        for number in itertools.count():
+            asked.append(number)
+            frame = np.full((35, 47, 3), number, np.uint8)
+            references.append(weakref.ref(frame))
+            yield frame
+
+    stream = segment_frames(model, image_processor, camera())
+    assert asked == []
+    for number in range(40):
+        image, found = next(stream)
+        assert asked == list(range(number + 1)) and image.getpixel((0, 0)) == (number,) * 3
+        assert np.array_equal(found.label_map, segment(model, image_processor, image).label_map)
+        assert sum(reference() is not None for reference in references) <= 2
+    stream.close()
+
+
+@pytest.mark.parametrize("frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), "a.png"])
+def test_frames_of_another_kind_are_named(frame):
+    good = PIL.Image.new("RGB", (40, 40))
+    stream = segment_frames(tiny_model(), SegformerImageProcessor(do_resize=False), [good, frame])
+    next(stream)
+    with pytest.raises(DataError, match=r"frame 1 is .*: give PIL images, or arrays \(height, width, 3\) of uint8, RGB"):
+        next(stream)

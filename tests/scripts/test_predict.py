@@ -1,8 +1,14 @@
 """scripts/predict.py with another library's model (a tiny SegFormer) and with ours."""
 
+import functools
+import http.server
+import shutil
 import sys
+import threading
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -247,3 +253,114 @@ def test_confidence_is_the_softmax_of_the_upsampled_logits(segformer, image, tmp
     assert f"mean confidence {100 * expected.mean():.1f} %" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"street_.*png is there already"):
         predict.main([segformer, str(image), "--output_dir", str(tmp_path), "--confidence"])
+
+
+def written(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_sub_folders_are_mirrored_and_results_are_not_read_again(segformer, image, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    for name in ("street.png", "north/street.png", "north/deep/street.png", "south/street.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(image.read_bytes())
+    out = photos / "predictions"  # inside the folder that is searched
+    for more in ([], ["--overwrite"]):
+        predict.main([segformer, str(photos), "--recursive", "--output_dir", str(out), *more])
+        expected = [
+            f"{name}street_{kind}.png" for name in ("", "north/", "north/deep/", "south/") for kind in ("labels", "overlay")
+        ]
+        assert written(out) == sorted(expected)
+    predict.main([segformer, f"{photos}/*/street.png", "--output_dir", str(tmp_path / "matched")])
+    assert written(tmp_path / "matched") == [f"{n}/street_{k}.png" for n in ("north", "south") for k in ("labels", "overlay")]
+    labels = {path.read_bytes() for path in photos.rglob("*_labels.png")}
+    assert len(labels) == 1  # the same image
+
+
+def test_addresses(segformer, image, tmp_path, caplog):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        log_message = lambda *args: None  # noqa: E731
+
+    handler = functools.partial(Quiet, directory=image.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        given = [f"{address}/street.png?size=large", f"{address}/gone.png"]
+        with pytest.raises(DataError, match=r"1 of 2 images could not be read: http://.*/gone\.png$"):
+            predict.main([segformer, *given, "--output_dir", str(tmp_path / "out")])
+        with pytest.raises(DataError, match="1 of 1 images"):
+            predict.main([segformer, given[0], "--output_dir", str(tmp_path / "small"), "--max_download", "0.0001"])
+        server.shutdown()
+    assert "the server answers 404" in caplog.text and "more than 0.0001 are not fetched" in caplog.text
+    predict.main([segformer, str(image), "--output_dir", str(tmp_path / "file")])
+    assert written(tmp_path / "out") == written(tmp_path / "file") and not (tmp_path / "small").exists()
+    for name in written(tmp_path / "out"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
+    with pytest.raises(DataError, match="file:///etc/passwd is not fetched"):
+        predict.main([segformer, "file:///etc/passwd", "--output_dir", str(tmp_path / "other")])
+
+
+def test_of_a_run_best_is_used(segformer, image, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(segformer, run / "best")
+    predict.main([str(run), str(image), "--output_dir", str(tmp_path / "out")])
+    predict.main([segformer, str(image), "--output_dir", str(tmp_path / "same")])
+    assert (tmp_path / "out" / "street_labels.png").read_bytes() == (tmp_path / "same" / "street_labels.png").read_bytes()
+
+
+@pytest.fixture
+def clip(image, tmp_path):
+    """Four frames of 75×50, each darker than the one before."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(30000, 1001), options={"crf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 75, 50, "yuv444p"
+        for number in range(4):
+            frame = Image.open(image).convert("RGB").point(lambda value, number=number: value // (number + 1))
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_videos(segformer, clip, tmp_path, capsys):
+    out = tmp_path / "out"
+    predict.main([segformer, str(clip), "--output_dir", str(out), "--frame_labels"])
+    labels = [f"clip_labels/00000{number}.png" for number in range(4)]
+    assert written(out) == [*labels, "clip_legend.png", "clip_overlay.mp4"]
+    model, image_processor = load_checkpoint(segformer)
+    with av.open(str(clip)) as container, av.open(str(out / "clip_overlay.mp4")) as drawn:
+        assert drawn.streams.video[0].average_rate == Fraction(30000, 1001)
+        frames = [frame.to_image() for frame in container.decode(video=0)]
+        overlays = [frame.to_ndarray(format="rgb24").astype(int) for frame in drawn.decode(video=0)]
+    assert len(overlays) == len(frames) == 4
+    pixels = np.zeros(4, int)
+    for name, frame, coloured in zip(labels, frames, overlays, strict=True):
+        label_map = Image.open(out / name)
+        np.testing.assert_array_equal(np.asarray(label_map), segment(model, image_processor, frame).label_map)
+        pixels += np.bincount(np.asarray(label_map).ravel(), minlength=4)
+        palette = np.array(label_map.getpalette()).reshape(-1, 3)
+        mixed = (np.asarray(frame).astype(int) + palette[np.asarray(label_map)]) / 2
+        assert coloured.shape == (50, 76, 3)
+        assert np.abs(coloured[:, :75] - mixed).mean() < 12  # 4:2:0 and compression; a wrong palette is beyond 40
+    printed = capsys.readouterr().out
+    for index in np.flatnonzero(pixels):
+        [line] = [line for line in printed.splitlines() if line.split()[0] == NAMES[index]]
+        assert float(line.split()[1]) == pytest.approx(100 * pixels[index] / pixels.sum(), abs=0.051)
+    with pytest.raises(DataError, match=r"clip_overlay\.mp4 is there already"):
+        predict.main([segformer, str(clip), "--output_dir", str(out)])
+
+
+def test_a_damaged_video_leaves_nothing(segformer, clip, image, tmp_path, caplog):
+    clip.write_bytes(clip.read_bytes()[:-2000])  # the index is at the end
+    with pytest.raises(DataError, match=r"1 of 2 images could not be read: .*clip\.mp4"):
+        predict.main([segformer, str(clip), str(image), "--output_dir", str(tmp_path / "out"), "--frame_labels"])
+    assert written(tmp_path / "out") == ["street_labels.png", "street_overlay.png"]
+    assert "Video " in caplog.text and "cannot be read" in caplog.text
+
+
+def test_options_that_do_not_fit_are_errors(segformer, clip, image, tmp_path):
+    out = ["--output_dir", str(tmp_path / "out")]
+    with pytest.raises(RecipeError, match=r"--confidence writes maps of images.*clip\.mp4"):
+        predict.main([segformer, str(clip), *out, "--confidence"])
+    with pytest.raises(RecipeError, match="--frame_labels is for videos"):
+        predict.main([segformer, str(image), *out, "--frame_labels"])

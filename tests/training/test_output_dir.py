@@ -110,7 +110,9 @@ class TestOverwrite:
         claim_output_dir(tmp_path, RECIPE, resume=True, overwrite=False)[1].close()
         assert tree(tmp_path) == before
 
-    @pytest.mark.parametrize("name", ["best", "last", "tensorboard", "log.jsonl", "report.html", "best/model.safetensors", "tensorboard/more"])
+    @pytest.mark.parametrize(
+        "name", ["best", "last", "tensorboard", "log.jsonl", "report.html", "best/model.safetensors", "tensorboard/more"]
+    )
     def test_links_are_of_others(self, tmp_path, name):
         put(tmp_path, "far/thesis.txt")
         begin(tmp_path / "out")

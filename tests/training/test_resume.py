@@ -181,7 +181,15 @@ def five_steps(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("five") / "run"
     status, said = runs.start(folder, "camvid", epochs=1, save_every=2, keep_checkpoints=3)
     assert status == 0, said
-    assert {path.name for path in folder.iterdir()} == {"best", "last", "checkpoint-2", "checkpoint-4", "log.jsonl", "report.html", ".lock"}
+    assert {path.name for path in folder.iterdir()} == {
+        "best",
+        "last",
+        "checkpoint-2",
+        "checkpoint-4",
+        "log.jsonl",
+        "report.html",
+        ".lock",
+    }
     return folder
 
 

@@ -1,0 +1,54 @@
+"""Files, folders, patterns and addresses as images and videos with names."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from revhrnet_hf.errors import DataError
+from revhrnet_hf.evaluation.sources import find_sources
+
+
+def seen(sources):
+    return [(source.name.as_posix(), source.is_video) for source in sources]
+
+
+def test_videos_are_named_themselves(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "b.MP4").touch()
+    (tmp_path / "notes.txt").touch()
+    assert seen(find_sources([tmp_path])) == [("a", False)]
+    assert seen(find_sources([tmp_path / "b.MP4", tmp_path])) == [("b", True), ("a", False)]
+    assert seen(find_sources([tmp_path / "*"])) == [("a", False), ("b", True)]
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "is_video"),
+    [
+        ("https://example.org/a/street.JPG?size=9#top", "street", False),
+        ("http://example.org/clip.mp4", "clip", True),
+        ("http://example.org", "image", False),
+        ("http://example.org/a/", "a", False),
+        ("http://example.org/..%2f..%2fetc%2f.passwd", "passwd", False),
+        ("http://example.org/x%00%0a%1b[31my.png", "x_31my", False),
+        ("HTTP://example.org/CON%5cZ%C3%BCrich%20Nord.png", "Zürich_Nord", False),
+    ],
+)
+def test_names_of_addresses(address, name, is_video):
+    assert seen(find_sources([address, address])) == [(name, is_video)]
+
+
+@given(st.text(max_size=300))
+def test_no_address_leads_out_of_the_output_folder(path):
+    [source] = find_sources([f"http://example.org/{path}"])
+    assert len(source.name.parts) == 1 and not source.name.is_absolute()
+    assert (
+        str(source.name) not in ("", ".", "..") and not str(source.name).startswith((".", "-")) and len(str(source.name)) <= 110
+    )
+    assert str(source.name).isprintable()
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://example.org/a.png", "s3://bucket/a.png"])
+def test_other_schemes_are_refused(address):
+    with pytest.raises(DataError, match=r"is not fetched: addresses begin with http:// or https://"):
+        find_sources([address])
