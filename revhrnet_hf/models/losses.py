@@ -35,7 +35,7 @@ class LossSettings:
 
     @classmethod
     def of_config(cls, config: SegmentationConfig) -> Self:
-        return cls(**{field.name: getattr(config, f"semantic_loss_{field.name}") for field in fields(cls)})
+        return cls(**{name: getattr(config, f"semantic_loss_{name}") for name in SETTINGS})
 
     @property
     def weights(self) -> dict[str, float]:
@@ -50,6 +50,8 @@ class LossSettings:
     def has_pixel_means(self) -> bool:
         return any(map(self.is_pixel_mean, self.weights))
 
+
+SETTINGS = tuple(field.name for field in fields(LossSettings))  # not in a function: torch.compile does not know `fields`
 
 # Terms that are sums over pixels, by name: the sums that they need.
 PIXEL_SUMS = {

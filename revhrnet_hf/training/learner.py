@@ -1,5 +1,7 @@
 """The network of a stage, and how it learns from the images of one step."""
 
+import warnings
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -44,7 +46,10 @@ class Learner:
         self.averaged = None if recipe.ema_decay is None else MovingAverage(network, recipe.ema_decay, accelerator.device)
         if recipe.torch_compile:
             network.compile()  # in place, so that weights keep their names
-        self.model, self.optimizer = accelerator.prepare(network, optimizer)
+        with warnings.catch_warnings():
+            # torch 2.15 has another name for it, which Accelerate does not pass on yet.
+            warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+            self.model, self.optimizer = accelerator.prepare(network, optimizer)
 
     @property
     def network(self) -> torch.nn.Module:

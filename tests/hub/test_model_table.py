@@ -9,6 +9,7 @@ from transformers import TimmBackboneConfig
 
 import revhrnet_hf
 from revhrnet_hf.commands import table
+from revhrnet_hf.hub import model_table
 from revhrnet_hf.hub.model_table import (
     all_models,
     backbone_share,
@@ -107,7 +108,7 @@ def test_parameters_equal_independent_figures(name):
 
 @pytest.mark.slow
 def test_equals_independent_figures(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(table, "all_models", lambda: {name: all_models()[name] for name in COUNTED})
+    monkeypatch.setattr(model_table, "all_models", lambda: {name: all_models()[name] for name in COUNTED})
     table.main(["--output", str(tmp_path / "table.json")])
     rows = {row["name"]: row for row in json.loads((tmp_path / "table.json").read_text())["models"]}
     printed = capsys.readouterr().out
