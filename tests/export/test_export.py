@@ -17,6 +17,7 @@ from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNe
 from revhrnet_hf.commands import export as export_command
 from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
+from revhrnet_hf.export.onnx_network import onnx_session, run_onnx, write_onnx
 from revhrnet_hf.export.program import export_program
 from revhrnet_hf.synthetic import write_camvid
 
@@ -266,6 +267,23 @@ class TestPlainTransformers:
             x = torch.randn(size)
             with torch.no_grad():
                 torch.testing.assert_close(program(x), model(x).logits, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("pyramid", ["resize", "learned"])
+    def test_onnx_of_any_size(self, pyramid, tmp_path):
+        """ONNX Runtime against torch at sizes that were not traced: whole patches, and odd ones in a batch."""
+        torch.manual_seed(0)
+        settings = {"stream_channels": [8, 12, 16, 20], "num_modules": [1, 1, 1], "num_blocks": 1, "initializer": "he"}
+        config = RevHRNetConfig(backbone="test_vit", pyramid=pyramid, num_labels=5, **settings)
+        model = RevHRNetForSemanticSegmentation(config).eval()
+        write_onnx(export_program(model, None), tmp_path / "model.onnx")
+        session = onnx_session(tmp_path / "model.onnx")
+        for size in ((1, 3, 96, 160), (2, 3, 101, 150)):
+            x = torch.randn(size)
+            with torch.no_grad():
+                expected = model(x).logits
+            assert expected.std() > 0.01
+            torch.testing.assert_close(run_onnx(session, x), expected, rtol=1e-3, atol=1e-4)
 
     def test_a_size_that_tracing_has_fixed(self):
         def fixed(pixel_values):

@@ -444,17 +444,17 @@ def test_adapters_compiled(recipe, mini_camvid, log_of, monkeypatch, tmp_path):
     recipe.trainable_backbone, recipe.lora_rank, recipe.freeze_backbone, recipe.epochs = "lora", 2, False, 2
     scores = {"plain": Stage(recipe, mini_camvid, tmp_path / "plain").run()}
     recipe.torch_compile = recipe.save_in_background = True
-    train_step, steps = Stage.train_step, []
+    train_step, stops = Stage.train_step, []
 
     def stop_once(self, passes):
-        steps.append(self.state.step)
-        if steps.count(2) == 1 and self.state.step == 3:
-            raise KeyboardInterrupt
+        if self.state.step == 2 and not stops:
+            stops.append(2)
+            raise OSError("stopped")
         return train_step(self, passes)
 
     monkeypatch.setattr(Stage, "train_step", stop_once)
     recipe.save_every = 1
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(OSError, match="stopped"):
         Stage(recipe, mini_camvid, tmp_path / "compiled").run()
     scores["compiled"] = Stage(recipe, mini_camvid, tmp_path / "compiled", resume=True).run()
     assert scores["compiled"]["mean_iou"] == pytest.approx(scores["plain"]["mean_iou"], rel=0.01)
