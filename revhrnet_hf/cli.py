@@ -164,8 +164,8 @@ def add_compile_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the network by torch.compile, once for all sizes of images: the first image takes minutes, the others are "
-        "faster. For CPUs it needs a C++ compiler, for GPUs Triton",
+        help="compile the network by torch.compile, with dynamic shapes: the first image takes minutes, and so does the first "
+        "that is much smaller. For CPUs it needs a C++ compiler, for GPUs Triton",
     )
 
 

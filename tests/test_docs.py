@@ -182,14 +182,16 @@ def test_own_data(tmp_path):
 @pytest.mark.slow
 def test_exporting(two_streams_checkpoint, tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    pytest.importorskip("nncf", reason="the extra `openvino` is not installed")
     draw_data(tmp_path / "my_data")
     (tmp_path / "my_data" / "labels.yaml").write_text("names: {road: 7, sky: 0, car: [26, 27], tree: 24}\n")
     checkpoint = shutil.copytree(two_streams_checkpoint, tmp_path / "runs" / "mine" / "best")
     config = (checkpoint / "config.json").read_text(encoding="utf-8")
     (checkpoint / "config.json").write_text(config.replace("sky & <b>clouds</b>", "sky"), encoding="utf-8")
     Image.open(tmp_path / "my_data" / "val" / "images" / "0.jpg").save(tmp_path / "street.png")
-    onnx, labelled, int8, program = run_page("exporting.md", tmp_path)
+    onnx, labelled, int8, openvino, program = run_page("exporting.md", tmp_path)
     assert "model.onnx" in onnx and "model.pt2" in program
+    assert len(re.findall(r"mIoU on folder val, (float32|int8): 0\.\d+", openvino)) == 2
     assert len(re.findall(r"mIoU on folder val, (float32|int8): 0\.\d+", int8)) == 2
     # The page's program finds the classes that our own script finds.
     command = [

@@ -108,7 +108,8 @@ def load_for_inference(
         checkpoint, trust_remote_code: as in `load_checkpoint`.
         device: where the model runs.
         dtype: of the weights. Networks of this package are loaded in float32 and optimized before they get it.
-        compiled: whether to compile the model with `torch.compile`, for any size of images. The first image then takes minutes.
+        compiled: whether to compile the model with `torch.compile`, with dynamic shapes. The first image then takes minutes, and
+            so does the first that is much smaller, for whose maps PyTorch has other convolutions.
 
     Returns:
         The model, which can neither be trained nor saved, and the image processor.

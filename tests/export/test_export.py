@@ -159,6 +159,8 @@ def test_label_maps_of_one_size_and_opset(two_streams_checkpoint, image, tmp_pat
 
 @pytest.mark.slow
 def test_openvino_of_any_size_where_torch_is_not(tiny_checkpoint, image, camvid, tmp_path):
+    for module in ("openvino", "nncf"):
+        pytest.importorskip(module, reason="the extra `openvino` is not installed")
     out, labelled = tmp_path / "openvino", ["--dataset", "camvid", "--data_dir", camvid]
     arguments = "--format", "openvino", "--dynamic", "--quantize", "int8", "--max_drop", 0.9, "--output_dir", out
     said = exported(tiny_checkpoint, *arguments, *labelled)
