@@ -241,8 +241,8 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         They are as the backbone computes them: in its precision, before a pyramid, without what belongs to padding.
 
         Returns:
-            (batch, channels, ⌈height / stride⌉, ⌈width / stride⌉) each; those of a plain vision transformer all have the stride of
-            its patches.
+            (batch, channels, ⌈height / stride⌉, ⌈width / stride⌉) each; those of a plain vision transformer all have the stride
+            of its patches.
         """
         size, least = tuple(pixel_values.shape[-2:]), self.coarsest_stride
         self.layout.check_size(size)

@@ -211,6 +211,10 @@ class FeatureBank:
             starts.append(starts[-1] + self._images * kept.nbytes)
         return starts
 
+    def rehearse(self, steps: int) -> None:
+        """Have room for so many steps only, of a dry run."""
+        self.steps = min(self.steps, steps)
+
     # The folder
 
     def open(self, errors: SharedErrors) -> None:
