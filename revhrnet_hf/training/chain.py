@@ -102,9 +102,7 @@ def check_chain(
 ) -> list[Path]:
     """The stages' folders, after all checks that are possible before the first stage begins; errors as for `run_chain`."""
     if bank_dir is not None and not any(recipe.feature_bank for recipe in recipes):
-        raise RecipeError(
-            "--bank_dir is the place of a feature bank, and the recipe asks for none: give feature_bank, or leave it out"
-        )
+        raise RecipeError("--bank_dir is for a feature bank, and the recipe has none: give feature_bank, or leave it out")
     if len({recipe.precision for recipe in recipes}) > 1:
         raise RecipeError("All stages of a chain have the same precision: Accelerate keeps it for the whole process")
     for recipe in recipes[1:]:

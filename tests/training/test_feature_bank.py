@@ -1,5 +1,6 @@
 """A run with a feature bank learns what a run learns that computes the same views anew; nothing of a bank is trusted unseen."""
 
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from revhrnet_hf.data import TrainingSamples
 from revhrnet_hf.errors import CheckpointError, RecipeError
-from revhrnet_hf.io import lock_file
+from revhrnet_hf.io import lock_file, without_nan
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dry_run import dry_run
 from revhrnet_hf.training.feature_bank import BANK_FOLDER, FREE, LABELS, LOCK_FILE, MAPS_FILE, STATE_FILE
@@ -86,7 +87,7 @@ class TestEqualToComputingTheSameViews:
 
     def test_a_run_and_its_scores(self, stage):
         with_bank, without = stage("bank", ema_decay=0.5), compute_anew(stage("anew", ema_decay=0.5))
-        assert with_bank.run() == without.run()
+        assert without_nan(with_bank.run()) == without_nan(without.run())
         assert_equal(weights_of(with_bank), weights_of(without))
 
     def test_a_vision_transformer(self, stage):
@@ -95,8 +96,8 @@ class TestEqualToComputingTheSameViews:
         with_bank, without = stage("bank", **settings), compute_anew(stage("anew", **settings))
         losses, expected = learn(with_bank)[0], learn(without)[0]
         assert torch.equal(losses, expected)
-        shapes = {x.shape[1:3] for name, x in load_file(with_bank.data.bank.path).items() if name != LABELS}
-        assert shapes == {(3, 4)}  # ⌈40 / 16⌉ × ⌈56 / 16⌉
+        shapes = {tuple(x.shape[1:]) for name, x in load_file(with_bank.data.bank.path).items() if name != LABELS}
+        assert shapes == {(64, 3, 4)}  # channels, ⌈40 / 16⌉, ⌈56 / 16⌉
 
 
 def test_later_epochs_have_the_same_images_in_another_order():
@@ -108,18 +109,21 @@ def test_later_epochs_have_the_same_images_in_another_order():
         each.start_at(epoch, 0)
         return [each.images(step, number) for step in range(3) for number in range(2)]
 
+    def flat(images):
+        return list(itertools.chain(*images))
+
     drawn = {}  # what lies at each place of the bank
     for epoch in range(6):
         images = of_epoch(epoch, batches)
         if epoch < 2:
             assert images == of_epoch(epoch, plain)
-            drawn |= {epoch * 12 + place: image for place, image in enumerate(sum(images, []))}
-        assert sorted(sum(images, [])) == sorted(sum(of_epoch(epoch % 2, batches), []))
+            drawn |= {epoch * 12 + place: image for place, image in enumerate(flat(images))}
+        assert sorted(flat(images)) == sorted(flat(of_epoch(epoch % 2, batches)))
         batches.start_at(epoch, 0)
         own = list(batches)
         assert own == [[drawn[place] for place in numbers] for step in range(3) for numbers in batches.places(step)]
-        assert own == [each[2 * 1 // 2 :][: len(each) // 2] if False else each[len(each) // 2 :] for each in images]
-    orders = [sum(of_epoch(epoch, batches), []) for epoch in (0, 2, 4)]
+        assert own == [each[len(each) // 2 :] for each in images]  # the second of two processes
+    orders = [flat(of_epoch(epoch, batches)) for epoch in (0, 2, 4)]
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
@@ -262,8 +266,7 @@ class TestShared:
             ({"crop_size": [32, 32]}, r"recipe field crop_size was \[32, 48\], is \[32, 32\]"),
             ({"seed": 1, "flip": 0.0}, r"recipe field flip was 0\.5, is 0\.0; recipe field seed was 0, is 1"),
             ({"feature_bank": 3}, "recipe field feature_bank was 2, is 3"),
-            ({"backbone_dtype": "bfloat16"}, "recipe field backbone_dtype"),
-            ({"jpeg_noise": 0.1}, "recipe field jpeg_noise"),
+            ({"backbone_dtype": "bfloat16"}, "recipe field backbone_dtype was 'float32', is 'bfloat16'"),
         ],
         ids=str,
     )
@@ -273,7 +276,7 @@ class TestShared:
 
     def test_of_other_weights(self, stage, place, weights, tmp_path):
         changed = load_file(weights)
-        next(iter(changed.values())).flatten()[0] += 1e-3
+        next(x for x in changed.values() if x.is_floating_point()).flatten()[0] += 1e-3
         save_file(changed, tmp_path / "changed.safetensors")
         with pytest.raises(CheckpointError, match="this run's: the backbone had other weights"):
             stage("other", bank_dir=place, backbone_weights=str(tmp_path / "changed.safetensors")).run()
@@ -363,16 +366,7 @@ def test_killed(runs, log_of, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     status, said = runs.start(whole, "camvid", **DEMANDING, **BANK)
     assert status == 0, said
-    points = [
-        (1, "pass"),
-        (3, "step"),
-        (4, "saving"),
-        (9, "pass"),
-        (10, "step"),
-        (10, "moving"),
-        (13, "pass"),
-        (15, "evaluating"),
-    ]
+    points = [(1, "pass"), (3, "step"), (4, "saving"), (9, "pass"), (10, "moving"), (13, "pass"), (15, "evaluating")]
     for number, point in enumerate(points):
         status, said = runs.start(folder, "camvid", resume=number > 0, fault=("camvid", *point, "SIGKILL"), **DEMANDING, **BANK)
         assert status == -signal.SIGKILL, (point, said)
