@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, TimmBackboneConfig
 
 import revhrnet_hf
 from revhrnet_hf.models.high_resolution import HighResolutionModule
@@ -353,7 +353,7 @@ class TestMapsInPlaceOfPixels:
         ids=["resnet", "bfloat16", "vit"],
     )
     def test_same_output(self, tiny_config, settings, size):
-        model = RevHRNetForSemanticSegmentation(tiny_config(**settings)).train()
+        model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(**settings)).train()
         x, labels = torch.randn(2, 3, *size), torch.randint(0, 5, (2, *size))
         maps = model.base_model.run_backbone(x)
         assert maps[0].dtype == (torch.bfloat16 if "frozen_backbone_dtype" in settings else torch.float32)
