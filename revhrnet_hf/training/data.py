@@ -185,7 +185,7 @@ class TrainingData:
 
     Attributes:
         samples, batches, loader: the images, their order, and the loader's workers.
-        bank: the feature bank, with `feature_bank`; it is made where the network is, and opened by `open_bank`.
+        bank: the feature bank, with `feature_bank`, from `make_bank` on.
         seconds_waited: time that the loop has waited for the loader; whoever logs it sets it back.
 
     Raises:
@@ -225,6 +225,21 @@ class TrainingData:
         """The next `steps()` begin with step `step` (from 0) of `epoch`."""
         self.batches.start_at(epoch, step)
         self.samples.set_epoch(self.batches.view)
+
+    def make_bank(self, folder: Path, learner, fingerprint: dict[str, Any]) -> None:
+        """With `feature_bank`, get `bank` ready for the network that a `Learner` has now; nothing is written yet.
+
+        Args:
+            folder: of the bank.
+            fingerprint: of the data (dataset_checks.py).
+        """
+        if self.recipe.feature_bank:
+            self.bank = FeatureBank.of_stage(folder, self, learner, fingerprint)
+
+    def flush_bank(self) -> None:
+        """Before a checkpoint is saved, which must not be ahead of the bank; for the main process."""
+        if self.bank is not None:
+            self.bank.flush()
 
     def open_bank(self, steps_done: int) -> None:
         """Open the feature bank, if there is one. Where it lacks maps of a resumed run's steps, they are computed again.

@@ -24,7 +24,7 @@ from .class_weights import with_counted_weights
 from .data import Batch, DataDirs, TrainingData, folders_by_name, load_sets
 from .dataset_checks import fingerprint, refuse_unlabelled
 from .evaluation_hook import EvaluationHook, note_scores
-from .feature_bank import BANK_FOLDER, FeatureBank
+from .feature_bank import BANK_FOLDER
 from .learner import Learner
 from .log import RunLog, check_trackers
 from .network import build_model
@@ -73,9 +73,6 @@ class Stage:
             resumes, self.lock = claim_output_dir(self.output_dir, self.recipe, resume, overwrite) if is_main else (None, None)
         (resumes,) = broadcast_object_list([resumes])
         self._assemble(network, image_processor, eval_set)
-        if self.recipe.feature_bank:
-            folder = Path(bank_dir or self.output_dir / BANK_FOLDER)
-            self.data.bank = FeatureBank.of_stage(folder, self.data, self.learner, self.fingerprint)
         if resumes:
             with self.errors.together():
                 state = self.checkpoints.restore()
@@ -83,6 +80,8 @@ class Stage:
                 self.data.mark_bad(state.bad_images)
         elif self.transfer is not None:
             self.accelerator.print(self.transfer)
+        # With the weights that the stage has now, a resumed one those of its checkpoint.
+        self.data.make_bank(Path(bank_dir or self.output_dir / BANK_FOLDER), self.learner, self.fingerprint)
         with self.errors.together():
             if is_main and self.state.step == 0:
                 warn_of_unseen_classes([entry.images for entry in self.data.sets], self.data.label_space)
@@ -265,8 +264,7 @@ class Stage:
         last = last or self.finished
         with self.errors.together():
             if self.accelerator.is_main_process:
-                if self.data.bank is not None:
-                    self.data.bank.flush()  # no checkpoint is ahead of it
+                self.data.flush_bank()
                 if better or last:
                     example = None if scores is None else self.evaluation.draw_for_card()
                     self.checkpoints.save(losses, scores, example, best=better, last=last)

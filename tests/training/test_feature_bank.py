@@ -205,6 +205,18 @@ def test_interrupted_and_resumed(stage, after):
     assert_equal(load_file(resumed.data.bank.path), load_file(whole.data.bank.path))
 
 
+def test_resumed_stage_that_began_with_a_checkpoint(stage, tmp_path):
+    """Its backbone's weights come from there at first, and from the run's own checkpoint when it is resumed."""
+    stage("before", feature_bank=0, epochs=1).run()
+    settings = {"init_from": str(tmp_path / "before" / "best"), "backbone_weights": "random"}
+    whole = stage("whole", **settings)
+    whole.run()
+    interrupted(stage(**settings), 8)
+    resumed = stage(resume=True, **settings)
+    resumed.run()
+    assert_equal(weights_of(resumed), weights_of(whole))
+
+
 @pytest.mark.parametrize("harm", ["gone", "file is gone", "short", "another header", "ahead of the disk"])
 def test_a_bank_that_is_not_whole_is_filled_anew(stage, caplog, harm):
     whole = stage("whole")
