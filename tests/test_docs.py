@@ -448,6 +448,7 @@ def test_pages_are_tested():
             "chains",
             "several_gpus",
             "memory",
+            "feature_bank",
             "backbones",
             "augmentation",
             "losses",
