@@ -15,6 +15,7 @@ from ..evaluation import (
     check_same_classes,
     class_sources,
     load_checkpoint,
+    load_for_inference,
     predict_label_maps,
     segment,
 )
@@ -83,7 +84,7 @@ def draw_overlay(args):
     if not 0 <= args.opacity <= 1:
         raise RecipeError(f"--opacity {args.opacity} is not between 0 and 1")
     images = [read_image(path) for path in find_images(args.images)]
-    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
+    model, image_processor = load_for_inference(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = figures.names_and_palette(model.config)
     label_maps = predict_label_maps(model, image_processor, images)
     overlays = [
@@ -98,7 +99,7 @@ def draw_errors(args):
     dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split, label_space=args.label_space, loader=args.loader)
     space = label_space_of(dataset)
     dataset = dataset.select(chosen_images(dataset["image_id"], args.image_ids, args.count))
-    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
+    model, image_processor = load_for_inference(args.checkpoint, trust_remote_code=args.trust_remote_code)
     sources = class_sources(model.config, space, args.dataset)
     blocks, maps, counts = [], [], np.zeros(2)
     for row in dataset:
