@@ -255,8 +255,13 @@ def copy_curves(source: Path, target: Path) -> None:
         written.rename(folder / f"events.out.tfevents.{started}.revhrnet")
 
 
-def check_staged(staged: Path) -> None:
-    """Raise a HubError that lists everything in the folder `staged` that must not be sent, and everything that is missing."""
+def check_staged(staged: Path, outcome: str = "nothing was sent") -> None:
+    """Raise a HubError that lists everything in the folder `staged` that must not be published, and everything that is missing.
+
+    Args:
+        staged: holds what is to be published.
+        outcome: how the message begins.
+    """
     files = (path for path in sorted(staged.rglob("*")) if path.is_file())
     problems = [problem for path in files for problem in leaks_of(path, path.relative_to(staged))]
     advice = "complete README.md, or remove it to have it written"
@@ -266,7 +271,7 @@ def check_staged(staged: Path) -> None:
     if not problems:  # loading takes seconds, the rest does not
         problems += _loading_fails(staged)
     if problems:
-        raise HubError("nothing was sent: " + "; ".join(problems))
+        raise HubError(f"{outcome}: " + "; ".join(problems))
 
 
 def _loading_fails(staged: Path) -> list[str]:
