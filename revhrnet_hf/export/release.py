@@ -1,7 +1,7 @@
 """The assets of a release: a checkpoint's files in the form in which others download them, side by side in one folder.
 
-The folder is a checkpoint whose weights are stored in 16 bits, and holds the same network for ONNX Runtime. It has no sub-folders,
-so that every file can be attached to a release of a repository as it is.
+The folder is a checkpoint whose weights are stored in 16 bits, and holds the same network for ONNX Runtime. It has no
+sub-folders, so that every file can be attached to a release of a repository as it is.
 """
 
 from collections.abc import Sequence
