@@ -166,8 +166,7 @@ def test_confusion(tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps(record))
     drawn = _figures.draw_confusion(figure.build_parser().parse_args(["confusion", str(tmp_path / "scores.json"), "-o", "x.png"]))
     matrix = drawn.axes[0].get_images()[0].get_array()
-    assert np.array_equal(matrix[:2].filled(-1), [[75, 25, 0], [0, 100, 0]])
-    assert matrix.mask[2].all()  # a class that does not occur is no 0 %
+    assert np.array_equal(matrix.filled(-1), [[75, 25], [0, 100]])  # without the class that does not occur
     assert [text.get_text() for text in drawn.axes[0].texts] == ["75", "25", "100"]
     figure.main(["confusion", str(tmp_path / "scores.json"), "-o", str(tmp_path / "x.pdf")])
     (tmp_path / "scores.json").write_text(json.dumps({"mean_iou": 0.5}))

@@ -68,6 +68,13 @@ def test_what_is_no_command(arguments, said, capsys):
     assert capsys.readouterr().err == f"error: {said} (options: revhrnet --help)\n"
 
 
+@pytest.mark.parametrize("module", ["revhrnet_hf", "revhrnet_hf.commands.main"])
+def test_python_m_is_the_command(module):
+    done = subprocess.run([sys.executable, "-m", module, "trian"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "unknown command trian (did you mean train?)" in done.stderr
+
+
 def test_a_commands_error_is_one_line(capsys):
     with pytest.raises(SystemExit) as raised:
         run(lambda: main(["audit", "camvit", "DIR"]))

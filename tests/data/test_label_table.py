@@ -27,6 +27,7 @@ image_suffix: _sat
 label_suffix: _mask
 val_fraction: 0.2
 val_seed: 0
+untinted: [lawn]
 """
 
 
@@ -53,6 +54,7 @@ def test_everything_that_can_be_said(space_of):
     assert space.raw_ids == {7: 0, 26: 1, 27: 1, 24: 2, 0: 255, 255: 255}
     assert space.raw_colours == {(220, 20, 60): 2, (0, 255, 0): 3, (0, 170, 0): 3, (0, 0, 0): 255}
     assert space.colours == (*default_palette(2), (220, 20, 60), (0, 255, 0))
+    assert space.untinted == ("lawn",)
 
 
 def test_the_documented_example_is_a_table(space_of):

@@ -260,7 +260,7 @@ def test_a_report_lies_beside_the_checkpoint(recipe, mini_camvid, tmp_path, capl
     predicted = predict_label_maps(stage.learner.scored_network, stage.learner.image_processor, images)
     expected = []
     for label_map, reference in zip(predicted, truth, strict=True):
-        counts = SegmentationMetric(label_space_of(dataset).names)
+        counts = SegmentationMetric(label_space_of(dataset).num_classes)
         expected.append(counts.compute(predictions=[label_map], references=[reference])["mean_iou"])
     np.testing.assert_allclose(stage.evaluation.mean_ious, expected, atol=1e-6)
 

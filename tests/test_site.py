@@ -14,9 +14,9 @@ import yaml
 
 from revhrnet_hf.training.recipe import Recipe
 
-from ..browser import open_chromium
+from .browser import open_chromium
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 # The addresses of a page's links within the site, images that did not load, width of the page, text that Markdown left over.
 LOOK = """
@@ -39,7 +39,7 @@ return {
 
 @pytest.fixture(scope="module")
 def hooks():
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "scripts" / "site_hooks.py")
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "site_hooks.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
