@@ -2,7 +2,7 @@
 // the images that an answer holds; of two answers, both follow.
 (() => {
   const contexts = new WeakMap();
-  const shown = new Map(); // name of a class → whether it is on, of those that the visitor has changed
+  const shown = new Map(); // name of a class in lower case → whether it is on, of those that the visitor has changed
   let opacity = 0.5;
 
   function canvasOf(width, height) {
@@ -56,7 +56,7 @@
   }
 
   const boxes = (result) => [...result.querySelectorAll(".seg-legend input")];
-  const nameOf = (box) => box.parentElement.textContent;
+  const nameOf = (box) => box.parentElement.textContent.toLowerCase();
 
   // The colours of the classes that are on, drawn from the values; null before these are there.
   function colourCanvas(result) {

@@ -236,7 +236,7 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
                         sizes.append(gr.Number(width, label="Window width", precision=0, minimum=32, min_width=100))
                     again = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Column(scale=3, min_width=300, elem_classes="seg-answers"), gr.Row(elem_classes="seg-pair"):
-                results = [gr.HTML(WAITING, min_width=300) for _ in segmenters]
+                results = [gr.HTML(WAITING, min_width=300, padding=False) for _ in segmenters]
 
         def show(path, how, height, width):
             answers = answers_to(segmenters, path, how, height, width)

@@ -46,10 +46,11 @@ class Answer:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the pixels by name of a class; classes of one name are added up."""
+        """Share of the pixels by name of a class in lower case; classes of one name are added up."""
         shares: dict[str, float] = {}
         for index, share in class_shares(self.label_map).items():
-            shares[self.names[index]] = shares.get(self.names[index], 0) + share
+            name = self.names[index].casefold()
+            shares[name] = shares.get(name, 0) + share
         return shares
 
 
@@ -60,7 +61,7 @@ def results_html(answers: Sequence[Answer]) -> list[str]:
 
 
 def class_order(shares: Iterable[dict[str, float]]) -> list[str]:
-    """Names of the classes that occur, those of the largest share, added up over the answers, first."""
+    """Names of the classes that occur, those of the largest share, added up over the answers, first: `Road` is `road`."""
     total: dict[str, float] = {}
     for answer in shares:
         for name, share in answer.items():
@@ -107,7 +108,7 @@ def error_html(message: str) -> str:
 def _legend(answer: Answer, order: Sequence[str]) -> str:
     """The classes of `order` that the checkpoint knows, with a box to turn each on and off; 0 % where a class does not occur."""
     shares, names = class_shares(answer.label_map), list(answer.names)
-    ids = [index for name in order for index, own in enumerate(names) if own == name]
+    ids = [index for name in order for index, own in enumerate(names) if own.casefold() == name]
     rows = "".join(_legend_row(index, shares.get(index, 0), answer) for index in ids)
     switches = '<button type="button" data-show="all">all</button> · <button type="button" data-show="none">none</button>'
     caption = f"<caption>Share of the pixels <span>show {switches}</span></caption>"

@@ -293,17 +293,17 @@ def test_two_legends_have_one_order(segmenter, image, tiny_checkpoint):
     """The order is that of the shares of both; a class that only one checkpoint knows has no row in the other's legend."""
     other = copy.copy(segmenter.model)
     other.forward = lambda **inputs: _turned_round(segmenter.model.forward(**inputs))
-    names = ["wall", *NAMES[1:]]
+    names = ["wall", *(name.title() for name in NAMES[1:])]
     second = dataclasses.replace(segmenter, title="other", model=other, names=names)
     both = [legend_of(said) for said in answers_to([segmenter, second], str(image), WHOLE, 64, 64)]
     counts = {}
     for model, own in ((segmenter, NAMES), (second, names)):
         label_map = segment(model.model, model.image_processor, read_image(image), InferenceSettings()).label_map
         for index, name in enumerate(own):
-            counts[name] = counts.get(name, 0) + (label_map == index).sum()
+            counts[name.lower()] = counts.get(name.lower(), 0) + (label_map == index).sum()
     order = sorted((name for name in counts if counts[name]), key=lambda name: -counts[name])
     assert [name for name, _ in both[0]] == [name for name in order if name != "wall"]
-    assert [name for name, _ in both[1]] == [name for name in order if name != "road"]
+    assert [name.lower() for name, _ in both[1]] == [name for name in order if name != "road"]
     [alone] = answers_to([second], str(image), WHOLE, 64, 64)
     assert legend_of(alone) != both[1]  # alone it is sorted by its own shares
 
