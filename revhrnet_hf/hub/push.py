@@ -281,7 +281,7 @@ def _loading_fails(staged: Path) -> list[str]:
         environment = {name: value for name, value in os.environ.items() if name not in secret}
         environment |= {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": home}
         finished = subprocess.run(
-            [sys.executable, "-c", LOADING, str(staged)], capture_output=True, text=True, env=environment, cwd=home
+            [sys.executable, "-c", LOADING, str(staged.resolve())], capture_output=True, text=True, env=environment, cwd=home
         )
     if finished.returncode == 0:
         return []

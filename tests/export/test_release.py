@@ -47,9 +47,10 @@ def label_map(folder, image, **options):
 
 
 @pytest.mark.slow
-def test_assets(run, tmp_path):
+def test_assets(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "release"
-    release.main([str(run), "--output_dir", str(out)])
+    release.main([str(run.relative_to(tmp_path)), "--output_dir", "release"])
     names = {path.name for path in out.iterdir()}
     assert names >= NAMES and "optimizer.safetensors" not in names and all(path.is_file() for path in out.iterdir())
     checked = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True, text=True)
