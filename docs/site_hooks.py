@@ -1,4 +1,4 @@
-"""Hooks of mkdocs (mkdocs.yml): the table of the recipe's fields, and lists as GitHub indents them."""
+"""Hooks of mkdocs (mkdocs.yml): the table of the recipe's fields, lists as on GitHub, docstrings in Transformers' style."""
 
 import re
 from dataclasses import MISSING, Field, fields
@@ -10,6 +10,16 @@ PLACE = "<!-- recipe fields -->"
 
 def on_page_markdown(markdown: str, **_) -> str:
     return indent_lists(markdown.replace(PLACE, recipe_tables()))
+
+
+def on_page_content(html: str, **_) -> str:
+    return without_marks_of_docstrings(html)
+
+
+def without_marks_of_docstrings(html: str) -> str:
+    """HTML of docstrings in Transformers' style, without its marks: `[Name]` links there, and types are Markdown."""
+    html = re.sub(r"\[(<code>[\w.]+</code>)\]", r"\1", html)
+    return re.sub(r"<code>(`[^<\n]+)</code>", lambda type_: f"<code>{re.sub('[`*]', '', type_[1])}</code>", html)
 
 
 def recipe_tables() -> str:
