@@ -93,12 +93,8 @@ def load_segmenter(
     names, palette = names_and_palette(model.config)
     folder = Path(checkpoint)
     title = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else str(checkpoint)
-<<<<<<< HEAD
     examples = own_examples(checkpoint)
-    return Segmenter(title, model.to(device), image_processor, names, palette, untinted_of(model.config), examples)
-=======
-    return Segmenter(title, model, image_processor, names, palette)
->>>>>>> main
+    return Segmenter(title, model, image_processor, names, palette, untinted_of(model.config), examples)
 
 
 def answers_to(segmenters: Sequence[Segmenter], path: str | None, how: str, height: int | None, width: int | None) -> list[str]:

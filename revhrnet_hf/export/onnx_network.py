@@ -39,7 +39,6 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | N
     return found
 
 
-<<<<<<< HEAD
 def _remove_notes(network) -> None:
     """Remove PyTorch's notes from an ONNX network: stack traces with paths of this machine, a large part of a small file."""
     graph = network.graph
@@ -47,10 +46,7 @@ def _remove_notes(network) -> None:
         del noted.metadata_props[:]
 
 
-class OnnxModel(nn.Module):
-=======
 class OnnxModel(ExportedModel):
->>>>>>> main
     """An exported network that gives logits, used like a Transformers model to compute scores and label maps on the CPU.
 
     Args:
