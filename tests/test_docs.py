@@ -87,7 +87,7 @@ def draw_photos(folder):
 # How a page starts processes, as arguments of the interpreter, with a port that nobody else takes.
 STARTS = {
     ("python",): "",
-    ("revhrnet",): "-m revhrnet_hf.commands",
+    ("revhrnet",): "-m revhrnet_hf",
     ("accelerate", "launch"): "-m accelerate.commands.accelerate_cli launch --main_process_port PORT",
     ("torchrun",): "-m torch.distributed.run --master_port PORT",
 }
