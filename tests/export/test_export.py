@@ -19,6 +19,7 @@ from revhrnet_hf.commands import export as export_command
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint, predict_label_maps
+from revhrnet_hf.export.onnx_network import onnx_session, run_onnx, write_onnx
 from revhrnet_hf.export.program import export_program, logits_or_label_map
 from revhrnet_hf.synthetic import write_camvid
 
@@ -337,6 +338,26 @@ class TestPlainTransformers:
             x = torch.randn(size)
             with torch.no_grad():
                 torch.testing.assert_close(program(x), model(x).logits, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.slow
+    def test_onnx_of_one_size_only(self, tmp_path):
+        """The exporter to ONNX fixes timm's position embeddings: another size is an error that names --size; with it, ONNX
+        Runtime gives torch's logits, at an odd size too."""
+        torch.manual_seed(0)
+        settings = {"stream_channels": [8, 12, 16, 20], "num_modules": [1, 1, 1], "num_blocks": 1, "initializer": "he"}
+        model = RevHRNetForSemanticSegmentation(RevHRNetConfig(backbone="test_vit", num_labels=5, **settings)).eval()
+        write_onnx(export_program(model, None), tmp_path / "any.onnx")
+        session = onnx_session(tmp_path / "any.onnx")
+        batches = [torch.randn(size) for size in ((1, 3, 96, 160), (2, 3, 101, 150))]
+        with pytest.raises(ExportError, match="--size HEIGHT WIDTH"):
+            export.check_agreement(model, lambda x: run_onnx(session, x), batches)
+        for number, size in enumerate(((96, 160), (101, 150))):
+            x = torch.randn(1, 3, *size)
+            write_onnx(export_program(model, size), tmp_path / f"{number}.onnx")
+            with torch.no_grad():
+                expected = model(x).logits
+            assert expected.std() > 0.01
+            torch.testing.assert_close(run_onnx(onnx_session(tmp_path / f"{number}.onnx"), x), expected, rtol=1e-3, atol=1e-4)
 
     def test_a_size_that_tracing_has_fixed(self):
         def fixed(pixel_values):
