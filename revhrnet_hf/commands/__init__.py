@@ -20,6 +20,7 @@ COMMANDS = {
     "figure": "draw predictions, feature maps, errors, confusion matrices and legends",
     "plot": "draw the loss and mIoU curves of runs",
     "export": "write a checkpoint as ONNX, for OpenVINO, or as a torch.export program",
+    "release": "write the files of a release: weights in 16 bits, ONNX, card, checksums",
     "push": "send a checkpoint to the Hugging Face Hub",
     "demo": "serve a page to try one checkpoint, or two side by side",
     "convert": "turn a checkpoint of the official HRNet into one of this package",

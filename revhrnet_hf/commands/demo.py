@@ -27,7 +27,11 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("other", metavar="CHECKPOINT_B", nargs="?", help="a second one, shown beside it")
     parser.add_argument(
-        "--examples", metavar="IMAGES", nargs="+", default=[], help="images to choose from (default: two drawn streets)"
+        "--examples",
+        metavar="IMAGES",
+        nargs="+",
+        default=[],
+        help="images to choose from (default: those in the checkpoint's folder `examples`, else two drawn streets)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")

@@ -93,9 +93,10 @@ class Export:
         Raises:
             ExportError: the exported network does not agree with the checkpoint.
         """
-        write_folder(output_dir, self._fill)
+        write_folder(output_dir, self.fill)
 
-    def _fill(self, folder: Path) -> None:
+    def fill(self, folder: Path) -> None:
+        """As `write`, into a folder that exists."""
         image_processor = for_size(self.image_processor, self.size)
         print("exporting (a minute or two)", flush=True)
         exported, record = self._write_network(folder)

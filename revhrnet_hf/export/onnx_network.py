@@ -16,7 +16,7 @@ ONNX_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | None = None) -> int:
-    """Write a program as ONNX and run ONNX's own checker; returns the opset.
+    """Write a program as ONNX, without PyTorch's notes on its origin, and run ONNX's own checker; returns the opset.
 
     Raises:
         ExportError: PyTorch cannot write this opset.
@@ -30,11 +30,20 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | N
     )
     onnx_program.save(path)
     written = onnx.load(path)
+    _remove_notes(written)
+    onnx.save(written, path)
     onnx.checker.check_model(written, full_check=True)
     [found] = [entry.version for entry in written.opset_import if entry.domain in ("", "ai.onnx")]
     if opset not in (None, found):
         raise ExportError(f"--opset {opset}: the network could be written in opset {found} only")
     return found
+
+
+def _remove_notes(network) -> None:
+    """Remove PyTorch's notes from an ONNX network: stack traces with paths of this machine, a large part of a small file."""
+    graph = network.graph
+    for noted in (network, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del noted.metadata_props[:]
 
 
 class OnnxModel(ExportedModel):

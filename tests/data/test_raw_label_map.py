@@ -110,6 +110,13 @@ def test_a_gif_of_grey_holds_grey_values_whatever_its_palettes_order():
     assert read(data, IDS) == train_ids(IDS, values)
 
 
+def test_a_png_of_a_grey_palette_holds_the_places_in_it():
+    """Unlike a GIF: here the order of the palette is the writer's."""
+    image = PIL.Image.fromarray(IDS_AT, "P")
+    image.putpalette([grey for grey in (90, 10, 50) for _ in range(3)])
+    assert read(saved(image), IDS) == train_ids(IDS, IDS_AT)
+
+
 def test_a_black_and_white_gif_must_be_readable_in_one_way_only():
     data = saved(PIL.Image.fromarray(np.array([[0, 255]], np.uint8)), "GIF")
     assert read(data, table({0: 0, 1: 1})) == [[0, 1]]

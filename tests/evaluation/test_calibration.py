@@ -100,6 +100,12 @@ def test_sums_are_the_derivatives():
     np.testing.assert_allclose(likelihood_sums(logits, truth), expected, rtol=1e-4, atol=1e-3)
 
 
+def test_sums_over_many_pixels_are_exact():
+    """Of one class, whose likelihood is 1 everywhere: what is added and what is taken away are the same numbers."""
+    sums = likelihood_sums(torch.randn(1, 10_001), torch.zeros(10_001, dtype=torch.long))
+    assert sums[1].tolist() == [0] * len(TEMPERATURES)
+
+
 @given(st.integers(1, 4), st.integers(0, 100))
 def test_ignored_and_unknown_pixels_do_not_count(parts, seed):
     """Any division into bands, with pixels left out by hand."""

@@ -47,7 +47,8 @@ def folder(model, tmp_path):
 def test_loads_weights_bit_for_bit_and_the_processor(model, folder):
     loaded, image_processor = load_checkpoint(folder)
     assert not loaded.training
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    saved = model.state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
     assert image_processor.do_resize is False
 
 
@@ -160,7 +161,8 @@ def test_of_a_run_best_is_found_and_said(model, folder, tmp_path, caplog):
     folder.rename(run / "best")
     with caplog.at_level("INFO"):
         loaded, _ = load_checkpoint(run)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    saved = model.state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
     assert [str(run / "best") in message for message in caplog.messages] == [True]
     caplog.clear()
     with caplog.at_level("INFO"):

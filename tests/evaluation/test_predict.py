@@ -180,6 +180,14 @@ def test_a_stream_of_frames_is_segmented_one_by_one_and_none_is_kept():
     stream.close()
 
 
+def test_frames_come_with_the_confidence_that_is_asked_for():
+    model, image_processor, frame = tiny_model(), SegformerImageProcessor(do_resize=False), images()[0]
+    [(_, found)] = segment_frames(model, image_processor, [frame], return_confidence=True)
+    assert np.array_equal(found.confidence, segment(model, image_processor, frame, return_confidence=True).confidence)
+    [(_, found)] = segment_frames(model, image_processor, [frame])
+    assert found.confidence is None
+
+
 @pytest.mark.parametrize("frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), "a.png"])
 def test_frames_of_another_kind_are_named(frame):
     good = PIL.Image.new("RGB", (40, 40))

@@ -38,8 +38,9 @@ def test_features_equal_timms(pretrained, tiny_config, tmp_path, suffix):
         ours = model.revhrnet.backbone(x).feature_maps
         theirs = pretrained.forward_intermediates(x, indices=[1, 2, 3, 4], intermediates_only=True)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    expected = pretrained.state_dict()
     for name, tensor in model.revhrnet.backbone._backbone.state_dict().items():  # the statistics among them
-        assert torch.equal(tensor, pretrained.state_dict()[name]), name
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_renamed_stages(tmp_path):

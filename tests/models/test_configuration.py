@@ -378,7 +378,8 @@ def test_fine_tuning_on_other_classes(way, checkpoint, tmp_path, caplog):
     model.save_pretrained(tmp_path / "tuned")
     again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "tuned")
     assert again.config.id2label == config.id2label
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in again.state_dict().items())
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in again.state_dict().items())
 
 
 def test_what_was_fine_tuned_goes_through_the_pipeline(checkpoint, tmp_path):

@@ -197,7 +197,8 @@ class TestFrozenBackbone:
         for name, p in half.named_parameters():
             assert p.dtype == torch.float32
             assert (p.grad is None) is (".backbone." in name)
-        assert all(torch.equal(x, model.state_dict()[key]) for key, x in half.state_dict().items() if ".backbone." in key)
+        whole = model.state_dict()
+        assert all(torch.equal(x, whole[key]) for key, x in half.state_dict().items() if ".backbone." in key)
 
 
 class TestOptimizeForInference:

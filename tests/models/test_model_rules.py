@@ -114,15 +114,16 @@ class TestAllModels:
             pairs = zip(tensors_of(outputs), tensors_of(reference(batch["pixel_values"])), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs)
 
-    def test_compiled_without_graph_breaks(self, make, batch, name):
-        if name == "revhrnet on trained hrnetv2":
-            pytest.skip("made of two that are compiled here; test_trained_compiled has the whole")
-        model = make(name).eval()
-        torch._dynamo.reset()
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        with torch.no_grad():
-            pairs = zip(tensors_of(compiled(batch["pixel_values"])), tensors_of(model(batch["pixel_values"])), strict=True)
-            assert all(torch.equal(a, b) for a, b in pairs)
+
+@pytest.mark.parametrize("name", ["hrnetv2", "revhrnet"])
+def test_compiled_without_graph_breaks(make, batch, name):
+    """With the backbone and the base model that they are made of; test_trained_compiled has the one on the other."""
+    model = make(name).eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        pairs = zip(tensors_of(compiled(batch["pixel_values"])), tensors_of(model(batch["pixel_values"])), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("name", SEGMENTATION)
@@ -143,8 +144,9 @@ class TestSegmentationModels:
             AutoModelForSemanticSegmentation.from_pretrained(tmp_path, num_labels=9)
         loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, num_labels=9, ignore_mismatched_sizes=True)
         assert loaded.head[3].weight.shape[0] == 9
+        saved = model.state_dict()
         for key, tensor in loaded.state_dict().items():
-            assert key.startswith("head.3.") or torch.equal(tensor, model.state_dict()[key]), key
+            assert key.startswith("head.3.") or torch.equal(tensor, saved[key]), key
 
     @pytest.mark.parametrize("use_reentrant", [False, True])
     def test_recomputation(self, make, batch, name, use_reentrant):
@@ -188,8 +190,9 @@ class TestSegmentationModels:
         for (key, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
             if expected.grad is not None:
                 torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-5, atol=1e-5, msg=key)
+        state = model.state_dict()
         for key, tensor in plain.state_dict().items():
-            torch.testing.assert_close(model.state_dict()[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
+            torch.testing.assert_close(state[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
 
     @pytest.mark.slow
     def test_trained_compiled(self, make, batch, name):

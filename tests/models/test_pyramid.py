@@ -147,6 +147,17 @@ class TestPyramid:
                 assert layer.weight.std().item() == pytest.approx((2 / layer.in_channels) ** 0.5, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("test_vit", "resize"), ("test_vit", "learned"), ("dinov2", "resize"), ("dinov3", "learned")]
+)
+def test_torch_export(name, kind):
+    model = transformers_model(name, pyramid=kind) if name in TRANSFORMERS else timm_model(name, kind)
+    x = torch.randn(1, 3, 75, 101)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), strict=False)
+        torch.testing.assert_close(program.module()(x).logits, model(x).logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["resize", "learned"])
 class TestModel:
     @pytest.mark.parametrize("size", [(224, 224), (75, 101)])
@@ -183,14 +194,6 @@ class TestModel:
         assert loaded.config.pyramid == kind
         with torch.no_grad():
             assert torch.equal(loaded(x).logits, model(x).logits)
-
-    @pytest.mark.parametrize("name", ["test_vit", "dinov2", "dinov3"])
-    def test_torch_export(self, name, kind):
-        model = transformers_model(name, pyramid=kind) if name in TRANSFORMERS else timm_model(name, kind)
-        x = torch.randn(1, 3, 75, 101)
-        with torch.no_grad():
-            program = torch.export.export(model, (x,), strict=False)
-            torch.testing.assert_close(program.module()(x).logits, model(x).logits, rtol=1e-4, atol=1e-4)
 
     def test_recomputing_changes_no_gradient(self, kind):
         x = torch.randn(2, 3, 64, 64)

@@ -149,7 +149,8 @@ def test_finite_differences():
         x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
         inputs = (x, *blocks.parameters())
         assert torch.autograd.gradcheck(lambda x, *_, blocks=blocks: blocks(x), inputs)
-        assert torch.autograd.gradgradcheck(lambda x, *_, blocks=blocks: blocks(x), inputs)
+        # Along random directions: each entry of the second derivative would take seconds.
+        assert torch.autograd.gradgradcheck(lambda x, *_, blocks=blocks: blocks(x), inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("recompute", [NORMS, MODULES])

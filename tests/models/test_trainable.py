@@ -53,7 +53,8 @@ def test_norms(name):
     """Their weights and biases, and neither a convolution nor running statistics."""
     model = model_on(name, trainable_backbone="norms")
     changed = changed_by_training(model)
-    assert changed and all(model.base_model.backbone.state_dict()[key].ndim == 1 for key in changed)
+    state = model.base_model.backbone.state_dict()
+    assert changed and all(state[key].ndim == 1 for key in changed)
     assert not any("running" in key or "batches" in key for key in changed)
     norms = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
     modules = {key for key, m in model.base_model.backbone.named_modules() if isinstance(m, norms)}

@@ -70,7 +70,8 @@ def test_mean_std_and_licence_travel_with_the_checkpoint(tmp_path):
     assert json.loads(saved)["backbone_license"] == "dinov3-license"
     assert str(tmp_path) not in saved
     loaded = RevHRNetForSemanticSegmentation.from_pretrained(tmp_path / "ours")
-    assert all(torch.equal(x, model.state_dict()[key]) for key, x in loaded.state_dict().items())
+    state = model.state_dict()
+    assert all(torch.equal(x, state[key]) for key, x in loaded.state_dict().items())
 
 
 def test_name_on_the_hub_is_kept(tmp_path):

@@ -66,7 +66,8 @@ def test_goes_on_from_its_state(network):
     train_a_little(network)
     for average in (whole, resumed):
         average.update_parameters(network)
-    assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
+    found = resumed.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.state_dict().items())
 
 
 def test_device_is_not_asked(network):

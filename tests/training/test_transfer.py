@@ -33,12 +33,13 @@ def test_rows_start_from_their_partners(make, cityscapes):
     space = get_label_space("camvid11")
     model = make(space.names, seed=1)
     handed = transfer(model, space, str(folder))
+    given, found = before.state_dict(), model.state_dict()
     for name in CLASSIFIER:
-        old, new = before.state_dict()[name], model.state_dict()[name]
+        old, new = given[name], found[name]
         assert torch.equal(new[space.label2id["Road"]], old[0])
         torch.testing.assert_close(new[space.label2id["Car"]], (old[13] + old[14] + old[15] + old[16]) / 4)
-    for name, tensor in model.state_dict().items():
-        assert name in CLASSIFIER or torch.equal(tensor, before.state_dict()[name]), name
+    for name, tensor in found.items():
+        assert name in CLASSIFIER or torch.equal(tensor, given[name]), name
     assert handed.rows["Tree"] == ["vegetation", "terrain"]
     assert handed.history == [{"dataset": "cityscapes"}]
     assert "  Tree ← vegetation + terrain" in str(handed)
@@ -68,9 +69,10 @@ def test_auxiliary_classifiers(make, tmp_path, before_has, after_has):
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     transfer(model, space, str(tmp_path))
     assert torch.equal(model.head[3].weight[space.label2id["Road"]], before.head[3].weight[0])
+    given = before.state_dict()
     for name, tensor in model.state_dict().items():
         if name.startswith("auxiliary_head."):
-            expected = before.state_dict()[name][0] if before_has else fresh[name][space.label2id["Road"]]
+            expected = given[name][0] if before_has else fresh[name][space.label2id["Road"]]
             assert torch.equal(tensor[space.label2id["Road"]], expected)
 
 

@@ -114,6 +114,14 @@ def test_folder_of_one_kind_is_no_split(own):
         load(own)
 
 
+@pytest.mark.parametrize("lacking", ["images", "labels"])
+def test_folder_of_one_kind_is_no_split_of_a_table_either(tmp_path, lacking):
+    own = write_set(tmp_path / "own", "p/{split}", "m/{split}", TABLE + "images: p/{split}\nlabels: m/{split}\n")
+    shutil.rmtree(own / {"images": "p", "labels": "m"}[lacking] / "train")
+    with pytest.raises(DataError, match="'train'; known: dev"):
+        load(own)
+
+
 def test_split_in_both_layouts_is_refused(own):
     write_pair(own / "images" / "train", own / "labels" / "train", "z")
     with pytest.raises(DataError, match="the split 'train' twice, in train/images and images/train"):
