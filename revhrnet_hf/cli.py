@@ -159,6 +159,16 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_compile_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--compile`; see `load_for_inference`."""
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network by torch.compile, with dynamic shapes: the first image takes minutes, and so does the first "
+        "that is much smaller. For CPUs it needs a C++ compiler, for GPUs Triton",
+    )
+
+
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the settings of inference as options of a command."""
     group = parser.add_argument_group("inference", "by default the network sees each image once, whole and at its own size")

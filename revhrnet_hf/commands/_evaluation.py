@@ -28,7 +28,7 @@ from ..evaluation.calibration import (
     temperature_of,
     total_counts,
 )
-from ..evaluation.checkpoint import class_sources, load_checkpoint
+from ..evaluation.checkpoint import class_sources, load_for_inference
 from ..evaluation.cityscapes import instance_locations
 from ..evaluation.confusion import ConfusionMatrix
 from ..evaluation.evaluator import Recorder, evaluate_images, score_records
@@ -345,6 +345,7 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
         settings=settings,
         dtype=args.dtype,
         absent_as_zero=args.absent_as_zero,
+        compiled=args.compile,
     )
     if not args.overwrite and check_replaceable(output, evaluation.identity()) and state.is_main_process:
         logger.info("the scores of an earlier run of the same evaluation in %s will be replaced", output)
@@ -352,7 +353,13 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
         check_report_place(report_file(output))
     submission = args.submission and submission_format(args.dataset, space)
     recorder = Recorder(space, args.boundary, instances, submission, args.submission)
-    model, image_processor = load_checkpoint(args.checkpoint, getattr(torch, args.dtype), args.trust_remote_code)
+    model, image_processor = load_for_inference(
+        args.checkpoint,
+        state.device,
+        getattr(torch, args.dtype),
+        trust_remote_code=args.trust_remote_code,
+        compiled=args.compile,
+    )
     sources = class_sources(model.config, space, args.dataset_name)
     if args.save_temperature and sources is not None:
         raise RecipeError(
@@ -362,5 +369,4 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
     calibration = None
     if args.calibration:
         calibration = Calibration(temperature_of(model.config), space.ignore_index, classes_without_sources(sources))
-    model.to(state.device)
     return Job(args, state, evaluation, dataset, output, recorder, model, image_processor, sources, calibration)

@@ -15,6 +15,7 @@ from ..evaluation import (
     check_same_classes,
     class_sources,
     load_checkpoint,
+    load_for_inference,
     predict_label_maps,
     segment,
 )
@@ -51,7 +52,14 @@ def draw_comparison(args):
     legend = legend_of([label_map for of_model in predictions for label_map in of_model], names, palette)
     said = " ".join(f"{title}: {share}.".removeprefix(": ") for title, share in zip(titles, shares, strict=True) if share)
     caption = CAPTIONS[args.map] + (f" Share of the variance in the three, by stride: {said}" if said else "")
-    return plots.panel_figure(blocks, ["prediction", *(f"stride {stride}" for stride in strides)], legend, caption)
+    column_titles = ["prediction", *(f"stride {stride}" for stride in strides)]
+    if args.columns is None:
+        return plots.panel_figure(blocks, column_titles, legend, caption)
+    tiles = [
+        [("image", block.image), *(pair for pair in zip(column_titles, block.rows[0][1], strict=True) if pair[1] is not None)]
+        for block in blocks
+    ]
+    return plots.tiled_figure(tiles, args.columns, legend, caption)
 
 
 def shared_classes(configs, checkpoints) -> tuple[list[str], list]:
@@ -83,7 +91,7 @@ def draw_overlay(args):
     if not 0 <= args.opacity <= 1:
         raise RecipeError(f"--opacity {args.opacity} is not between 0 and 1")
     images = [read_image(path) for path in find_images(args.images)]
-    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
+    model, image_processor = load_for_inference(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = figures.names_and_palette(model.config)
     label_maps = predict_label_maps(model, image_processor, images)
     overlays = [
@@ -98,7 +106,7 @@ def draw_errors(args):
     dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split, label_space=args.label_space, loader=args.loader)
     space = label_space_of(dataset)
     dataset = dataset.select(chosen_images(dataset["image_id"], args.image_ids, args.count))
-    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
+    model, image_processor = load_for_inference(args.checkpoint, trust_remote_code=args.trust_remote_code)
     sources = class_sources(model.config, space, args.dataset)
     blocks, maps, counts = [], [], np.zeros(2)
     for row in dataset:

@@ -1,25 +1,30 @@
 """The work of `revhrnet new`. The command line is elsewhere, because it does not wait for PyTorch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ..data import label_space_of, load_segmentation_dataset
+from ..data.annotation import raw_ids_of_shapes
 from ..data.archive import DataFolder
 from ..data.class_lists import find_class_list
 from ..data.datasets.folder import HELD_OUT_FROM, Folder
+from ..data.datasets.labelme import images_without_file, labelme_files, labelme_pairs, labels_in
+from ..data.datasets.pairing import images_below
 from ..data.label_table import USUAL_NAME
 from ..data.layout import Layout, find_layout, find_pairs
 from ..data.listing import Sample, image_size, locate
-from ..data.proposed_table import MaskContents, ProposedTable, propose_table
-from ..data.raw_label_map import raw_content
-from ..errors import DataError
+from ..data.proposed_table import MaskContents, ProposedTable, ids_of_labels, propose_table
+from ..data.raw_label_map import ids_in, raw_content
+from ..errors import DataError, first_few
 from ..images import save_image
 from ..io import write_text
 from ..text import table as text_table
 from ..training.first_recipe import Images, Machine, first_recipe, recipe_text
 from ..viz.contact_sheet import contact_sheet
+from ..viz.figures import untinted_classes
 
 TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.jpg"
 SCORED_ON = ("val", "valid", "validation", "dev")
@@ -72,6 +77,8 @@ class Start:
         return any(split.lower() in SCORED_ON for split in splits)
 
     def _propose(self, layout: Layout) -> ProposedTable:
+        if layout.is_labelme:
+            return self._propose_from_shapes(layout)
         pairs = locate(self.data_folder, find_pairs(self.data_folder, layout))
         masks = list(dict.fromkeys(pair.label_map for pair in pairs))
         contents = [
@@ -80,6 +87,19 @@ class Start:
         classes = find_class_list(self.data_folder)
         by_colour = classes is not None and not classes.by_id
         return propose_table(MaskContents.of(contents, by_colour), classes)
+
+    def _propose_from_shapes(self, layout: Layout) -> ProposedTable:
+        """Ids for the labels in labelme's files."""
+        files = labelme_files(self.data_folder)
+        ids, classes = ids_of_labels(labels_in(files), find_class_list(self.data_folder))
+        pairs = locate(self.data_folder, list(labelme_pairs(self.data_folder, "", ids).values()))
+        drawn = ((pair.label_map, raw_ids_of_shapes(pair.annotation, pair.label_map)) for pair in pairs)
+        contents = [(file, ids_in(raw, file)) for file, raw in drawn]
+        proposed = replace(propose_table(MaskContents.of(contents), classes), labelme=ids)
+        if without := images_without_file(self.data_folder, list(images_below(self.data_folder, "")), files):
+            count = f"{len(without)} of {len(without) + len(files)} images"
+            proposed.notes.append(f"{count} have no file of labelme, and are left out: {first_few(without, 3)}.")
+        return proposed
 
     def check_samples(self) -> None:
         """Finds the splits by the loader that training uses, which reports files without a partner."""
@@ -117,7 +137,8 @@ class Start:
             example = dataset[row]
             rows.append((example["image_id"], example["image"], np.asarray(example["label_map"])))
         space = label_space_of(datasets[0])
-        save_image(contact_sheet(rows, space.names, space.colours, space.ignore_index), path)
+        untinted = untinted_classes(space.names, space.untinted)
+        save_image(contact_sheet(rows, space.names, space.colours, space.ignore_index, untinted=untinted), path)
         print(f"written: {path} ({len(rows)} of {len(places)} images)")
 
     def _write(self, path: Path, text: str) -> None:

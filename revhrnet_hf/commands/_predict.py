@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..cli import choose_device
 from ..data.palette import Colour
 from ..errors import DataError, RecipeError, first_few
-from ..evaluation import InferenceSettings, inference_settings, load_checkpoint, segment
+from ..evaluation import InferenceSettings, inference_settings, load_for_inference, segment
 from ..evaluation.download import download
 from ..evaluation.sources import Source, find_sources
 from ..images import allow_megapixels, save_image
@@ -39,9 +39,11 @@ def predict_sources(args: argparse.Namespace) -> None:
     sources = find_sources(args.images, args.recursive, args.output_dir, args.max_download)
     check_videos([source for source in sources if source.is_video], args)
     outputs = output_files(sources, args)
-    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
+    model, image_processor = load_for_inference(
+        args.checkpoint, device, trust_remote_code=args.trust_remote_code, compiled=args.compile
+    )
     names, palette = names_and_palette(model.config)
-    predictor = Predictor(args, model.to(device), image_processor, settings, names, palette)
+    predictor = Predictor(args, model, image_processor, settings, names, palette)
     unreadable = [source for source, files in outputs.items() if not predictor.predict(source, files)]
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(sources)} images could not be read: {', '.join(map(str, unreadable))}")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..cli import choose_device
 from ..defaults import MIN_CONFIDENCE
 from ..errors import DataError
-from ..evaluation import inference_settings, load_checkpoint, segment
+from ..evaluation import inference_settings, load_for_inference, segment
 from ..evaluation.calibration import temperature_of
 from ..evaluation.pseudo_labels import (
     EXAMPLES,
@@ -41,14 +41,14 @@ def label_images(args: argparse.Namespace) -> None:
     check_output_dir(args.output_dir, args.overwrite)
     images = find_images(args.images)
     check_distinct(images)
-    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
+    model, image_processor = load_for_inference(args.checkpoint, device, trust_remote_code=args.trust_remote_code)
     names, palette = names_and_palette(model.config)
     check_classes(names)
     thresholds = thresholds_of(args)
     thresholds.check(names)
 
     work, predictions = claim_work_folder(args, images, settings, device)
-    unreadable = predict_remaining(predictions, images, model.to(device), image_processor, settings)
+    unreadable = predict_remaining(predictions, images, model, image_processor, settings)
     readable = [image for image in images if image not in unreadable]
     if not readable:
         raise DataError(f"none of the {len(images)} images can be read")

@@ -13,7 +13,8 @@ and the checkpoints that are folders here.
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, add_trust_argument, choose_device, run
+from ..cli import ArgumentParser, add_compile_argument, add_trust_argument, choose_device, run
+from ..errors import RecipeError
 from . import check_installed
 
 
@@ -26,11 +27,16 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("other", metavar="CHECKPOINT_B", nargs="?", help="a second one, shown beside it")
     parser.add_argument(
-        "--examples", metavar="IMAGES", nargs="+", default=[], help="images to choose from (default: two drawn streets)"
+        "--examples",
+        metavar="IMAGES",
+        nargs="+",
+        default=[],
+        help="images to choose from (default: those in the checkpoint's folder `examples`, else two drawn streets)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run (default: auto)")
+    add_compile_argument(parser)
     add_trust_argument(parser)
     parser.add_argument("--export_space", type=Path, metavar="DIR", help="write a Space to this new folder, and serve nothing")
     return parser
@@ -48,11 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
     examples = find_images(args.examples)
     for path in examples:
         read_image(path)  # a broken example is said now, not to the page's visitors
+    if args.export_space and args.compile:
+        raise RecipeError("--compile is for the page that is served here: leave it out with --export_space")
     if args.export_space:
         export_space(args.export_space, checkpoints, examples, args.trust_remote_code)
         print(f"written: {args.export_space}")
         return
-    segmenters = [load_segmenter(checkpoint, choose_device(args.device), args.trust_remote_code) for checkpoint in checkpoints]
+    device = choose_device(args.device)
+    segmenters = [load_segmenter(checkpoint, device, args.trust_remote_code, args.compile) for checkpoint in checkpoints]
     serve(build_page(segmenters, examples), args.host, args.port)
 
 

@@ -25,7 +25,7 @@ interrupted evaluation is resumed by the same command.
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, add_inference_arguments, add_trust_argument, run
+from ..cli import ArgumentParser, add_compile_argument, add_inference_arguments, add_trust_argument, run
 from ..defaults import MOST_WORKERS
 from ..errors import RecipeError
 from . import check_installed
@@ -144,6 +144,7 @@ def _add_device_arguments(group) -> None:
         default="float32",
         help="number format of weights and images; bfloat16 is faster on a GPU and changes some pixels (default: %(default)s)",
     )
+    add_compile_argument(group)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -1,20 +1,26 @@
-"""Write a checkpoint in a form that needs neither this package nor Transformers: ONNX, or a torch.export program.
+"""Write a checkpoint in a form that needs neither this package nor Transformers: ONNX, OpenVINO, or a torch.export program.
 
     revhrnet export CHECKPOINT --format onnx --dynamic --output_dir exported
     revhrnet export CHECKPOINT --format torch_export --size 540 720 --output_dir exported
     revhrnet export CHECKPOINT --format onnx --dynamic --quantize int8 --calibration CamVid/train \\
         --dataset camvid --data_dir CamVid --output_dir exported
+    revhrnet export CHECKPOINT --format openvino --dynamic --quantize int8 \\
+        --dataset camvid --data_dir CamVid --output_dir exported
 
-The folder holds model.onnx or model.pt2, with --quantize int8 also model_int8.onnx, and model.json, which describes inputs and
-outputs to other programs. Nothing is written unless the exported network agrees with the checkpoint on drawn images. ONNX needs
-the extra `export`: pip install "revhrnet_hf[export]"
+The folder holds model.onnx, model.xml and model.bin (OpenVINO), or model.pt2, with --quantize int8 also model_int8.onnx or
+model_int8.xml and .bin, and model.json, which describes inputs and outputs to other programs. Nothing is written unless the
+exported network agrees with the checkpoint on drawn images. ONNX needs the extra `export`, and OpenVINO the extra `openvino`:
+pip install "revhrnet_hf[export,openvino]"
+
+Eight bits in ONNX are calibrated with --calibration. In OpenVINO they are calibrated with labelled images of --dataset, and what
+costs them more mIoU than --max_drop stays in 32 bits.
 """
 
 import argparse
 from pathlib import Path
 
 from ..cli import ArgumentParser, run
-from ..defaults import CALIBRATION_IMAGES
+from ..defaults import CALIBRATION_IMAGES, MAX_DROP
 from ..errors import CheckpointError, RecipeError
 from . import check_installed
 
@@ -26,24 +32,40 @@ def build_parser() -> ArgumentParser:
         metavar="CHECKPOINT",
         help="folder written by save_pretrained, a run's output folder (its best is used), or a Hub name",
     )
-    parser.add_argument("--format", choices=("onnx", "torch_export"), required=True)
+    parser.add_argument("--format", choices=("onnx", "openvino", "torch_export"), required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; it must not exist, or be empty")
     sizes = parser.add_mutually_exclusive_group(required=True)
     sizes.add_argument("--dynamic", action="store_true", help="take any number of images of any size")
     sizes.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="take one image of this size, in pixels")
     parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: the one that PyTorch chooses)")
-    parser.add_argument("--with_argmax", action="store_true", help="give label maps at the input's size instead of logits")
+    parser.add_argument(
+        "--with_argmax",
+        action="store_true",
+        help="give label maps at the input's size instead of logits: uint8, or uint16 above 256 classes",
+    )
     parser.add_argument("--quantize", choices=("int8",), help="write a network of eight bits as well")
     parser.add_argument(
         "--calibration",
         nargs="+",
         metavar="IMAGES",
-        help=f"for int8: images like those that the network will see, or folders of them; {CALIBRATION_IMAGES} are used",
+        help=f"for int8 in ONNX: images like those that the network will see, or folders of them; {CALIBRATION_IMAGES} are used",
+    )
+    parser.add_argument(
+        "--calibration_split",
+        metavar="SPLIT",
+        help=f"for int8 in OpenVINO: part of the dataset to calibrate with, and to control the mIoU on; {CALIBRATION_IMAGES} "
+        "images are used (default: train)",
+    )
+    parser.add_argument(
+        "--max_drop",
+        type=float,
+        metavar="X",
+        help=f"for int8 in OpenVINO: the most by which the mIoU of these images may fall (default: {MAX_DROP})",
     )
     parser.add_argument("--dataset", help="for int8: compare the mIoU of both networks on this dataset")
     parser.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
     parser.add_argument("--data_dir", type=Path, help="the dataset's folder")
-    parser.add_argument("--split", default="val", help="part of the dataset (default: %(default)s)")
+    parser.add_argument("--split", default="val", help="part of the dataset to compare them on (default: %(default)s)")
     return parser
 
 
@@ -59,15 +81,29 @@ def main(arguments: list[str] | None = None) -> None:
     images = find_images(args.calibration or [])
     for path in images:
         read_image(path)
-    scored = None
-    if args.dataset:
-        rows = load_segmentation_dataset(args.dataset, args.data_dir, args.split, loader=args.loader)
-        scored = ScoredDataset(args.dataset, args.split, rows)
+
+    def labelled(split: str) -> ScoredDataset:
+        return ScoredDataset(
+            args.dataset, split, load_segmentation_dataset(args.dataset, args.data_dir, split, loader=args.loader)
+        )
+
+    scored = labelled(args.split) if args.dataset else None
+    control = labelled(args.calibration_split or "train") if args.dataset and args.format == "openvino" else None
     model, image_processor = load_checkpoint(args.checkpoint)
     if scored:
         class_sources(model.config, label_space_of(scored.rows), args.dataset)  # an error now, not after minutes
-    size = tuple(args.size) if args.size else None
-    export = Export(model, image_processor, args.format, size, args.opset, args.with_argmax, images, scored)
+    export = Export(
+        model,
+        image_processor,
+        args.format,
+        size=tuple(args.size) if args.size else None,
+        opset=args.opset,
+        with_argmax=args.with_argmax,
+        calibration=images,
+        control=control,
+        max_drop=MAX_DROP if args.max_drop is None else args.max_drop,
+        scored=scored,
+    )
     export.write(args.output_dir)
     for path in sorted(args.output_dir.iterdir()):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
@@ -77,18 +113,38 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raise an error for options that do not fit together, before anything is loaded."""
     if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
         raise CheckpointError(f"{args.output_dir} exists and is not an empty folder: give another one")
-    if args.format == "torch_export" and (args.opset or args.quantize):
-        raise RecipeError("--opset and --quantize need --format onnx")
-    if args.quantize and not args.calibration:
-        raise RecipeError("--quantize int8 needs --calibration IMAGES, such as the training images")
-    if not args.quantize and (args.calibration or args.dataset):
-        raise RecipeError("--calibration and --dataset need --quantize int8")
-    if args.dataset and (args.with_argmax or not args.data_dir):
-        raise RecipeError("--dataset needs --data_dir, and logits: leave --with_argmax out")
+    if args.opset and args.format != "onnx":
+        raise RecipeError("--opset needs --format onnx")
+    check_int8_arguments(args)
     if args.size and min(args.size) < 1:
         raise RecipeError(f"--size {args.size}: give at least 1 pixel each")
     if args.format == "onnx":
         check_installed("--format onnx needs", "export", "onnx", "onnxruntime", "onnxscript")
+    if args.format == "openvino":
+        check_installed("--format openvino needs", "openvino", "openvino", *(["nncf"] if args.quantize else []))
+
+
+def check_int8_arguments(args: argparse.Namespace) -> None:
+    """Raise an error for options of --quantize that do not fit together."""
+    if args.quantize and args.format == "torch_export":
+        raise RecipeError("--quantize needs --format onnx or openvino")
+    if not args.quantize and (args.calibration or args.dataset):
+        raise RecipeError("--calibration and --dataset need --quantize int8")
+    if args.quantize and args.format == "onnx" and not args.calibration:
+        raise RecipeError("--quantize int8 needs --calibration IMAGES, such as the training images")
+    if args.quantize and args.format == "openvino" and (args.calibration or not args.dataset):
+        raise RecipeError(
+            "--quantize int8 with --format openvino takes labelled images: give --dataset and --data_dir (and "
+            "--calibration_split), not --calibration"
+        )
+    if not (args.quantize and args.format == "openvino"):
+        for name in ("calibration_split", "max_drop"):
+            if getattr(args, name) is not None:
+                raise RecipeError(f"--{name} needs --format openvino --quantize int8")
+    if args.max_drop is not None and not 0 <= args.max_drop <= 1:
+        raise RecipeError(f"--max_drop {args.max_drop}: give a difference of mIoU, from 0 to 1")
+    if args.dataset and (args.with_argmax or not args.data_dir):
+        raise RecipeError("--dataset needs --data_dir, and logits: leave --with_argmax out")
 
 
 if __name__ == "__main__":

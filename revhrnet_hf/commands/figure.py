@@ -39,11 +39,13 @@ def build_parser() -> ArgumentParser:
     compare.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     _add_map_argument(compare)
     compare.add_argument("--names", nargs=2, metavar="NAME", help="names of the two models (default: their folders')")
+    compare.set_defaults(columns=None)
 
     maps = command("maps", "a model's prediction and feature maps")
     maps.add_argument("checkpoints", metavar="CHECKPOINT", nargs=1, help="folder or Hub name")
     maps.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     _add_map_argument(maps)
+    maps.add_argument("--columns", type=_positive, metavar="N", help="panels in a row (default: all of an image in one row)")
     maps.set_defaults(names=[""])
 
     overlay = command("overlay", "images beside a model's predictions, laid over them")
@@ -59,6 +61,13 @@ def build_parser() -> ArgumentParser:
     legend = command("legend", "the classes' names and colours")
     legend.add_argument("classes", metavar="CLASSES", help="checkpoint, label space by name, or label table (.yaml)")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"give 1 or more, not {number}")
+    return number
 
 
 def _add_map_argument(figure: ArgumentParser) -> None:

@@ -41,3 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
 def console() -> None:
     """The entry point of the installed command: errors of the user are one line."""
     run(main)
+
+
+if __name__ == "__main__":
+    console()

@@ -4,11 +4,11 @@
     revhrnet new photos --output_dir mine --val_fraction 0.1 --seed 7
     revhrnet train --recipe photos_recipe/mine.yaml --data_dir photos --output_dir runs/mine
 
-Masks may hold ids, palettes, colours, or 0 and 255; images and masks may lie in any two folders, or beside each other with a
-suffix (x.jpg, x_mask.png), with or without splits: exports of CVAT and Roboflow, VOC's layout, Kaggle's. Names of
-classes are read from labelmap.txt, classes.txt, _classes.csv or class_dict.csv where one is there. Nothing in the folder is
-changed. Files that exist in the output folder are kept and used: give the classes their names in labels.yaml, delete masks.jpg,
-and call the command again for a new sheet.
+Masks may hold ids, palettes, colours, or 0 and 255, or be labelme's JSON files; images and masks may lie in any two folders, or
+beside each other with a suffix (x.jpg, x_mask.png) or a prefix (img01.jpg, mask01.png), with or without splits: exports of CVAT
+and Roboflow, VOC's layout, Kaggle's. Names of classes are read from labelmap.txt, classes.txt, _classes.csv or class_dict.csv
+where one is there. Nothing in the folder is changed. Files that exist in the output folder are kept and used: give the classes
+their names in labels.yaml, delete masks.jpg, and call the command again for a new sheet.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise RecipeError(f"--val_fraction {args.val_fraction}: give a share between 0 and 1")
     if args.images < 1:
         raise RecipeError(f"--images {args.images}: give 1 or more")
-    output_dir = args.output_dir or args.folder.absolute().parent / f"{args.folder.absolute().stem}_recipe"
+    output_dir = args.output_dir or beside(args.folder)
     if output_dir.exists() and not output_dir.is_dir():
         raise RecipeError(f"--output_dir {output_dir} is a file: name a folder")
     from ._new import RECIPE, SHEET, Start  # after parsing, so that --help answers at once
@@ -55,6 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"Then give the classes in {start.table} their names, and train:\n")
     for line in next_commands(args.folder, output_dir / RECIPE, start.table, start.eval_split):
         print(f"    {line}")
+
+
+def beside(folder: Path) -> Path:
+    """The output folder beside a data folder, relative to the working directory where that is above it."""
+    output_dir = folder.absolute().parent / f"{folder.absolute().stem}_recipe"
+    return output_dir.relative_to(Path.cwd()) if output_dir.is_relative_to(Path.cwd()) else output_dir
 
 
 def next_commands(folder: Path, recipe: Path, table: str, eval_split: str) -> list[str]:

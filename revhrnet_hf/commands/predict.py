@@ -23,7 +23,14 @@ cannot be read, a warning names it, the others are segmented, and the exit statu
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, add_device_argument, add_inference_arguments, add_trust_argument, run
+from ..cli import (
+    ArgumentParser,
+    add_compile_argument,
+    add_device_argument,
+    add_inference_arguments,
+    add_trust_argument,
+    run,
+)
 from ..defaults import MAX_DOWNLOAD
 
 
@@ -73,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_inference_arguments(parser)
     add_trust_argument(parser)
     add_device_argument(parser)
+    add_compile_argument(parser)
     return parser
 
 

@@ -7,7 +7,8 @@
 The networks have no values (the meta device), so that it takes half a minute and no memory on any machine. Multiply-adds are for
 one image of 1024×2048 pixels, saved bytes for one of 512×1024 (float32, between the forward and the backward pass, with the
 logits but without the loss, weights and optimizer). `--backbones` has eight backbones with each of w18, w32 and w48 instead, and
-what it costs to train a part of them; `--share` times the backbone's share of a step as well, with values.
+what it costs to train a part of them, in a minute and a half; `--share` times the backbone's share of a step as well, with
+values.
 """
 
 import argparse

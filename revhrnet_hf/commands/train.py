@@ -51,6 +51,14 @@ class RunArguments:
         default=False,
         metadata={"help": "Build and try all stages, print the time and room that the run will take, and write nothing"},
     )
+    bank_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "With feature_bank: folder of the bank, such as one on a fast disk; runs whose maps are the same can share "
+            "it; of a chain the folder of its stages' banks (not given: OUT/feature_bank)",
+            "metavar": "DIR",
+        },
+    )
     crops: int | None = field(
         default=None,
         metadata={
@@ -129,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     if result.push_to_hub:
         check_ready(result.hub_model_id)  # not after days of training
     train = dry_run if args.dry_run else run_chain
-    train(recipes, data_dirs, args.output_dir, args.resume, args.overwrite, 60 * args.timeout_minutes)
+    train(recipes, data_dirs, args.output_dir, args.resume, args.overwrite, 60 * args.timeout_minutes, args.bank_dir)
     if result.push_to_hub and not args.dry_run and PartialState().is_main_process:
         push_checkpoint(Path(args.output_dir) / BEST, result.hub_model_id, private=result.hub_private_repo)
 

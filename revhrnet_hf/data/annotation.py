@@ -1,4 +1,4 @@
-"""Label maps that are not images: COCO's annotations of one image, as JSON, and SBD's MATLAB files.
+"""Label maps that are not images: COCO's and labelme's annotations of one image, as JSON, and SBD's MATLAB files.
 
 A stored annotation is a JSON object with the image's `height` and `width` in pixels and
 
@@ -6,7 +6,9 @@ A stored annotation is a JSON object with the image's `height` and `width` in pi
   in pixels, or a run-length encoding {`size`, `counts`} (https://cocodataset.org/#format-data). `shapes` lists the other forms
   that are read. An object without a segmentation may have a `bbox` [left, top, width, height]; or
 - `segments`: a list of [segment id, category id], with a PNG in which the segment ids are drawn (R + 256 G + 65536 B): `png` is
-  its location, or `png_base64` is the PNG itself, in datasets that are copied without their files.
+  its location, or `png_base64` is the PNG itself, in datasets that are copied without their files; or
+- `shapes`: a list of [raw id, kind, points] of labelme, drawn one over another; a point is [x, y] in pixels. A mask has two
+  corners for points and its PNG in base64 as a fourth entry.
 
 Annotations come from files of others, so every value is checked.
 """
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 
 from ..errors import DataError, first_few
 from ..images import Size
@@ -41,6 +44,18 @@ JSON_START, MATLAB_START = b"{", b"MATLAB"
 DAMAGED_PNG = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
 LARGEST_NUMBER = 1e300
 Box = tuple[slice, slice]  # rows, columns
+# Kinds of labelme's shapes, with their fewest and most points.
+SHAPE_POINTS = {
+    "polygon": (3, None),
+    "rectangle": (2, 2),  # opposite corners
+    "circle": (2, 2),  # the centre, and a point on the edge
+    "line": (2, 2),
+    "linestrip": (2, None),
+    "point": (1, 1),
+    "mask": (2, 2),
+}
+LINE_WIDTH, POINT_RADIUS = 10, 5  # pixels, as labelme draws them
+LARGEST_COORDINATE = 1e6
 
 
 def pack_annotation(annotation: dict[str, Any]) -> bytes:
@@ -72,13 +87,14 @@ def self_contained(annotation: bytes, source: str) -> bytes:
 def draw_annotation(annotation: bytes, label_space: LabelSpace, source: str) -> np.ndarray:
     """Draws a stored annotation as a label map.
 
-    A pixel that objects of one class cover gets that class. A pixel that objects of several classes cover is ignored. All other
-    pixels are background. Objects that the label space maps to background cover nothing; a crowd counts as its class. An object
-    that has only a box does not say which pixels it covers: the pixels of the box that no other object covers are ignored.
+    In COCO's annotations, a pixel that objects of one class cover gets that class. A pixel that objects of several classes cover
+    is ignored. All other pixels are background. Objects that the label space maps to background cover nothing; a crowd counts as
+    its class. An object that has only a box does not say which pixels it covers: the pixels of the box that no other object
+    covers are ignored. labelme's shapes lie one over another.
 
     Args:
         annotation: the stored JSON.
-        label_space: translates category ids.
+        label_space: translates category ids, or the raw ids of shapes.
         source: the annotation's name in error messages.
 
     Returns:
@@ -89,8 +105,15 @@ def draw_annotation(annotation: bytes, label_space: LabelSpace, source: str) -> 
             cannot be drawn, or a segment id is not listed.
     """
     record = _read(annotation, source)
+    if "shapes" in record:
+        return label_space.train_ids(_draw_shapes(record, source), source)
     draw = _draw_segments if "segments" in record else _draw_objects
     return draw(record, label_space, source)
+
+
+def raw_ids_of_shapes(annotation: bytes, source: str) -> np.ndarray:
+    """The raw ids, (height, width) int32, of a stored annotation with `shapes`; errors as of `draw_annotation`."""
+    return _draw_shapes(_read(annotation, source), source)
 
 
 def labelled_pixels(annotation: bytes, label_space: LabelSpace, source: str) -> int:
@@ -102,7 +125,7 @@ def labelled_pixels(annotation: bytes, label_space: LabelSpace, source: str) -> 
 
 
 def _read(annotation: bytes, source: str) -> dict[str, Any]:
-    """Parses an annotation; checks that its size can be drawn and that it has a list of objects or segments."""
+    """Parses an annotation; checks that its size can be drawn and that it has a list of objects, segments or shapes."""
     record = parse_json(annotation, f"The annotation {source}")
     if not isinstance(record, dict):
         raise DataError(f"The annotation {source} is a {type(record).__name__}, not a JSON object: load the dataset again.")
@@ -113,7 +136,7 @@ def _read(annotation: bytes, source: str) -> dict[str, Any]:
                 "number of 1 or more: correct it."
             )
     check_pixels(record["width"], record["height"], f"The annotation {source}")
-    kind = "segments" if "segments" in record else "objects"
+    kind = next((kind for kind in ("segments", "shapes") if kind in record), "objects")
     if not isinstance(record.get(kind), list):
         raise DataError(f"The annotation {source} has no list of {kind}: load the dataset again.")
     return record
@@ -323,6 +346,54 @@ def _segment_train_ids(segments: list, label_space: LabelSpace, source: str) -> 
             )
         train_id_of[entry[0]] = category_train_id(entry[1], label_space, f"{source}: segment {entry[0]}")
     return train_id_of
+
+
+def _draw_shapes(record: dict[str, Any], source: str) -> np.ndarray:
+    """Raw ids, (height, width) int32; 0 where no shape is. A later shape covers earlier ones, as in labelme's own converters."""
+    canvas = PIL.Image.new("I", (record["width"], record["height"]))
+    for number, entry in enumerate(record["shapes"], start=1):
+        where = f"{source}: shape {number}"
+        if not isinstance(entry, list) or len(entry) < 3 or not is_whole(entry[0]) or entry[1] not in SHAPE_POINTS:
+            raise DataError(f"{where} is {shown(entry)}; it must be [id, kind, points]: load the dataset again.")
+        raw_id, kind, points, *mask = entry
+        _draw_shape(canvas, raw_id, kind, _points(points, kind, where), mask, where)
+    return np.asarray(canvas)
+
+
+def _points(points: object, kind: str, where: str) -> list[tuple[float, float]]:
+    fewest, most = SHAPE_POINTS[kind]
+    are_pairs = isinstance(points, list) and all(isinstance(point, list) and len(point) == 2 for point in points)
+    values = _numbers([number for point in points for number in point]) if are_pairs else None
+    if values is None or not (np.abs(values) <= LARGEST_COORDINATE).all() or not fewest <= len(points) <= (most or len(points)):
+        count = str(fewest) if fewest == most else f"{fewest} or more"
+        raise DataError(f"{where} is a {kind}, which has {count} points [x, y] in pixels, not {shown(points)}: correct it.")
+    return [tuple(point) for point in points]
+
+
+def _draw_shape(canvas: PIL.Image.Image, raw_id: int, kind: str, points: list, mask: list, where: str) -> None:
+    """As labelme's `shape_to_mask` does."""
+    draw = PIL.ImageDraw.Draw(canvas)
+    (left, top), *others = points
+    if kind == "mask":
+        canvas.paste(raw_id, (round(left), round(top)), _mask_png(mask, where))
+    elif kind == "polygon":
+        draw.polygon(points, fill=raw_id, outline=raw_id)
+    elif kind == "rectangle":
+        [(right, bottom)] = others
+        draw.rectangle([min(left, right), min(top, bottom), max(left, right), max(top, bottom)], fill=raw_id, outline=raw_id)
+    elif kind in ("line", "linestrip"):
+        draw.line(points, fill=raw_id, width=LINE_WIDTH)
+    else:
+        radius = float(np.hypot(others[0][0] - left, others[0][1] - top)) if kind == "circle" else POINT_RADIUS
+        draw.ellipse([left - radius, top - radius, left + radius, top + radius], fill=raw_id, outline=raw_id)
+
+
+def _mask_png(encoded: list, where: str) -> PIL.Image.Image:
+    try:
+        data = base64.b64decode(encoded[0], validate=True)
+    except (IndexError, TypeError, binascii.Error) as error:
+        raise DataError(f"{where} is a mask without a PNG in base64 ({error}): correct it.") from error
+    return _open_png(data, where).convert("L").point(lambda value: 255 * (value > 0))
 
 
 def _png_file(record: dict[str, Any], source: str) -> bytes:

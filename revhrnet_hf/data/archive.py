@@ -358,6 +358,14 @@ def location_stamp(location: str) -> str:
     return f"{location}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
+def location_size(location: str) -> int | None:
+    """Size in bytes of the file (of the archive, for a member); None for a file on a server, or one that is missing."""
+    try:
+        return os.stat(split_location(location)[0]).st_size
+    except OSError:
+        return None
+
+
 def _size_and_crc(location: str) -> tuple[int, int]:
     """Size in bytes and CRC-32 of an archive's member."""
     file, member = split_location(location)

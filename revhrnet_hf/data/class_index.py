@@ -103,14 +103,14 @@ def _cache_file(dataset: datasets.Dataset) -> Path:
     """The name depends on the dataset's fingerprint, its classes, and the sizes and times of the label maps' files."""
     digest = hashlib.sha256(f"{FORMAT} {PLACES} {dataset._fingerprint}\n".encode())
     digest.update(dataset.features["label_map"].space.to_json().encode())
-    for location in _files_of(dataset):
+    for location in files_of(dataset, "label_map"):
         digest.update(f"\n{_stamp(location)}".encode())
     return Path(datasets.config.HF_DATASETS_CACHE) / "class_index" / f"{digest.hexdigest()[:32]}.npz"
 
 
-def _files_of(dataset: datasets.Dataset) -> list[str]:
-    """The locations of the label maps that are not stored inside the dataset."""
-    stored = dataset.data.column("label_map")
+def files_of(dataset: datasets.Dataset, column: str) -> list[str]:
+    """The locations of the images or label maps that are not stored inside the dataset."""
+    stored = dataset.data.column(column)
     if not pa.types.is_struct(stored.type):
         return []
     paths = pc.struct_field(stored, "path").filter(pc.is_null(pc.struct_field(stored, "bytes")))

@@ -17,6 +17,9 @@ All fields:
     labels: masks/{split}
     image_suffix: _sat                        # the ends of the file names: x_sat.jpg and x_mask.png are a pair
     label_suffix: _mask
+    image_prefix: img                         # the beginnings of the file names: img01.jpg and mask01.png are a pair
+    label_prefix: mask
+    labelme: {road: 7, "street car": 26}      # labels of labelme's shapes → ids; label maps are drawn from its JSON files
     val_fraction: 0.2                         # hold out this share of the images as the split val ...
     val_seed: 0                               # ... chosen by their names and this number
     untinted: [lawn]                          # classes that overlays show without colour; default: one called background
@@ -46,7 +49,10 @@ from .archive import DataFolder, location_name, read_text, split_location
 from .limits import MEBIBYTE
 from .palette import default_palette
 
-FIELDS = ("name", "names", "ignore", "images", "labels", "image_suffix", "label_suffix", "val_fraction", "val_seed", "untinted")
+FIELDS = (
+    "name", "names", "ignore", "images", "labels", "image_suffix", "label_suffix", "image_prefix", "label_prefix", "labelme",
+    "val_fraction", "val_seed", "untinted",
+)  # fmt: skip
 CLASS_FIELDS = ("ids", "colours")
 USUAL_NAME = "labels.yaml"
 CVAT_NAME = "labelmap.txt"
@@ -75,6 +81,8 @@ class LabelTable:
         raw_ids, raw_colours: id and colour in the label maps → train id, or 255 if it is not scored.
         images, labels: folders of images and of label maps, with `{split}` in both or in neither; None if not given.
         image_suffix, label_suffix: the ends of the file names, before the ending; None if not given.
+        image_prefix, label_prefix: the beginnings of the file names; None if not given.
+        labelme: label of a shape in labelme's files → id; None if the label maps are images.
         val_fraction: the share of the images that is held out as the split val; None for no such split.
         val_seed: the seed for the choice of these images.
         untinted: names of the classes that overlays show without colour; None if not given.
@@ -89,6 +97,9 @@ class LabelTable:
     labels: str | None = None
     image_suffix: str | None = None
     label_suffix: str | None = None
+    image_prefix: str | None = None
+    label_prefix: str | None = None
+    labelme: dict[str, int] | None = None
     val_fraction: float | None = None
     val_seed: int = 0
     untinted: tuple[str, ...] | None = None
@@ -225,9 +236,12 @@ class _Reader:
         _check_class_count(self.result, self._where(fields["names"]))
         self._read_ignored(fields.get("ignore"))
         self._read_folders(root, fields)
-        for name in ("image_suffix", "label_suffix"):
+        for name in ("image_suffix", "label_suffix", "image_prefix", "label_prefix"):
             if name in fields:
-                setattr(self.result, name, self._suffix(fields[name], name))
+                setattr(self.result, name, self._affix(fields[name], name))
+        if "labelme" in fields:
+            entries = self._entries(fields["labelme"], "labelme")
+            self.result.labelme = {key.value: self._id(value, f"labelme: {key.value!r}") for key, value in entries}
         self._read_val(fields)
         if "untinted" in fields:
             self.result.untinted = tuple(self._class_name(item) for item in _items(fields["untinted"]))
@@ -265,11 +279,13 @@ class _Reader:
             raise self._error(node, f"there are {' and '.join(found)}: put the right one beside the table.")
         return found[0]
 
-    def _suffix(self, node: yaml.Node, what: str) -> str:
-        suffix = self._text(node, what)
-        if "/" in suffix or "." in suffix:
-            raise self._error(node, f"{what}: {suffix!r} must be the end of a name before its ending (_mask in x_mask.png).")
-        return suffix
+    def _affix(self, node: yaml.Node, what: str) -> str:
+        affix = self._text(node, what)
+        if what.endswith("_suffix") and ("/" in affix or "." in affix):
+            raise self._error(node, f"{what}: {affix!r} must be the end of a name before its ending (_mask in x_mask.png).")
+        if "/" in affix:
+            raise self._error(node, f"{what}: {affix!r} must be the beginning of a name, without folders (mask_ in mask_x.png).")
+        return affix
 
     def _read_val(self, fields: dict[str, yaml.Node]) -> None:
         if "val_fraction" in fields:

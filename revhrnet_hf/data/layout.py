@@ -1,27 +1,31 @@
 """Finds out how somebody's folder of images and masks is laid out, so that a label table can describe it to `datasets/folder.py`.
 
 That loader reads some layouts by itself. Here any two folders are compared by the names in them, and each folder with itself, for
-masks beside their images: `train/x.jpg` with `train/x_mask.png`, `scans/x_sat.tif` with `truth/x_gt.tif`.
+masks beside their images: `train/x.jpg` with `train/x_mask.png`, `scans/x_sat.tif` with `truth/x_gt.tif`, `img01.png` with
+`mask01.png`.
 """
 
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import PurePosixPath
 
 from ..errors import DataError, first_few
 from .archive import DataFolder
 from .datasets.folder import SPLIT_NAMES, Folder, sources_without_table
-from .datasets.pairing import IMAGES, LABEL_SUFFIXES, images_below, pair_files
+from .datasets.labelme import labelme_files
+from .datasets.pairing import IMAGES, LABEL_SUFFIXES, Affix, images_below, pair_files
 from .label_table import SPLIT
 from .listing import MAX_NAMED, ListedSample
 
 INSTANCES = "segmentationobject"  # CVAT and VOC: masks of instances, beside those of classes
 MASK_WORDS = re.compile(r"mask|annot|label|segm|truth|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I)
 SUFFIX = re.compile(r"(?:[_-][A-Za-z][A-Za-z0-9]*)+$")
-MOST_SUFFIXES = 6  # the most frequent ends of names in a folder that are tried
+PREFIX = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*[_-])+|[A-Za-z]+(?=\d)")
+MOST_AFFIXES = 6  # the most frequent ends, and beginnings, of names in a folder that are tried
 FEWEST_PAIRED = 0.5  # of the files of the folder that has fewer; below it, equal names are chance
 
 
@@ -31,22 +35,29 @@ class Layout:
 
     Attributes:
         images, labels: the folders, with `{split}` in both or in neither; None: the loader finds them by itself.
-        image_suffix, label_suffix: the ends of the names; None: the loader finds them by itself.
+        image_suffix, label_suffix, image_prefix, label_prefix: the ends and beginnings of the names; None: the loader finds
+            them by itself.
         splits: names of the splits, as folders or lists; empty if the images are not divided.
+        is_labelme: whether the masks are labelme's JSON files.
     """
 
     images: str | None = None
     labels: str | None = None
     image_suffix: str | None = None
     label_suffix: str | None = None
+    image_prefix: str | None = None
+    label_prefix: str | None = None
     splits: tuple[str, ...] = ()
+    is_labelme: bool = False
 
     def __str__(self) -> str:
         where = "images and masks in folders with usual names"
         if self.images is not None:
-            where = f"images in {self.images or '.'}/, masks in {self.labels or '.'}/"
+            masks = "labelme's files" if self.is_labelme else "masks"
+            where = f"images in {self.images or '.'}/, {masks} in {self.labels or '.'}/"
         ends = f", names that end with {self.label_suffix}" if self.label_suffix else ""
-        return f"{where}{ends}; " + (f"splits {', '.join(self.splits)}" if self.splits else "not divided into splits")
+        begin = f", names that begin with {self.label_prefix}" if self.label_prefix else ""
+        return f"{where}{ends}{begin}; " + (f"splits {', '.join(self.splits)}" if self.splits else "not divided into splits")
 
 
 def find_layout(data_folder: DataFolder) -> Layout:
@@ -66,9 +77,20 @@ def find_layout(data_folder: DataFolder) -> Layout:
         splits = Folder.splits(data_folder.root, "") if is_divided else ()
         return Layout(splits=splits)
     matches = [match for match in map(_match_of(folders), _candidates(folders)) if match is not None]
-    if not matches:
-        raise _no_masks(data_folder, folders)
-    return _joined(matches)
+    if matches:
+        return _joined(matches)
+    if files := labelme_files(data_folder):
+        return _of_labelme(files)
+    raise _no_masks(data_folder, folders)
+
+
+def _of_labelme(files: Iterable[str]) -> Layout:
+    """The layout of labelme's files, which name their images: divided by folders with the names of splits, or not at all."""
+    folders = Counter(posixpath.dirname(file) for file in files)
+    matches = [_Match(folder, folder, Affix(), Affix(), count) for folder, count in folders.items()]
+    divided = [match for match in matches if any(split for *_, split in _patterns(match))]
+    layout = _joined(divided) if divided else Layout("", "")
+    return replace(layout, is_labelme=True)
 
 
 @dataclass(frozen=True)
@@ -77,8 +99,8 @@ class _Match:
 
     images: str
     labels: str
-    image_suffix: str
-    label_suffix: str
+    image_affix: Affix
+    label_affix: Affix
     pairs: int
 
 
@@ -91,8 +113,8 @@ def find_pairs(data_folder: DataFolder, layout: Layout) -> list[ListedSample]:
         folders = [tuple(folder.replace(SPLIT, split) for folder in (layout.images, layout.labels)) for split in layout.splits]
     else:
         folders = [(layout.images, layout.labels)]
-    suffixes = (layout.image_suffix, layout.label_suffix)
-    return [pair for images, labels in folders for pair in pair_files(data_folder, images, labels, *suffixes).values()]
+    affixes = Affix.of(layout.image_prefix, layout.image_suffix), Affix.of(layout.label_prefix, layout.label_suffix)
+    return [pair for images, labels in folders for pair in pair_files(data_folder, images, labels, *affixes).values()]
 
 
 def _image_folders(data_folder: DataFolder) -> dict[str, list[str]]:
@@ -134,32 +156,36 @@ def _match_of(folders: dict[str, list[str]]):
     def match(candidate: tuple[str, str]) -> _Match | None:
         images, labels = candidate
         best = None
-        for image_suffix, label_suffix in product(_suffixes(folders[images]), _suffixes(folders[labels])):
-            if images == labels and not (_sounds_like_masks(label_suffix) and image_suffix != label_suffix):
+        for image_affix, label_affix in product(_affixes(folders[images]), _affixes(folders[labels])):
+            if images == labels and not (_sounds_like_masks(" ".join(label_affix)) and image_affix != label_affix):
                 continue
-            known = _without(folders[images], image_suffix, label_suffix if images == labels else None)
-            masks = _without(folders[labels], label_suffix)
+            known = _without(folders[images], image_affix, label_affix if images == labels else None)
+            masks = _without(folders[labels], label_affix)
             pairs = len(known & masks)
             if pairs >= max(1, FEWEST_PAIRED * min(len(known), len(masks))) and (best is None or pairs > best.pairs):
-                best = _Match(images, labels, image_suffix, label_suffix, pairs)
+                best = _Match(images, labels, image_affix, label_affix, pairs)
         return best
 
     return match
 
 
-def _suffixes(stems: Iterable[str]) -> list[str]:
-    """Ends of names, the most frequent first, after the empty one."""
-    counts = Counter()
+def _affixes(stems: Iterable[str]) -> list[Affix]:
+    """No affix, then ends of names and beginnings of names, the most frequent first."""
+    ends, beginnings = Counter(), Counter()
     for stem in stems:
         if found := SUFFIX.search(stem):
             parts = re.findall(r"[_-][^_-]+", found[0])
-            counts.update("".join(parts[k:]) for k in range(len(parts)))
-    return ["", *(suffix for suffix, _ in counts.most_common(MOST_SUFFIXES))]
+            ends.update("".join(parts[k:]) for k in range(len(parts)))
+        if found := PREFIX.match(stem):
+            parts = re.findall(r"[^_-]+[_-]?", found[0])
+            beginnings.update("".join(parts[: k + 1]) for k in range(len(parts)))
+    suffixes = [Affix("", suffix) for suffix, _ in ends.most_common(MOST_AFFIXES)]
+    return [Affix(), *suffixes, *(Affix(prefix) for prefix, _ in beginnings.most_common(MOST_AFFIXES))]
 
 
-def _without(stems: Iterable[str], suffix: str, other: str | None = None) -> set[str]:
-    """The names that end with `suffix`, without it; none that end with `other`."""
-    return {stem.removesuffix(suffix) for stem in stems if stem.endswith(suffix) and not (other and stem.endswith(other))}
+def _without(stems: Iterable[str], affix: Affix, other: Affix | None = None) -> set[str]:
+    """The ids in the names that have `affix`, and not `other`."""
+    return {found for stem in stems if (found := affix.id_in(stem)) is not None and (other is None or other.id_in(stem) is None)}
 
 
 def _joined(matches: list[_Match]) -> Layout:
@@ -167,13 +193,15 @@ def _joined(matches: list[_Match]) -> Layout:
     groups: dict[tuple[str, ...], dict[str, _Match]] = defaultdict(dict)
     for match in matches:
         for images, labels, split in _patterns(match):
-            groups[images, labels, match.image_suffix, match.label_suffix][split] = match
-    (images, labels, image_suffix, label_suffix), found = max(
+            groups[images, labels, match.image_affix, match.label_affix][split] = match
+    (images, labels, image_affix, label_affix), found = max(
         groups.items(), key=lambda group: (sum(match.pairs for match in group[1].values()), -len(group[0][0]))
     )
-    by_itself = not image_suffix and images != labels and label_suffix.lower() in ("", *LABEL_SUFFIXES)
-    suffixes = (None, None) if by_itself else (image_suffix or None, label_suffix or None)
-    return Layout(images, labels, *suffixes, splits=tuple(sorted(split for split in found if split)))
+    is_usual = not label_affix.prefix and label_affix.suffix.lower() in ("", *LABEL_SUFFIXES)
+    by_itself = image_affix == Affix() and images != labels and is_usual
+    suffixes = (None, None) if by_itself else (image_affix.suffix or None, label_affix.suffix or None)
+    prefixes = (image_affix.prefix or None, label_affix.prefix or None)
+    return Layout(images, labels, *suffixes, *prefixes, splits=tuple(sorted(split for split in found if split)))
 
 
 def _patterns(match: _Match) -> Iterator[tuple[str, str, str]]:
@@ -202,13 +230,6 @@ def _other_formats(data_folder: DataFolder, has_images: bool) -> str:
     """A hint, for an error, if the annotations are in files of another kind."""
     files = list(_files_below(data_folder, ""))
     json_files = [file for file in files if file.lower().endswith(".json")]
-    stems = {str(PurePosixPath(file).with_suffix("")) for file in files if file.lower().endswith(IMAGES)}
-    beside = [file for file in json_files if str(PurePosixPath(file).with_suffix("")) in stems]
-    if beside and '"shapes"' in data_folder.read_text(beside[0]):
-        return (
-            f" {beside[0]} is labelme's format, which is not read: export masks with labelme2voc.py (in labelme's "
-            "examples/semantic_segmentation), or COCO's format for --dataset coco."
-        )
     if any("coco" in file.lower() or "instances_" in file for file in json_files):
         return f" {json_files[0]} seems to be COCO's format, which needs no masks: train with --dataset coco."
     if any(part in ("SegmentationClass", "SegmentationObject") for file in files for part in file.split("/")) and not has_images:

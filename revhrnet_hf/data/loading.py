@@ -102,9 +102,7 @@ def load_segmentation_dataset(
     return _load_split(builder_class, data_dir, split, label_space, streaming)
 
 
-def _part_of_split(
-    name: str, data_dir: str | Path, split: str, label_space: str | Path | None, loader: str | None
-) -> SplitSlice:
+def _part_of_split(name: str, data_dir: str | Path, split: str, label_space: str | Path | None, loader: str | None) -> SplitSlice:
     """The part that `split` asks for; the whole split if it is the name of one, which may have brackets in a folder of images."""
     loader = loader_of(name, loader)
     if "[" in split and loader in DATASETS and not DATASETS[loader].LABEL_SPACES:

@@ -10,6 +10,7 @@ import yaml
 from ..errors import DataError, first_few
 from ..images import Colour
 from .class_lists import IGNORED_NAMES, ClassList
+from .datasets.labelme import BACKGROUND_LABELS, UNLABELLED
 from .label_table import IGNORED, MAX_CLASSES
 from .layout import Layout
 from .listing import MAX_NAMED
@@ -84,6 +85,7 @@ class ProposedTable:
         ignored: ids that are not scored.
         unseen: the same for classes of the list that occur in no mask.
         notes: sentences about what was guessed.
+        labelme: label of a shape in labelme's files → id; None if the masks are images.
     """
 
     contents: MaskContents
@@ -91,6 +93,7 @@ class ProposedTable:
     ignored: list[int]
     unseen: dict[RawValue, str]
     notes: list[str]
+    labelme: dict[str, int] | None = None
 
     def to_yaml(self, name: str, layout: Layout, val_fraction: float | None, seed: int) -> str:
         """The label table's text, with a comment about each class."""
@@ -105,7 +108,11 @@ class ProposedTable:
         lines += [f"  # {_scalar(given)}: {_raw_text(value)}  # in no mask" for value, given in self.unseen.items()]
         if self.contents.are_ids:
             lines.append(f"ignore: [{', '.join(map(str, self.ignored))}]")
-        for field_name in ("images", "labels", "image_suffix", "label_suffix"):
+        if self.labelme is not None:
+            entries = ", ".join(f"{_scalar(label)}: {raw_id}" for label, raw_id in self.labelme.items())
+            lines.append("# The labels of labelme's shapes, and the ids that they are drawn with; pixels without a shape are 0.")
+            lines.append(f"labelme: {{{entries}}}")
+        for field_name in ("images", "labels", "image_suffix", "label_suffix", "image_prefix", "label_prefix"):
             value = getattr(layout, field_name)
             if value is not None:
                 lines.append(f"{field_name}: {_scalar(value or '.')}")
@@ -159,6 +166,36 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
         )
     unseen = {value: _unique(given, names.values()) for value, given in listed.items() if value not in contents.pixels}
     return ProposedTable(contents, names, ignored, unseen, notes)
+
+
+def ids_of_labels(labels: Iterable[str], classes: ClassList | None) -> tuple[dict[str, int], ClassList]:
+    """Ids for the labels of labelme's shapes: 0 for the background, 255 for what is to be ignored, 1, 2, … for the others.
+
+    Args:
+        labels: as they stand in the files.
+        classes: a file of class names, whose order counts; the labels that it does not name follow in alphabetical order.
+
+    Returns:
+        Label → id, and the names of the ids.
+
+    Raises:
+        DataError: there are more labels than a label map has ids.
+    """
+    labels = sorted(set(labels))
+    listed = [name for name in (classes.by_id.values() if classes else ()) if name in labels]
+    ids: dict[str, int] = {}
+    named = {UNLABELLED: BACKGROUND}
+    for label in dict.fromkeys([*listed, *labels]):
+        if label.casefold() in BACKGROUND_LABELS:
+            ids[label] = UNLABELLED
+        elif label.casefold() in IGNORED_NAMES:
+            ids[label] = IGNORED
+        else:
+            ids[label] = len(named)
+            named[len(named)] = label
+    if len(named) > MAX_CLASSES:
+        raise DataError(f"labelme's files have {len(ids)} labels ({first_few(ids, MAX_NAMED)}), and {MAX_CLASSES} are the most.")
+    return ids, ClassList(classes.source if listed else "labelme's files", by_id=named)
 
 
 def _soft_edges(contents: MaskContents) -> list[int]:

@@ -111,8 +111,13 @@ def raw_content(location: str) -> RawContent:
             colours[shown[value]] += pixels
         return RawContent(ids, dict(colours))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        ids, pixels = np.unique(whole_ids(np.asarray(image), location), return_counts=True)
-        return RawContent(dict(zip(ids.tolist(), pixels.tolist(), strict=True)), None)
+        return ids_in(np.asarray(image), location)
     colours = {colour: pixels for pixels, colour in image.convert("RGB").getcolors(image.width * image.height)}
     is_grey = all(red == green == blue for red, green, blue in colours)
     return RawContent({colour[0]: pixels for colour, pixels in colours.items()} if is_grey else None, colours)
+
+
+def ids_in(raw: np.ndarray, source: str) -> RawContent:
+    """Counts the raw ids in an array, (height, width); a DataError calls it `source`."""
+    ids, pixels = np.unique(whole_ids(raw, source), return_counts=True)
+    return RawContent(dict(zip(ids.tolist(), pixels.tolist(), strict=True)), None)

@@ -14,12 +14,13 @@ import gradio as gr
 from PIL import Image
 
 from ..errors import DataError, RecipeError, RevHRNetError
-from ..evaluation import InferenceSettings, load_checkpoint, segment
+from ..evaluation import InferenceSettings, load_for_inference, segment
 from ..evaluation.sliding import window_starts
+from ..hub.examples import own_examples
 from ..images import Colour, header_size, read_image, save_image, unreadable_is_data_error
 from ..synthetic import draw_scenes
-from ..viz.figures import names_and_palette
-from .result import error_html, result_html
+from ..viz.figures import names_and_palette, untinted_of
+from .result import Answer, error_html, results_html
 
 # Limits of one visitor's request. A W18 network takes some 250 bytes of memory for each pixel of a whole image.
 MOST_MEGABYTES = 30  # of an uploaded file
@@ -35,7 +36,7 @@ KEPT_SECONDS = 3600  # how long an uploaded image stays on the server
 
 INTRODUCTION = """## What is where in this image?
 Drop an image to see the class of each pixel. Point at the result (on a phone, tap it) to read the class, and how sure the
-network is."""
+network is. The boxes of the legend turn classes on and off."""
 
 HERE = Path(__file__).parent
 WAITING = '<p class="seg-foot">The classes will be shown here.</p>'
@@ -43,13 +44,23 @@ WAITING = '<p class="seg-foot">The classes will be shown here.</p>'
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A checkpoint ready to be tried."""
+    """A checkpoint ready to be tried.
+
+    Attributes:
+        title: its name on the page.
+        model, image_processor: as `load_checkpoint` gives them.
+        names, palette: name and colour of each class id.
+        untinted: ids of the classes that are not coloured at first.
+        examples: files of the images that came with it.
+    """
 
     title: str
     model: object
     image_processor: object
     names: list[str]
     palette: Sequence[Colour]
+    untinted: frozenset[int] = frozenset()
+    examples: Sequence[Path] = ()
 
 
 def image_input() -> gr.Image:
@@ -63,22 +74,27 @@ def image_input() -> gr.Image:
     return image
 
 
-def load_segmenter(checkpoint: str | Path, device: str = "cpu", trust_remote_code: bool = False) -> Segmenter:
+def load_segmenter(
+    checkpoint: str | Path, device: str = "cpu", trust_remote_code: bool = False, compiled: bool = False
+) -> Segmenter:
     """Load a checkpoint for the page.
 
     Args:
         checkpoint: a folder written by `save_pretrained`, or a name on the Hub.
         device: where the model runs.
         trust_remote_code: run Python files that come with it; see `load_checkpoint`.
+        compiled: compile the model; see `load_for_inference`.
 
     Raises:
         CheckpointError: it cannot be loaded, or its classes cannot be shown.
+        RecipeError: it is to be compiled, and no compiler works.
     """
-    model, image_processor = load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
+    model, image_processor = load_for_inference(checkpoint, device, trust_remote_code=trust_remote_code, compiled=compiled)
     names, palette = names_and_palette(model.config)
     folder = Path(checkpoint)
     title = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else str(checkpoint)
-    return Segmenter(title, model.to(device), image_processor, names, palette)
+    examples = own_examples(checkpoint)
+    return Segmenter(title, model, image_processor, names, palette, untinted_of(model.config), examples)
 
 
 def answers_to(segmenters: Sequence[Segmenter], path: str | None, how: str, height: int | None, width: int | None) -> list[str]:
@@ -89,13 +105,13 @@ def answers_to(segmenters: Sequence[Segmenter], path: str | None, how: str, heig
         if how == SLIDING and None in (height, width):
             raise RecipeError("give the window a height and a width")
         settings = InferenceSettings(window=(height, width) if how == SLIDING else None)
-        return [answer(segmenter, path, settings) for segmenter in segmenters]
+        return results_html([answer(segmenter, path, settings) for segmenter in segmenters])
     except RevHRNetError as error:
         return [error_html(str(error))] * len(segmenters)
 
 
-def answer(segmenter: Segmenter, path: str | Path, settings: InferenceSettings) -> str:
-    """A checkpoint's answer to an image file as HTML.
+def answer(segmenter: Segmenter, path: str | Path, settings: InferenceSettings) -> Answer:
+    """A checkpoint's answer to an image file.
 
     Raises:
         DataError: the file is no image, or one that is too large for the page.
@@ -108,8 +124,16 @@ def answer(segmenter: Segmenter, path: str | Path, settings: InferenceSettings) 
     with time_limit(segmenter.model):
         found = segment(segmenter.model, segmenter.image_processor, seen, settings, target_size=size, return_confidence=True)
     note = f"; the network saw it at {seen.width} × {seen.height} pixels" if seen.size != image.size else ""
-    return result_html(
-        segmenter.title, image, found.label_map, found.confidence, segmenter.names, segmenter.palette, Path(path).name, note
+    return Answer(
+        segmenter.title,
+        image,
+        found.label_map,
+        found.confidence,
+        segmenter.names,
+        segmenter.palette,
+        segmenter.untinted,
+        Path(path).name,
+        note,
     )
 
 
@@ -194,9 +218,10 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
 
     Args:
         segmenters: the checkpoints.
-        examples: image files to choose from. By default two drawn street scenes, in a folder that is removed with the page.
+        examples: image files to choose from. By default those that came with the checkpoints, else two drawn street scenes, in a
+            folder that is removed with the page.
     """
-    drawn = None
+    drawn, examples = None, list(examples) or [path for segmenter in segmenters for path in segmenter.examples]
     if not examples:
         drawn = TemporaryDirectory(prefix="revhrnet_examples_")
         examples = drawn_examples(Path(drawn.name))
@@ -209,14 +234,13 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
                 image = image_input()
                 gr.Examples(examples, image, label="Or choose one")
                 with gr.Column(elem_classes="seg-settings"):
-                    opacity = gr.Slider(0, 1, 0.5, step=0.01, label="Opacity of the classes", elem_id="opacity")
                     how = gr.Radio([WHOLE, SLIDING], value=WHOLE, label="How the network sees it", elem_id="how")
                     with gr.Row(visible=False, elem_id="window") as window:
                         sizes = [gr.Number(height, label="Window height", precision=0, minimum=32, min_width=100)]
                         sizes.append(gr.Number(width, label="Window width", precision=0, minimum=32, min_width=100))
                     again = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Column(scale=3, min_width=300, elem_classes="seg-answers"), gr.Row(elem_classes="seg-pair"):
-                results = [gr.HTML(WAITING, min_width=300) for _ in segmenters]
+                results = [gr.HTML(WAITING, min_width=300, padding=False) for _ in segmenters]
 
         def show(path, how, height, width):
             answers = answers_to(segmenters, path, how, height, width)
@@ -232,8 +256,6 @@ def build_page(segmenters: Sequence[Segmenter], examples: Sequence[str | Path] =
             trigger_mode="always_last",
             api_visibility="private",
         )
-        # This runs in the browser: no image is sent again.
-        opacity.input(None, opacity, None, js="value => document.documentElement.style.setProperty('--seg-opacity', value)")
     page.drawn_examples = drawn  # removed with the page, or when the program ends
     return page.queue(max_size=MOST_WAITING)
 

@@ -1,6 +1,6 @@
 """Label maps of whole images, and the scores of a model on a dataset, all from one confusion matrix."""
 
-from .checkpoint import check_same_classes, class_sources, find_checkpoint, load_checkpoint
+from .checkpoint import check_same_classes, class_sources, find_checkpoint, load_checkpoint, load_for_inference
 from .cityscapes import CityscapesMetric
 from .confusion import ConfusionMatrix, SegmentationMetric
 from .evaluator import evaluate_dataset
@@ -25,6 +25,7 @@ __all__ = [
     "format_scores",
     "inference_settings",
     "load_checkpoint",
+    "load_for_inference",
     "predict_dataset",
     "predict_label_maps",
     "segment",

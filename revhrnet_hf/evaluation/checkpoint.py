@@ -14,8 +14,9 @@ from transformers.utils import CONFIG_NAME
 
 from ..data.label_space import LabelSpace, label_space_of_names
 from ..data.translation import are_joined, sources_of
-from ..errors import CheckpointError, first_few, strict_reason
+from ..errors import CheckpointError, RecipeError, first_few, strict_reason
 from ..io import BEST, LAST, LOG_FILE
+from ..models.high_resolution import HighResolutionPreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,56 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
             "it is incomplete, or was not trained for semantic segmentation"
         )
     return model, image_processor
+
+
+def load_for_inference(
+    checkpoint: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    trust_remote_code: bool = False,
+    compiled: bool = False,
+):
+    """As `load_checkpoint`, and made as fast as its label maps allow: networks of this package are optimized for inference.
+
+    Args:
+        checkpoint, trust_remote_code: as in `load_checkpoint`.
+        device: where the model runs.
+        dtype: of the weights. Networks of this package are loaded in float32 and optimized before they get it.
+        compiled: whether to compile the model with `torch.compile`, with dynamic shapes. The first image then takes minutes, and
+            so does the first that is much smaller, for whose maps PyTorch has other convolutions.
+
+    Returns:
+        The model, which can neither be trained nor saved, and the image processor.
+
+    Raises:
+        CheckpointError: as in `load_checkpoint`.
+        RecipeError: the model is to be compiled, and there is no compiler that works.
+    """
+    if compiled:
+        check_compiler(device)
+    model, image_processor = load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
+    if isinstance(model, HighResolutionPreTrainedModel):
+        model.optimize_for_inference(dtype)
+    model.to(device=device, dtype=dtype)
+    if compiled:
+        # `forward` and not the module: hooks, such as the demo's time limit, are called outside of what is compiled.
+        model.forward = torch.compile(model.forward, dynamic=True)
+    return model, image_processor
+
+
+def check_compiler(device: torch.device | str) -> None:
+    """Raises a RecipeError unless `torch.compile` works on a device; for CPUs it needs a C++ compiler, for GPUs Triton."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second
+
+    try:
+        torch.compile(torch.sin, fullgraph=True)(torch.zeros(8, device=device))
+    except TorchDynamoException as error:
+        needed = "a C++ compiler (such as g++, or the one that CXX names)" if torch.device(device).type == "cpu" else "Triton"
+        reason = " ".join(str(error).strip().splitlines()[0].split())
+        raise RecipeError(
+            f"--compile needs {needed}, and torch.compile does not work here ({reason}): install it, or leave --compile out"
+        ) from error
 
 
 def class_sources(config, label_space: LabelSpace, dataset_name: str) -> list[list[int]] | None:

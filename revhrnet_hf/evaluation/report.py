@@ -21,7 +21,7 @@ def terms_of(loader: str) -> str:
     if loader in RESTRICTED:
         return (
             f"For yourself only. {contents}, and the terms of {RESTRICTED[loader]} forbid to pass them on: do not publish it or "
-            "send it to others. `revhrnet push` leaves it out."
+            "send it to others. revhrnet push leaves it out."
         )
     return (
         f"For yourself, unless the dataset's terms allow more. {contents}. Some publishers forbid to pass them on, for example "

@@ -49,6 +49,7 @@ class Evaluation:
         settings: how the model is run.
         dtype: of the weights: "float32" or "bfloat16".
         absent_as_zero: see `ConfusionMatrix.scores`.
+        compiled: whether `torch.compile` compiles the model, which changes the last bits of its logits.
     """
 
     checkpoint: str
@@ -61,6 +62,7 @@ class Evaluation:
     settings: InferenceSettings
     dtype: str = "float32"
     absent_as_zero: bool = False
+    compiled: bool = False
 
     def identity(self) -> dict[str, Any]:
         """The values of `IDENTITY`."""
@@ -94,6 +96,8 @@ class Evaluation:
             "device": device,
             "boundary": boundary,
             "submission": submission_dir and str(submission_dir.resolve()),
+            # Else as before, so that what an earlier version began can be resumed.
+            **({"compiled": True} if self.compiled else {}),
         }
 
     def result(
@@ -125,6 +129,7 @@ class Evaluation:
             "settings": {
                 "device": device,
                 "dtype": self.dtype,
+                "compiled": self.compiled,
                 "absent_as_zero": self.absent_as_zero,
                 "num_processes": num_processes,
                 "inference": str(self.settings),

@@ -31,17 +31,25 @@ class Agreement:
     equal_pixels: float
 
 
-def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Agreement:
+def check_agreement(
+    model: nn.Module,
+    exported: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    allowed_difference: float = ALLOWED_DIFFERENCE,
+    required_equal: float = REQUIRED_EQUAL,
+) -> Agreement:
     """Compare an exported network with the checkpoint.
 
     Args:
         model: the checkpoint, not changed for the export.
         exported: `pixel_values` → logits or label maps.
         batches: `pixel_values` (batch, 3, height, width).
+        allowed_difference: of logits.
+        required_equal: share of the pixels that must get the same class.
 
     Raises:
         ExportError: the exported network does not take one of the sizes;
-            logits differ by more than `ALLOWED_DIFFERENCE`, or a share below `REQUIRED_EQUAL` of the pixels is equal;
+            logits differ by more than `allowed_difference`, or a share below `required_equal` of the pixels is equal;
             shapes or types differ; logits of either hold NaN or infinity; there is no image to compare.
     """
     images, differences, equal, pixels = 0, [], 0, 0
@@ -61,11 +69,11 @@ def check_agreement(model: nn.Module, exported: Callable[[Tensor], Tensor], batc
     largest = max(differences, default=None)
     agreement = Agreement(images, largest, equal / pixels)
     # Written so that NaN does not pass.
-    same_logits = largest is None or largest <= ALLOWED_DIFFERENCE
-    if not (same_logits and agreement.equal_pixels >= REQUIRED_EQUAL):
+    same_logits = largest is None or largest <= allowed_difference
+    if not (same_logits and agreement.equal_pixels >= required_equal):
         raise ExportError(
             f"what was exported is not the checkpoint: logits differ by {largest}, {100 * agreement.equal_pixels:.2f} % of the "
-            f"pixels are equal; {ALLOWED_DIFFERENCE} and {100 * REQUIRED_EQUAL} % are allowed. Nothing was written"
+            f"pixels are equal; {allowed_difference} and {100 * required_equal} % are allowed. Nothing was written"
         )
     return agreement
 

@@ -1,6 +1,6 @@
 """The folder of an exported checkpoint: the network, its description, and on request a network of eight bits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +10,17 @@ from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
 from ..data import label_space_of
-from ..evaluation import class_sources, evaluate_dataset
+from ..defaults import MAX_DROP
+from ..errors import ExportError
+from ..evaluation import class_sources
+from ..evaluation.evaluator import evaluate_images
+from ..evaluation.network_input import network_inputs
+from ..evaluation.settings import WHOLE
 from ..io import write_folder, write_json
 from ..models.image_processing_pil_revhrnet import Size
 from ..versions import versions
 from .agreement import check_agreement, drawn_batches
+from .exported_model import ExportedModel
 from .onnx_network import (
     CALIBRATION_IMAGES,
     INT8_FILE,
@@ -23,17 +29,29 @@ from .onnx_network import (
     calibration_batches,
     onnx_session,
     run_onnx,
+    spread,
     write_int8,
     write_onnx,
 )
-from .program import INPUT, PROGRAM_FILE, export_program
+from .openvino_network import (
+    OPENVINO_FILE,
+    OPENVINO_INT8_FILE,
+    OpenVinoModel,
+    compiled_openvino,
+    run_openvino,
+    write_openvino,
+    write_openvino_int8,
+)
+from .program import INPUT, PROGRAM_FILE, export_program, label_dtype
 
 DESCRIPTION_FILE = "model.json"
+ONNX_FORMS = {"float32": ONNX_FILE, "int8": INT8_FILE}
+OPENVINO_FORMS = {"float32": OPENVINO_FILE, "int8": OPENVINO_INT8_FILE}
 
 
 @dataclass
 class ScoredDataset:
-    """A dataset's split, to measure what eight bits cost in mIoU."""
+    """A dataset's split, to measure what eight bits cost in mIoU, or to limit it."""
 
     name: str
     split: str
@@ -47,21 +65,26 @@ class Export:
     Args:
         model: any Transformers model for semantic segmentation.
         image_processor: the checkpoint's.
-        format: onnx, or torch_export for a `torch.export` program.
+        format: onnx, openvino, or torch_export for a `torch.export` program.
         size: (height, width) of the one image that the network takes, pixels; None: any number of images of any size.
         opset: of ONNX; None: the one that PyTorch chooses.
         with_argmax: the network gives label maps instead of logits.
         calibration: files of images; with some, a network of eight bits is written, too (ONNX only).
-        scored: with `calibration`, the dataset to compare both networks on.
+        control: labelled images; with some, a network of eight bits is written, too (OpenVINO only), whose mIoU on
+            `CALIBRATION_IMAGES` of them is controlled.
+        max_drop: the most by which that mIoU may fall.
+        scored: with `calibration` or `control`, the dataset to compare both networks on.
     """
 
     model: torch.nn.Module
     image_processor: Any
-    format: Literal["onnx", "torch_export"]
+    format: Literal["onnx", "openvino", "torch_export"]
     size: Size | None = None
     opset: int | None = None
     with_argmax: bool = False
     calibration: Sequence[Path] = ()
+    control: ScoredDataset | None = None
+    max_drop: float = MAX_DROP
     scored: ScoredDataset | None = None
 
     def write(self, output_dir: Path) -> None:
@@ -70,9 +93,10 @@ class Export:
         Raises:
             ExportError: the exported network does not agree with the checkpoint.
         """
-        write_folder(output_dir, self._fill)
+        write_folder(output_dir, self.fill)
 
-    def _fill(self, folder: Path) -> None:
+    def fill(self, folder: Path) -> None:
+        """As `write`, into a folder that exists."""
         image_processor = for_size(self.image_processor, self.size)
         print("exporting (a minute or two)", flush=True)
         exported, record = self._write_network(folder)
@@ -86,7 +110,7 @@ class Export:
         )
         record = describe(self.model, image_processor, self.with_argmax) | record
         record |= {"sizes": self.size or "any", "agreement_with_the_checkpoint": asdict(agreement)}
-        if self.calibration:
+        if self.calibration or self.control:
             record["int8"] = self._write_int8(folder, image_processor)
         write_json(folder / DESCRIPTION_FILE, record | {"versions": versions()})
 
@@ -97,34 +121,73 @@ class Export:
             opset = write_onnx(program, folder / ONNX_FILE, self.opset)
             session = onnx_session(folder / ONNX_FILE)
             return lambda pixel_values: run_onnx(session, pixel_values), {"format": "onnx", "opset": opset}
+        if self.format == "openvino":
+            write_openvino(program, folder / OPENVINO_FILE)
+            network = compiled_openvino(folder / OPENVINO_FILE)
+            return lambda pixel_values: run_openvino(network, pixel_values), {"format": "openvino"}
         torch.export.save(program, folder / PROGRAM_FILE)
         return torch.export.load(folder / PROGRAM_FILE).module(), {"format": "torch_export"}
 
     def _write_int8(self, folder: Path, image_processor) -> dict[str, Any]:
-        batches = calibration_batches(image_processor, self.calibration)
-        write_int8(folder / ONNX_FILE, folder / INT8_FILE, batches)
-        record: dict[str, Any] = {"calibration_images": min(len(self.calibration), CALIBRATION_IMAGES)}
+        if self.format == "openvino":
+            record = self._write_openvino_int8(folder, image_processor, self.control)
+            forms = {name: OpenVinoModel(folder / file) for name, file in OPENVINO_FORMS.items()}
+        else:
+            batches = calibration_batches(image_processor, self.calibration)
+            write_int8(folder / ONNX_FILE, folder / INT8_FILE, batches)
+            record = {"calibration_images": min(len(self.calibration), CALIBRATION_IMAGES)}
+            forms = {name: OnnxModel(folder / file) for name, file in ONNX_FORMS.items()}
         if self.scored:
-            record["mean_iou"] = self._int8_scores(folder, image_processor, self.scored)
+            record["mean_iou"] = self._scores(forms, image_processor, self.scored)
         return record
 
-    def _int8_scores(self, folder: Path, image_processor, scored: ScoredDataset) -> dict[str, Any]:
-        """mIoU on the dataset of the network in 32 bits and in eight."""
-        label_space = label_space_of(scored.rows)
-        sources = class_sources(self.model.config, label_space, scored.name)
-        scores = {"dataset": scored.name, "split": scored.split, "images": len(scored.rows)}
-        for name, file in (("float32", ONNX_FILE), ("int8", INT8_FILE)):
-            confusion = evaluate_dataset(
-                OnnxModel(folder / file),
-                image_processor,
-                scored.rows,
-                label_space.num_classes,
-                ignore_index=label_space.ignore_index,
-                sources=sources,
+    def _write_openvino_int8(self, folder: Path, image_processor, control: ScoredDataset) -> dict[str, Any]:
+        """A network of eight bits under the control of mIoU, and what the description says of it."""
+        rows = control.rows.select(spread(len(control.rows), CALIBRATION_IMAGES))
+
+        def pixel_values(number: int) -> Tensor:
+            [whole] = network_inputs(image_processor, rows[number]["image"], WHOLE)
+            return whole.tensors["pixel_values"]
+
+        def score(network: ExportedModel, numbers: Iterable[int]) -> float:
+            return self._mean_iou(network, image_processor, control.name, rows, list(numbers))
+
+        print(f"quantising under the control of the mIoU of {len(rows)} images (minutes, or hours if it falls)", flush=True)
+        write_openvino_int8(folder / OPENVINO_FILE, folder / OPENVINO_INT8_FILE, len(rows), pixel_values, score, self.max_drop)
+        everything = range(len(rows))
+        before, after = (score(OpenVinoModel(folder / file), everything) for file in OPENVINO_FORMS.values())
+        print(f"mIoU on these images: {before:.4f} in float32, {after:.4f} in int8", flush=True)
+        if before - after > self.max_drop:
+            raise ExportError(
+                f"in eight bits the mIoU falls by {before - after:.4f} on {control.name} {control.split}, more than --max_drop "
+                f"{self.max_drop}, whatever is left in 32 bits. Nothing was written"
             )
-            scores[name] = confusion.scores(label_space.names)["mean_iou"]
+        return {
+            "calibration_images": len(rows),
+            "max_drop": self.max_drop,
+            "control": {"dataset": control.name, "split": control.split, "float32": before, "int8": after},
+        }
+
+    def _scores(self, forms: dict[str, ExportedModel], image_processor, scored: ScoredDataset) -> dict[str, Any]:
+        """mIoU on the dataset of the network in 32 bits and in eight."""
+        scores = {"dataset": scored.name, "split": scored.split, "images": len(scored.rows)}
+        for name, network in forms.items():
+            scores[name] = self._mean_iou(network, image_processor, scored.name, scored.rows, range(len(scored.rows)))
             print(f"mIoU on {scored.name} {scored.split}, {name}: {scores[name]:.4f}", flush=True)
         return scores
+
+    def _mean_iou(self, network: ExportedModel, image_processor, dataset_name: str, rows, indices: Sequence[int]) -> float:
+        label_space = label_space_of(rows)
+        confusion = evaluate_images(
+            network,
+            image_processor,
+            rows,
+            indices,
+            label_space.num_classes,
+            ignore_index=label_space.ignore_index,
+            sources=class_sources(self.model.config, label_space, dataset_name),
+        )
+        return confusion.scores(label_space.names)["mean_iou"]
 
 
 def for_size(image_processor, size: Size | None):
@@ -142,7 +205,7 @@ def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
     channels = "BGR" if getattr(options, "do_flip_channel_order", None) else "RGB"
     if options.do_resize:
         resize = {"size": dict(options.size), "resample": PILImageResampling(options.resample).name.lower()}
-    label_map = "class ids, int64 (batch, height, width)"
+    label_map = f"class ids, {str(label_dtype(config.num_labels)).removeprefix('torch.')} (batch, height, width)"
     logits = (
         "logits, float32 (batch, classes, rows, columns): resize them bilinearly (half-pixel centres) to the size wanted, "
         "then take the largest"

@@ -4,19 +4,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from torch import Tensor
 
 from ..defaults import CALIBRATION_IMAGES
 from ..errors import ExportError
 from ..images import read_image
+from .exported_model import ExportedModel
 from .program import INPUT, gives_logits, is_dynamic
 
 ONNX_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | None = None) -> int:
-    """Write a program as ONNX and run ONNX's own checker; returns the opset.
+    """Write a program as ONNX, without PyTorch's notes on its origin, and run ONNX's own checker; returns the opset.
 
     Raises:
         ExportError: PyTorch cannot write this opset.
@@ -30,6 +30,8 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | N
     )
     onnx_program.save(path)
     written = onnx.load(path)
+    _remove_notes(written)
+    onnx.save(written, path)
     onnx.checker.check_model(written, full_check=True)
     [found] = [entry.version for entry in written.opset_import if entry.domain in ("", "ai.onnx")]
     if opset not in (None, found):
@@ -37,7 +39,14 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, opset: int | N
     return found
 
 
-class OnnxModel(nn.Module):
+def _remove_notes(network) -> None:
+    """Remove PyTorch's notes from an ONNX network: stack traces with paths of this machine, a large part of a small file."""
+    graph = network.graph
+    for noted in (network, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del noted.metadata_props[:]
+
+
+class OnnxModel(ExportedModel):
     """An exported network that gives logits, used like a Transformers model to compute scores and label maps on the CPU.
 
     Args:
@@ -46,12 +55,8 @@ class OnnxModel(nn.Module):
     """
 
     def __init__(self, path: Path, threads: int | None = None):
-        super().__init__()
-        self.session = onnx_session(path, threads)
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells device and dtype
-
-    def forward(self, pixel_values: Tensor) -> SemanticSegmenterOutput:
-        return SemanticSegmenterOutput(logits=run_onnx(self.session, pixel_values))
+        session = onnx_session(path, threads)
+        super().__init__(lambda pixel_values: run_onnx(session, pixel_values))
 
 
 def onnx_session(path: Path, threads: int | None = None):
@@ -98,9 +103,14 @@ def write_int8(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
     )
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below `count`, evenly spread."""
+    step = max(1, count / most)
+    return [int(number * step) for number in range(min(count, most))]
+
+
 def calibration_batches(image_processor, images: Sequence[Path]) -> Iterable[Tensor]:
     """`pixel_values` of image files, at most `CALIBRATION_IMAGES` of them, evenly spread, one by one."""
-    step = max(1, len(images) / CALIBRATION_IMAGES)
-    for number in range(min(len(images), CALIBRATION_IMAGES)):
-        image = read_image(images[int(number * step)])
+    for number in spread(len(images), CALIBRATION_IMAGES):
+        image = read_image(images[number])
         yield image_processor(images=image, return_tensors="pt")["pixel_values"]

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from transformers import TimmBackbone
 
 from ..errors import ExportError
+from ..models.folding import fold_batch_norms
+from ..models.high_resolution import HighResolutionPreTrainedModel
 from ..models.image_processing_pil_revhrnet import Size
+from ..models.upsampling import MAX_UINT8_CLASSES
 
 PROGRAM_FILE = "model.pt2"
 INPUT = "pixel_values"
@@ -22,13 +25,16 @@ class Exportable(nn.Module):
 
     Args:
         model: any Transformers model for semantic segmentation; a copy is put into a form that can be exported.
-        with_argmax: give the label map at the input's size, int64 (batch, height, width), instead of logits.
+        with_argmax: give the label map at the input's size (batch, height, width) instead of logits; see `label_dtype`.
     """
 
     def __init__(self, model: nn.Module, with_argmax: bool = False):
         super().__init__()
-        self.model = with_symmetric_padding(copy.deepcopy(model)).eval()
-        self.model.auxiliary_head = None  # classifiers that only training uses
+        model = copy.deepcopy(model).eval()
+        model.auxiliary_head = None  # classifiers that only training uses
+        if isinstance(model, HighResolutionPreTrainedModel):
+            fold_batch_norms(model)
+        self.model = with_symmetric_padding(model)
         self.with_argmax = with_argmax
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -38,7 +44,13 @@ class Exportable(nn.Module):
 def logits_or_label_map(logits: Tensor, pixel_values: Tensor, with_argmax: bool) -> Tensor:
     if not with_argmax:
         return logits
-    return F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False).argmax(dim=1)
+    scores = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+    return scores.argmax(dim=1).to(label_dtype(logits.shape[1]))
+
+
+def label_dtype(num_labels: int) -> torch.dtype:
+    """The smallest dtype that holds every class id: uint8, or uint16 above 256 classes."""
+    return torch.uint8 if num_labels <= MAX_UINT8_CLASSES else torch.uint16
 
 
 class Mirrored(nn.Module):

@@ -18,7 +18,7 @@ from ..io import write_text
 from ..models.backbone import LICENCE_LINKS
 from ..viz.figures import names_and_palette
 from .card import LICENCE_NAMES, PAPERS, Markdown, code_block, code_span, render
-from .record import CODE_LICENCE, EXAMPLE_FILE, OWN_DATA, Record, Result, dataset_title, read_record
+from .record import CODE_LICENCE, EXAMPLE_FILE, ONNX_FILES, OWN_DATA, Record, Result, dataset_title, read_record
 
 CARD_FILE = "README.md"
 MARK = "<!-- Written by revhrnet_hf from the files beside it. Remove this line to keep a card that you have edited. -->"
@@ -80,6 +80,7 @@ def card_data(record: Record, name: str | None) -> dict[str, Any]:
         # The overview holds all of them; class by class only the first on each split is shown.
         "by_class": [_by_class(first, bool(others)) for first, *others in _by_place(record.results).values()],
         "checkpoint": Markdown(name) if name else None,
+        "onnx": [Markdown(f"{code_span(name)} ({ONNX_FILES[name]})") for name in record.onnx_files],
         "stages": [_stage(stage, number < len(record.history)) for number, stage in enumerate(record.history, start=1)],
         "versions": [f"{package} {version}" for package, version in versions.items()],
         "revision": code_span(revision) if revision else None,

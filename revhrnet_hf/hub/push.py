@@ -1,8 +1,8 @@
 """Pushing a checkpoint to the Hub: its files are collected in a folder of their own, checked, loaded, and sent in one commit.
 
 It sends the weights, the configuration, the code that loads them without this package, the image processor, the card, the recipe,
-versions and scores, and the curves of training. It leaves out what only a resumed run needs (the optimizer, averages) and what
-identifies the machine: paths in the recipe, the host in the names of TensorBoard's files.
+versions and scores, example images, and the curves of training. It leaves out what only a resumed run needs (the optimizer,
+averages) and what identifies the machine: paths in the recipe, the host in the names of TensorBoard's files.
 """
 
 import json
@@ -24,6 +24,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .. import models
 from ..errors import HubError
 from ..io import PICKLES
+from .examples import EXAMPLES, own_examples
 from .leaks import leaks_of
 from .model_card import missing_from_card, write_model_card
 
@@ -133,6 +134,7 @@ def stage_model(checkpoint: Path, staged: Path, name: str | None = None, trust_r
     Raises:
         HubError: there are pickles in the checkpoint's folder, a link that leads out of it, or code that is not this package's
             (unless `trust_remote_code`).
+        DataError: an example image cannot be read.
     """
     pickles = sorted(path.name for path in checkpoint.iterdir() if path.suffix.lower() in PICKLES)
     if pickles:
@@ -141,20 +143,24 @@ def stage_model(checkpoint: Path, staged: Path, name: str | None = None, trust_r
             "belong into model.safetensors (save_pretrained); remove the rest"
         )
     chosen = {path for pattern in SENT for path in checkpoint.glob(pattern) if path.is_file()} | model_code(checkpoint)
+    chosen |= set(own_examples(checkpoint))
     _check_links(checkpoint, chosen)
     if not trust_remote_code:
         check_model_code(checkpoint)
     for path in chosen:
+        target = staged / path.relative_to(checkpoint)
         if path.suffix == ".safetensors":
-            (staged / path.name).symlink_to(path.resolve())  # large, and sent as it is
+            target.symlink_to(path.resolve())  # large, and sent as it is
         else:
-            shutil.copyfile(path, staged / path.name)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
     recipe = staged / "recipe.yaml"
     if recipe.exists():
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
         recipe.write_text(yaml.safe_dump(_without_places(settings), sort_keys=False), encoding="utf-8")
     write_model_card(staged, name)
-    return sorted(path.name for path in checkpoint.iterdir() if path not in chosen)
+    sent = {checkpoint / path.relative_to(checkpoint).parts[0] for path in chosen}
+    return sorted(path.name for path in checkpoint.iterdir() if path not in sent)
 
 
 def model_code(checkpoint: Path) -> set[Path]:
@@ -210,7 +216,7 @@ def _check_links(checkpoint: Path, files: set[Path]) -> None:
     blobs = [folder / "blobs" for folder in cache if checkpoint.resolve().parent.name == "snapshots"]
     for path in sorted(files):
         target = path.resolve()
-        if target.parent not in (checkpoint.resolve(), *blobs):
+        if target.parent not in (checkpoint.resolve(), checkpoint.resolve() / EXAMPLES, *blobs):
             raise HubError(
                 f"{path} is a link out of the checkpoint's folder, to {target}: put the file itself there if it is meant"
             )
@@ -249,8 +255,13 @@ def copy_curves(source: Path, target: Path) -> None:
         written.rename(folder / f"events.out.tfevents.{started}.revhrnet")
 
 
-def check_staged(staged: Path) -> None:
-    """Raise a HubError that lists everything in the folder `staged` that must not be sent, and everything that is missing."""
+def check_staged(staged: Path, outcome: str = "nothing was sent") -> None:
+    """Raise a HubError that lists everything in the folder `staged` that must not be published, and everything that is missing.
+
+    Args:
+        staged: holds what is to be published.
+        outcome: how the message begins.
+    """
     files = (path for path in sorted(staged.rglob("*")) if path.is_file())
     problems = [problem for path in files for problem in leaks_of(path, path.relative_to(staged))]
     advice = "complete README.md, or remove it to have it written"
@@ -260,7 +271,7 @@ def check_staged(staged: Path) -> None:
     if not problems:  # loading takes seconds, the rest does not
         problems += _loading_fails(staged)
     if problems:
-        raise HubError("nothing was sent: " + "; ".join(problems))
+        raise HubError(f"{outcome}: " + "; ".join(problems))
 
 
 def _loading_fails(staged: Path) -> list[str]:
@@ -270,7 +281,7 @@ def _loading_fails(staged: Path) -> list[str]:
         environment = {name: value for name, value in os.environ.items() if name not in secret}
         environment |= {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": home}
         finished = subprocess.run(
-            [sys.executable, "-c", LOADING, str(staged)], capture_output=True, text=True, env=environment, cwd=home
+            [sys.executable, "-c", LOADING, str(staged.resolve())], capture_output=True, text=True, env=environment, cwd=home
         )
     if finished.returncode == 0:
         return []

@@ -1,7 +1,7 @@
 """The record of a checkpoint: everything that its folder says about it, and nothing else.
 
 Read are `config.json` (with `training_history`), `recipe.yaml`, `versions.json`, the scores of training (`scores.json`), those of
-`revhrnet evaluate` (`scores_*.json`), and whether there is an `example.png`.
+`revhrnet evaluate` (`scores_*.json`), and which files lie beside them: an `example.png`, networks for ONNX Runtime.
 """
 
 import json
@@ -21,6 +21,7 @@ from ..models.backbone import TIMM_HRNETS, backbone_licence
 from ..viz.figures import names_and_palette
 
 EXAMPLE_FILE = "example.png"
+ONNX_FILES = {"model.onnx": "float32", "model_int8.onnx": "eight bits"}
 TITLES = {"revhrnet": "RevHRNet", "hrnetv2": "HRNetV2"}
 OWN_DATA = {"folder", "hub"}  # names of datasets that say nothing to others
 CODE_LICENCE = "apache-2.0"
@@ -63,6 +64,7 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     has_example: bool = False
+    onnx_files: Sequence[str] = ()
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -126,7 +128,8 @@ def read_record(folder: str | Path) -> Record:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # which asks nobody on the terminal
     except (OSError, ValueError, StrictDataclassError) as error:
         raise CheckpointError(f"{folder} holds no configuration of a model that can be read: {error}") from error
-    record = Record(config, has_example=(folder / EXAMPLE_FILE).exists())
+    exported = [name for name in ONNX_FILES if (folder / name).exists()]
+    record = Record(config, has_example=(folder / EXAMPLE_FILE).exists(), onnx_files=exported)
     for name, read, attribute in (("recipe.yaml", yaml.safe_load, "recipe"), ("versions.json", json.loads, "versions")):
         if (folder / name).exists():
             setattr(record, attribute, _read(folder / name, read))

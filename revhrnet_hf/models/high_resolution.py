@@ -278,14 +278,24 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
             module.recompute = NORMS if recompute == MODULES and number % every_n_layers else recompute
             module.gradient_checkpointing = module.recompute == MODULES
 
-    def optimize_for_inference(self) -> Self:
+    def optimize_for_inference(self, dtype: torch.dtype | None = None) -> Self:
         """Fold every BatchNorm into its convolution and store weights as channels last: faster, label maps unchanged.
 
         This cannot be undone: the model can neither be trained nor saved afterwards. To do that, load the checkpoint again.
+
+        Args:
+            dtype: of the weights afterwards, such as `torch.bfloat16`, which the images must then have too. It is faster on
+                processors that compute in it, and changes some pixels of the label maps. None: the one that they have. Folding is
+                done before, so load the checkpoint in float32.
+
+        Raises:
+            ValueError: the dtype is not a floating-point one.
         """
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"optimize_for_inference(dtype={dtype}): give a floating-point dtype, such as torch.bfloat16")
         self.auxiliary_head = None
         fold_batch_norms(self)
-        self.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
         for module in self.modules():
             if isinstance(module, HighResolutionPreTrainedModel):
                 module.is_optimized_for_inference = True

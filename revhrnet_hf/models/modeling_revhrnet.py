@@ -190,17 +190,32 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         return self
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> RevHRNetModelOutput | tuple:
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        backbone_maps: tuple[Tensor, ...] | None = None,
+        image_size: tuple[int, int] | None = None,
+        **kwargs,
+    ) -> RevHRNetModelOutput | tuple:
         """
         Args:
             pixel_values: (batch, 3, height, width), normalised with the backbone's mean and standard deviation; any size that
                 the backbone accepts.
             output_hidden_states: also return the feature maps as `hidden_states`.
+            backbone_maps, image_size: instead of `pixel_values`, the maps that `run_backbone` has made of them, and their height
+                and width. The backbone is not called.
 
         Raises:
-            ValueError: the image is too small for the backbone, or the backbone's maps do not halve in size.
+            ValueError: the image is too small for the backbone, or the backbone's maps do not halve in size; both or neither of
+                `pixel_values` and `backbone_maps` are given.
         """
-        maps = self.backbone_maps(pixel_values)
+        if (pixel_values is None) == (backbone_maps is None) or (backbone_maps is None) != (image_size is None):
+            raise ValueError("Give pixel_values; or, instead of them, backbone_maps (from run_backbone) with image_size")
+        if backbone_maps is None:
+            maps = self.backbone_maps(pixel_values)
+        else:
+            maps = self._maps_of_streams(backbone_maps, image_size, self.laterals[0][0].weight.dtype)
         streams = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
         ended = []
         for stage in self.stages:
@@ -218,6 +233,17 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
 
     def backbone_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """The maps from which the streams start, (batch, channels, ⌈height / stride⌉, ⌈width / stride⌉), finest first."""
+        return self._maps_of_streams(self.run_backbone(pixel_values), tuple(pixel_values.shape[-2:]), pixel_values.dtype)
+
+    def run_backbone(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The backbone's own maps, finest first, which `forward` takes in place of the pixels.
+
+        They are as the backbone computes them: in its precision, before a pyramid, without what belongs to padding.
+
+        Returns:
+            (batch, channels, ⌈height / stride⌉, ⌈width / stride⌉) each; those of a plain vision transformer all have the stride
+            of its patches.
+        """
         size, least = tuple(pixel_values.shape[-2:]), self.coarsest_stride
         self.layout.check_size(size)
         padded = pad_to_multiple(pixel_values, self.layout.multiple)
@@ -232,12 +258,16 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             maps = tuple(x.permute(0, 3, 1, 2) for x in maps)
         if self.layout.strides is None:
             check_that_maps_halve(maps)
-        device = pixel_values.device.type
+        if self.layout.is_plain or self.layout.multiple == 1:
+            return maps
+        return cropped(maps, self.layout.strides, size)
+
+    def _maps_of_streams(self, maps: tuple[Tensor, ...], size: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The backbone's own maps of an image of `size` at the streams' strides; in `dtype`, unless autocast chooses another."""
+        device = maps[0].device.type
         if self.config.frozen_backbone_dtype and not (is_autocast_available(device) and torch.is_autocast_enabled(device)):
-            maps = tuple(x.to(pixel_values.dtype) for x in maps)
-        if self.layout.is_plain:
-            return self.pyramid(maps, size)
-        return maps if self.layout.multiple == 1 else cropped(maps, self.layout.strides, size)
+            maps = tuple(x.to(dtype) for x in maps)
+        return self.pyramid(maps, size) if self.layout.is_plain else maps
 
     @contextmanager
     def _frozen(self, pixel_values: Tensor):
@@ -278,10 +308,12 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         pixel_share: Tensor | float | None = None,
+        backbone_maps: tuple[Tensor, ...] | None = None,
+        image_size: tuple[int, int] | None = None,
         **kwargs,
     ) -> SemanticSegmenterOutput | tuple:
         """
@@ -291,12 +323,19 @@ class RevHRNetForSemanticSegmentation(RevHRNetPreTrainedModel):
                 at which the loss is computed.
             output_hidden_states: also return the last map of each stream, finest first.
             pixel_share: factor of the loss's means over pixels, by which the mean over several batches counts all pixels alike.
+            backbone_maps, image_size: instead of `pixel_values`, as for the model without a classifier.
 
         Returns:
             `loss` (a scalar, with `labels`), `logits` (batch, num_labels, height / 4, width / 4), `hidden_states`; in training,
             `loss_terms` if the loss has several.
         """
-        outputs = self.revhrnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        outputs = self.revhrnet(
+            pixel_values,
+            output_hidden_states=output_hidden_states,
+            backbone_maps=backbone_maps,
+            image_size=image_size,
+            return_dict=True,
+        )
         maps = outputs.feature_maps[:1] if self.config.head == "single" else outputs.feature_maps
         return segmenter_output(self, self.head(*maps), outputs.feature_maps, labels, outputs.hidden_states, pixel_share)
 

@@ -38,6 +38,13 @@ def stage_dir(output_dir: Path, recipes: list[Recipe], position: int) -> Path:
     return output_dir if position == len(recipes) - 1 else output_dir / f"{position + 1}_{recipes[position].dataset}"
 
 
+def bank_folder(bank_dir: str | Path | None, recipes: list[Recipe], position: int) -> Path | None:
+    """The folder of the feature bank of the stage at `position` (from 0); None: in the stage's own folder."""
+    if bank_dir is None or len(recipes) == 1:
+        return None if bank_dir is None else Path(bank_dir)
+    return Path(bank_dir) / f"{position + 1}_{recipes[position].dataset}"
+
+
 def run_chain(
     recipes: list[Recipe],
     data_dirs: DataDirs,
@@ -45,6 +52,7 @@ def run_chain(
     resume: bool = False,
     overwrite: bool = False,
     timeout: float = TIMEOUT,
+    bank_dir: str | Path | None = None,
 ) -> list[dict[str, Any] | None]:
     """Train stage after stage; with `resume`, finished stages are skipped and an interrupted one is resumed.
 
@@ -55,6 +63,7 @@ def run_chain(
         data_dirs: folder of each dataset by name.
         output_dir: of the last stage; the stages before it write into its folders `1_DATASET`, `2_DATASET`, …
         timeout: as for `Stage`.
+        bank_dir: folder of the feature bank; of a chain, of its stages' banks. Not given: in the stages' output folders.
 
     Returns:
         The last scores of each stage; None for a stage that was finished before.
@@ -65,14 +74,14 @@ def run_chain(
     accelerator = start_processes(recipes[0], timeout)
     errors = SharedErrors(accelerator, timeout)
     with errors.together():
-        folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
+        folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir)
     results = []
     for position, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
         if position > 0 and recipe.init_from is None:
             recipe.init_from = str(folders[position - 1] / BEST)
         if len(recipes) > 1:
             accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
-        stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout)
+        stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout, bank_folder(bank_dir, recipes, position))
         if overwrite and position == 0:
             # Otherwise a chain that is killed now and resumed would find later stages finished.
             with errors.together():
@@ -83,8 +92,17 @@ def run_chain(
     return results
 
 
-def check_chain(recipes: list[Recipe], data_dirs: DataDirs, output_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
+def check_chain(
+    recipes: list[Recipe],
+    data_dirs: DataDirs,
+    output_dir: Path,
+    resume: bool,
+    overwrite: bool,
+    bank_dir: str | Path | None = None,
+) -> list[Path]:
     """The stages' folders, after all checks that are possible before the first stage begins; errors as for `run_chain`."""
+    if bank_dir is not None and not any(recipe.feature_bank for recipe in recipes):
+        raise RecipeError("--bank_dir is for a feature bank, and the recipe has none: give feature_bank, or leave it out")
     if len({recipe.precision for recipe in recipes}) > 1:
         raise RecipeError("All stages of a chain have the same precision: Accelerate keeps it for the whole process")
     for recipe in recipes[1:]:

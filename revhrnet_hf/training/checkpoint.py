@@ -279,14 +279,22 @@ def load_averages(folder: Path, averaged: torch.nn.Module) -> None:
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state of each parameter, such as momentum, under `PARAMETER:STATE`."""
+    """The optimizer's state of each parameter, such as momentum, under `PARAMETER:STATE`; of a quantised one, its parts."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}:{what}": tensor.contiguous()  # safetensors knows no channels-last
+        f"{names[parameter]}:{what}{part}": tensor.contiguous()  # safetensors knows no channels-last
         for parameter, state in optimizer.state.items()
-        for what, tensor in state.items()
-        if tensor is not None
+        for what, value in state.items()
+        if value is not None
+        for part, tensor in _parts(value).items()
     }
+
+
+def _parts(value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What is saved of a state: of torchao's 8-bit ones the codes and the scales of their blocks, else itself."""
+    if not hasattr(value, "codes"):
+        return {"": value}
+    return {".codes": value.codes, ".scale": value.scale}
 
 
 def restore_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
@@ -297,9 +305,21 @@ def restore_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Opt
     for name, tensor in tensors.items():
         parameter, _, what = name.rpartition(":")
         parameter = parameters[parameter]
+        what, _, part = what.partition(".")
+        if part:
+            _restore_part(optimizer, parameter, what, part, tensor)
+            continue
         # In the parameter's own memory format, but for a counter of steps, which AdamW keeps on the CPU unless it is fused.
         if tensor.shape == parameter.shape:
             like = torch.empty_like(parameter)
         else:
             like = torch.empty_like(tensor, device=parameter.device if optimizer.defaults.get("fused") else tensor.device)
         optimizer.state[parameter][what] = like.copy_(tensor)
+
+
+def _restore_part(optimizer, parameter: torch.nn.Parameter, what: str, part: str, tensor: torch.Tensor) -> None:
+    """Codes or scales of a quantised state, which torchao's optimizer makes."""
+    state = optimizer.state[parameter]
+    if what not in state:
+        state[what] = optimizer._new_buffer(parameter, signed=what == "exp_avg")
+    getattr(state[what], part).copy_(tensor)

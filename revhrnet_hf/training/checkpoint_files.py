@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -64,8 +64,9 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], keep_old_as: Pa
         raise CheckpointError(f"Cannot write {target}: {reason}; {standing}. Make room, then resume with --resume") from error
 
 
-def write_checksums(folder: Path) -> None:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in CHANGING)
+def write_checksums(folder: Path, without: Collection[str] = CHANGING) -> None:
+    """Write `SHA256SUMS`: a line for each file below the folder whose name is not in `without`."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in {CHECKSUMS, *without})
     lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 

@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from ..data.rare_classes import RareClasses
 from ..data.transforms import Distortion
 from ..errors import DataError, RecipeError, TrainingError, first_few
 from .agreement import SharedErrors
+from .feature_bank import FeatureBank
 from .recipe import Recipe
 from .sampler import EpochBatches, Mixture
 
@@ -31,8 +33,9 @@ logger = logging.getLogger(__name__)
 DataDirs = Mapping[str, str | Path]
 """Folder by name of dataset."""
 
-Batch = dict[str, torch.Tensor]
-"""`pixel_values` (images, 3, height, width) and `labels` (images, height, width) of one forward pass."""
+Batch = dict[str, Any]
+"""Of one forward pass `labels` (images, height, width) and `pixel_values` (images, 3, height, width); or, from a feature bank,
+what the network takes instead of pixels: `backbone_maps` and `image_size`."""
 
 BYTES_OF_A_PIXEL = 4  # red, green, blue and its label, as workers hand them over
 
@@ -153,6 +156,7 @@ def epoch_batches(recipe: Recipe, sets: list[TrainingSet], num_processes: int = 
         process_index,
         recipe.seed,
         _mixture(recipe, sets),
+        recipe.feature_bank or None,
     )
 
 
@@ -181,6 +185,7 @@ class TrainingData:
 
     Attributes:
         samples, batches, loader: the images, their order, and the loader's workers.
+        bank: the feature bank, with `feature_bank`, from `make_bank` on.
         seconds_waited: time that the loop has waited for the loader; whoever logs it sets it back.
 
     Raises:
@@ -191,6 +196,7 @@ class TrainingData:
         self.recipe, self.sets, self.errors, self.accelerator = recipe, sets, errors, errors.accelerator
         self.label_space = label_space
         self.seconds_waited = 0.0
+        self.bank: FeatureBank | None = None
         self.samples = training_samples(recipe, sets, label_space, image_processor)
         self.batches = epoch_batches(recipe, sets, self.accelerator.num_processes, self.accelerator.process_index)
         self.normalise = ByteNormalisation(image_processor, self.accelerator.device)
@@ -217,37 +223,90 @@ class TrainingData:
 
     def start_at(self, epoch: int, step: int) -> None:
         """The next `steps()` begin with step `step` (from 0) of `epoch`."""
-        self.samples.set_epoch(epoch)
         self.batches.start_at(epoch, step)
+        self.samples.set_epoch(self.batches.view)
+
+    def make_bank(self, folder: Path, learner, fingerprint: dict[str, Any]) -> None:
+        """With `feature_bank`, get `bank` ready for the network that a `Learner` has now; nothing is written yet.
+
+        Args:
+            folder: of the bank.
+            fingerprint: of the data (dataset_checks.py).
+        """
+        if self.recipe.feature_bank:
+            self.bank = FeatureBank.of_stage(folder, self, learner, fingerprint)
+
+    def flush_bank(self) -> None:
+        """Before a checkpoint is saved, which must not be ahead of the bank; for the main process."""
+        if self.bank is not None:
+            self.bank.flush()
+
+    def open_bank(self, steps_done: int) -> None:
+        """Open the feature bank, if there is one. Where it lacks maps of a resumed run's steps, they are computed again.
+
+        Raises:
+            RecipeError, CheckpointError: as for `FeatureBank.open`.
+        """
+        bank = self.bank
+        if bank is None:
+            return
+        bank.open(self.errors)
+        until = min(steps_done, bank.steps)
+        if bank.filled < until and self.accelerator.is_main_process:
+            logger.warning(f"{bank.folder} lacks the maps of {until - bank.filled} of {until} steps: they are computed again")
+        while bank.filled < until:
+            self.start_at(*divmod(bank.filled, self.batches.steps))
+            for _ in self.steps():
+                if bank.filled == until:
+                    break
+        self.errors.raise_together()
 
     def steps(self) -> Iterator[list[Batch]]:
-        """For each step that is left in the epoch, the batches of its forward passes, on the device."""
-        count, batches = len(self.batches) // self.batches.passes, iter(self.loader)
-        for _ in range(count):
-            started = time.perf_counter()
-            passes = self._next_passes(batches)
-            self.seconds_waited += time.perf_counter() - started
-            yield [self._on_device(**batch) for batch in passes]
+        """For each step that is left in the epoch, the batches of its forward passes, on the device.
+
+        Steps that a feature bank has the maps of come from there; others load images, and fill it.
+        """
+        batches, bank = self.batches, self.bank
+        first = kept = batches.first_step
+        if bank is not None:
+            kept = bank.kept_steps(batches.view, first)
+            with closing(bank.read(places for step in range(first, kept) for places in batches.places(step))) as reading:
+                for _ in range(first, kept):
+                    yield [bank.on_device(**batch) for batch in self._next_passes(reading, bank.blank)]
+        if kept == batches.steps:
+            return
+        batches.start_at(batches.epoch, kept)
+        loading = iter(self.loader)
+        for step in range(kept, batches.steps):
+            passes = [self._on_device(**batch) for batch in self._next_passes(loading, self._blank)]
+            yield passes if bank is None else bank.fill(batches.places(step), passes, self.errors)
 
     def _on_device(self, pixels: torch.Tensor, labels: torch.Tensor, size: torch.Tensor) -> Batch:
         """A batch of `ByteCrops` as the network takes it. The host does not wait for copies from pinned memory."""
         pixels, labels = send_to_device((pixels, labels), self.accelerator.device, non_blocking=True)
         return {"pixel_values": self.normalise(pixels, size.tolist()), "labels": labels.long()}
 
-    def _next_passes(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The loader's batches (of `ByteCrops`) for the next step, or, once it has failed, padding without labels.
+    def _next_passes(self, batches: Iterator[Batch], blank: Callable[[int], Batch]) -> list[Batch]:
+        """The next step's batches of the loader or the bank, or, once it has failed, `blank` ones of so many images.
 
         So the other processes are not left waiting in the middle of a step. They hear of the error at the end of the next step,
         and nothing of these steps is saved.
         """
-        if self.errors.held is None:
-            with self.errors.hold():
-                return list(islice(batches, self.batches.passes))
+        started = time.perf_counter()
+        try:
+            if self.errors.held is None:
+                with self.errors.hold():
+                    return list(islice(batches, self.batches.passes))
+            return [blank(self._images_of_a_pass) for _ in range(self.batches.passes)]
+        finally:
+            self.seconds_waited += time.perf_counter() - started
+
+    def _blank(self, count: int) -> Batch:
+        """A batch as of `ByteCrops`, all padding without labels."""
         height, width = self.recipe.crop_size
-        count = self._images_of_a_pass
         labels = torch.full((count, height, width), self.label_space.ignore_index, dtype=torch.uint8)
         pixels, size = torch.zeros(count, height, width, 3, dtype=torch.uint8), torch.zeros(count, 2, dtype=torch.int64)
-        return [{"pixels": pixels, "labels": labels, "size": size} for _ in range(self.batches.passes)]
+        return {"pixels": pixels, "labels": labels, "size": size}
 
     def image_ids(self, indices: list[int]) -> list[str]:
         return [image_id_of(self.sets, index) for index in indices]

@@ -39,6 +39,7 @@ class Estimate:
         steps, evaluations, images, saves: how many there are; images are those of one evaluation.
         memory_gib: peak of one process, as in `log.jsonl`.
         disk_gib: of all checkpoints that are kept, and of one that is being written.
+        bank_gib, bank_steps, bank_step_seconds: of the feature bank, the steps that read it instead of images, and each of these.
     """
 
     dataset: str
@@ -52,11 +53,15 @@ class Estimate:
     saves: int
     memory_gib: float
     disk_gib: float
+    bank_gib: float = 0.0
+    bank_steps: int = 0
+    bank_step_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
         scoring = self.evaluations * self.images * self.image_seconds
-        return self.build_seconds + self.steps * self.step_seconds + scoring + self.saves * self.save_seconds
+        training = (self.steps - self.bank_steps) * self.step_seconds + self.bank_steps * self.bank_step_seconds
+        return self.build_seconds + training + scoring + self.saves * self.save_seconds
 
 
 def dry_run(
@@ -66,14 +71,16 @@ def dry_run(
     resume: bool = False,
     overwrite: bool = False,
     timeout: float = TIMEOUT,
+    bank_dir: str | Path | None = None,
 ) -> list[Estimate]:
-    """Rehearse each stage of a chain and print what it will take; `output_dir` stays as it is. Errors as for `run_chain`."""
+    """Rehearse each stage of a chain and print what it will take; `output_dir` and `bank_dir` stay as they are. Errors as for
+    `run_chain`."""
     accelerator = start_processes(recipes[0], timeout)
     errors = SharedErrors(accelerator, timeout)
     estimates, best = [], None
     with ExitStack() as stack:
         with errors.together():
-            check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite)
+            check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir)
             own = stack.enter_context(tempfile.TemporaryDirectory(prefix="revhrnet-dry-run-"))
         (place,) = broadcast_object_list([own])
         for position, recipe in enumerate(recipes):
@@ -86,7 +93,7 @@ def dry_run(
             if before is not None and before.is_relative_to(own):
                 shutil.rmtree(before.parent)  # all processes have read it
         accelerator.wait_for_everyone()
-    accelerator.print(format_estimates(estimates, output_dir))
+    accelerator.print(format_estimates(estimates, output_dir, bank_dir))
     return estimates
 
 
@@ -101,9 +108,11 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Pat
     stage = Stage(recipe, data_dirs, folder, timeout=timeout)
     with stage.errors.together():
         stage.log.start({})
+    bank_gib = _open_small_bank(stage)
     built = time.perf_counter() - started
     images = len(stage.evaluation.dataset)
-    step_seconds, (image_seconds, save_seconds) = _seconds_of_training(stage), _seconds_of_scoring_and_saving(stage)
+    step_seconds, bank_step_seconds = _seconds_of_training(stage), _seconds_of_reading_the_bank(stage)
+    image_seconds, save_seconds = _seconds_of_scoring_and_saving(stage)
     with stage.errors.together():
         best = _readable_here(folder / BEST, own_folder, stage.accelerator.is_main_process)
     estimate = Estimate(
@@ -118,8 +127,31 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Pat
         saves=_saves(stage),
         memory_gib=peak_memory_gib(stage.accelerator.device),
         disk_gib=(recipe.keep_checkpoints + 1) * _gib(folder / LAST) + _gib(best),
+        bank_gib=bank_gib,
+        bank_steps=(recipe.epochs - recipe.feature_bank) * stage.data.batches.steps if recipe.feature_bank else 0,
+        bank_step_seconds=bank_step_seconds,
     )
     return estimate, best
+
+
+def _open_small_bank(stage: Stage) -> float:
+    """Let the stage fill a feature bank for its few steps; GiB of the whole one, 0 without one."""
+    bank = stage.data.bank
+    if bank is None:
+        return 0.0
+    gib = bank.size / 2**30
+    bank.rehearse(STEPS)
+    stage.data.open_bank(steps_done=0)
+    return gib
+
+
+def _seconds_of_reading_the_bank(stage: Stage) -> float:
+    """Of a step that reads what the steps before have kept; 0 without a bank."""
+    if stage.data.bank is None:
+        return 0.0
+    stage.data.start_at(epoch=0, step=0)
+    stage.state.step = 0
+    return _seconds_of_a_step(stage)
 
 
 def _seconds_of_training(stage: Stage) -> float:
@@ -201,8 +233,8 @@ def _gib(folder: Path) -> float:
 COLUMNS = ("steps", "s/step", "evaluations", "s each", "saves", "s each", "time", "memory GiB", "disk GiB")
 
 
-def format_estimates(estimates: list[Estimate], output_dir: str | Path) -> str:
-    """A table of the stages, and whether there is room for their checkpoints."""
+def format_estimates(estimates: list[Estimate], output_dir: str | Path, bank_dir: str | Path | None = None) -> str:
+    """A table of the stages, and whether there is room for their checkpoints and feature banks."""
     rows = [["stage", *(f">{title}" for title in COLUMNS)]]
     for number, one in enumerate(estimates, 1):
         scoring = one.images * one.image_seconds
@@ -210,15 +242,27 @@ def format_estimates(estimates: list[Estimate], output_dir: str | Path) -> str:
         row += [str(one.saves), f"{one.save_seconds:.1f}", _as_time(one.seconds), f"{one.memory_gib:.2f}", f"{one.disk_gib:.2f}"]
         rows.append(row)
     lines = aligned(rows)
-    needed = sum(one.disk_gib for one in estimates)
-    place = next(folder for folder in (Path(output_dir).absolute(), *Path(output_dir).absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free / 2**30
+    for number, one in enumerate(estimates, 1):
+        if one.bank_gib:
+            lines.append(
+                f"stage {number}: its feature bank takes {one.bank_gib:.2f} GiB more; {one.bank_steps} of its steps read it and "
+                f"take {one.bank_step_seconds:.2f} s"
+            )
+    needed, banks = sum(one.disk_gib for one in estimates), sum(one.bank_gib for one in estimates)
     memory = max(one.memory_gib for one in estimates)
+    room = _room(needed + banks, output_dir) if bank_dir is None else f"{_room(needed, output_dir)}; {_room(banks, bank_dir)}"
     lines.append(
         f"together {_as_time(sum(one.seconds for one in estimates))}; peak memory {memory:.2f} GiB a process, without its "
-        f"loader's workers; {needed:.2f} GiB of disk, of {free:.1f} GiB free at {place}{' (TOO LITTLE)' if needed > free else ''}"
+        f"loader's workers; {room}"
     )
     return "\n".join(lines)
+
+
+def _room(needed: float, folder: str | Path) -> str:
+    """GiB that are needed in a folder, which may not be there yet, and are free."""
+    place = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free / 2**30
+    return f"{needed:.2f} GiB of disk, of {free:.1f} GiB free at {place}{' (TOO LITTLE)' if needed > free else ''}"
 
 
 def _as_time(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The network of a stage, and how it learns from the images of one step."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from ..models.losses import LossSettings, labelled_weight
 from .averaging import MovingAverage
 from .data import Batch
 from .optimisation import build_optimizer, learning_rate, synchronise_batch_norms
+from .processes import fixed_sizes
 from .recipe import Recipe
 
 
@@ -34,6 +36,7 @@ class Learner:
         self.image_processor, self.recipe, self.accelerator, self.total_steps = image_processor, recipe, accelerator, total_steps
         self.grad_norm: torch.Tensor | None = None
         self.loss_terms: dict[str, torch.Tensor] = {}
+        self._run_backbone: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
         network.to(memory_format=torch.channels_last)  # faster convolutions, on the CPU and with mixed precision on GPUs
         if recipe.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             synchronise_batch_norms(network)
@@ -65,6 +68,14 @@ class Learner:
     def learning_rate(self) -> float:
         """Of the last step."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def run_backbone(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The maps of the frozen backbone of a RevHRNet, for a feature bank: as a training step computes them."""
+        if self._run_backbone is None:
+            run = self.network.base_model.run_backbone
+            self._run_backbone = torch.compile(run) if self.recipe.torch_compile else run
+        with torch.no_grad(), self.accelerator.autocast(), fixed_sizes():
+            return self._run_backbone(pixel_values)
 
     def learn(self, passes: list[Batch], step: int) -> torch.Tensor:
         """One step (from 0) of the optimizer and of the moving average.

@@ -12,6 +12,7 @@ from ..errors import RecipeError
 from .recipe import Recipe
 
 CPU = torch.device("cpu")
+EIGHT_BIT = "adamw8bit"  # as optimizer, and the extra that it needs
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
@@ -39,7 +40,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe, device: torch.device = CPU
     Whoever sets the learning rate sets one for all groups; each group has its share of it (`lr_share`) while the optimizer steps.
 
     Raises:
-        RecipeError: `layer_decay` for a backbone without layers to decay over.
+        RecipeError: `layer_decay` for a backbone without layers to decay over; torchao is not installed, or has no 8-bit states
+            on this device.
     """
     shares = learning_rate_shares(model, recipe)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -59,12 +61,29 @@ def build_optimizer(model: nn.Module, recipe: Recipe, device: torch.device = CPU
     # One kernel for all parameters. On CPUs it would be faster too, but it rounds differently (SGD in small tensors, AdamW in
     # all), so that runs of earlier versions could not be repeated.
     fused = device.type == "cuda" or None
+    if recipe.optimizer == EIGHT_BIT:
+        return _eight_bit_adamw(settings, recipe, device)
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(settings, lr=recipe.learning_rate, fused=fused)
     else:
         optimizer = torch.optim.SGD(settings, lr=recipe.learning_rate, momentum=recipe.momentum, fused=fused)
     if shares:
         _Shares().attach(optimizer)
+    return optimizer
+
+
+def _eight_bit_adamw(settings: list[dict], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW whose states are quantised by blocks of 256 values (arXiv 2110.02861); those of small tensors stay in 32 bits."""
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"optimizer: {EIGHT_BIT} works on CPUs and CUDA GPUs, not on {device.type}: use adamw")
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise RecipeError(f'optimizer: {EIGHT_BIT} needs torchao: pip install "revhrnet_hf[{EIGHT_BIT}]"') from error
+    optimizer = AdamW8bit(settings, lr=recipe.learning_rate)
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate  # a number, as in other optimizers
+    _Shares(as_tensors=True).attach(optimizer)
     return optimizer
 
 
@@ -111,7 +130,10 @@ LAYER = re.compile(r"(?:^|\.)backbone\..*?\.(?:blocks|layers?)\.(\d+)\.")
 
 
 class _Shares:
-    """Gives each group its share of the learning rate for the time of a step."""
+    """Gives each group its share of the learning rate for the time of a step; `as_tensors`, as torchao wants them."""
+
+    def __init__(self, as_tensors: bool = False):
+        self.as_tensors = as_tensors
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.register_step_pre_hook(self.take)
@@ -120,7 +142,8 @@ class _Shares:
     def take(self, optimizer: torch.optim.Optimizer, *_arguments) -> None:
         self.whole = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * group.get("lr_share", 1.0)
+            rate = group["lr"] * group.get("lr_share", 1.0)
+            group["lr"] = torch.tensor(rate) if self.as_tensors else rate
 
     def give_back(self, optimizer: torch.optim.Optimizer, *_arguments) -> None:
         for group, rate in zip(optimizer.param_groups, self.whole, strict=True):

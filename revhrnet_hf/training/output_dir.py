@@ -1,7 +1,7 @@
 """The output folder of a run: one run at a time writes into it, and deletes nothing that a run has not written.
 
 It holds checkpoints (`last`, the newest; `checkpoint-STEP`, those before it; `best`, the one with the best scores), `log.jsonl`,
-`report.html`, the trackers' files and a lock.
+`report.html`, the trackers' files, a feature bank and a lock.
 """
 
 import json
@@ -28,6 +28,7 @@ from .checkpoint_files import (
     tracker_files,
     write_checkpoint,
 )
+from .feature_bank import BANK_FOLDER, bank_files
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ TRACKER_FOLDER = "tensorboard"
 # The names that a run gives in its output folder. The lock file says whether the entries with these names are a run's own; its
 # text is replaced in place, which needs no room on a full disk.
 RUN_ENTRIES = re.compile(
-    rf"{LAST}|{BEST}|checkpoint-\d+|({LAST}|checkpoint-\d+)\.damaged(\.\d+)?|log\.jsonl|report\.html|{TRACKER_FOLDER}"
+    rf"{LAST}|{BEST}|checkpoint-\d+|({LAST}|checkpoint-\d+)\.damaged(\.\d+)?|log\.jsonl|report\.html|{TRACKER_FOLDER}|{BANK_FOLDER}"
 )
 RUN_BEGUN = b"A run of revhrnet_hf writes into this folder; it has no checkpoint yet.\n"
 RUN_SAVED = b"A run of revhrnet_hf writes into this folder; it has checkpoints.      \n"
@@ -241,6 +242,8 @@ def _files_of(entry: Path) -> tuple[set[Path], set[Path]]:
         return ({entry} if is_own else set()), set()
     if entry.name == TRACKER_FOLDER:
         return tracker_files(entry), set()
+    if entry.name == BANK_FOLDER:
+        return bank_files(entry), set()
     return checkpoint_files(entry), result_files(entry)
 
 

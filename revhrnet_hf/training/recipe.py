@@ -182,6 +182,11 @@ class Recipe:
         "With rare_class_crops or rare_class_images: a class is drawn with probability softmax((1 - its share of all pixels) / "
         "temperature); the smaller, the more often the rarest classes are drawn",
     )
+    feature_bank: int = _setting(
+        0,
+        "Augment each image only so many times, in the first epochs, keep the frozen backbone's maps of these views on the disk, "
+        "and train on them from then on, without images and without the backbone; 0: augment anew in each epoch",
+    )
 
     # loss
     loss: dict[str, float] | None = _setting(
@@ -220,8 +225,10 @@ class Recipe:
     epochs: int = _setting(484, "Passes over the training split")
     batch_size: int = _setting(12, "Images in an optimizer step, over all processes and accumulated passes together")
     gradient_accumulation_steps: int = _setting(1, "Forward passes that a step's images are split into, to save memory")
-    optimizer: Literal["sgd", "adamw"] = _setting(
-        "sgd", "HRNet's SGD with momentum, or AdamW, which learns faster in short runs and wants a learning_rate near 0.001"
+    optimizer: Literal["sgd", "adamw", "adamw8bit"] = _setting(
+        "sgd",
+        "HRNet's SGD with momentum; AdamW, which learns faster in short runs and wants a learning_rate near 0.001; or AdamW with "
+        "8-bit states (torchao, the extra `adamw8bit`), which take a quarter of the memory",
     )
     learning_rate: float = _setting(0.01, "Learning rate at the start; falls to 0 by the schedule, step by step")
     schedule: Literal["poly", "cosine", "constant"] = _setting(
@@ -353,6 +360,7 @@ class Recipe:
             if getattr(self, name) <= 0:
                 raise RecipeError(f"Recipe field {name} must be positive, got {getattr(self, name)}")
         at_least_zero = ("warmup_steps", "log_images", "num_workers", "weight_decay", "poly_power", "ohem_min_kept")
+        at_least_zero = (*at_least_zero, "feature_bank")
         for name in at_least_zero:
             if (getattr(self, name) or 0) < 0:
                 raise RecipeError(f"Recipe field {name} must not be negative, got {getattr(self, name)}")
@@ -540,6 +548,16 @@ CONDITIONS = (
         ("backbone_dtype",),
         lambda recipe: recipe.trainable_backbone in ("none", LORA),
         "the backbone's own weights are trained (trainable_backbone), in the precision of the whole network (precision)",
+    ),
+    (
+        ("feature_bank",),
+        lambda recipe: recipe.architecture == "revhrnet" and recipe.trainable_backbone == "none",
+        "it keeps the maps of a frozen backbone, which only architecture revhrnet with trainable_backbone none has",
+    ),
+    (
+        ("feature_bank",),
+        lambda recipe: recipe.epochs > recipe.feature_bank,
+        "as many epochs fill it, and none (epochs) comes after them to read it",
     ),
     (
         ("brightness", "contrast", "saturation", "hue"),

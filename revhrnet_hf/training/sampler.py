@@ -54,6 +54,9 @@ class EpochBatches:
     The images are permuted by seed and epoch only (for several datasets, by their `Mixture`). Each step takes the next
     `batch_size` of them and splits them over forward passes and processes. The images left over at the end of an epoch are
     skipped, as in HRNet; another epoch leaves out others.
+
+    With `views`, only so many epochs draw images: each later one has those of the epoch `views` before it, in another order. The
+    images of the first epochs are then numbered in the order in which they come (`places`).
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class EpochBatches:
         process_index: int,
         seed: int,
         mixture: Mixture | None = None,
+        views: int | None = None,
     ):
         self.num_samples, self.batch_size, self.seed, self.mixture = num_samples, batch_size, seed, mixture
+        self.views = views
         self.passes, self.num_processes, self.process_index = passes, num_processes, process_index
         self.epoch = 0
         self.first_step = 0
@@ -87,6 +92,16 @@ class EpochBatches:
         """Optimizer steps in an epoch."""
         return self.num_samples // self.batch_size
 
+    @property
+    def view(self) -> int:
+        """The epoch whose images this epoch has: with `views` one of the first, else itself."""
+        return self.epoch if self.views is None else self.epoch % self.views
+
+    def places(self, step: int) -> list[list[int]]:
+        """The numbers of the images of this process in each forward pass of step `step` (from 0) of the epoch, with `views`."""
+        numbers = self.view * self.steps * self.batch_size + self._split(self._positions())
+        return numbers[step * self.passes : (step + 1) * self.passes, self.process_index].tolist()
+
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.passes
 
@@ -100,9 +115,22 @@ class EpochBatches:
 
     def _passes(self) -> torch.Tensor:
         """(forward passes of the epoch, processes, images)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = self._generator(self.view)
         order = self.mixture.order(generator) if self.mixture else torch.randperm(self.num_samples, generator=generator)
-        return order[: self.steps * self.batch_size].view(self.steps * self.passes, self.num_processes, -1)
+        return self._split(order[self._positions()])
+
+    def _positions(self) -> torch.Tensor:
+        """For each image of the epoch its position in the epoch that drew it."""
+        count = self.steps * self.batch_size
+        if self.epoch == self.view:
+            return torch.arange(count)
+        return torch.randperm(count, generator=self._generator(self.epoch))
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+
+    def _split(self, of_images: torch.Tensor) -> torch.Tensor:
+        return of_images.view(self.steps * self.passes, self.num_processes, -1)
 
 
 def _ways_to_split(batch_size: int, passes: int, num_processes: int) -> str:

@@ -24,6 +24,7 @@ from .class_weights import with_counted_weights
 from .data import Batch, DataDirs, TrainingData, folders_by_name, load_sets
 from .dataset_checks import fingerprint, refuse_unlabelled
 from .evaluation_hook import EvaluationHook, note_scores
+from .feature_bank import BANK_FOLDER
 from .learner import Learner
 from .log import RunLog, check_trackers
 from .network import build_model
@@ -44,6 +45,7 @@ class Stage:
         output_dir: gets checkpoints (`last/`, `checkpoint-STEP/`, `best/`), `log.jsonl` and the trackers' files.
         resume, overwrite: what to do with a run that is already in `output_dir`; without either it is an error.
         timeout: seconds without an answer from a loader's worker or another process, after which the run ends with an error.
+        bank_dir: folder of the feature bank, which runs with the same maps can share; not given: in `output_dir`.
 
     Raises:
         DataError, RecipeError, CheckpointError, OSError: before anything is written, where it can be known by then.
@@ -57,6 +59,7 @@ class Stage:
         resume: bool = False,
         overwrite: bool = False,
         timeout: float = TIMEOUT,
+        bank_dir: str | Path | None = None,
     ):
         transformers_logging.disable_progress_bar()  # of saving and loading weights, between two lines of ours
         self.recipe, self.output_dir = recipe, Path(output_dir)
@@ -77,6 +80,8 @@ class Stage:
                 self.data.mark_bad(state.bad_images)
         elif self.transfer is not None:
             self.accelerator.print(self.transfer)
+        # With the weights that the stage has now, a resumed one those of its checkpoint.
+        self.data.make_bank(Path(bank_dir or self.output_dir / BANK_FOLDER), self.learner, self.fingerprint)
         with self.errors.together():
             if is_main and self.state.step == 0:
                 warn_of_unseen_classes([entry.images for entry in self.data.sets], self.data.label_space)
@@ -141,13 +146,13 @@ class Stage:
                 try:
                     self.checkpoints.writer.wait()
                 finally:
-                    self.log.close()
-                    if self.lock:
-                        self.lock.close()
+                    for part in filter(None, (self.log, self.lock, self.data.bank)):
+                        part.close()
 
     def _run(self) -> dict[str, Any] | None:
         recipe = self.recipe
         self.checkpoints.start_clock()
+        self.data.open_bank(self.state.step)
         with self.errors.together():
             self._start_log()
         if recipe.eval_at_start and self.state.step == 0:
@@ -259,6 +264,7 @@ class Stage:
         last = last or self.finished
         with self.errors.together():
             if self.accelerator.is_main_process:
+                self.data.flush_bank()
                 if better or last:
                     example = None if scores is None else self.evaluation.draw_for_card()
                     self.checkpoints.save(losses, scores, example, best=better, last=last)

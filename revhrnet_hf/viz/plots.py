@@ -77,23 +77,15 @@ def panel_figure(
     block_heights = [(height + GAP) * len(block.rows) - GAP for height, block in zip(heights, blocks, strict=True)]
     block_gap = BLOCK_GAP if any(len(block.rows) > 1 for block in blocks) else GAP
     panels_height = sum(block_heights) + block_gap * (len(blocks) - 1)
-    lines = textwrap.wrap(caption, int((width - 2 * MARGIN) / CHARACTER_WIDTH))
-    columns, legend_rows = _legend_shape([name for name, _ in legend], width)
-    below = MARGIN + LEGEND_ROW * legend_rows + LINE_HEIGHT * len(lines) + (MARGIN if legend else 0) + MARGIN
-    height = MARGIN + TITLE_HEIGHT + panels_height + below
+    foot = _Foot(legend, caption, width)
+    height = MARGIN + TITLE_HEIGHT + panels_height + foot.height
     figure = Figure(figsize=(width, height))
 
     def place(image: Image.Image | np.ndarray, column: int, top: float, panel_height: float) -> None:
-        x = left + column * (PANEL_WIDTH + GAP)
-        bounds = (x / width, (top - panel_height) / height, PANEL_WIDTH / width, panel_height / height)
-        axes = figure.add_axes(bounds)
-        axes.imshow(_small_enough(image), aspect="auto", interpolation="none", cmap="cividis", vmin=0, vmax=255)
-        axes.set_axis_off()
+        _add_panel(figure, image, left + column * (PANEL_WIDTH + GAP), top, panel_height)
 
     for column, title in enumerate(["image", *column_titles]):
-        x = left + column * (PANEL_WIDTH + GAP) + PANEL_WIDTH / 2
-        y = height - MARGIN - TITLE_HEIGHT / 2
-        figure.text(x / width, y / height, title, ha="center", va="center", fontsize=FONT_SIZE)
+        _add_title(figure, title, left + column * (PANEL_WIDTH + GAP), height - MARGIN)
     top = height - MARGIN - TITLE_HEIGHT
     for block, panel_height, block_height in zip(blocks, heights, block_heights, strict=True):
         place(block.image, 0, top - (block_height - panel_height) / 2, panel_height)
@@ -105,11 +97,69 @@ def panel_figure(
                     place(panel, column, top, panel_height)
             top -= panel_height + GAP
         top -= block_gap - GAP
-    if legend:
-        _add_legend(figure, legend, columns, (left / width, (below - MARGIN) / height))
-    if lines:
-        figure.text(left / width, MARGIN / height, "\n".join(lines), ha="left", va="bottom", fontsize=SMALL, linespacing=1.3)
+    foot.draw(figure, left)
     return figure
+
+
+@_plain_text
+def tiled_figure(
+    tiles: Sequence[Sequence[tuple[str, Image.Image | np.ndarray]]],
+    columns: int,
+    legend: Sequence[tuple[str, Colour]] = (),
+    caption: str = "",
+) -> Figure:
+    """Panels in rows of `columns`, each below its title, for pages that are too narrow for `panel_figure`.
+
+    Args:
+        tiles: one list of titles and panels an image, the image first; the panels are stretched to its shape.
+        columns: number of panels in a row; each image begins a row.
+        legend, caption: as for `panel_figure`.
+    """
+    width = 2 * MARGIN + columns * (PANEL_WIDTH + GAP) - GAP
+    heights = [TITLE_HEIGHT + PANEL_WIDTH * panels[0][1].height / panels[0][1].width for panels in tiles]
+    rows_height = sum(row_height * -(-len(panels) // columns) for row_height, panels in zip(heights, tiles, strict=True))
+    foot = _Foot(legend, caption, width)
+    figure = Figure(figsize=(width, MARGIN + rows_height + foot.height))
+    top = MARGIN + rows_height + foot.height - MARGIN
+    for row_height, panels in zip(heights, tiles, strict=True):
+        for start in range(0, len(panels), columns):
+            for column, (title, panel) in enumerate(panels[start : start + columns]):
+                left = MARGIN + column * (PANEL_WIDTH + GAP)
+                _add_title(figure, title, left, top)
+                _add_panel(figure, panel, left, top - TITLE_HEIGHT, row_height - TITLE_HEIGHT)
+            top -= row_height
+    foot.draw(figure, MARGIN)
+    return figure
+
+
+class _Foot:
+    """A legend and a caption below the panels of a figure of this width."""
+
+    def __init__(self, legend: Sequence[tuple[str, Colour]], caption: str, width: float):
+        self.legend, self.lines = legend, textwrap.wrap(caption, int((width - 2 * MARGIN) / CHARACTER_WIDTH))
+        self.columns, rows = _legend_shape([name for name, _ in legend], width)
+        self.height = MARGIN + LEGEND_ROW * rows + LINE_HEIGHT * len(self.lines) + (MARGIN if legend else 0) + MARGIN
+
+    def draw(self, figure: Figure, left: float) -> None:
+        width, height = figure.get_size_inches()
+        if self.legend:
+            _add_legend(figure, self.legend, self.columns, (left / width, (self.height - MARGIN) / height))
+        if self.lines:
+            text = "\n".join(self.lines)
+            figure.text(left / width, MARGIN / height, text, ha="left", va="bottom", fontsize=SMALL, linespacing=1.3)
+
+
+def _add_panel(figure: Figure, image: Image.Image | np.ndarray, left: float, top: float, panel_height: float) -> None:
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((left / width, (top - panel_height) / height, PANEL_WIDTH / width, panel_height / height))
+    axes.imshow(_small_enough(image), aspect="auto", interpolation="none", cmap="cividis", vmin=0, vmax=255)
+    axes.set_axis_off()
+
+
+def _add_title(figure: Figure, title: str, left: float, top: float) -> None:
+    width, height = figure.get_size_inches()
+    x, y = (left + PANEL_WIDTH / 2) / width, (top - TITLE_HEIGHT / 2) / height
+    figure.text(x, y, title, ha="center", va="center", fontsize=FONT_SIZE)
 
 
 @_plain_text

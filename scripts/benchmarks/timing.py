@@ -9,8 +9,9 @@ import torch
 from revhrnet_hf.text import table
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    """Seconds of one call; on a GPU between two events of its stream."""
+def seconds(call: Callable[[], object], device: str, clock: Callable[[], float] | None = None) -> float:
+    """Seconds of one call by a clock (default: that on the wall); on a GPU between two events of its stream."""
+    clock = clock or time.perf_counter
     if device.startswith("cuda"):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -18,12 +19,14 @@ def seconds(call: Callable[[], object], device: str) -> float:
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1000
-    started = time.perf_counter()
+    started = clock()
     call()
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def take_turns(calls: dict[str, Callable[[], object]], peer: str, rounds: int, device: str) -> list[dict]:
+def take_turns(
+    calls: dict[str, Callable[[], object]], peer: str, rounds: int, device: str, clock: Callable[[], float] | None = None
+) -> list[dict]:
     """Run each call once in each round; a first round only warms up.
 
     Returns a row for each call: the medians of its seconds and of its ratios to `peer` in the same round.
@@ -31,7 +34,7 @@ def take_turns(calls: dict[str, Callable[[], object]], peer: str, rounds: int, d
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
-            took = seconds(call, device)
+            took = seconds(call, device, clock)
             if number > 0:
                 times[name].append(took)
     return [

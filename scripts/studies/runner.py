@@ -17,7 +17,7 @@ import torch
 
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, RecipeError
-from revhrnet_hf.evaluation.checkpoint import load_checkpoint
+from revhrnet_hf.evaluation.checkpoint import load_for_inference
 from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_records
 from revhrnet_hf.evaluation.records import class_totals_by_image
 from revhrnet_hf.hub.model_table import count_multiply_adds, count_saved_bytes
@@ -120,12 +120,11 @@ def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
     folder, recipe = output_dir / run.folder, run.recipe
     folders = data_dirs_by_name(data_dir, list(run.recipes))
     run_chain([replace(stage) for stage in run.recipes], folders, folder, resume=True)
-    model, image_processor = load_checkpoint(folder / BEST)
+    model, image_processor = load_for_inference(folder / BEST, "cuda" if torch.cuda.is_available() else "cpu")
     dataset = load_segmentation_dataset(
         recipe.dataset, folders[recipe.dataset], recipe.eval_split, label_space=recipe.label_space, loader=recipe.loader
     )
     space = label_space_of(dataset)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     recorder, records = Recorder(space, boundary=True), []
     evaluate_images(
         model,

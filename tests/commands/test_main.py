@@ -68,6 +68,13 @@ def test_what_is_no_command(arguments, said, capsys):
     assert capsys.readouterr().err == f"error: {said} (options: revhrnet --help)\n"
 
 
+@pytest.mark.parametrize("module", ["revhrnet_hf", "revhrnet_hf.commands.main"])
+def test_python_m_is_the_command(module):
+    done = subprocess.run([sys.executable, "-m", module, "trian"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "unknown command trian (did you mean train?)" in done.stderr
+
+
 def test_a_commands_error_is_one_line(capsys):
     with pytest.raises(SystemExit) as raised:
         run(lambda: main(["audit", "camvit", "DIR"]))
@@ -119,10 +126,10 @@ def check_commands(site, folder):
     recipe = "--recipe camvid --data_dir images --output_dir out"
     for arguments, said in (
         (["-c", where], str(site)),
-        (["-m", "revhrnet_hf.commands", "--version"], "revhrnet_hf 0."),
-        (["-m", "revhrnet_hf.commands", "train", "--help"], "usage: revhrnet train --recipe RECIPE"),
-        (["-m", "revhrnet_hf.commands", "new", ".", "--output_dir", "mine"], "written: mine/mine.yaml"),
-        (["-m", "revhrnet_hf.commands", "train", *recipe.split()], "images is not CamVid: the SegNet form"),
+        (["-m", "revhrnet_hf", "--version"], "revhrnet_hf 0."),
+        (["-m", "revhrnet_hf", "train", "--help"], "usage: revhrnet train --recipe RECIPE"),
+        (["-m", "revhrnet_hf", "new", ".", "--output_dir", "mine"], "written: mine/mine.yaml"),
+        (["-m", "revhrnet_hf", "train", *recipe.split()], "images is not CamVid: the SegNet form"),
     ):
         environment = {**os.environ, "PYTHONPATH": str(site)}
         done = forked.run(

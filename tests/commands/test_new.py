@@ -1,6 +1,8 @@
 """`revhrnet new` on folders as people have them: each layout is drawn, and what the loader reads is compared with the drawing."""
 
 import csv
+import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -127,7 +129,71 @@ def images_and_masks(folder):
     return {"training": range(4), "validation": range(4, 6)}, ["background", "object"]
 
 
-LAYOUTS = [roboflow, cvat, voc, carvana, deepglobe, camvid_style, beside, odd_suffixes, images_and_masks]
+def kaggle(folder):
+    """Names of hashes, masks of 0 and 255 in RGBA, and a table that has nothing to do with classes."""
+    names = {number: f"c{number}a0f{number}b9d" for number in range(6)}
+    for number, name in names.items():
+        ids = truth(number, 2)
+        save(image_of(ids), folder / "images" / f"{number}_{name}.png")
+        save(as_binary(ids).convert("RGBA"), folder / "masks" / f"{number}_{name}.png")
+    write_csv(folder / "train.csv", [["id", "rle_mask"], *([name, "1 2"] for name in names.values())])
+    return {"train": range(6), "val": None}, ["background", "object"]
+
+
+def prefixes(folder):
+    draw(folder, "image_{:03d}.jpg", "mask_{:03d}.png", as_ids, range(6))
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def glued_prefixes(folder):
+    draw(folder, "train/img{}.png", "train/label{}.png", as_ids, range(4))
+    draw(folder, "val/img{}.png", "val/label{}.png", as_ids, range(4, 6))
+    return {"train": range(4), "val": range(4, 6)}, ["class_0", "class_1", "class_2"]
+
+
+def prefixes_in_two_folders(folder):
+    draw(folder, "frames/frame_{}.jpg", "annotations_png/seg_{}.png", as_ids, range(6))
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def shapes_of(ids):
+    """The truth's squares of 16 pixels as labelme's polygons and rectangles; those of class 0 are left out."""
+    for (row, column), train_id in np.ndenumerate(ids[::16, ::16]):
+        left, top = 16 * column, 16 * row
+        box = {"points": [[left, top], [left + 15, top + 15]], "shape_type": "rectangle"}
+        around = {"points": [[left, top], [left + 15, top], [left + 15, top + 15.0], [left, top + 15]], "shape_type": "polygon"}
+        if train_id:
+            common = {"label": NAMES[train_id], "group_id": None, "description": "", "flags": {}}
+            yield common | (box if train_id == 1 else around)
+
+
+def write_labelme(folder, numbers):
+    for number in numbers:
+        ids = truth(number)
+        save(image_of(ids), folder / f"IMG_{number}.JPG")
+        content = {"version": "5.4.1", "flags": {}, "shapes": list(shapes_of(ids)), "imagePath": f"IMG_{number}.JPG"}
+        size = {"imageData": None, "imageHeight": HEIGHT, "imageWidth": WIDTH}
+        (folder / f"IMG_{number}.json").write_text(json.dumps(content | size, indent=2))
+
+
+def labelme(folder):
+    write_labelme(folder, range(6))
+    save(image_of(truth(7)), folder / "IMG_7.JPG")  # not annotated yet
+    (folder / "settings.json").write_text('{"theme": "dark"}')
+    return {"train": range(6), "val": None}, NAMES
+
+
+def labelme_in_splits(folder):
+    write_labelme(folder / "train", range(4))
+    write_labelme(folder / "val", range(4, 6))
+    (folder / "labels.txt").write_text("__ignore__\n_background_\ntree\nroad\n")
+    return {"train": range(4), "val": range(4, 6)}, NAMES[:1] + NAMES[:0:-1]
+
+
+LAYOUTS = [
+    roboflow, cvat, voc, carvana, deepglobe, camvid_style, beside, odd_suffixes, images_and_masks, kaggle, prefixes,
+    glued_prefixes, prefixes_in_two_folders, labelme, labelme_in_splits,
+]  # fmt: skip
 
 
 def contents(folder):
@@ -155,11 +221,10 @@ def test_layouts(write, tmp_path, capsys):
     for split, numbers in splits.items():
         rows = loaded(folder, out, split)
         assert label_space_of(rows).names == tuple(names)
-        found = [
-            int("".join(filter(str.isdigit, row["image_id"].rpartition("/")[2].split(".")[0].split("_v2")[0]))) for row in rows
-        ]
+        found = [int(re.search(r"\d+", row["image_id"].rpartition("/")[2])[0]) for row in rows]
         for number, row in zip(found, rows, strict=True):
-            assert np.array_equal(np.asarray(row["label_map"]), drawn[number])
+            expected = np.array([names.index(name) for name in NAMES])[drawn[number]] if NAMES[1] in names else drawn[number]
+            assert np.array_equal(np.asarray(row["label_map"]), expected)
         assert numbers is None or None in splits.values() or found == list(numbers)
         seen += found
     assert sorted(seen) == sorted(drawn)  # each image in one split
@@ -240,10 +305,23 @@ def images_only(folder):
     return "but no masks that go with them by name"
 
 
-def labelme(folder):
-    images_only(folder)
-    (folder / "a" / "0.json").write_text('{"version": "5.0", "shapes": []}')
-    return "labelme's format"
+def labelme_with(shape, said):
+    def write(folder):
+        write_labelme(folder, range(3))
+        content = json.loads((folder / "IMG_1.json").read_text())
+        content["shapes"].append({"label": "road", "shape_type": "polygon", "points": [[0, 0], [9, 0], [9, 9]], **shape})
+        (folder / "IMG_1.json").write_text(json.dumps(content))
+        return rf"IMG_1\.json: shape \d+ {said}"
+
+    return write
+
+
+labelme_kind = labelme_with({"shape_type": "oval"}, r"is a oval, which is not read \(polygon, rectangle")
+labelme_points = labelme_with({"points": [[0, 0], [9, 9]]}, r"is a polygon, which has 3 or more points \[x, y\]")
+labelme_numbers = labelme_with({"points": [[0, 0], [9, 1e300], [4, 4]]}, "is a polygon, which has 3 or more points")
+labelme_label = labelme_with({"label": 7}, "is .*, and a shape has a label")
+labelme_kind.__name__, labelme_points.__name__ = "labelme_kind", "labelme_points"
+labelme_numbers.__name__, labelme_label.__name__ = "labelme_numbers", "labelme_label"
 
 
 def without_partner(folder):
@@ -284,7 +362,10 @@ def one_class(folder):
     [
         no_images,
         images_only,
-        labelme,
+        labelme_kind,
+        labelme_points,
+        labelme_numbers,
+        labelme_label,
         without_partner,
         image_without_mask,
         image_twice,
@@ -305,6 +386,37 @@ def test_errors(write, tmp_path):
 def test_options(tmp_path, options, said):
     with pytest.raises(RecipeError, match=said):
         new.main([str(tmp_path), *options.split()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", LAYOUTS, ids=lambda write: write.__name__)
+def test_the_recipe_is_accepted(write, tmp_path, capsys):
+    """By `revhrnet train --dry_run`, at a small size."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    write(folder)
+    new.main([str(folder)])
+    small = "--crop_size 32 32 --base_size 64 --eval_size 64 --num_blocks 1 --num_workers 0 --precision no --batch_size 2"
+    data = ["--data_dir", str(folder), "--output_dir", str(tmp_path / "run"), "--backbone_weights", "random", "--dry_run"]
+    train.main(["--recipe", str(tmp_path / "photos_recipe" / "mine.yaml"), *data, *small.split()])
+    assert "peak memory" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+def test_a_label_that_comes_later(tmp_path):
+    """A label that is not in the table is an error that names the file; two labels may be one class, and one may be ignored."""
+    write_labelme(tmp_path / "photos", range(4))
+    new.main([str(tmp_path / "photos")])
+    file = tmp_path / "photos" / "IMG_2.json"
+    file.write_text(file.read_text().replace('"road"', '"raod"'))
+    table = tmp_path / "photos_recipe" / "labels.yaml"
+    with pytest.raises(DataError, match=r"IMG_2\.json: shape \d+ has the label 'raod' \(did you mean road\?\), which the label"):
+        loaded(tmp_path / "photos", tmp_path / "photos_recipe", "train")
+    table.write_text(table.read_text().replace("labelme: {", "labelme: {raod: 255, "))
+    maps = {}
+    for split in ("train", "val"):
+        maps |= {row["image_id"]: np.asarray(row["label_map"]) for row in loaded(tmp_path / "photos", table.parent, split)}
+    ignored = truth(2) == 1
+    assert np.array_equal(maps["IMG_2"], np.where(ignored, 255, truth(2))) and np.array_equal(maps["IMG_1"], truth(1))
 
 
 @pytest.mark.slow

@@ -25,8 +25,12 @@ images: photos/{split}
 labels: ./masks/{split}/ids/
 image_suffix: _sat
 label_suffix: _mask
+image_prefix: img
+label_prefix: mask
+labelme: {road: 7, street car: 26}
 val_fraction: 0.2
 val_seed: 0
+untinted: [lawn]
 """
 
 
@@ -53,6 +57,7 @@ def test_everything_that_can_be_said(space_of):
     assert space.raw_ids == {7: 0, 26: 1, 27: 1, 24: 2, 0: 255, 255: 255}
     assert space.raw_colours == {(220, 20, 60): 2, (0, 255, 0): 3, (0, 170, 0): 3, (0, 0, 0): 255}
     assert space.colours == (*default_palette(2), (220, 20, 60), (0, 255, 0))
+    assert space.untinted == ("lawn",)
 
 
 def test_the_documented_example_is_a_table(space_of):
@@ -67,6 +72,7 @@ def test_folders_are_read(tmp_path):
     (tmp_path / "table.yaml").write_text(EVERYTHING)
     table = read_label_table(tmp_path / "table.yaml")
     assert (table.images, table.labels) == ("photos/{split}", "masks/{split}/ids")
+    assert (table.image_prefix, table.label_prefix, table.labelme) == ("img", "mask", {"road": 7, "street car": 26})
     assert (table.image_suffix, table.label_suffix, table.val_fraction, table.val_seed) == ("_sat", "_mask", 0.2, 0)
 
 
@@ -136,6 +142,14 @@ def test_label_space_is_found_by_name_or_file(tmp_path):
         (
             "names: [a, b]\nlabel_suffix: _mask.png\n",
             "line 2: label_suffix: '_mask.png' must be the end of a name before its ending",
+        ),
+        (
+            "names: [a, b]\nlabel_prefix: masks/m\n",
+            "line 2: label_prefix: 'masks/m' must be the beginning of a name, without folders",
+        ),
+        (
+            "names: [a, b]\nlabelme: {a: first}\n",
+            "line 2: labelme: 'a': an id is a whole number from 0 to 65535, not 'first'",
         ),
         ("names: [a, b]\nval_fraction: 20\n", "line 2: val_fraction is a share between 0 and 1, such as 0.2, not 20"),
         ("names: [a, b]\nval_seed: 3\n", "line 2: val_seed is a whole number, and belongs to val_fraction"),

@@ -1,6 +1,8 @@
 """scripts/demo.py: the page in a real browser, what it says of odd and broken files, and the Space in a process of its own."""
 
 import base64
+import copy
+import dataclasses
 import html
 import io
 import json
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import ExifTags, Image
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 import revhrnet_hf
 from revhrnet_hf.evaluation import InferenceSettings, load_checkpoint, segment
@@ -30,7 +33,7 @@ from revhrnet_hf.commands import demo
 from revhrnet_hf.demo import page as demo_page
 from revhrnet_hf.demo.page import SLIDING, WHOLE, answers_to, load_segmenter
 from revhrnet_hf.demo.space import export_space
-from revhrnet_hf.errors import CheckpointError, HubError
+from revhrnet_hf.errors import CheckpointError, DataError, HubError
 
 from .. import forked
 from ..browser import open_chromium
@@ -134,6 +137,13 @@ class Page:
         rows = [row.find_elements("css selector", "th, td:last-child") for row in self.find(".seg-legend tr")]
         return [tuple(cell.text for cell in row) for row in rows]
 
+    def overlay(self):
+        """The overlay to download, (height, width, 3), without the names of the browser's folder of downloads."""
+        [link] = self.find(".seg-overlay")
+        self.browser.execute_script("arguments[0].click()", link)
+        assert link.get_attribute("download") == "street_overlay.png"
+        return np.asarray(downloaded(link.get_attribute("href")).convert("RGB"))
+
     def point(self, across, down):
         """Move the pointer to a share of the shown image's width and height; what the page then says there."""
         from selenium.webdriver.common.action_chains import ActionChains
@@ -174,16 +184,32 @@ def test_in_a_browser(tiny_checkpoint, image, expected, browser, serving, tmp_pa
         pixel = int(top * map_shape[0]), int(left * map_shape[1])
         assert abs(left - across) < 0.02 and abs(top - down) < 0.02
         assert said == f"{NAMES[whole.label_map[pixel]]} · {round(100 * float(whole.confidence[pixel]))} %"
-    [link] = page.find(".seg-foot a")
+    [link] = page.find(".seg-labels")
     assert link.get_attribute("download") == "street_labels.png"
     np.testing.assert_array_equal(np.asarray(downloaded(link.get_attribute("href"))), whole.label_map)
 
-    # Opacity, without asking the server.
+    # Opacity and classes, without asking the server; the overlay as it is shown.
     [colours] = page.find(".seg-colours")
     assert colours.value_of_css_property("opacity") == "0.5"
-    [number] = page.find("#opacity input[type=number]")
-    browser.execute_script("arguments[0].value = 0.9; arguments[0].dispatchEvent(new Event('input', {bubbles: true}));", number)
-    page.wait(lambda: page.find(".seg-colours")[0].value_of_css_property("opacity") == "0.9")
+    rgb = np.asarray(read_image(image)).astype(float)
+    painted = np.array(load_segmenter(tiny_checkpoint).palette)[whole.label_map]
+    assert np.abs(page.overlay() - (rgb + painted) / 2).mean() < 3  # the image is shown as JPEG
+    set_value = "arguments[0].value = 0.9; arguments[0].dispatchEvent(new Event('input', {bubbles: true}));"
+    browser.execute_script(set_value, page.find(".seg-opacity input")[0])
+    assert page.find(".seg-colours")[0].value_of_css_property("opacity") == "0.9"
+    first = page.find(".seg-legend input")[0]
+    first.click()
+    off = whole.label_map == int(first.get_attribute("data-id"))
+    overlay, mixed = page.overlay(), 0.1 * rgb + 0.9 * painted
+    assert np.abs(overlay[off] - rgb[off]).mean() < 8 and np.abs(overlay[~off] - mixed[~off]).mean() < 2
+    assert np.abs(overlay[off] - mixed[off]).mean() > 20
+    on_screen = downloaded(page.find(".seg-colours")[0].get_attribute("src")).convert("RGBA")
+    np.testing.assert_array_equal(np.asarray(on_screen)[..., 3], np.where(off, 0, 255))
+    page.find(".seg-legend button")[1].click()
+    assert np.abs(page.overlay() - rgb).mean() < 8
+    page.find(".seg-legend button")[0].click()
+    assert np.abs(page.overlay() - mixed).mean() < 2
+    page.find(".seg-legend input")[0].click()
 
     # Sliding window.
     page.find("#how input")[1].click()
@@ -193,6 +219,11 @@ def test_in_a_browser(tiny_checkpoint, image, expected, browser, serving, tmp_pa
         edge.send_keys("64")
     page.find("#segment")[0].click()
     page.wait(lambda: page.legend() == shares(expected[SLIDING].label_map))
+    # What the visitor has chosen holds for the next answer.
+    largest = NAMES[np.bincount(whole.label_map.ravel()).argmax()]
+    boxes = {box.find_element("xpath", "..").text: box.is_selected() for box in page.find(".seg-legend input")}
+    assert [name for name, is_on in boxes.items() if not is_on] == [largest]
+    assert page.find(".seg-opacity input")[0].get_attribute("value") == "0.9"
 
     # Files that are no images, or too large.
     broken = tmp_path / "broken.png"
@@ -215,7 +246,9 @@ def test_in_a_browser(tiny_checkpoint, image, expected, browser, serving, tmp_pa
     page.wait(lambda: page.legend() == shares(whole.label_map))
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     assert page.find(".seg-stack")[0].rect["width"] > 280
-    assert page.find("#image")[0].location["y"] < page.find(".seg-stack")[0].location["y"] < page.find("#how")[0].location["y"]
+    in_order = ("#image", ".seg-stack", ".seg-opacity", ".seg-legend", "#how")
+    places = [page.find(selector)[0].location["y"] for selector in in_order]
+    assert places == sorted(places)
     assert page.foreign_requests() == []
 
 
@@ -254,6 +287,45 @@ def test_images_of_every_kind_are_seen_as_a_person_sees_them(segmenter, tmp_path
     maps = {stem: np.asarray(downloaded(re.search(r'href="(data:image/png[^"]+)', said)[1])) for stem, said in found.items()}
     np.testing.assert_array_equal(maps["grey"], maps["deep"])
     assert maps["wide"].shape == (40, 3000)
+
+
+def test_two_legends_have_one_order(segmenter, image, tiny_checkpoint):
+    """The order is that of the shares of both; a class that only one checkpoint knows has no row in the other's legend."""
+    other = copy.copy(segmenter.model)
+    other.forward = lambda **inputs: _turned_round(segmenter.model.forward(**inputs))
+    names = ["wall", *(name.title() for name in NAMES[1:])]
+    second = dataclasses.replace(segmenter, title="other", model=other, names=names)
+    both = [legend_of(said) for said in answers_to([segmenter, second], str(image), WHOLE, 64, 64)]
+    counts = {}
+    for model, own in ((segmenter, NAMES), (second, names)):
+        label_map = segment(model.model, model.image_processor, read_image(image), InferenceSettings()).label_map
+        for index, name in enumerate(own):
+            counts[name.lower()] = counts.get(name.lower(), 0) + (label_map == index).sum()
+    order = sorted((name for name in counts if counts[name]), key=lambda name: -counts[name])
+    assert [name for name, _ in both[0]] == [name for name in order if name != "wall"]
+    assert [name.lower() for name, _ in both[1]] == [name for name in order if name != "road"]
+    [alone] = answers_to([second], str(image), WHOLE, 64, 64)
+    assert legend_of(alone) != both[1]  # alone it is sorted by its own shares
+
+
+def _turned_round(outputs):
+    return SemanticSegmenterOutput(logits=-outputs.logits)
+
+
+def legend_of(said):
+    rows = re.findall(r"<span>([^<]+)</span></label></th>.*?</td><td>([^<]+)</td>", said)
+    return [(html.unescape(name), share) for name, share in rows]
+
+
+def test_background_is_off_at_first(segmenter, image, expected):
+    """As in figures and reports; the box of the legend turns it on."""
+    untinted = dataclasses.replace(segmenter, untinted=frozenset({1}))
+    said, usual = answer(untinted, image), answer(segmenter, image)
+    [url] = re.findall(r'class="seg-colours" src="([^"]+)"', said)
+    alpha = np.asarray(downloaded(url).convert("RGBA"))[..., 3]
+    np.testing.assert_array_equal(alpha, np.where(expected[WHOLE].label_map == 1, 0, 255))
+    assert re.search(r'data-id="1" data-colour="[\d,]+">', said) and len(re.findall(" checked>", usual)) > 2
+    assert len(re.findall(" checked>", said)) == len(re.findall(" checked>", usual)) - 1
 
 
 def test_what_cannot_be_shown_is_said_on_the_page(segmenter, image, tmp_path, monkeypatch):
@@ -330,6 +402,22 @@ def test_example_images_go_with_the_page(segmenter):
     assert len(list(folder.glob("*.png"))) == 2
     page.drawn_examples.cleanup()
     assert not folder.exists()
+
+
+def test_a_checkpoints_own_examples(tiny_checkpoint, image, tmp_path):
+    """They are offered in place of drawn streets, and go into a Space; one that cannot be read is an error before the page."""
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "run" / "best")
+    (checkpoint / "examples").mkdir()
+    shutil.copyfile(image, checkpoint / "examples" / "street.png")
+    (checkpoint / "examples" / "notes.txt").write_text("not an image")
+    page = demo_page.build_page([load_segmenter(checkpoint)])
+    assert page.drawn_examples is None and "street.png" in json.dumps(page.get_config_file())
+    export_space(tmp_path / "space", [checkpoint])
+    [copied] = (tmp_path / "space" / "checkpoints" / "1" / "run" / "best" / "examples").iterdir()
+    assert copied.read_bytes() == image.read_bytes()
+    (checkpoint / "examples" / "broken.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"broken\.png cannot be read"):
+        load_segmenter(checkpoint)
 
 
 def test_a_space_holds_only_what_may_be_published(tiny_checkpoint, tmp_path, monkeypatch):

@@ -2,8 +2,11 @@
 
 import builtins
 import json
+import time
 from contextlib import suppress
+from functools import partial
 
+import PIL.Image
 import pytest
 import torch
 from huggingface_hub import constants
@@ -15,8 +18,16 @@ from transformers import (
     SegformerImageProcessor,
 )
 
-from revhrnet_hf.errors import CheckpointError
-from revhrnet_hf.evaluation import check_same_classes, checkpoint, find_checkpoint, load_checkpoint
+from revhrnet_hf.errors import CheckpointError, RecipeError
+from revhrnet_hf.evaluation import (
+    check_same_classes,
+    checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+    load_for_inference,
+    predict_label_maps,
+)
+from revhrnet_hf.synthetic import draw_scenes
 
 CONFIG = dict(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3)
 
@@ -179,3 +190,51 @@ def test_other_folders_and_names_stay_as_given(tmp_path):
     (tmp_path / "notes").mkdir()
     assert find_checkpoint(tmp_path / "notes") == str(tmp_path / "notes")
     assert find_checkpoint("somebody/model") == "somebody/model"
+
+
+def drawn_images(*sizes):
+    return [PIL.Image.fromarray(scene.image) for size in sizes for scene in draw_scenes("val", 1, size, seed=0)]
+
+
+class TestForInference:
+    @pytest.mark.parametrize(("dtype", "equal"), [(torch.float32, 0.9999), (torch.bfloat16, 0.97)])
+    def test_ours_is_optimized(self, tiny_checkpoint, dtype, equal):
+        plain, fast = load_checkpoint(tiny_checkpoint), load_for_inference(tiny_checkpoint, "cpu", dtype)
+        assert fast[0].is_optimized_for_inference
+        assert {parameter.dtype for parameter in fast[0].parameters()} == {dtype}
+        kernels = [p for p in fast[0].parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+        assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+        images = drawn_images((96, 128), (75, 53))
+        for one, other in zip(predict_label_maps(*fast, images), predict_label_maps(*plain, images), strict=True):
+            assert (one == other).mean() >= equal
+
+    def test_another_librarys_model_stays_as_it_is(self, model, folder):
+        loaded, image_processor = load_for_inference(folder)
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+        assert image_processor.do_resize is False
+
+    @pytest.mark.slow
+    def test_compiled_once_for_all_sizes_and_hooks_stay_outside(self, two_streams_checkpoint, monkeypatch):
+        """With a backend that runs the graph as it was traced: only tracing is tested, the benchmark runs the real one."""
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        torch._dynamo.reset()
+        plain, compiled = load_checkpoint(two_streams_checkpoint), load_for_inference(two_streams_checkpoint, compiled=True)
+        torch._dynamo.utils.counters.clear()
+        # For maps of fewer than 20,480 values PyTorch has another convolution, which needs a second graph.
+        images, calls = drawn_images((96, 128), (150, 107), (121, 130)), []
+        for image in images:
+            handle = compiled[0].register_forward_pre_hook(lambda *_: calls.append(time.monotonic()))
+            [one], [other] = predict_label_maps(*compiled, [image]), predict_label_maps(*plain, [image])
+            handle.remove()
+            assert (one == other).mean() >= 0.9999
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        assert len(set(calls)) == 3
+
+    def test_without_a_compiler_it_is_one_line(self, folder, monkeypatch):
+        monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+        monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/c++",))
+        torch._dynamo.reset()
+        with pytest.raises(
+            RecipeError, match=r"--compile needs a C\+\+ compiler .*No working C\+\+ compiler.*leave --compile out$"
+        ):
+            load_for_inference(folder, compiled=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.layers.conv2d_same import Conv2dSame
 from transformers import TimmBackboneConfig
@@ -15,9 +16,11 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
 from revhrnet_hf.commands import export as export_command
+from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import ExportError, RecipeError
-from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
-from revhrnet_hf.export.program import export_program
+from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint, predict_label_maps
+from revhrnet_hf.export.onnx_network import onnx_session, run_onnx, write_onnx
+from revhrnet_hf.export.program import export_program, logits_or_label_map
 from revhrnet_hf.synthetic import write_camvid
 
 from .. import forked
@@ -44,6 +47,24 @@ assert not {"torch", "transformers", "revhrnet_hf"} & set(sys.modules)
 """
 
 
+# The same with openvino, where importing torch is an error.
+FOREIGN_OPENVINO = """
+import json, sys
+sys.modules["torch"] = None
+import numpy as np, openvino
+from PIL import Image
+
+folder, image, file = sys.argv[1:]
+told = json.load(open(f"{folder}/model.json"))
+values = np.asarray(Image.open(image).convert("RGB"), dtype=np.float32) * told["input"]["rescale_factor"]
+values = (values - np.float32(told["input"]["mean"])) / np.float32(told["input"]["std"])
+network = openvino.Core().compile_model(f"{folder}/{file}", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+found = network({told["input"]["name"]: values.transpose(2, 0, 1)[None]})[told["output"]["name"]]
+np.save(sys.stdout.buffer, found)
+assert not {"transformers", "revhrnet_hf"} & set(sys.modules)
+"""
+
+
 def run(*arguments):
     return forked.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
 
@@ -55,7 +76,8 @@ def exported(*arguments):
 
 
 def foreign(folder, image, file):
-    command = [sys.executable, "-c", FOREIGN, folder, image, file]
+    code = FOREIGN_OPENVINO if file.endswith(".xml") else FOREIGN
+    command = [sys.executable, "-c", code, folder, image, file]
     finished = subprocess.run(command, capture_output=True, cwd=folder)
     assert finished.returncode == 0, finished.stderr.decode()
     (folder / "found.npy").write_bytes(finished.stdout)
@@ -131,9 +153,51 @@ def test_label_maps_of_one_size_and_opset(two_streams_checkpoint, image, tmp_pat
     model, image_processor = load_checkpoint(two_streams_checkpoint)
     found = foreign(tmp_path / "fixed", image, "model.onnx")
     [expected] = predict_label_maps(model, image_processor, [Image.open(image)])
-    assert (found.dtype, found.shape) == (np.int64, (1, *expected.shape))
+    assert (found.dtype, found.shape) == (np.uint8, (1, *expected.shape))
     assert len(np.unique(expected)) > 2 and (found[0] == expected).mean() >= 0.999
     assert json.loads((tmp_path / "fixed" / "model.json").read_text())["opset"] == 18
+
+
+@pytest.mark.slow
+def test_openvino_of_any_size_where_torch_is_not(tiny_checkpoint, image, camvid, tmp_path):
+    for module in ("openvino", "nncf"):
+        pytest.importorskip(module, reason="the extra `openvino` is not installed")
+    out, labelled = tmp_path / "openvino", ["--dataset", "camvid", "--data_dir", camvid]
+    arguments = "--format", "openvino", "--dynamic", "--quantize", "int8", "--max_drop", 0.9, "--output_dir", out
+    said = exported(tiny_checkpoint, *arguments, *labelled)
+    assert "agrees with the checkpoint on 6 drawn images" in said
+    assert sorted(path.name for path in out.iterdir()) == [
+        "model.bin",
+        "model.json",
+        "model.xml",
+        "model_int8.bin",
+        "model_int8.xml",
+    ]
+    model, image_processor = load_checkpoint(tiny_checkpoint)
+    told = json.loads((out / "model.json").read_text(encoding="utf-8"))
+    assert told["labels"] == list(model.config.id2label.values())
+    assert (told["int8"]["calibration_images"], told["int8"]["max_drop"]) == (3, 0.9)
+    with torch.no_grad():
+        expected = model(**image_processor(images=Image.open(image), return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(foreign(out, image, "model.xml"), expected, atol=1e-3)
+    rough = foreign(out, image, "model_int8.xml")
+    assert np.abs(rough - expected).max() > 1e-3 and np.abs(rough - expected).mean() < 0.2 * expected.std()
+    assert (out / "model_int8.bin").stat().st_size < 0.4 * (out / "model.bin").stat().st_size
+    # The scores written are those of the checkpoint's own evaluation.
+    rows = load_segmentation_dataset("camvid", camvid, "val")
+    sources = class_sources(model.config, label_space_of(rows), "camvid")
+    own = evaluate_dataset(model, image_processor, rows, 11, sources=sources).scores(label_space_of(rows).names)["mean_iou"]
+    assert told["int8"]["mean_iou"]["float32"] == pytest.approx(own, abs=1e-3)
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(2, torch.uint8), (256, torch.uint8), (257, torch.uint16)])
+def test_label_maps_take_the_smallest_type(classes, dtype):
+    logits, pixel_values = torch.randn(1, classes, 6, 8), torch.zeros(1, 3, 24, 32)
+    logits[:, -1, 2, 3] = 100  # the largest id occurs
+    found = logits_or_label_map(logits, pixel_values, with_argmax=True)
+    expected = F.interpolate(logits, (24, 32), mode="bilinear").argmax(1)
+    assert found.dtype == dtype and expected.max() == classes - 1
+    assert torch.equal(found.long(), expected)
 
 
 @pytest.mark.slow
@@ -177,7 +241,7 @@ def test_another_network_is_found_out(tiny_model):
     with pytest.raises(ExportError, match=r"differ by 0\.01"):
         export.check_agreement(tiny_model, lambda x: tiny_model(x).logits + 0.01, batches)
     with pytest.raises(ExportError, match="of the pixels are equal"):
-        export.check_agreement(tiny_model, lambda x: torch.zeros(1, 64, 96, dtype=torch.int64), batches)
+        export.check_agreement(tiny_model, lambda x: torch.zeros(1, 64, 96, dtype=torch.uint8), batches)
 
 
 class Fixed(torch.nn.Module):
@@ -213,9 +277,9 @@ def with_one(value):
         (LOGITS, LOGITS[:, :4], r"float32 of shape \(1, 4, 16, 24\) where the checkpoint gives .* \(1, 5, 16, 24\)"),
         (LOGITS, LOGITS[:, :, :1], r"of shape \(1, 5, 1, 24\)"),  # would be broadcast
         (LOGITS, LOGITS.double(), "torch.float64"),
-        (LOGITS, torch.zeros(1, 16, 24, dtype=torch.int64), r"int64 of shape \(1, 16, 24\)"),
+        (LOGITS, torch.zeros(1, 16, 24, dtype=torch.uint8), r"uint8 of shape \(1, 16, 24\)"),
         (LOGITS, torch.zeros(1, 64, 96, dtype=torch.int32), "torch.int32"),
-        (with_one(torch.nan), torch.zeros(1, 64, 96, dtype=torch.int64), "the checkpoint hold NaN or infinity"),
+        (with_one(torch.nan), torch.zeros(1, 64, 96, dtype=torch.uint8), "the checkpoint hold NaN or infinity"),
     ],
 )
 def test_what_is_not_equal_fails_whatever_it_is(checkpoint, exported, said):
@@ -240,7 +304,15 @@ def test_what_is_allowed_passes():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--format", "torch_export", "--dynamic", "--opset", "18"], "--opset and --quantize need --format onnx"),
+        (["--format", "torch_export", "--dynamic", "--opset", "18"], "--opset needs --format onnx"),
+        (["--format", "torch_export", "--dynamic", "--quantize", "int8"], "--quantize needs --format onnx or openvino"),
+        (["--format", "openvino", "--dynamic", "--quantize", "int8"], "takes labelled images: give --dataset"),
+        (["--format", "openvino", "--dynamic", "--quantize", "int8", "--calibration", "."], "not --calibration"),
+        (["--format", "onnx", "--dynamic", "--max_drop", "0.01"], "--max_drop needs --format openvino --quantize int8"),
+        (
+            ["--format", "openvino", "--dynamic", "--quantize", "int8", "--dataset", "x", "--data_dir", ".", "--max_drop", "5"],
+            "--max_drop 5.0: give a difference of mIoU",
+        ),
         (["--format", "onnx", "--dynamic", "--quantize", "int8"], "needs --calibration"),
         (["--format", "onnx", "--dynamic", "--calibration", "."], "need --quantize int8"),
     ],
@@ -266,6 +338,26 @@ class TestPlainTransformers:
             x = torch.randn(size)
             with torch.no_grad():
                 torch.testing.assert_close(program(x), model(x).logits, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.slow
+    def test_onnx_of_one_size_only(self, tmp_path):
+        """The exporter to ONNX fixes timm's position embeddings: another size is an error that names --size; with it, ONNX
+        Runtime gives torch's logits, at an odd size too."""
+        torch.manual_seed(0)
+        settings = {"stream_channels": [8, 12, 16, 20], "num_modules": [1, 1, 1], "num_blocks": 1, "initializer": "he"}
+        model = RevHRNetForSemanticSegmentation(RevHRNetConfig(backbone="test_vit", num_labels=5, **settings)).eval()
+        write_onnx(export_program(model, None), tmp_path / "any.onnx")
+        session = onnx_session(tmp_path / "any.onnx")
+        batches = [torch.randn(size) for size in ((1, 3, 96, 160), (2, 3, 101, 150))]
+        with pytest.raises(ExportError, match="--size HEIGHT WIDTH"):
+            export.check_agreement(model, lambda x: run_onnx(session, x), batches)
+        for number, size in enumerate(((96, 160), (101, 150))):
+            x = torch.randn(1, 3, *size)
+            write_onnx(export_program(model, size), tmp_path / f"{number}.onnx")
+            with torch.no_grad():
+                expected = model(x).logits
+            assert expected.std() > 0.01
+            torch.testing.assert_close(run_onnx(onnx_session(tmp_path / f"{number}.onnx"), x), expected, rtol=1e-3, atol=1e-4)
 
     def test_a_size_that_tracing_has_fixed(self):
         def fixed(pixel_values):

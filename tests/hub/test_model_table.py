@@ -1,6 +1,7 @@
 """The table of costs against closed formulas, real tensors, and figures computed independently for the same networks."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import revhrnet_hf
 from revhrnet_hf.commands import table
 from revhrnet_hf.hub import model_table
 from revhrnet_hf.hub.model_table import (
+    QuickShapes,
     all_models,
     backbone_share,
     count_multiply_adds,
@@ -84,7 +86,35 @@ def test_same_bytes_as_with_values():
     real = revhrnet_hf.RevHRNetForSemanticSegmentation(config).train()
     with torch.device("meta"):
         meta = revhrnet_hf.RevHRNetForSemanticSegmentation(config).train()
-    assert count_saved_bytes(real, (64, 96)) == count_saved_bytes(meta, (64, 96))
+    for recompute in ("none", "norms", "modules"):
+        for model in (real, meta):
+            model.activation_checkpointing_enable({"recompute": recompute})
+        with QuickShapes():
+            counted = count_saved_bytes(meta, (64, 96))
+        assert count_saved_bytes(real, (64, 96)) == count_saved_bytes(meta, (64, 96)) == counted
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_quick_shapes_are_torchs_own(is_training):
+    x = torch.empty(2, 6, 5, 7, device="meta").to(memory_format=torch.channels_last)
+    norm = nn.BatchNorm2d(6, device="meta").train(is_training)
+    operations = (norm, lambda x: torch.nn.functional.interpolate(x, (9, 11), mode="bilinear"))
+    for operation in operations:
+        plain = saved_and_given(operation, x)
+        with QuickShapes():
+            assert saved_and_given(operation, x) == plain
+
+
+def saved_and_given(operation, x):
+    """The forms of what an operation keeps for the backward pass, and of its result."""
+    forms = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: forms.append(form(kept)) or kept, lambda kept: kept):
+        forms.append(form(operation(x.requires_grad_())))
+    return forms
+
+
+def form(tensor):
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 # Whose multiply-adds and bytes are counted: each family, number of streams, block and backbone; the others differ in width only.
@@ -136,7 +166,13 @@ def test_models_on_backbones():
     assert row.saved_bytes_checkpointed < row.saved_bytes < row.saved_bytes_plain
     # The transformer's matrices on 64 · 128 tokens, without attention: 12 · width² a layer.
     assert row.multiply_adds > 12 * 12 * 384**2 * 64 * 128
-    assert name in format_table([row]) and "share" not in format_table([row])
+    printed = format_table([row])
+    assert name in printed and "share" not in printed
+    *_, multiply_adds, norms, none, modules = printed.splitlines()[-1].split()
+    page = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    assert (
+        f"| `vit_small_patch16_dinov3.lvd1689m` | w18 | 30.48 | 8.90 | {multiply_adds} | {none} | {norms} | {modules} |" in page
+    )
 
 
 def test_share_of_a_step(tiny_config):

@@ -1,5 +1,7 @@
 """Folded BatchNorms against the same networks unfolded, and frozen backbones, which compute the same wherever they are used."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -223,6 +225,26 @@ class TestOptimizeForInference:
             with pytest.raises(RuntimeError, match=r"optimized for inference.*Load the checkpoint again"):
                 act()
         assert not (tmp_path / "again").exists()
+
+    @pytest.mark.parametrize("architecture", ["revhrnet", "hrnetv2"])
+    def test_another_dtype_is_taken_after_folding(self, tiny_config, architecture):
+        if architecture == "revhrnet":
+            model = shaken(RevHRNetForSemanticSegmentation(tiny_config(initializer="he")))
+        else:
+            model = shaken(HRNetV2ForSemanticSegmentation(HRNetV2Config(**TINY_HRNET)))
+        nn.init.normal_(model.head[3].weight)
+        folded = copy.deepcopy(model).optimize_for_inference()
+        half = copy.deepcopy(model).optimize_for_inference(dtype=torch.bfloat16)
+        for name, parameter in half.named_parameters():
+            assert torch.equal(parameter, folded.get_parameter(name).bfloat16())
+        images = torch.randn(1, 3, 96, 128)
+        with torch.no_grad():
+            expected, logits = model(images).logits, half(images.bfloat16()).logits
+        assert logits.dtype == torch.bfloat16
+        assert (logits.float() - expected).abs().mean() < 0.05 * expected.std()
+        with pytest.raises(ValueError, match=r"dtype=torch.int8\): give a floating-point dtype"):
+            model.optimize_for_inference(dtype=torch.int8)
+        assert norms_in(model)
 
     def test_after_use(self, tiny_config):
         """A model that was trained before."""

@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, TimmBackboneConfig
 
 import revhrnet_hf
 from revhrnet_hf.models.high_resolution import HighResolutionModule
@@ -341,3 +341,32 @@ class TestBadConfig:
 def test_timm_names_are_real():
     """The default backbone is one that timm has weights for."""
     assert timm.get_pretrained_cfg(revhrnet_hf.models.configuration_revhrnet.DEFAULT_BACKBONE).hf_hub_id
+
+
+class TestMapsInPlaceOfPixels:
+    @pytest.mark.parametrize(
+        ("settings", "size"),
+        [
+            ({}, (70, 50)),
+            ({"frozen_backbone_dtype": "bfloat16"}, (64, 96)),
+            ({"backbone_config": TimmBackboneConfig(backbone="test_vit", out_indices=[0, 1, 2, 3])}, (50, 70)),
+        ],
+        ids=["resnet", "bfloat16", "vit"],
+    )
+    def test_same_output(self, tiny_config, settings, size):
+        model = revhrnet_hf.RevHRNetForSemanticSegmentation(tiny_config(**settings)).train()
+        x, labels = torch.randn(2, 3, *size), torch.randint(0, 5, (2, *size))
+        maps = model.base_model.run_backbone(x)
+        assert maps[0].dtype == (torch.bfloat16 if "frozen_backbone_dtype" in settings else torch.float32)
+        with torch.no_grad():
+            expected = model(x, labels=labels)
+            model.base_model.backbone.forward = None  # it is not called
+            outputs = model(labels=labels, backbone_maps=maps, image_size=size)
+        assert torch.equal(outputs.logits, expected.logits) and torch.equal(outputs.loss, expected.loss)
+
+    def test_both_or_neither_is_refused(self, tiny_model):
+        x = torch.randn(1, 3, 64, 64)
+        maps = {"backbone_maps": tiny_model.base_model.run_backbone(x), "image_size": (64, 64)}
+        for given in ({}, {"pixel_values": x, **maps}, {"backbone_maps": maps["backbone_maps"]}, {"image_size": (64, 64)}):
+            with pytest.raises(ValueError, match="Give pixel_values; or, instead of them, backbone_maps"):
+                tiny_model(**given)

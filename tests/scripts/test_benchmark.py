@@ -62,6 +62,25 @@ def test_against_a_peer(command, arguments, names, tmp_path):
 
 
 @pytest.mark.slow
+def test_forms_of_a_checkpoint(two_streams_checkpoint, tmp_path):
+    write_camvid(tmp_path / "camvid", {"train": 1, "val": 3}, size=(48, 64))
+    data = ["--dataset", "camvid", "--data_dir", tmp_path / "camvid", "--images", 2]
+    arguments = ["--size", 64, 96, "--rounds", 1, *PEER, *data, "--output", tmp_path / "out.json"]
+    done = run("export", two_streams_checkpoint, *arguments)
+    assert done.returncode == 0, done.stderr
+    peer, eager, optimized, half = json.loads((tmp_path / "out.json").read_text())["forms"]
+    assert [row["name"] for row in (peer, eager, optimized, half)] == [
+        "tiny-hrnet",
+        "PyTorch",
+        "optimized",
+        "optimized, bfloat16",
+    ]
+    assert peer["ratio"] == 1 and peer["mIoU"] is None and eager["mIoU"] > 0
+    assert optimized["mIoU"] == pytest.approx(eager["mIoU"], abs=1e-3)
+    assert half["MB"] == pytest.approx(optimized["MB"] / 2, rel=0.01) and optimized["MB"] < eager["MB"]
+
+
+@pytest.mark.slow
 def test_growth_and_guide(tmp_path):
     plot = ["--plot", tmp_path / "growth.png"] if importlib.util.find_spec("matplotlib") else []
     sizes = ["--sides", 64, 128, "--window", 64, "--batches", 1, 2, "--classes", 5, 9, "--rounds", 1]
@@ -96,6 +115,16 @@ def test_errors():
     assert done.returncode == 1
     assert "Unknown network 'hrnet-w64'; known are rev-w48" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_bank(tmp_path):
+    small = ["--backbones", "test_resnet", "--crop_size", 64, "96", "--rounds", 1]
+    done = run("bank", *small, "--output", tmp_path / "bank")
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads((tmp_path / "bank").read_text())["bank"]
+    assert row["name"] == "test_resnet" and all(row[key] > 0 for key in row if key.endswith(("ratio", "_s")))
+    assert len(row["all_seconds"]) == 1
 
 
 @pytest.mark.slow

@@ -193,10 +193,10 @@ def test_windows_scales_and_all_that_can_be_written(checkpoint, camvid, tmp_path
     assert figure.width >= 52 and figure.height > 2 * 36 + 3 * 20  # with three headings
 
 
-def test_report(checkpoint, camvid, tmp_path):
+def test_report(camvid, tmp_path):
     """Its scores and its worst image are those of the JSON and the CSV; a run's recipe and curves are in it; it is replaced."""
     run = tmp_path / "run"
-    shutil.copytree(checkpoint, run / "best")
+    save_checkpoint(run / "best", SPACE.id2label)
     (run / "best" / "recipe.yaml").write_text("dataset: camvid  # marked")
     (run / "log.jsonl").write_text(json.dumps({"epoch": 0, "step": 1, "loss": 2.0, "time": 0.0}) + "\n")
     for _ in range(2):

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import yaml
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 
 from revhrnet_hf.synthetic import write_camvid, write_cityscapes
@@ -114,6 +115,19 @@ def log_of():
         return [{k: v for k, v in line.items() if k not in CLOCK | {"init_from"}} for line in lines]
 
     return read
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """What the first `Accelerator` of a process settles for all others is forgotten."""
+
+    def forget():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()
+    yield forget
+    forget()
 
 
 class SmallDisk:

@@ -1,10 +1,12 @@
 """Learning rates, what decays, clipping; and parts of the network that are changed for speed or several processes."""
 
 import copy
+import sys
 
 import pytest
 import timm.layers
 import torch
+from safetensors.torch import load_file, save_file
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf.errors import RecipeError
@@ -52,6 +54,71 @@ def test_warm_up():
         assert learning_rate(recipe, step, 20) == pytest.approx(optimizer.param_groups[0]["lr"]), step
         optimizer.step()
         both.step()
+
+
+class TestEightBits:
+    """torchao's AdamW, whose steps run without the minutes of the compiler."""
+
+    @pytest.fixture
+    def build(self, monkeypatch):
+        pytest.importorskip("torchao", reason="the extra `adamw8bit` is not installed")
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+        def build(name="adamw8bit", **settings):
+            torch.manual_seed(0)
+            # 64·64 values or more are quantised.
+            layers = torch.nn.Conv2d(64, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.Conv2d(64, 2, 1)
+            network = torch.nn.Sequential(*layers).to(memory_format=torch.channels_last)
+            return network, build_optimizer(network, Recipe(dataset="camvid", optimizer=name, learning_rate=0.01, **settings))
+
+        return build
+
+    @staticmethod
+    def learn(network, optimizer, steps):
+        for step in steps:
+            x = torch.randn(2, 64, 8, 8, generator=torch.Generator().manual_seed(step))
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 / (1 + step)
+            network(x).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert all(group["lr"] == 0.01 / (1 + step) for group in optimizer.param_groups)
+
+    def test_nearly_adamws_steps_in_a_quarter_of_the_bytes(self, build):
+        begun, _ = build()
+        (plain, whole), (network, optimizer) = build("adamw"), build()
+        sizes = []
+        for trained, own in ((plain, whole), (network, optimizer)):
+            self.learn(trained, own, range(5))
+            sizes.append(sum(x.nbytes for name, x in optimizer_tensors(trained, own).items() if name.startswith("0.weight:exp")))
+        moved = [[(p - q).flatten() for p, q in zip(n.parameters(), begun.parameters(), strict=True)] for n in (plain, network)]
+        assert torch.cosine_similarity(*(torch.cat(parts) for parts in moved), 0) > 0.98
+        count = 64 * 64 * 9
+        assert sizes == [2 * 4 * count, 2 * (count + 4 * count // 256)]
+        kinds = {name: x.dtype for name, x in optimizer_tensors(network, optimizer).items()}
+        assert kinds["0.weight:exp_avg.codes"] == torch.uint8
+        assert kinds["2.weight:exp_avg"] == kinds["1.bias:exp_avg_sq"] == torch.float32  # small tensors
+
+    def test_resumed_exactly(self, build, tmp_path):
+        network, optimizer = build()
+        self.learn(network, optimizer, range(3))
+        save_file(optimizer_tensors(network, optimizer), tmp_path / "state")
+        other, resumed = build()
+        other.load_state_dict(network.state_dict())
+        restore_optimizer_tensors(other, resumed, load_file(tmp_path / "state"))
+        for trained, own in ((network, optimizer), (other, resumed)):
+            self.learn(trained, own, range(3, 6))
+        assert all(map(torch.equal, network.state_dict().values(), other.state_dict().values()))
+        tensors, others = optimizer_tensors(network, optimizer), optimizer_tensors(other, resumed)
+        assert tensors.keys() == others.keys() and all(torch.equal(x, others[name]) for name, x in tensors.items())
+
+    def test_what_is_missing_is_said(self, tiny_model, monkeypatch):
+        recipe = Recipe(dataset="camvid", optimizer="adamw8bit")
+        with pytest.raises(RecipeError, match="works on CPUs and CUDA GPUs, not on mps: use adamw"):
+            build_optimizer(tiny_model, recipe, torch.device("mps"))
+        monkeypatch.setitem(sys.modules, "torchao.optim", None)
+        with pytest.raises(RecipeError, match=r'needs torchao: pip install "revhrnet_hf\[adamw8bit\]"'):
+            build_optimizer(tiny_model, recipe)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -16,7 +16,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch.nn import BatchNorm2d, SyncBatchNorm
@@ -507,6 +506,12 @@ REACHES = {
     "jpeg_quality": Entry([50, 80], distortion("quality", JpegNoise), also={"jpeg_noise": 0.5}),
     "max_class_share": Entry(0.75, transform("max_class_share")),
     "rare_class_crops": Entry(0.5, rare_classes("crops"), lambda value: value or None),
+    "feature_bank": Entry(
+        2,
+        lambda built: built.stage.data.bank and built.stage.data.bank.steps // STEPS,
+        lambda views: views or None,
+        {"epochs": 3},
+    ),
     "rare_class_images": Entry(0.5, rare_classes("images"), lambda value: value or None),
     "rare_class_temperature": Entry(0.1, rare_classes("temperature"), also={"rare_class_crops": 0.5}),
     # loss
@@ -608,19 +613,6 @@ def folders(streets, weights, tmp_path_factory):
 
 def placed(value, folders):
     return value(folders) if callable(value) else value
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """What the first `Accelerator` of a process settles for all others is forgotten."""
-
-    def forget():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    forget()
-    yield forget
-    forget()
 
 
 def test_every_field_has_an_entry():

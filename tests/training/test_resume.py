@@ -103,12 +103,14 @@ def test_killed_again_and_again(runs, whole, log_of, tmp_path):
 
 @pytest.mark.slow
 def test_killed_with_adapters(runs, log_of, tmp_path):
-    """LoRA: weights and adapters are separate again after a resume, from `init_from`'s weights in the second stage too."""
+    """LoRA with fp16's scaler, saved beside the next steps: weights and adapters are separate again after a resume, from
+    `init_from`'s weights in the second stage too."""
     settings = {"trainable_backbone": "lora", "lora_rank": 2, **DEMANDING, "epochs": 1}
+    settings |= {"save_in_background": True, "scaler": True}
     whole, folder = tmp_path / "whole", tmp_path / "run"
     status, said = runs.start(whole, *STAGES, **settings)
     assert status == 0, said
-    for number, point in enumerate([("cityscapes", 4, "saving"), ("camvid", 3, "step"), ("camvid", 5, "evaluating")]):
+    for number, point in enumerate([("cityscapes", 5, "saving"), ("camvid", 3, "step"), ("camvid", 5, "evaluating")]):
         status, said = runs.start(folder, *STAGES, resume=number > 0, fault=(*point, "SIGKILL"), **settings)
         assert status == -signal.SIGKILL, (point, said)
     status, said = runs.start(folder, *STAGES, resume=True, **settings)

@@ -260,7 +260,7 @@ def test_a_report_lies_beside_the_checkpoint(recipe, mini_camvid, tmp_path, capl
     predicted = predict_label_maps(stage.learner.scored_network, stage.learner.image_processor, images)
     expected = []
     for label_map, reference in zip(predicted, truth, strict=True):
-        counts = SegmentationMetric(label_space_of(dataset).names)
+        counts = SegmentationMetric(label_space_of(dataset).num_classes)
         expected.append(counts.compute(predictions=[label_map], references=[reference])["mean_iou"])
     np.testing.assert_allclose(stage.evaluation.mean_ious, expected, atol=1e-6)
 
@@ -431,6 +431,39 @@ def test_compiled(recipe, mini_camvid, log_of, monkeypatch, tmp_path):
     assert compiled == pytest.approx(plain, rel=1e-3)
     plain, compiled = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("plain", "compiled"))
     assert plain.keys() == compiled.keys()
+
+
+@pytest.mark.slow
+def test_adapters_compiled(recipe, mini_camvid, log_of, monkeypatch, tmp_path):
+    """LoRA in a compiled network, saved beside the next steps: losses, scores and adapters are the plain ones but for rounding,
+    also of a run that is resumed. Scores are those of the merged network."""
+    torch._dynamo.reset()
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
+    recipe.backbone, recipe.backbone_weights = "test_vit", "random"
+    recipe.trainable_backbone, recipe.lora_rank, recipe.freeze_backbone, recipe.epochs = "lora", 2, False, 2
+    scores = {"plain": Stage(recipe, mini_camvid, tmp_path / "plain").run()}
+    recipe.torch_compile = recipe.save_in_background = True
+    train_step, stops = Stage.train_step, []
+
+    def stop_once(self, passes):
+        if self.state.step == 2 and not stops:
+            stops.append(2)
+            raise OSError("stopped")
+        return train_step(self, passes)
+
+    monkeypatch.setattr(Stage, "train_step", stop_once)
+    recipe.save_every = 1
+    with pytest.raises(OSError, match="stopped"):
+        Stage(recipe, mini_camvid, tmp_path / "compiled").run()
+    scores["compiled"] = Stage(recipe, mini_camvid, tmp_path / "compiled", resume=True).run()
+    assert scores["compiled"]["mean_iou"] == pytest.approx(scores["plain"]["mean_iou"], rel=0.01)
+    plain, compiled = ([line["loss"] for line in log_of(tmp_path / name) if "loss" in line] for name in scores)
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    plain, compiled = (load_file(tmp_path / name / "last" / "lora.safetensors") for name in scores)
+    assert plain.keys() == compiled.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-2, atol=1e-3)
 
 
 def test_worker_that_dies(recipe, mini_camvid, tmp_path):

@@ -12,8 +12,8 @@ so that exports in VOC's layout and CVAT's "Segmentation mask 1.1", with its lab
 layout is named in the label table (`images: photos/{split}`, `labels: masks/{split}`; label_table.py shows its form).
 
 An image and its label map have the same path below these folders, except for the ending and a suffix: `images/train/city/x.jpg`
-and `labels/train/city/x.png` or `labels/train/city/x_mask.png` (pairing.py). All files may be in a zip or tar file, also inside
-one folder of it.
+and `labels/train/city/x.png` or `labels/train/city/x_mask.png` (pairing.py). With `labelme` in the label table, label maps are
+drawn from labelme's JSON files (labelme.py). All files may be in a zip or tar file, also inside one folder of it.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ from ..builder import SegmentationBuilder
 from ..label_space import find_label_space
 from ..label_table import CVAT_NAME, SPLIT, USUAL_NAME, LabelTable, is_label_table, read_label_table
 from ..listing import ListedSample
-from .pairing import held_out, images_below, pair_files, read_split_list
+from .labelme import labelme_pairs
+from .pairing import Affix, held_out, images_below, pair_files, read_split_list
 
 # In lower case; folders with capitals are found as well.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "jpegimages")
@@ -312,8 +313,10 @@ def _with_held_out(
 
 
 def _pairs(data_folder: DataFolder, source: SplitSource, table: LabelTable | None) -> list[ListedSample]:
-    suffixes = (None, None) if table is None else (table.image_suffix, table.label_suffix)
-    pairs = pair_files(data_folder, source.images, source.labels, *suffixes)
+    if table is not None and table.labelme is not None:
+        pairs = labelme_pairs(data_folder, source.labels, table.labelme)
+    else:
+        pairs = pair_files(data_folder, source.images, source.labels, *_affixes(table))
 
     def listed(file: str) -> list[ListedSample]:
         return read_split_list(data_folder, file, source.images, source.labels, pairs)
@@ -325,6 +328,12 @@ def _pairs(data_folder: DataFolder, source: SplitSource, table: LabelTable | Non
         return chosen
     val = held_out([pair.image_id for pair in chosen], table.val_fraction, table.val_seed)
     return [pair for pair in chosen if (pair.image_id in val) == source.held_out]
+
+
+def _affixes(table: LabelTable | None) -> tuple[Affix | None, Affix | None]:
+    if table is None:
+        return None, None
+    return Affix.of(table.image_prefix, table.image_suffix), Affix.of(table.label_prefix, table.label_suffix)
 
 
 def _files(pairs: list[ListedSample]) -> set[tuple[str, str]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from ...errors import DataError, first_few
 from ..archive import DataFolder
@@ -27,29 +28,51 @@ LABEL_SUFFIXES = (
 )  # fmt: skip
 
 
+class Affix(NamedTuple):
+    """What stands before and behind an id in the names of files: `mask_` in mask_x.png, `_gt` in x_gt.png."""
+
+    prefix: str = ""
+    suffix: str = ""
+
+    @classmethod
+    def of(cls, prefix: str | None, suffix: str | None) -> "Affix | None":
+        """Of two fields of a label table; None if neither is given."""
+        return None if prefix is None and suffix is None else cls(prefix or "", suffix or "")
+
+    def id_in(self, stem: str) -> str | None:
+        """The id in a file's path without ending; None if the name does not begin or end so."""
+        folder, slash, name = stem.rpartition("/")
+        if len(name) < len(self.prefix) + len(self.suffix) or not (name.startswith(self.prefix) and name.endswith(self.suffix)):
+            return None
+        return folder + slash + name[len(self.prefix) : len(name) - len(self.suffix)]
+
+    def stem_of(self, image_id: str) -> str:
+        folder, slash, name = image_id.rpartition("/")
+        return f"{folder}{slash}{self.prefix}{name}{self.suffix}"
+
+
 def pair_files(
-    data_folder: DataFolder, images: str, labels: str, image_suffix: str | None = None, label_suffix: str | None = None
+    data_folder: DataFolder, images: str, labels: str, image_affix: Affix | None = None, label_affix: Affix | None = None
 ) -> dict[str, ListedSample]:
     """Id → pair, sorted by id, of every image below the folder `images` and every label map below the folder `labels`.
 
     If a file has no partner, the pair has the path where the partner should be.
 
     Args:
-        image_suffix, label_suffix: the ends of the names, before their endings; files without them are skipped. If None, names
-            are compared as they are; those of label maps may have one of `LABEL_SUFFIXES` or the image's ending (`x.jpg.png`).
+        image_affix, label_affix: the beginnings and ends of the names; files without them are skipped. If None, names are
+            compared as they are; those of label maps may have one of `LABEL_SUFFIXES` or the image's ending (`x.jpg.png`).
 
     Raises:
         DataError: two files have the same id, a label map is in a lossy format, or there are no images.
     """
-    if images == labels and label_suffix is None:
+    if images == labels and label_affix is None:
         raise DataError(
             f"Images and label maps are both in {data_folder.expected(images)}: say in the label table what label maps are "
-            "called, such as label_suffix: _mask."
+            "called, such as label_suffix: _mask or label_prefix: mask_."
         )
-    image_files = _by_id(data_folder, images, labels, image_suffix or "")
-    if images == labels:
-        image_files = {i: file for i, file in image_files.items() if not i.endswith(label_suffix)}
-    label_files, suffix = _label_maps_by_id(data_folder, labels, images, image_files, label_suffix)
+    image_affix = image_affix or Affix()
+    image_files = _by_id(data_folder, images, labels, image_affix, label_affix if images == labels else None)
+    label_files, label_affix = _label_maps_by_id(data_folder, labels, images, image_files, label_affix)
     lossy = [file for file in label_files.values() if file.lower().endswith(LOSSY)]
     if lossy:
         raise DataError(
@@ -64,30 +87,31 @@ def pair_files(
         )
     return {
         i: ListedSample(
-            image_files.get(i, _joined(images, f"{i}{image_suffix or ''}.*")),
-            label_files.get(i, _joined(labels, f"{i}{suffix}.png")),
+            image_files.get(i, _joined(images, f"{image_affix.stem_of(i)}.*")),
+            label_files.get(i, _joined(labels, f"{label_affix.stem_of(i)}.png")),
             i,
         )
         for i in ids
     }
 
 
-def _by_id(data_folder: DataFolder, folder: str, without: str, suffix: str) -> dict[str, str]:
-    """Id → file, for the images below `folder` whose names end with `suffix`."""
+def _by_id(data_folder: DataFolder, folder: str, without: str, affix: Affix, other: Affix | None = None) -> dict[str, str]:
+    """Id → file, for the images below `folder` whose names have `affix`, and not that of the `other` kind of files."""
     files: dict[str, str] = {}
     for file in images_below(data_folder, folder, without):
         stem = _stem(file, folder)
-        if stem.endswith(suffix):
-            _claim(data_folder, files, stem.removesuffix(suffix), file)
+        image_id = affix.id_in(stem)
+        if image_id is not None and (other is None or other.id_in(stem) is None):
+            _claim(data_folder, files, image_id, file)
     return files
 
 
 def _label_maps_by_id(
-    data_folder: DataFolder, folder: str, without: str, images: dict[str, str], suffix: str | None
-) -> tuple[dict[str, str], str]:
-    """Id → label map; and the most common suffix."""
-    if suffix is not None:
-        return _by_id(data_folder, folder, without, suffix), suffix
+    data_folder: DataFolder, folder: str, without: str, images: dict[str, str], affix: Affix | None
+) -> tuple[dict[str, str], Affix]:
+    """Id → label map; and the most common affix."""
+    if affix is not None:
+        return _by_id(data_folder, folder, without, affix), affix
     files: dict[str, str] = {}
     suffixes = Counter()
     for file in images_below(data_folder, folder, without):
@@ -95,7 +119,7 @@ def _label_maps_by_id(
         image_id = next((name for name in _possible_ids(stem) if name in images), stem)
         _claim(data_folder, files, image_id, file)
         suffixes[stem.removeprefix(image_id)] += image_id in images
-    return files, suffixes.most_common(1)[0][0] if suffixes else ""
+    return files, Affix("", suffixes.most_common(1)[0][0] if suffixes else "")
 
 
 def _possible_ids(stem: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs (mkdocs.yml): the table of the recipe's fields, and lists as GitHub indents them."""
+"""Hooks of mkdocs (mkdocs.yml): the table of the recipe's fields, lists as on GitHub, docstrings in Transformers' style."""
 
 import re
 from dataclasses import MISSING, Field, fields
@@ -12,17 +12,29 @@ def on_page_markdown(markdown: str, **_) -> str:
     return indent_lists(markdown.replace(PLACE, recipe_tables()))
 
 
+def on_page_content(html: str, **_) -> str:
+    return without_marks_of_docstrings(html)
+
+
+def without_marks_of_docstrings(html: str) -> str:
+    """HTML of docstrings in Transformers' style, without its marks: `[Name]` links there, and types are Markdown."""
+    html = re.sub(r"\[(<code>[\w.]+</code>)\]", r"\1", html)
+    return re.sub(r"<code>(`[^<\n]+)</code>", lambda type_: f"<code>{re.sub('[`*]', '', type_[1])}</code>", html)
+
+
 def recipe_tables() -> str:
-    """A table of name, type, default and meaning for each group of fields."""
+    """A table of name, default and purpose for each group of fields, in a box that site.css lays out on phones."""
     titles = {first: title for title, first in GROUPS.items()}
-    lines = []
+    lines: list[str] = []
     for of_recipe in fields(Recipe):
         if of_recipe.name in titles:
             title = titles[of_recipe.name]
-            lines += ["", f"## {title[0].upper()}{title[1:]}", "", "| field | default | purpose |", "|---|---|---|"]
+            lines += ["", "</div>"] if lines else []
+            lines += ["", f"## {title[0].upper()}{title[1:]}", "", '<div class="fields" markdown>', ""]
+            lines += ["| field | default | purpose |", "|---|---|---|"]
         purpose = of_recipe.metadata["help"].replace("|", "\\|")
         lines.append(f"| `{of_recipe.name}` | {default_of(of_recipe)} | {purpose} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</div>"])
 
 
 def default_of(of_recipe: Field) -> str:
