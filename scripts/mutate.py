@@ -609,7 +609,7 @@ class Trial:
 def known_equivalents() -> set[tuple[str, str, str]]:
     """(file, line without, line with the fault) of the mutants that are listed as equivalent."""
     lines = EQUIVALENT.read_text(encoding="utf-8").splitlines() if EQUIVALENT.exists() else []
-    return {tuple(line.split(" | ")[:3]) for line in lines if line and not line.startswith("#")}
+    return {tuple(line.split("\t")[:3]) for line in lines if line and not line.startswith("#")}
 
 
 def report(trial: Trial) -> tuple[str, float]:

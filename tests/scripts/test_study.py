@@ -302,10 +302,21 @@ def test_pareto_front_against_brute_force():
         assert ((cost, score) in front) == (not beaten)
 
 
+# Its runs are forked too, where each would import torch anew.
+FORKED_RUNS = """
+import os, runpy, sys
+sys.executable = os.environ["PYTHON_EXEC"]
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_whole_study_is_resumed_and_never_done_twice(tmp_path):
-    write_camvid(tmp_path / "camvid", size=(96, 128))
-    small = {"epochs": 1, "crop_size": [64, 96], "base_size": 128, "batch_size": 4, "num_blocks": 1, "backbone_weights": "random"}
+    write_camvid(tmp_path / "camvid", {"train": 8, "val": 3}, size=(48, 64))
+    small = {"epochs": 1, "crop_size": [32, 48], "base_size": 64, "batch_size": 4, "num_blocks": 1, "num_modules": [1, 1, 1]}
+    small["backbone_weights"] = "random"
     content = {
         "title": "Small",
         "recipe": "camvid_mini",
@@ -317,7 +328,17 @@ def test_whole_study_is_resumed_and_never_done_twice(tmp_path):
     }
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(content))
-    command = [sys.executable, SCRIPT, path, "--data_dir", tmp_path / "camvid", "--output_dir", tmp_path / "out"]
+    command = [
+        sys.executable,
+        "-c",
+        FORKED_RUNS,
+        SCRIPT,
+        path,
+        "--data_dir",
+        tmp_path / "camvid",
+        "--output_dir",
+        tmp_path / "out",
+    ]
     command = [str(part) for part in command]
     done = forked.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
