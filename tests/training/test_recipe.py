@@ -8,6 +8,7 @@ import torch
 from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.loading import DATASETS
 from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.models.losses import LossSettings
 from revhrnet_hf.training.chain import data_dirs_by_name
 from revhrnet_hf.training.data import training_sets
 from revhrnet_hf.training.dataset_names import NamedDataset
@@ -319,3 +320,12 @@ def test_a_label_table_beside_the_recipe(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match=r"labels\.yaml is a file here and another beside the recipe"):
         read_chain(recipe)
     assert read_chain(recipe, {"label_space": "cityscapes"})[0].label_space == "cityscapes"
+
+
+def test_an_auxiliary_loss_of_weight_zero_is_none():
+    assert Recipe(dataset="camvid", auxiliary_loss_weight=0).auxiliary_loss_weight is None
+
+
+def test_ohem_keeps_as_many_pixels_as_the_official_hrnet():
+    """OHEMKEEP of its configurations of Cityscapes."""
+    assert LossSettings().ohem_min_kept == 131_072
