@@ -135,7 +135,8 @@ def test_every_command_line_is_read_so(path):
         isinstance(node, ast.ImportFrom) and (node.module or "").startswith("revhrnet_hf.commands.") for node in tree.body
     )
     assert bool(made) != is_alias
-    assert set(made) <= {"ArgumentParser", "RunParser", "_OnlyRecipe"}
+    allowed = {"argparse.ArgumentParser"} if path.stem == "mutate" else set()  # it imports nothing of the package
+    assert set(made) <= {"ArgumentParser", "RunParser", "_OnlyRecipe"} | allowed
 
 
 @pytest.mark.parametrize(

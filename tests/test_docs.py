@@ -105,7 +105,7 @@ def commands(text, port, done=()):
             continue
         words = shlex.split(line)
         [start] = [start for start in STARTS if start == tuple(words[: len(start)])]
-        script = next((word for word in words if word in TINY), None)
+        script = next((word for word in words if word in TINY), None) if start != ("revhrnet",) else words[1]
         yield [
             sys.executable,
             *STARTS[start].replace("PORT", str(port)).split(),

@@ -95,7 +95,7 @@ def test_docstrings_lose_the_marks_of_transformers(hooks):
     html = (
         "See [<code>HRNetV2Config</code>], a[0] (<code>`str`, *optional*</code>; <code>`list` or `dict`</code>; <code>a*b</code>)"
     )
-    expected = "<code>HRNetV2Config</code>, a[0] (<code>str, optional</code>; <code>list or dict</code>; <code>a*b</code>)"
+    expected = "See <code>HRNetV2Config</code>, a[0] (<code>str, optional</code>; <code>list or dict</code>; <code>a*b</code>)"
     assert hooks.without_marks_of_docstrings(html) == expected
 
 
