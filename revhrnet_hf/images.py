@@ -167,10 +167,13 @@ def _images_in(folder: Path, recursive: bool, without: Path | None) -> list[Foun
     for below, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         images += sorted(Path(below, name) for name in names if _is_image_of_folder(Path(below, name)))
+    if not images:
+        pattern = f"{glob.escape(str(folder))}/**/*"
+        where = "nor do its sub-folders" if recursive else f"sub-folders are not searched; the pattern '{pattern}' does it"
+        raise DataError(f"the folder {folder} holds no images ({where})")
     images = [image for image in images if not _is_below(image, without)]
     if not images:
-        where = "nor do its sub-folders" if recursive else f"sub-folders are not searched; the pattern '{folder}/**/*' does it"
-        raise DataError(f"the folder {folder} holds no images ({where})")
+        raise DataError(f"all images of {folder} lie in the output folder {without}, which is not read: choose another one")
     return [FoundFile(image, image.relative_to(folder).with_suffix("")) for image in images]
 
 

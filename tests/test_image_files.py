@@ -1,5 +1,7 @@
 """Images of every kind come out as a person sees them; broken ones are named; files appear whole or not at all."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,9 +66,14 @@ def test_find_images_lists_each_once(tmp_path):
     assert [path.name for path in found] == ["b.png", "a.jpg"]
     with pytest.raises(DataError, match=r"nowhere"):
         find_images([tmp_path / "nowhere"])
-    (tmp_path / "bare").mkdir()
-    with pytest.raises(DataError, match=r"bare holds no images"):
-        find_images([tmp_path / "bare"])
+    bare = tmp_path / "bare [1]"
+    bare.mkdir()
+    with pytest.raises(DataError, match=r"bare \[1\] holds no images") as error:
+        find_images([bare])
+    (bare / "sub").mkdir()
+    Image.new("RGB", (2, 2)).save(bare / "sub" / "d.png")
+    [advised] = re.findall(r"the pattern '(.+)' does it", str(error.value))
+    assert find_images([advised]) == [bare / "sub" / "d.png"]
 
 
 @pytest.fixture
@@ -95,6 +102,8 @@ def test_sub_folders_are_searched_on_request_and_keep_their_names(tree):
     found = find_files([tree], recursive=True, without=tree / "out")
     assert names(found) == ["a", "north/a", "north/deep/a", "south/a"]
     assert all(file.path == tree / file.name.with_suffix(file.path.suffix) for file in found)
+    with pytest.raises(DataError, match=r"out lie in the output folder .*out, which is not read"):
+        find_files([tree / "out"], without=tree / "out")
     with pytest.raises(DataError, match=r"south holds no images \(nor do its sub-folders\)"):
         (tree / "south" / "a.jpg").unlink()
         find_files([tree / "south"], recursive=True)

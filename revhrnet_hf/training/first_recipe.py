@@ -171,7 +171,8 @@ def _steps(count: int, crop: Sequence[int], machine: Machine) -> list[Setting]:
         Setting("batch_norm_momentum", 0.05, "statistics follow faster than in long runs"),
         Setting("ema_decay", 0.99, "the average of the last hundred steps is scored and kept"),
         _precision(machine),
-        Setting("eval_every", max(1, epochs // EVALUATIONS), "epochs between two evaluations"),
+        Setting("eval_every", (every := max(1, epochs // EVALUATIONS)), "epochs between two evaluations"),
+        Setting("save_every_epochs", every, "epochs between two checkpoints to resume from; epochs of few images are short"),
     ]
 
 

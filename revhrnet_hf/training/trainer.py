@@ -242,6 +242,7 @@ class Stage:
             if isinstance(error, RuntimeError) and self.stop.signals.received is None:
                 raise
             if self.state.step > 0 and self.accelerator.is_main_process:  # alone: the other processes may be gone
+                self.data.flush_bank()
                 self.checkpoints.save(losses=[])
             raise self._stopped() from error
         check_labelled(scores, f"the evaluation split {self.recipe.eval_split!r} of {self.recipe.dataset}")

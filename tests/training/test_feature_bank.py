@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from revhrnet_hf.data import TrainingSamples
-from revhrnet_hf.errors import CheckpointError, RecipeError
+from revhrnet_hf.errors import CheckpointError, RecipeError, RunStopped
 from revhrnet_hf.io import lock_file, without_nan
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dry_run import dry_run
@@ -203,6 +203,23 @@ def test_interrupted_and_resumed(stage, after):
     resumed.run()
     assert_equal(weights_of(resumed), weights_of(whole))
     assert_equal(load_file(resumed.data.bank.path), load_file(whole.data.bank.path))
+
+
+def test_stopped_in_the_evaluation_after_it_is_full(stage):
+    """The bank is not behind the checkpoint, either: nothing is computed again."""
+    stopped = stage(eval_every=1)
+    evaluate = stopped.evaluation.run
+
+    def evaluate_or_stop(epoch, step):
+        if epoch == VIEWS:
+            raise RunStopped("a signal came")
+        return evaluate(epoch, step)
+
+    stopped.evaluation.run = evaluate_or_stop
+    with pytest.raises(RunStopped):
+        stopped.run()
+    state = json.loads((stopped.output_dir / BANK_FOLDER / STATE_FILE).read_text())
+    assert state["filled_steps"] == stage(resume=True).state.step == VIEWS * STEPS
 
 
 def test_resumed_stage_that_began_with_a_checkpoint(stage, tmp_path):

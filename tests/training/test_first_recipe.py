@@ -31,7 +31,7 @@ def test_it_is_a_recipe(count, size, machine):
     assert recipe.label_space == "labels.yaml" and recipe.batch_size <= max(2, count)
     assert all(edge % 32 == 0 for edge in (*recipe.crop_size, recipe.base_size))
     assert max(recipe.crop_size) <= recipe.base_size == recipe.eval_size
-    assert recipe.eval_every <= recipe.epochs
+    assert recipe.eval_every == recipe.save_every_epochs <= recipe.epochs
 
 
 def test_what_follows_from_the_images():
