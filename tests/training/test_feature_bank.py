@@ -212,7 +212,7 @@ def test_stopped_in_the_evaluation_after_it_is_full(stage):
 
     def evaluate_or_stop(epoch, step):
         if epoch == VIEWS:
-            raise RunStopped("a signal came")
+            raise RunStopped("a signal came", status=143)
         return evaluate(epoch, step)
 
     stopped.evaluation.run = evaluate_or_stop
