@@ -68,7 +68,7 @@ def _send(sender, start_method: str, function: Callable, arguments: tuple) -> No
         sender.send(("result", function(*arguments)))
     except NotPossible as error:
         sender.send(("not possible", str(error)))
-    except Exception:
+    except Exception:  # whatever it is, `result` raises it in the parent process, with this traceback
         sender.send(("error", traceback.format_exc()))
 
 
