@@ -230,11 +230,10 @@ class TestForInference:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
         assert len(set(calls)) == 3
 
-    def test_without_a_compiler_it_is_one_line(self, folder, monkeypatch):
-        monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-        monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/c++",))
+    def test_without_a_compiler_it_is_one_line(self, folder):
+        # The config's own patch: pytest's would delete the first setting when it is undone, for all tests that follow.
+        no_compiler = torch._inductor.config.patch({"force_disable_caches": True, "cpp.cxx": ("/nowhere/c++",)})
+        message = r"--compile needs a C\+\+ compiler .*No working C\+\+ compiler.*leave --compile out$"
         torch._dynamo.reset()
-        with pytest.raises(
-            RecipeError, match=r"--compile needs a C\+\+ compiler .*No working C\+\+ compiler.*leave --compile out$"
-        ):
+        with no_compiler, pytest.raises(RecipeError, match=message):
             load_for_inference(folder, compiled=True)
