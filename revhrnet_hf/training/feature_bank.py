@@ -40,15 +40,15 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", to
 # Fields of a recipe that change neither maps nor labels nor their order. A new field is taken to change them unless it is here.
 FREE = {
     *("label_space", "image_column", "label_column", "eval_split"),  # data; classes and images have digests of their own
-    *("variant", "backbone_weights", "freeze_backbone", "lora_rank", "lora_alpha", "lora_targets", "pyramid", "num_modules"),
-    *("num_blocks", "final_block", "head", "init_from", "transfer_classifier", "initializer", "zero_init_residual"),
-    *("batch_norm_momentum", "loss", "label_smoothing", "boundary_relaxation", "focal_gamma", "tversky_alpha", "tversky_beta"),
-    *("auxiliary_loss_weight", "class_weights", "effective_number_beta", "ohem_threshold", "ohem_min_kept", "epochs"),
-    *("optimizer", "learning_rate", "schedule", "warmup_steps", "backbone_learning_rate", "layer_decay", "head_learning_rate"),
-    *("poly_power", "momentum", "weight_decay", "decay_norm_and_bias", "max_grad_norm", "ema_decay", "recompute"),
-    *("sync_batch_norm", "eval_size", "eval_every", "eval_at_start", "early_stopping_patience", "num_workers", "save_every"),
-    *("save_every_epochs", "save_in_background", "keep_checkpoints", "log_every", "log_images", "trackers", "push_to_hub"),
-    *("hub_model_id", "hub_private_repo"),
+    *("variant", "backbone_weights", "freeze_backbone", "lora_rank", "lora_alpha", "lora_targets", "pyramid", "stream_channels"),
+    *("num_modules", "num_blocks", "final_block", "head", "init_from", "transfer_classifier", "initializer"),
+    *("zero_init_residual", "batch_norm_momentum", "loss", "label_smoothing", "boundary_relaxation", "focal_gamma"),
+    *("tversky_alpha", "tversky_beta", "auxiliary_loss_weight", "class_weights", "effective_number_beta", "ohem_threshold"),
+    *("ohem_min_kept", "epochs", "optimizer", "learning_rate", "schedule", "warmup_steps", "backbone_learning_rate"),
+    *("layer_decay", "head_learning_rate", "poly_power", "momentum", "weight_decay", "decay_norm_and_bias", "max_grad_norm"),
+    *("ema_decay", "recompute", "sync_batch_norm", "eval_size", "eval_every", "eval_at_start", "early_stopping_patience"),
+    *("num_workers", "save_every", "save_every_epochs", "save_in_background", "keep_checkpoints", "log_every", "log_images"),
+    *("trackers", "push_to_hub", "hub_model_id", "hub_private_repo"),
 }
 
 

@@ -95,7 +95,7 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
         "palette": [list(colour) for colour in label_space.colours],
     }
     # Not given, they are the variant's own.
-    for name in ("num_modules", "num_blocks"):
+    for name in ("stream_channels", "num_modules", "num_blocks"):
         if getattr(recipe, name) is not None:
             settings[name] = getattr(recipe, name)
     return settings

@@ -114,6 +114,11 @@ class Recipe:
         "resize",
         "How the maps of a plain vision transformer come to strides 4, 8, 16 and 32: resized, or by trained convolutions",
     )
+    stream_channels: list[int] | None = _setting(
+        None,
+        "Channels of the streams at strides 4, 8, 16 and 32; five also have stride 2 and one number more in num_modules (not "
+        "given: the variant's; w18: 18 36 72 144)",
+    )
     num_modules: list[int] | None = _setting(None, "Modules in R1, R2 and R3 (not given: the variant's; w18, w32, w48: 3 4 1)")
     num_blocks: int | None = _setting(
         None, "BasicBlocks of each stream in each module (not given: the variant's; w18, w32, w48: 4)"
@@ -405,8 +410,9 @@ class Recipe:
                 raise RecipeError(f"Recipe field {name} must be more than 0 and at most 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise RecipeError(f"Recipe field seed must be between 0 and {2**32 - 1}, got {self.seed}")
-        if self.num_modules is not None and min(self.num_modules, default=0) < 1:
-            raise RecipeError(f"Recipe field num_modules must be positive numbers, got {self.num_modules}")
+        for name in ("stream_channels", "num_modules"):
+            if getattr(self, name) is not None and min(getattr(self, name), default=0) < 1:
+                raise RecipeError(f"Recipe field {name} must be positive numbers, got {getattr(self, name)}")
         if not 0 <= self.flip <= 1:
             raise RecipeError(f"Recipe field flip is a probability, got {self.flip}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

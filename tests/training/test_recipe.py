@@ -141,6 +141,7 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\nbatch_norm_momentum: 2", "batch_norm_momentum must be more than 0 and at most 1"),
         ("dataset: camvid\nseed: -1", "seed must be between 0 and 4294967295"),
         ("dataset: camvid\nnum_modules: [1, -1, 1]", "num_modules must be positive numbers"),
+        ("dataset: camvid\nstream_channels: [8, 0, 8, 8]", "stream_channels must be positive numbers"),
         ("dataset: camvid\nnum_modules: []", "num_modules must be positive numbers"),
         (
             "dataset: camvid\ntrainable_backbone: all\nbackbone_dtype: bfloat16",
