@@ -77,8 +77,8 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     dtype, num_labels = working_dtype(logits.dtype), logits.shape[1]
     counts = torch.stack([(labels == class_id).sum() for class_id in range(num_labels)])
     share = (counts > 0).to(dtype) / (counts > 0).sum().clamp(min=1)
-    # Sorting takes most of the time. A CPU sorts no class that does not occur, and no pixel whose slope is 0; an accelerator would
-    # have to be waited for to know them.
+    # Sorting takes most of the time. A CPU sorts no class that does not occur and no pixel whose slope is 0; an accelerator would
+    # have to be waited for.
     on_cpu = logits.device.type == "cpu"
     classes, slopes_of = (counts.nonzero().flatten().tolist(), _nonzero_slopes) if on_cpu else (range(num_labels), _slopes)
     log_sum = _log_sum_exp(logits, labels)
@@ -143,7 +143,7 @@ def _slopes(errors: Tensor, is_class: Tensor) -> Tensor:
 
 
 def _nonzero_slopes(errors: Tensor, is_class: Tensor) -> Tensor:
-    """`_slopes` of one class that occurs, (pixels). Once all pixels of the class are wrong, 1 − IoU is 1 and no further pixel changes
-    it: other pixels with smaller errors than any pixel of the class, in a trained network most of them, are not sorted."""
+    """`_slopes` of one class that occurs, (pixels). Once all pixels of the class are wrong, 1 − IoU is 1, and no further pixel
+    changes it: others with smaller errors than any pixel of the class are not sorted. In a trained network they are many."""
     before = (errors >= errors[is_class].min()).nonzero().flatten()
     return torch.zeros_like(errors).scatter_(0, before, _slopes(errors[before], is_class[before]))
