@@ -16,7 +16,7 @@ from ..data.datasets.pairing import images_below
 from ..data.label_table import USUAL_NAME
 from ..data.layout import Layout, find_layout, find_pairs
 from ..data.listing import Sample, image_size, locate
-from ..data.proposed_table import MaskContents, ProposedTable, ids_of_labels, propose_table
+from ..data.proposed_table import MaskContents, ProposedTable, ids_of_labels, notes_on_labels, propose_table
 from ..data.raw_label_map import ids_in, raw_content
 from ..errors import DataError, first_few
 from ..images import save_image
@@ -96,6 +96,7 @@ class Start:
         drawn = ((pair.label_map, raw_ids_of_shapes(pair.annotation, pair.label_map)) for pair in pairs)
         contents = [(file, ids_in(raw, file)) for file, raw in drawn]
         proposed = replace(propose_table(MaskContents.of(contents), classes), labelme=ids)
+        proposed.notes += notes_on_labels(ids)
         if without := images_without_file(self.data_folder, list(images_below(self.data_folder, "")), files):
             count = f"{len(without)} of {len(without) + len(files)} images"
             proposed.notes.append(f"{count} have no file of labelme, and are left out: {first_few(without, 3)}.")

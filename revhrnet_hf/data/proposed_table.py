@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import yaml
@@ -196,6 +196,22 @@ def ids_of_labels(labels: Iterable[str], classes: ClassList | None) -> tuple[dic
     if len(named) > MAX_CLASSES:
         raise DataError(f"labelme's files have {len(ids)} labels ({first_few(ids, MAX_NAMED)}), and {MAX_CLASSES} are the most.")
     return ids, ClassList(classes.source if listed else "labelme's files", by_id=named)
+
+
+def notes_on_labels(ids: Mapping[str, int]) -> list[str]:
+    """Sentences about labels of labelme's shapes that may be meant otherwise: ignored ones, and those that differ by case."""
+    notes = []
+    if ignored := [label for label, raw_id in ids.items() if raw_id == IGNORED]:
+        notes.append(
+            f"Shapes with the label {first_few(ignored)} are ignored pixels; if it is a class, give it an id of its own."
+        )
+    spellings: dict[str, list[str]] = {}
+    for label in ids:
+        spellings.setdefault(label.strip().casefold(), []).append(label)
+    for labels in spellings.values():
+        if len({ids[label] for label in labels}) > 1:
+            notes.append(f"{' and '.join(map(repr, labels))} are different classes; if they are one, give them one id.")
+    return notes
 
 
 def _soft_edges(contents: MaskContents) -> list[int]:

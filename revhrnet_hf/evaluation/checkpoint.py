@@ -125,6 +125,7 @@ def load_for_inference(
         model.optimize_for_inference(dtype)
     model.to(device=device, dtype=dtype)
     if compiled:
+        logger.info("compiling with the first image, which takes minutes; so does the first that is much smaller")
         # `forward` and not the module: hooks, such as the demo's time limit, are called outside of what is compiled.
         model.forward = torch.compile(model.forward, dynamic=True)
     return model, image_processor

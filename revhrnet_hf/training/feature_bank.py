@@ -302,7 +302,7 @@ class FeatureBank:
                 flush(partial)
         except OSError as error:
             raise CheckpointError(
-                f"Cannot make the feature bank {self.path} of {size / 2**30:.2f} GiB, with {free / 2**30:.2f} GiB free: "
+                f"Cannot make the feature bank {self.path} of {size / 2**30:.3g} GiB, with {free / 2**30:.3g} GiB free: "
                 f"{error.strerror or error}. Make room, choose another place (--bank_dir), or keep fewer views (feature_bank)"
             ) from error
 

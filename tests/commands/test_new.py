@@ -249,6 +249,21 @@ def test_a_zip_file_and_a_list_of_names(tmp_path):
     assert label_space_of(splits[0]).names == tuple(NAMES)
 
 
+def test_labels_that_may_be_meant_otherwise_are_named(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    write_labelme(folder, range(4))
+    for number, label in enumerate(("Road", "road", "Ignore")):
+        file = folder / f"IMG_{number}.json"
+        content = json.loads(file.read_text())
+        content["shapes"].append({"label": label, "shape_type": "rectangle", "points": [[0, 0], [9, 9]]})
+        file.write_text(json.dumps(content))
+    new.main([str(folder), "--val_fraction", "0.5"])
+    said = capsys.readouterr().out
+    assert "Shapes with the label Ignore are ignored pixels; if it is a class, give it an id of its own." in said
+    assert "'Road' and 'road' are different classes; if they are one, give them one id." in said
+    assert "# Shapes with the label Ignore" in (tmp_path / "photos_recipe" / "labels.yaml").read_text()
+
+
 def test_soft_edges_are_ignored(tmp_path):
     """Binary masks that were resized: the values between 0 and 255 are no classes."""
     for number in range(4):
