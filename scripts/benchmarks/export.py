@@ -4,7 +4,7 @@
     python scripts/benchmark.py export CHECKPOINT --compile --peer timm-hrnet-w48 --dataset camvid --data_dir CamVid --images 25
 
 The forms are PyTorch's (eager, optimized for inference, in bfloat16, with --compile compiled), and those in the folders EXPORTED,
-which scripts/export.py wrote with --dynamic (or for this size) and without --with_argmax. They run one image at a time, in turns.
+which `revhrnet export` wrote with --dynamic (or for this size) and without --with_argmax. They run one image at a time, in turns.
 With one thread (OMP_NUM_THREADS=1) seconds are the processor's, so that other programs count less.
 """
 
@@ -32,7 +32,7 @@ EAGER = "PyTorch"
 
 def add_arguments(parser):
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder written by save_pretrained")
-    parser.add_argument("--exported", type=Path, nargs="+", default=[], help="folders that scripts/export.py wrote")
+    parser.add_argument("--exported", type=Path, nargs="+", default=[], help="folders that `revhrnet export` wrote")
     parser.add_argument("--compile", action="store_true", help="by torch.compile too, which takes many minutes")
     parser.add_argument("--peer", choices=NETWORKS, help="network to whose eager time ratios refer (default: the checkpoint)")
     parser.add_argument("--size", type=int, nargs=2, default=(540, 720), metavar=("HEIGHT", "WIDTH"), help="default: 540 720")
@@ -90,7 +90,7 @@ def pytorch_forms(arguments) -> dict[str, Form]:
 def exported_forms(folder: Path) -> dict[str, Form]:
     """The networks in a folder, by the name for the table."""
     if not (folder / export.DESCRIPTION_FILE).is_file():
-        raise RecipeError(f"--exported {folder} has no {export.DESCRIPTION_FILE}: give a folder that scripts/export.py wrote")
+        raise RecipeError(f"--exported {folder} has no {export.DESCRIPTION_FILE}: give a folder that `revhrnet export` wrote")
     kind = json.loads((folder / export.DESCRIPTION_FILE).read_text(encoding="utf-8"))["format"]
     found = {}
     for file in (export.ONNX_FILE, export.INT8_FILE):
