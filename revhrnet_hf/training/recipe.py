@@ -116,8 +116,8 @@ class Recipe:
     )
     stream_channels: list[int] | None = _setting(
         None,
-        "Channels of the streams at strides 4, 8, 16 and 32; five also have stride 2 and one number more in num_modules (not "
-        "given: the variant's; w18: 18 36 72 144)",
+        "Channels of the streams, the finest first (not given: the variant's; w18: 18 36 72 144). Five are for revhrnet at "
+        "strides 2 to 32, and need four num_modules",
     )
     num_modules: list[int] | None = _setting(None, "Modules in R1, R2 and R3 (not given: the variant's; w18, w32, w48: 3 4 1)")
     num_blocks: int | None = _setting(

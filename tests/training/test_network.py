@@ -30,6 +30,13 @@ def test_mean_and_std_are_the_backbones(settings, mean_and_std):
     assert (list(processor.image_mean), list(processor.image_std)) == mean_and_std
 
 
+def test_five_streams_of_any_width():
+    settings = {"stream_channels": [8, 12, 16, 20, 24], "num_modules": [1, 1, 1, 1], "backbone": "resnet18"}
+    recipe = Recipe(dataset="camvid", variant="w18", num_blocks=1, backbone_weights=RANDOM, **settings)
+    model, _ = build_model(recipe, get_label_space("camvid11"))
+    assert model(torch.zeros(1, 3, 64, 96)).logits.shape == (1, 11, 32, 48)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -462,7 +462,11 @@ REACHES = {
         lambda kind: kind == "learned",
         {"backbone": "test_vit"},
     ),
-    "stream_channels": Entry([12, 16, 24, 32], lambda built: list(built.model.config.stream_channels)),
+    "stream_channels": Entry(
+        [12, 16, 24, 32],
+        lambda built: [lateral[0].out_channels for lateral in built.model.revhrnet.laterals],
+        lambda channels: channels or [18, 36, 72, 144],
+    ),
     "num_modules": Entry([2, 1, 3], lambda built: [len(stage) for stage in built.model.revhrnet.stages]),
     "num_blocks": Entry(2, lambda built: blocks(built) | {len(built.model.revhrnet.final_stage)}, lambda count: {count}),
     "final_block": Entry(
