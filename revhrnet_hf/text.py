@@ -1,5 +1,6 @@
-"""Tables as plain text."""
+"""Tables and sizes as plain text."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
@@ -20,6 +21,11 @@ def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
 def table(rows: Iterable[Sequence[str]]) -> str:
     """The lines of [`aligned`] as one text."""
     return "\n".join(aligned(rows))
+
+
+def size_on_disk(gibibytes: float) -> str:
+    """In GiB; below a tenth in MiB, rounded up, so that no size that is not 0 looks as if it were."""
+    return f"{gibibytes:.2f} GiB" if gibibytes >= 0.1 else f"{math.ceil(gibibytes * 1024)} MiB"
 
 
 def _padded(cell: str, width: int, to_right: bool) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..text import aligned
+from ..text import aligned, size_on_disk
 from .agreement import SharedErrors
 from .chain import check_chain
 from .data import DataDirs
@@ -245,8 +245,8 @@ def format_estimates(estimates: list[Estimate], output_dir: str | Path, bank_dir
     for number, one in enumerate(estimates, 1):
         if one.bank_gib:
             lines.append(
-                f"stage {number}: its feature bank takes {one.bank_gib:.3g} GiB more; {one.bank_steps} of its steps read it and "
-                f"take {one.bank_step_seconds:.2f} s"
+                f"stage {number}: its feature bank takes {size_on_disk(one.bank_gib)} more; {one.bank_steps} of its steps read "
+                f"it and take {one.bank_step_seconds:.2f} s"
             )
     needed, banks = sum(one.disk_gib for one in estimates), sum(one.bank_gib for one in estimates)
     memory = max(one.memory_gib for one in estimates)
@@ -262,7 +262,7 @@ def _room(needed: float, folder: str | Path) -> str:
     """GiB that are needed in a folder, which may not be there yet, and are free."""
     place = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free / 2**30
-    return f"{needed:.3g} GiB of disk, of {free:.1f} GiB free at {place}{' (TOO LITTLE)' if needed > free else ''}"
+    return f"{size_on_disk(needed)} of disk, of {free:.1f} GiB free at {place}{' (TOO LITTLE)' if needed > free else ''}"
 
 
 def _as_time(seconds: float) -> str:

@@ -28,6 +28,7 @@ from ..data.archive import location_size
 from ..data.class_index import files_of
 from ..errors import CheckpointError, RecipeError
 from ..io import flush, lock_file, whole_file, write_json
+from ..text import size_on_disk
 from .agreement import SharedErrors
 from .recipe import Recipe
 
@@ -302,8 +303,9 @@ class FeatureBank:
                 flush(partial)
         except OSError as error:
             raise CheckpointError(
-                f"Cannot make the feature bank {self.path} of {size / 2**30:.3g} GiB, with {free / 2**30:.3g} GiB free: "
-                f"{error.strerror or error}. Make room, choose another place (--bank_dir), or keep fewer views (feature_bank)"
+                f"Cannot make the feature bank {self.path} of {size_on_disk(size / 2**30)}, "
+                f"with {size_on_disk(free / 2**30)} free: {error.strerror or error}. Make room, choose "
+                "another place (--bank_dir), or keep fewer views (feature_bank)"
             ) from error
 
     def _write_state(self, filled: int) -> None:

@@ -170,8 +170,7 @@ def test_the_rehearsal_counts_steps_that_read(runs, streets, tmp_path, capsys):
     others = estimate.build_seconds + estimate.evaluations * estimate.images * estimate.image_seconds
     assert estimate.seconds == pytest.approx(training + others + estimate.saves * estimate.save_seconds)
     said = capsys.readouterr().out
-    (size,) = re.findall(r"stage 1: its feature bank takes (\S+) GiB more; 10 of its steps read it", said)
-    assert 0 < float(size) < 0.1
+    assert re.search(r"stage 1: its feature bank takes [1-9]\d* MiB more; 10 of its steps read it", said)
     assert said.count("GiB free at") == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -370,7 +369,7 @@ class TestFullDisk:
     def test_too_little_room(self, stage, small_disk):
         one = stage(bank_dir=small_disk.folder / "bank")
         small_disk.resize(one.data.bank.size // 4096 * 4096 - 4096)
-        with pytest.raises(CheckpointError, match=r"Cannot make the feature bank .* GiB, with .* GiB free: .*feature_bank\)$"):
+        with pytest.raises(CheckpointError, match=r"Cannot make the feature bank .* MiB, with .* free: .*feature_bank\)$"):
             one.run()
         assert sorted(path.name for path in (small_disk.folder / "bank").iterdir()) == [LOCK_FILE, STATE_FILE]
         small_disk.resize(one.data.bank.size + 64 * 4096)
