@@ -104,6 +104,7 @@ def identity(recipe: Recipe, sets: list, data: dict[str, Any], backbone: nn.Modu
         "files": {str(position): _digest_of_sizes(entry.images) for position, entry in enumerate(sets)},
         "classes": data["classes"],
         "weights": _digest_of_weights(backbone),
+        "streams": len(backbone.channels),  # a map for each, whatever variant or channels asked for them
         "normalisation": [list(image_processor.image_mean), list(image_processor.image_std)],
     }
     return json.loads(json.dumps(found))  # as it is read back
@@ -133,6 +134,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         "files": "files of images or label maps have other sizes",
         "classes": "its classes are other ones",
         "weights": "the backbone had other weights",
+        "streams": "it has the maps of another number of streams",
         "normalisation": "images were normalised with another mean or standard deviation",
     }
     return said + [text for name, text in words.items() if before.get(name) != now[name]]

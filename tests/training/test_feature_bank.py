@@ -297,6 +297,7 @@ class TestShared:
             ({"seed": 1, "flip": 0.0}, r"recipe field flip was 0\.5, is 0\.0; recipe field seed was 0, is 1"),
             ({"feature_bank": 3}, "recipe field feature_bank was 2, is 3"),
             ({"backbone_dtype": "bfloat16"}, "recipe field backbone_dtype was 'float32', is 'bfloat16'"),
+            ({"stream_channels": [8, 12, 16, 20, 24], "num_modules": [1] * 4}, "it has the maps of another number of streams"),
         ],
         ids=str,
     )
