@@ -176,9 +176,9 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def count_saved_bytes(model: nn.Module, size: tuple[int, int]) -> int:
-    """Bytes that autograd keeps between forward and backward for one image of `size` (height, width) pixels."""
-    return bytes_saved_by(model, lambda: model(image(model, size)))
+def count_saved_bytes(model: nn.Module, size: tuple[int, int], images: int = 1) -> int:
+    """Bytes that autograd keeps between forward and backward for `images` images of `size` (height, width) pixels."""
+    return bytes_saved_by(model, lambda: model(image(model, size).expand(images, -1, -1, -1)))
 
 
 def bytes_saved_by(model: nn.Module, forward: Callable[[], object]) -> int:

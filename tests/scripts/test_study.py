@@ -12,7 +12,7 @@ import yaml
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf.errors import CheckpointError, RecipeError
-from revhrnet_hf.hub.model_table import count_multiply_adds
+from revhrnet_hf.hub.model_table import bytes_saved_by, count_multiply_adds
 from revhrnet_hf.synthetic import write_camvid
 
 from .. import forked
@@ -175,6 +175,20 @@ def test_peer_trains_its_decoder_on_a_frozen_backbone_at_any_size(decoder):
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if ".backbone." not in name}
     assert all(torch.equal(value, before[name]) for name, value in model.revhrnet.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("decoder", ["linear", "late", "fpn", "unet", "upernet", "deeplabv3plus", "pan", "segformer"])
+def test_costs_of_every_decoder(decoder):
+    from studies.runner import costs_of
+
+    model = peer(decoder, **({"late_blocks": [1, 1, 1, 1]} if decoder == "late" else {})).train()
+    size = (256, 256) if decoder == "pan" else (64, 96)  # which halves the coarsest map three times
+    costs = costs_of(model, size)
+    kept = [bytes_saved_by(model, lambda count=count: model(torch.randn(count, 3, *size)).logits) for count in (2, 4)]
+    # Norms keep their means once for all images.
+    assert kept[0] // 2 == costs["kept_bytes"] and kept[1] / 4 == pytest.approx(costs["kept_bytes"], rel=0.02)
+    assert costs["trained_parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad) < costs["parameters"]
+    assert costs["multiply_adds"] > 0
 
 
 def test_late_fusion_costs_what_early_fusion_costs():
