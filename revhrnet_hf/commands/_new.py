@@ -15,7 +15,7 @@ from ..data.datasets.labelme import images_without_file, labelme_files, labelme_
 from ..data.datasets.pairing import images_below
 from ..data.label_table import USUAL_NAME
 from ..data.layout import Layout, find_layout, find_pairs
-from ..data.listing import Sample, image_size, locate
+from ..data.listing import Sample, check_same_sizes, image_size, locate
 from ..data.proposed_table import MaskContents, ProposedTable, ids_of_labels, notes_on_labels, propose_table
 from ..data.raw_label_map import ids_in, raw_content
 from ..errors import DataError, first_few
@@ -79,7 +79,7 @@ class Start:
     def _propose(self, layout: Layout) -> ProposedTable:
         if layout.is_labelme:
             return self._propose_from_shapes(layout)
-        pairs = locate(self.data_folder, find_pairs(self.data_folder, layout))
+        pairs = check_same_sizes(locate(self.data_folder, find_pairs(self.data_folder, layout)))
         masks = list(dict.fromkeys(pair.label_map for pair in pairs))
         contents = [
             (mask, raw_content(mask)) for mask in tqdm(masks, desc="reading masks", unit="mask", leave=False, disable=None)
@@ -92,7 +92,7 @@ class Start:
         """Ids for the labels in labelme's files."""
         files = labelme_files(self.data_folder)
         ids, classes = ids_of_labels(labels_in(files), find_class_list(self.data_folder))
-        pairs = locate(self.data_folder, list(labelme_pairs(self.data_folder, "", ids).values()))
+        pairs = check_same_sizes(locate(self.data_folder, list(labelme_pairs(self.data_folder, "", ids).values())))
         drawn = ((pair.label_map, raw_ids_of_shapes(pair.annotation, pair.label_map)) for pair in pairs)
         contents = [(file, ids_in(raw, file)) for file, raw in drawn]
         proposed = replace(propose_table(MaskContents.of(contents), classes), labelme=ids)

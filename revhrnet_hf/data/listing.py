@@ -104,6 +104,11 @@ def _fitting(sample: Sample) -> Sample:
         return sample
     if labelled_size == image.stored_size:
         return sample._replace(image=as_stored(sample.image))
+    if sample.annotation is not None:
+        raise DataError(
+            f"Image {sample.image} is {size_text(image.size)} pixels (width×height) but its shapes in {sample.label_map} were "
+            f"drawn on {size_text(labelled_size)}, as that file says: bring back the image that was annotated, or annotate this."
+        )
     raise DataError(
         mismatch(f"Image {sample.image}", image.size, image.orientation, f"its label map {sample.label_map}", labelled_size)
     )

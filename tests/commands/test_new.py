@@ -339,6 +339,20 @@ labelme_kind.__name__, labelme_points.__name__ = "labelme_kind", "labelme_points
 labelme_numbers.__name__, labelme_label.__name__ = "labelme_numbers", "labelme_label"
 
 
+def labelme_of_another_size(folder):
+    write_labelme(folder, range(3))
+    content = json.loads((folder / "IMG_1.json").read_text())
+    (folder / "IMG_1.json").write_text(json.dumps(content | {"imageWidth": 2 * WIDTH}))
+    drawn_on = rf"{2 * WIDTH}×{HEIGHT}"
+    return rf"its shapes in .*IMG_1\.json were drawn on {drawn_on}, as that file says: bring back the image that was annotated"
+
+
+def mask_of_another_size(folder):
+    draw(folder, "images/{}.jpg", "masks/{}.png", as_ids, range(5))
+    save(as_ids(truth(2)[:-16]), folder / "masks" / "2.png")
+    return rf"images/2\.jpg is {WIDTH}×{HEIGHT} pixels .* is {WIDTH}×{HEIGHT - 16}: bring both to one size"
+
+
 def without_partner(folder):
     draw(folder, "images/{}.jpg", "masks/{}.png", as_ids, range(5))
     (folder / "images" / "3.jpg").unlink()
@@ -381,6 +395,8 @@ def one_class(folder):
         labelme_points,
         labelme_numbers,
         labelme_label,
+        labelme_of_another_size,
+        mask_of_another_size,
         without_partner,
         image_without_mask,
         image_twice,
