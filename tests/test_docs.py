@@ -46,6 +46,8 @@ NOT_RUN = {
     "revhrnet push runs/camvid/best someone/revhrnet-w18-camvid --private": "the Hub",
     "python scripts/study.py scripts/studies/tiny.yaml --data_dir mini/camvid --output_dir studies/tiny": "minutes; "
     "tests/scripts/test_study.py runs a smaller one to its end, and reads this one",
+    "python scripts/probe.py runs/camvid/best runs/hrnet/best --dataset camvid --data_dir CamVid": "two trained networks; "
+    "tests/scripts/test_probe.py runs it on one",
     "python scripts/benchmark.py bank": "minutes; tests/scripts/test_benchmark.py runs a smaller one",
     "revhrnet demo runs/camvid/best": "it serves until it is stopped; tests/demo/test_demo.py opens it",
 }
