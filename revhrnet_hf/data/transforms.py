@@ -3,6 +3,7 @@ recipe says so, rotation, crops that are placed or drawn again by their classes,
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -173,6 +174,7 @@ class TrainingTransform:
         label_map: PIL.Image.Image,
         generator: torch.Generator | None = None,
         pixel: int | None = None,
+        distorted: bool = True,
     ) -> tuple[PIL.Image.Image, np.ndarray]:
         """The first part of the augmentation, with Pillow and NumPy: all but normalisation and padding.
 
@@ -180,6 +182,7 @@ class TrainingTransform:
             generator: the source of random numbers; torch's global generator if None.
             pixel: row × width + column in the label map. It comes to lie anywhere in the middle half of the crop's height and
                 width with the same probability, nearer to the crop's rim only at the image's border. None: a crop from anywhere.
+            distorted: whether `distortions` are applied.
 
         Returns:
             Pixels (RGB) and labels uint8 (height, width), not larger than `crop_size`.
@@ -192,7 +195,7 @@ class TrainingTransform:
         if torch.rand((), generator=generator) < self.flip:
             pixels, labels = PIL.ImageOps.mirror(pixels), np.ascontiguousarray(labels[:, ::-1])
             outside = outside and PIL.ImageOps.mirror(outside)
-        for distortion in self.distortions:
+        for distortion in self.distortions if distorted else ():
             pixels = distortion(pixels, generator)
         if outside is not None:
             pixels.paste(self._mean_colour(), mask=outside)
@@ -288,6 +291,7 @@ class TrainingSamples(torch.utils.data.Dataset):
         seed: the run's seed.
         skip_bad: whether to replace an unusable image by the next one and mark it in `bad`; else it is an error.
         rare_classes: draws some of the images, and places some of the crops, by their classes.
+        distorted: for each of the concatenated datasets, whether its images get the transform's distortions; None: all do.
 
     Attributes:
         bad: (images,) uint8, 1 for each image that was unusable at least once; all workers write to it.
@@ -300,6 +304,7 @@ class TrainingSamples(torch.utils.data.Dataset):
         seed: int,
         skip_bad: bool = False,
         rare_classes: RareClasses | None = None,
+        distorted: Sequence[bool] | None = None,
     ):
         parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
         self._rows = ConcatDataset([OpenedRows(part) for part in parts])
@@ -308,6 +313,7 @@ class TrainingSamples(torch.utils.data.Dataset):
         self.transform = transform
         self.seed = seed
         self.rare_classes = rare_classes
+        self.distorted = [True] * len(parts) if distorted is None else list(distorted)
         # In shared memory, because persistent workers keep their own copy of this object.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -363,7 +369,8 @@ class TrainingSamples(torch.utils.data.Dataset):
         # Not torch's global generator: seeding that one records a traceback each time, which is slow.
         generator = torch.Generator().manual_seed(draw_seed)
         pixel = None if self.rare_classes is None else self.rare_classes.draw_pixel(row, class_id, generator)
-        return self.transform.crop(example["image"], example["label_map"], generator, pixel)
+        distorted = self.distorted[bisect_right(self._rows.cumulative_sizes, row)]
+        return self.transform.crop(example["image"], example["label_map"], generator, pixel, distorted)
 
     def _read(self, row: int) -> dict[str, Any]:
         example = self._rows[row]

@@ -143,7 +143,9 @@ def training_samples(recipe: Recipe, sets: list[TrainingSet], label_space: Label
     if recipe.rare_class_crops or recipe.rare_class_images:
         indices = [class_index(entry.images, recipe.num_workers) for entry in sets]
         rare_classes = RareClasses(indices, recipe.rare_class_crops, recipe.rare_class_images, recipe.rare_class_temperature)
-    return TrainingSamples(_concatenated(sets), transform, recipe.seed, recipe.on_bad_sample == "skip", rare_classes)
+    chosen = recipe.distorted_datasets
+    distorted = None if chosen is None else [entry.name in chosen for entry in sets]
+    return TrainingSamples(_concatenated(sets), transform, recipe.seed, recipe.on_bad_sample == "skip", rare_classes, distorted)
 
 
 def epoch_batches(recipe: Recipe, sets: list[TrainingSet], num_processes: int = 1, process_index: int = 0) -> EpochBatches:

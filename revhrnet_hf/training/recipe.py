@@ -169,6 +169,11 @@ class Recipe:
     blur_sigma: list[float] = _setting([0.1, 2.0], "With blur: smallest and largest standard deviation, pixels of the crop")
     jpeg_noise: float = _setting(0.0, "Probability that a crop is encoded as JPEG and decoded")
     jpeg_quality: list[int] = _setting([30, 95], "With jpeg_noise: smallest and largest quality, 1 to 100")
+    distorted_datasets: list[str] | None = _setting(
+        None,
+        "With photometric_distortion, blur or jpeg_noise: the datasets whose images get them, by name, such as pseudo-labelled "
+        "ones alone (not given: all)",
+    )
     max_class_share: float | None = _setting(
         None,
         "Draw a crop again, up to ten times, while one class has more than this share of its labelled pixels, e.g. 0.75 "
@@ -339,6 +344,7 @@ class Recipe:
         self._check_class_weights()
         self._check_loss()
         self._check_shares()
+        self._check_distorted()
         check_one_loader(self.datasets)
         if self.batch_size % self.gradient_accumulation_steps:
             raise RecipeError(
@@ -485,6 +491,17 @@ class Recipe:
                 f"{self.dataset_shares}"
             )
 
+    def _check_distorted(self):
+        if self.distorted_datasets == []:
+            raise RecipeError("Recipe field distorted_datasets names no dataset: leave it out, and all images are distorted")
+        known = [dataset.name for dataset in self.datasets]
+        for name in self.distorted_datasets or ():
+            if name not in known:
+                raise RecipeError(
+                    f"Recipe field distorted_datasets has {name!r}{did_you_mean(name, known)}, and the recipe trains on "
+                    f"{', '.join(known)}"
+                )
+
     @property
     def datasets(self) -> list[NamedDataset]:
         """All datasets to train on; the first is the one to score on."""
@@ -572,6 +589,11 @@ CONDITIONS = (
     ),
     (("blur_sigma",), lambda recipe: recipe.blur > 0, "blur is off"),
     (("jpeg_quality",), lambda recipe: recipe.jpeg_noise > 0, "jpeg_noise is off"),
+    (
+        ("distorted_datasets",),
+        lambda recipe: recipe.photometric_distortion or recipe.blur > 0 or recipe.jpeg_noise > 0,
+        "photometric_distortion, blur and jpeg_noise are off",
+    ),
     (
         ("rare_class_temperature",),
         lambda recipe: recipe.rare_class_crops > 0 or recipe.rare_class_images > 0,

@@ -5,6 +5,7 @@ from fractions import Fraction
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import scipy.ndimage
 import torch
@@ -223,6 +224,25 @@ def test_running_workers_follow_the_epoch(rows, workers):
         samples.set_epoch(epoch)
         drawn = dict(enumerate(sample["pixel_values"] for sample in loader))
         assert same(drawn, epoch_of(samples_of(rows), epoch))
+
+
+def test_only_images_of_chosen_datasets_are_distorted(rows):
+    """Inverted colours in place of a distortion; the first dataset has one image, the second none, the third three."""
+
+    def samples(distorted, distortions):
+        parts = torch.utils.data.ConcatDataset([rows.select([0]), rows.select([]), rows.select([1, 2, 3])])
+        transform = TrainingTransform(processor(), (24, 24), base_size=60, distortions=distortions)
+        return TrainingSamples(parts, transform, 0, distorted=distorted)
+
+    plain = [samples(None, ())[index] for index in range(8)]  # an index beyond the end repeats an image
+    for chosen in ((True, True, False), (False, False, True), None):
+        found = samples(chosen, [lambda image, _: PIL.ImageOps.invert(image)])
+        for index in range(8):
+            is_inverted = chosen is None or chosen[0 if index % 4 == 0 else 2]
+            crop, labels = found.crop(index)
+            expected = samples(None, ()).crop(index)[0]
+            assert np.array_equal(np.asarray(crop), 255 - np.asarray(expected) if is_inverted else expected)
+            assert np.array_equal(labels, plain[index]["labels"][: labels.shape[0], : labels.shape[1]])
 
 
 def test_differing_sizes_name_the_image(rows, tmp_path):

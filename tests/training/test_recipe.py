@@ -170,6 +170,12 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\nohem_min_kept: 5", "ohem_min_kept would have no effect: there is no ohem_threshold"),
         ("dataset: camvid\nimage_column: photo", "image_column would have no effect: only the loader hub"),
         ("dataset: camvid\ndataset_shares: [1]", "dataset_shares would have no effect: there are no more_datasets"),
+        ("dataset: camvid\ndistorted_datasets: [camvid]", "distorted_datasets would have no effect: photometric_d"),
+        (
+            "dataset: camvid\nmore_datasets: ['pseudo,loader=folder']\nblur: 0.5\ndistorted_datasets: [psuedo]",
+            r"distorted_datasets has 'psuedo' \(did you mean pseudo\?\), and the recipe trains on camvid, pseudo",
+        ),
+        ("dataset: camvid\nblur: 0.5\ndistorted_datasets: []", "distorted_datasets names no dataset"),
         ("epochs: 3", "dataset is missing"),
         ("- camvid", "must be a mapping"),
         ("a: [", "is no YAML"),

@@ -509,6 +509,12 @@ REACHES = {
     "blur_sigma": Entry([0.5, 3.0], distortion("sigma", GaussianBlur), also={"blur": 0.5}),
     "jpeg_noise": Entry(0.4, distortion("probability", JpegNoise), lambda value: value or None),
     "jpeg_quality": Entry([50, 80], distortion("quality", JpegNoise), also={"jpeg_noise": 0.5}),
+    "distorted_datasets": Entry(
+        ["cityscapes"],
+        lambda built: built.stage.data.samples.distorted,
+        lambda names: [names is None, True],
+        also={"more_datasets": ["cityscapes"], "blur": 0.5},
+    ),
     "max_class_share": Entry(0.75, transform("max_class_share")),
     "rare_class_crops": Entry(0.5, rare_classes("crops"), lambda value: value or None),
     "feature_bank": Entry(
