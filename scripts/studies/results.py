@@ -56,6 +56,10 @@ class Row:
             return math.nan
         return float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values)))
 
+    def by_seed(self) -> dict[int, np.ndarray]:
+        """The totals of each finished run by its seed."""
+        return {result["seed"]: totals for result, totals in zip(self.results, self.totals, strict=True)}
+
     def class_iou(self, name: str) -> float:
         values = [result["iou"].get(name) for result in self.results]
         return fmean(values) if values and None not in values else math.nan
@@ -80,12 +84,16 @@ def read_rows(study: Study, output_dir: Path) -> list[Row]:
 
 
 def _compare(rows: list[Row], baseline: str) -> None:
+    """Differences to the baseline, over the seeds that are finished in both."""
     by_variation = {row.variation: row for row in rows if row.network == baseline}
     for row in rows:
         other = by_variation[row.variation]
-        if row is not other and row.totals and other.totals:
+        seeds = row.by_seed().keys() & other.by_seed().keys()
+        if row is not other and seeds:
             try:
-                row.difference = paired_difference(np.stack(row.totals), np.stack(other.totals))
+                row.difference = paired_difference(
+                    *(np.stack([of.by_seed()[seed] for seed in sorted(seeds)]) for of in (row, other))
+                )
             except ValueError as error:
                 raise CheckpointError(f"{row.network} cannot be compared with {baseline}: {error}") from error
 
