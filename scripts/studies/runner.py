@@ -161,12 +161,11 @@ def costs_of(model: torch.nn.Module, crop: tuple[int, int]) -> dict[str, int]:
 
     The bytes are half of those of two crops, because a norm after global pooling cannot be trained on one.
     """
-    trained = model.num_parameters(only_trainable=True)
     with torch.device("meta"):
-        counted = type(model)(model.config)
+        counted = type(model)(model.config)  # as it is trained: optimized for inference, it has other parameters
         return {
-            "parameters": model.num_parameters(),
-            "trained_parameters": trained,
+            "parameters": counted.num_parameters(),
+            "trained_parameters": counted.num_parameters(only_trainable=True),
             "multiply_adds": count_multiply_adds(counted.eval(), crop),
             "kept_bytes": count_saved_bytes(counted.train(), crop, images=2) // 2,
         }

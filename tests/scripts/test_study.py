@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForSemanticSegmentation
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf.errors import CheckpointError, RecipeError
@@ -359,6 +360,11 @@ def test_whole_study_is_resumed_and_never_done_twice(tmp_path):
     assert done.returncode == 0, done.stderr
     results = sorted((tmp_path / "out").rglob("result.json"))
     assert len(results) == 4
+    for path in results:
+        found, model = json.loads(path.read_text()), AutoModelForSemanticSegmentation.from_pretrained(path.parent / "best")
+        decoder = [parameter for name, parameter in model.named_parameters() if ".backbone." not in name]
+        assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        assert found["trained_parameters"] == sum(parameter.numel() for parameter in decoder)
     times = [path.stat().st_mtime_ns for path in results]
     results[0].unlink()  # as if the process had been killed before it wrote
     done = forked.run(command, capture_output=True, text=True)
