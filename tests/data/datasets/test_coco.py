@@ -377,7 +377,7 @@ def first(key, **changes):
         (first("images", height=0), r"image 7 has the height 0: it must be 1 or more"),
         (first("images", width="20"), r"image 7 has the width 20; it must be of type int"),
         (first("images", id=None), r"an entry of images has the id None; it must be of type int \| str"),
-        (first("images", height=20, width=10), r"7\.jpg is 20×10 pixels .* but its label map .*#7 is 10×20"),
+        (first("images", height=20, width=10), r"7\.jpg is 20×10 pixels .* but its shapes in .*#7 were drawn on 10×20"),
         (lambda content: content["images"].append(content["images"][0]), r"image 7 is there twice"),
         (
             lambda content: content["images"].append({**content["images"][0], "id": 8, "file_name": "7.png"}),
