@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
 
 from revhrnet_hf.cli import ArgumentParser, run
 from revhrnet_hf.commands import check_installed
@@ -23,6 +22,8 @@ from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, RecipeError
 from revhrnet_hf.evaluation import ConfusionMatrix, InferenceSettings, load_for_inference
 from revhrnet_hf.evaluation.network_input import NetworkInput, Samples, read_ahead
+from revhrnet_hf.models.image_processing_pil_revhrnet import canvas_size
+from revhrnet_hf.models.upsampling import upsampled_argmax
 from revhrnet_hf.text import table
 from revhrnet_hf.viz.feature_maps import feature_maps
 
@@ -127,11 +128,9 @@ def predicted_map(probe, x: np.ndarray, stride: int, size: tuple[int, int], targ
     logits = probe.decision_function(x.reshape(len(x), -1).T)
     if logits.ndim == 1:  # of two classes scikit-learn gives the second one's alone
         logits = np.stack([np.zeros_like(logits), logits], axis=1)
-    logits = torch.from_numpy(logits.T.reshape(1, -1, *x.shape[1:])).float()
-    pixels = interpolate(logits, scale_factor=stride, mode="bilinear")[..., : size[0], : size[1]]
-    if pixels.shape[-2:] != target:
-        pixels = interpolate(pixels, size=target, mode="bilinear")
-    return probe.classes_[pixels[0].argmax(dim=0).numpy()]
+    logits = torch.from_numpy(logits.T.reshape(-1, *x.shape[1:])).float()
+    covered = tuple(cells * stride for cells in x.shape[1:])
+    return probe.classes_[upsampled_argmax(logits, target, canvas_size(size, covered, target)).numpy()]
 
 
 if __name__ == "__main__":

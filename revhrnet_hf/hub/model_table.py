@@ -178,7 +178,7 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
 
 def count_saved_bytes(model: nn.Module, size: tuple[int, int], images: int = 1) -> int:
     """Bytes that autograd keeps between forward and backward for `images` images of `size` (height, width) pixels."""
-    return bytes_saved_by(model, lambda: model(image(model, size).expand(images, -1, -1, -1)))
+    return bytes_saved_by(model, lambda: model(image(model, size, images)))
 
 
 def bytes_saved_by(model: nn.Module, forward: Callable[[], object]) -> int:
@@ -202,8 +202,8 @@ def storage_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata  # data_ptr() is 0 on the meta device
 
 
-def image(model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
-    return torch.empty(1, 3, *size, device=model.device)
+def image(model: nn.Module, size: tuple[int, int], images: int = 1) -> torch.Tensor:
+    return torch.empty(images, 3, *size, device=model.device)
 
 
 def format_table(rows: list[ModelCosts]) -> str:

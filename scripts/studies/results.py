@@ -88,12 +88,11 @@ def _compare(rows: list[Row], baseline: str) -> None:
     by_variation = {row.variation: row for row in rows if row.network == baseline}
     for row in rows:
         other = by_variation[row.variation]
-        seeds = row.by_seed().keys() & other.by_seed().keys()
+        own, others = row.by_seed(), other.by_seed()
+        seeds = sorted(own.keys() & others.keys())
         if row is not other and seeds:
             try:
-                row.difference = paired_difference(
-                    *(np.stack([of.by_seed()[seed] for seed in sorted(seeds)]) for of in (row, other))
-                )
+                row.difference = paired_difference(*(np.stack([totals[seed] for seed in seeds]) for totals in (own, others)))
             except ValueError as error:
                 raise CheckpointError(f"{row.network} cannot be compared with {baseline}: {error}") from error
 

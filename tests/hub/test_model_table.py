@@ -73,6 +73,7 @@ def test_on_paper():
     assert count_multiply_adds(model, (10, 12)) == 3 * 8 * 9 * 10 * 12
     # Image, the convolution's result, mean and deviation of 8 channels, the ReLU's result.
     assert count_saved_bytes(model, (10, 12)) == 4 * (3 * 120 + 8 * 120 + 2 * 8 + 8 * 120)
+    assert count_saved_bytes(model, (10, 12), images=3) == 4 * (3 * (3 * 120 + 8 * 120 + 8 * 120) + 2 * 8)
 
 
 def test_same_bytes_as_with_values():
