@@ -27,6 +27,11 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--results", type=Path, help="folder for table and figures (default: the output folder)")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        help="folder to which the results of finished runs are copied: as --output_dir, they need not be done again",
+    )
     parser.add_argument("--report_only", action="store_true", help="write table and figures of the finished runs, train nothing")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and their state, and write nothing")
     parser.add_argument("--devices", nargs="+", default=[], help="GPUs by number: as many runs at once, one on each")
@@ -40,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     from studies.peers import register_peers
     from studies.plan import Study
     from studies.results import write_results
-    from studies.runner import do_run, find_run
+    from studies.runner import copy_records, do_run, find_run
 
     register_peers()
     study = Study.from_yaml(args.study)
@@ -56,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         train(study, args)
     if not results.is_dir():
         raise RecipeError(f"There is no folder {results}: make it first")
+    if args.records is not None:
+        copy_records(study, args.output_dir, args.records)
     print(f"written: {', '.join(map(str, write_results(study, args.output_dir, results, args.study.stem)))}")
 
 

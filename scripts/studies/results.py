@@ -168,17 +168,19 @@ def markdown(cells: list[list[str]]) -> str:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Writes a row for each finished run, with full digits."""
     text = io.StringIO()
-    names = ["network", "variation", "seed", "mean_iou", "pixel_accuracy", "boundary_iou"]
+    scores = ["mean_iou", "pixel_accuracy", "boundary_iou"]
     costs = ["trained_parameters", "multiply_adds", *COSTS]
     classes = next((list(result["iou"]) for row in rows for result in row.results), [])
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, "learning_rate", *costs, *(f"iou {name}" for name in classes), "revision"])
+    writer.writerow(
+        ["network", "variation", "seed", *scores, "learning_rate", *costs, *(f"iou {name}" for name in classes), "revision"]
+    )
     for row in rows:
         for result in row.results:
-            values = [result[name] for name in names], [result[name] for name in costs]
-            ious = [result["iou"].get(name) for name in classes]
             rate, revision = result["recipe"]["learning_rate"], result["versions"].get("revision", "")
-            writer.writerow([*values[0], rate, *values[1], *ious, revision])
+            values = [*(result[name] for name in scores), rate, *(result[name] for name in costs)]
+            ious = [result["iou"].get(name) for name in classes]
+            writer.writerow([row.network, row.variation, result["seed"], *values, *ious, revision])
     write_text(path, text.getvalue())
 
 

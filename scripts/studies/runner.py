@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,16 @@ def read_totals(run: Run, output_dir: Path) -> np.ndarray:
     """(images, 3, classes): of each image and class the correct, the true and the predicted pixels."""
     with np.load(output_dir / run.folder / TOTALS) as stored:
         return stored["totals"]
+
+
+def copy_records(study: Study, output_dir: Path, target: Path) -> None:
+    """Copies result and totals of each finished run: enough for the table and figures, and to resume the study elsewhere."""
+    for run in (*study.tuning_runs(), *study.runs(chosen_rates(study, output_dir))):
+        if read_result(run, output_dir) is not None:
+            (target / run.folder).mkdir(parents=True, exist_ok=True)
+            for name in (TOTALS, RESULT):  # in this order: with its result a run counts as finished
+                with whole_file(target / run.folder / name) as path:
+                    shutil.copyfile(output_dir / run.folder / name, path)
 
 
 def chosen_rates(study: Study, output_dir: Path) -> dict[str, float]:

@@ -254,6 +254,31 @@ def test_table_shows_gaps_intervals_and_differences(tmp_path):
         assert [float(line["mean_iou"]) for line in csv.DictReader(file)] == [0.5, 0.6, 0.7, 0.4]
 
 
+def test_records_are_enough_for_the_same_table_and_to_go_on(tmp_path):
+    from studies.results import write_results
+    from studies.runner import copy_records, remaining
+
+    plan = study(
+        seeds=[0, 1], baseline="ours", learning_rates=[0.1, 0.2], tuning=TUNING, networks={"ours": {}, "b": {"flip": 0.1}}
+    )
+    done, kept = tmp_path / "done", tmp_path / "kept"
+    totals = np.random.default_rng(0).integers(1, 9, (5, 1, 3)) + np.array([[[0], [9], [9]]])
+    tried = plan.tuning_runs()
+    for number, run in enumerate([*tried, *plan.runs({"ours": 0.2, "b": 0.2})[:3]]):
+        write_run(run, done, 0.5 + number / 100, totals + number)
+        (done / run.folder / "best").mkdir()
+    copy_records(plan, done, kept)
+    assert {path.name for path in kept.rglob("*") if path.is_file()} == {"result.json", "totals.npz"}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for source, target in ((done, "a"), (kept, "b")):
+        write_results(plan, source, tmp_path / target, "name")
+    assert [(tmp_path / "a" / f"name.{kind}").read_bytes() for kind in ("md", "csv")] == [
+        (tmp_path / "b" / f"name.{kind}").read_bytes() for kind in ("md", "csv")
+    ]
+    assert remaining([*tried, *plan.runs({"ours": 0.2, "b": 0.2})], kept) == plan.runs({"ours": 0.2, "b": 0.2})[3:]
+
+
 def test_an_empty_study_is_a_table_of_gaps(tmp_path):
     from studies.results import read_rows, table_cells, write_results
 
