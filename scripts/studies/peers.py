@@ -1,8 +1,9 @@
 """Other decoders on the same backbone as the reverse HRNet, trained and scored by the same code.
 
 A decoder gets the maps of the frozen backbone and returns one map, which a convolution classifies. `fpn`, `unet`, `upernet`,
-`deeplabv3plus`, `pan` and `segformer` are the decoders of segmentation_models_pytorch with its settings. `linear` classifies the
-maps without a decoder. `late` has the residual blocks of the reverse HRNet in streams that meet only in the head.
+`deeplabv3plus`, `pan` and `segformer` are the decoders of segmentation_models_pytorch with its settings. `linear` normalizes the
+maps and classifies them, and `concat` is RevHRNet's head on the maps, without its streams. `late` has the residual blocks of the
+reverse HRNet in streams that meet only in the head.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from revhrnet_hf.models.backbone_maps import create_backbone, layout_of, pad_to_
 from revhrnet_hf.models.high_resolution import BasicBlock, RecomputedBlocks, SegmentationHead, conv_bn
 from revhrnet_hf.models.losses import configured_loss
 from revhrnet_hf.models.modeling_revhrnet import RevHRNetModel, RevHRNetModelOutput, RevHRNetPreTrainedModel
+from revhrnet_hf.models.multi_scale import ConvOverScales
 from revhrnet_hf.training.network import ARCHITECTURES
 from revhrnet_hf.training.recipe import Recipe
 
@@ -52,6 +54,18 @@ class Late(nn.Module):
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(stream(lateral(x)) for stream, lateral, x in zip(self.streams, self.laterals, maps, strict=True))
+
+
+class LinearHead(nn.Module):
+    """BatchNorm and a 1×1 classifier of the concatenated maps, as DINOv2's evaluation has it; nothing in it is not linear."""
+
+    def __init__(self, channels: list[int], num_labels: int, momentum: float):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(count, momentum=momentum) for count in channels)
+        self.classifier = ConvOverScales(sum(channels), num_labels, 1)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return self.classifier([norm(x) for norm, x in zip(self.norms, maps, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ PEERS = {
     "pan": Peer(lambda channels: PANDecoder(channels, 5, 32), kernel=3, out_channels=32),
     "segformer": Peer(SegformerDecoder, kernel=1, out_channels=256, strides=(2, 4, 8, 16, 32)),
 }
-DECODERS = (*PEERS, "linear", "late")
+DECODERS = (*PEERS, "linear", "concat", "late")
 
 
 @strict
@@ -165,6 +179,8 @@ class PeerForSemanticSegmentation(RevHRNetPreTrainedModel):
         if config.decoder in PEERS:
             kernel = PEERS[config.decoder].kernel
             self.head = nn.Conv2d(channels, config.num_labels, kernel, padding=kernel // 2)
+        elif config.decoder == "linear":
+            self.head = LinearHead(self.revhrnet.backbone.channels, config.num_labels, config.batch_norm_momentum)
         else:
             self.head = SegmentationHead(channels, config.num_labels, config.batch_norm_momentum)
         self.post_init()

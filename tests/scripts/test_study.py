@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from transformers import AutoModelForSemanticSegmentation
 
@@ -166,7 +167,7 @@ def test_peer_is_the_librarys_network_on_our_backbone(decoder, name, settings):
         torch.testing.assert_close(ours(images).logits, theirs(images), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("decoder", ["linear", "late", "fpn"])
+@pytest.mark.parametrize("decoder", ["linear", "concat", "late", "fpn"])
 def test_peer_trains_its_decoder_on_a_frozen_backbone_at_any_size(decoder):
     model = peer(decoder, **({"late_blocks": [1, 1, 1, 1]} if decoder == "late" else {})).train()
     before = {name: value.clone() for name, value in model.revhrnet.backbone.state_dict().items()}
@@ -178,7 +179,7 @@ def test_peer_trains_its_decoder_on_a_frozen_backbone_at_any_size(decoder):
     assert all(torch.equal(value, before[name]) for name, value in model.revhrnet.backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("decoder", ["linear", "late", "fpn", "unet", "upernet", "deeplabv3plus", "pan", "segformer"])
+@pytest.mark.parametrize("decoder", ["linear", "concat", "late", "fpn", "unet", "upernet", "deeplabv3plus", "pan", "segformer"])
 def test_costs_of_every_decoder(decoder):
     from studies.runner import costs_of
 
@@ -190,6 +191,22 @@ def test_costs_of_every_decoder(decoder):
     assert kept[0] // 2 == costs["kept_bytes"] and kept[1] / 4 == pytest.approx(costs["kept_bytes"], rel=0.02)
     assert costs["trained_parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad) < costs["parameters"]
     assert costs["multiply_adds"] > 0
+
+
+def test_linear_head_is_linear():
+    maps = [torch.randn(2, channels, size, size + 4) for channels, size in ((6, 32), (5, 16), (4, 8))]
+    from studies.peers import LinearHead
+
+    head = LinearHead([6, 5, 4], 3, 0.1)
+    head(*maps)  # statistics that are not 0 and 1
+    weight, bias = torch.randn(3, 15), torch.randn(3)
+    head.classifier.load_state_dict({"weight": weight[..., None, None], "bias": bias})
+    head.eval()
+    norms = [head.norms[i](x) for i, x in enumerate(maps)]
+    upsampled = torch.cat([F.interpolate(x, size=(32, 36), mode="bilinear") for x in norms], 1)
+    torch.testing.assert_close(
+        head(*maps), torch.einsum("oc,bchw->bohw", weight, upsampled) + bias[:, None, None], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_late_fusion_costs_what_early_fusion_costs():
