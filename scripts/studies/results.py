@@ -100,7 +100,7 @@ def _compare(rows: list[Row], baseline: str) -> None:
 def table_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
     """The title row, then a row for each network and variation."""
     versus = [f"to {study.baseline}"] if study.baseline is not None else []
-    has_variations = list(study.variations) != [PLAIN]
+    has_variations = len(study.variations) > 1
     titles = [
         "network",
         *(["variation"] if has_variations else []),
@@ -263,7 +263,7 @@ def write_results(study: Study, output_dir: Path, target: Path, name: str) -> li
     write_csv(written[1], rows)
     if any(row.results for row in rows):
         figures = {"scores": score_figure, "costs": cost_figure}
-        if list(study.variations) != [PLAIN]:
+        if len(study.variations) > 1:
             figures = {"growth": growth_figure}
         for kind, draw in figures.items():
             written.append(target / f"{name}_{kind}.png")
