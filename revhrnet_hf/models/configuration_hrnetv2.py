@@ -54,10 +54,11 @@ class HRNetV2Config(BackboneConfigMixin, SegmentationConfig):
             Maps that the backbone returns, from `stage_names`: `"stem"` (after the first convolution, stride 2), and the streams
             of the last stage as `"stage1"`, `"stage2"`, …, finest first. By default the last one, as in all Transformers
             backbones; in the `backbone_config` of a [`RevHRNetConfig`] by default all streams.
-        batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
-        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, semantic_loss_terms, semantic_loss_label_smoothing,
-        semantic_loss_boundary_relaxation, semantic_loss_focal_gamma, semantic_loss_tversky_alpha, semantic_loss_tversky_beta,
-        auxiliary_loss_weight, ocr_channels, ocr_key_channels, palette, training_history:
+        batch_norm_momentum, initializer, zero_init_residual, zero_init_exchange, semantic_loss_ignore_index,
+        semantic_loss_class_weights, semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, semantic_loss_terms,
+        semantic_loss_label_smoothing, semantic_loss_boundary_relaxation, semantic_loss_focal_gamma,
+        semantic_loss_tversky_alpha, semantic_loss_tversky_beta, auxiliary_loss_weight, ocr_channels, ocr_key_channels,
+        palette, training_history:
             See [`SegmentationConfig`].
 
     Example:

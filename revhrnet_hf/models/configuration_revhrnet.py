@@ -73,10 +73,11 @@ class RevHRNetConfig(SegmentationConfig):
         head (`"single"`, `"concat"` or `"ocr"`, defaults to `"single"`):
             Input of the classifier: the finest stream, or the last maps of all streams, upsampled and concatenated as in HRNetV2;
             with `"ocr"` the classifier is that of HRNet-OCR (arXiv 1909.11065).
-        batch_norm_momentum, initializer, zero_init_residual, semantic_loss_ignore_index, semantic_loss_class_weights,
-        semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, semantic_loss_terms, semantic_loss_label_smoothing,
-        semantic_loss_boundary_relaxation, semantic_loss_focal_gamma, semantic_loss_tversky_alpha, semantic_loss_tversky_beta,
-        auxiliary_loss_weight, ocr_channels, ocr_key_channels, palette, training_history:
+        batch_norm_momentum, initializer, zero_init_residual, zero_init_exchange, semantic_loss_ignore_index,
+        semantic_loss_class_weights, semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, semantic_loss_terms,
+        semantic_loss_label_smoothing, semantic_loss_boundary_relaxation, semantic_loss_focal_gamma,
+        semantic_loss_tversky_alpha, semantic_loss_tversky_beta, auxiliary_loss_weight, ocr_channels, ocr_key_channels,
+        palette, training_history:
             See [`SegmentationConfig`].
 
     Example:

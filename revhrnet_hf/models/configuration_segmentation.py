@@ -50,6 +50,9 @@ class SegmentationConfig(PreTrainedConfig):
         zero_init_residual (`bool`, defaults to `False`):
             Whether each trained residual block starts as the identity, with weight 0 in its last BatchNorm (arXiv 1706.02677,
             section 5.1). The network learns faster in short runs. HRNet does not do it.
+        zero_init_exchange (`bool`, defaults to `False`):
+            Whether each exchange unit starts as the identity, with weight 0 in the last BatchNorm of every path from another
+            stream. Otherwise the streams start as sums in which random maps outweigh their own. HRNet does not do it.
         semantic_loss_ignore_index (`int`, defaults to 255):
             Label of pixels that are ignored by the loss.
         semantic_loss_class_weights (`list[float]`, *optional*):
@@ -90,6 +93,7 @@ class SegmentationConfig(PreTrainedConfig):
     batch_norm_momentum: float = 0.01
     initializer: Literal["hrnet", "he"] = "hrnet"
     zero_init_residual: bool = False
+    zero_init_exchange: bool = False
     semantic_loss_ignore_index: int = 255
     semantic_loss_class_weights: list[float | int] | None = None
     semantic_loss_ohem_threshold: float | int | None = None

@@ -175,15 +175,16 @@ def exchange_path(channels: list[int] | tuple[int, ...], source: int, target: in
     if source == target:
         return nn.Identity()
     if source > target:
-        return nn.Sequential(*conv_bn(channels[source], channels[target], 1, momentum=momentum))
-    steps = []
-    for step in range(target - source):
-        if step < target - source - 1:
+        path = last = nn.Sequential(*conv_bn(channels[source], channels[target], 1, momentum=momentum))
+    else:
+        path = nn.Sequential()
+        for _ in range(target - source - 1):
             halve = conv_bn(channels[source], channels[source], 3, stride=2, momentum=momentum)
-            steps.append(nn.Sequential(*halve, nn.ReLU(inplace=True)))
-        else:
-            steps.append(nn.Sequential(*conv_bn(channels[source], channels[target], 3, stride=2, momentum=momentum)))
-    return nn.Sequential(*steps)
+            path.append(nn.Sequential(*halve, nn.ReLU(inplace=True)))
+        last = nn.Sequential(*conv_bn(channels[source], channels[target], 3, stride=2, momentum=momentum))
+        path.append(last)
+    last[1].ends_exchange = True
+    return path
 
 
 class SegmentationHead(RecomputedModule, nn.Sequential):
@@ -252,7 +253,8 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.BatchNorm2d):
             # The BatchNorm itself is marked, and not its block: when a checkpoint's own code is loaded, Transformers calls this
             # method only for modules that have tensors themselves.
-            zero = self.config.zero_init_residual and getattr(module, "ends_residual", False)
+            ends_residual, ends_exchange = (getattr(module, mark, False) for mark in ("ends_residual", "ends_exchange"))
+            zero = (ends_residual and self.config.zero_init_residual) or (ends_exchange and self.config.zero_init_exchange)
             init.constant_(module.weight, 0.0 if zero else 1.0)
             init.zeros_(module.bias)
             init.zeros_(module.running_mean)

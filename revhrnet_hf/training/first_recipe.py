@@ -166,6 +166,7 @@ def _steps(count: int, crop: Sequence[int], machine: Machine) -> list[Setting]:
         Setting("epochs", epochs, f"{count} training images: some {total} steps. --dry_run says how long that takes here"),
         Setting("initializer", "he", "this and the rest as in the recipe camvid, for some thousand steps"),
         Setting("zero_init_residual", True, "residual blocks begin as the identity"),
+        Setting("zero_init_exchange", True, "exchange units too"),
         Setting("optimizer", "adamw", "learns faster than SGD in short runs"),
         Setting("learning_rate", 0.002, ""),
         Setting("weight_decay", 0.05, ""),

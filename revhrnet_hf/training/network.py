@@ -86,6 +86,7 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
     settings = {
         "initializer": recipe.initializer,
         "zero_init_residual": recipe.zero_init_residual,
+        "zero_init_exchange": recipe.zero_init_exchange,
         "batch_norm_momentum": recipe.batch_norm_momentum,
         "semantic_loss_ignore_index": label_space.ignore_index,
         **{name: getattr(recipe, field) for name, field in RECIPE_FIELDS.items() if name.startswith("semantic_loss_")},

@@ -142,6 +142,9 @@ class Recipe:
     zero_init_residual: bool = _setting(
         False, "Residual blocks begin as the identity (weight 0 in their last BatchNorm), which learns faster in short runs"
     )
+    zero_init_exchange: bool = _setting(
+        False, "Exchange units begin as the identity (weight 0 in the last BatchNorm of each path between streams), as above"
+    )
     batch_norm_momentum: float = _setting(
         0.01,
         "Momentum of the trained BatchNorms: a step's weight in the running statistics; 0.1 for runs below some thousand steps",

@@ -153,7 +153,10 @@ def _file_name(text: str) -> str:
 
 
 def same_settings(run: Run, recorded: Mapping[str, Any]) -> str | None:
-    """How the settings of a run differ from those that its result was made with; None if they are the same."""
-    now = asdict(run.recipe)
-    changed = [name for name in now if name in recorded and recorded[name] != now[name]]
-    return "; ".join(f"{name} was {recorded[name]!r}, is {now[name]!r}" for name in changed) or None
+    """How the settings of a run differ from those that its result was made with; None if they are the same.
+
+    A field that is newer than the result had its default value then.
+    """
+    now, then = asdict(run.recipe), {**asdict(Recipe(run.recipe.dataset)), **recorded}
+    changed = [name for name in now if then[name] != now[name]]
+    return "; ".join(f"{name} was {then[name]!r}, is {now[name]!r}" for name in changed) or None

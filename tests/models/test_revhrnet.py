@@ -150,6 +150,24 @@ def test_residual_blocks_begin_as_the_identity(tiny_config, final_block):
     assert not torch.equal(bare.revhrnet.stages[0][0].branches[0](x[:, :8]), x[:, :8])
 
 
+def test_exchange_units_begin_as_the_identity(tiny_config):
+    """With `zero_init_exchange`, and with `zero_init_residual` too the feature maps begin as the laterals of the backbone's."""
+    torch.manual_seed(0)
+    config = tiny_config(initializer="he", zero_init_residual=True, zero_init_exchange=True, head="concat")
+    model = revhrnet_hf.RevHRNetForSemanticSegmentation(config).train()
+    x = torch.randn(2, 3, 64, 64)
+    network = model.revhrnet
+    begin = [lateral(map) for lateral, map in zip(network.laterals, network.backbone_maps(x), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(network(x).feature_maps, begin, strict=True))
+    model(x, labels=torch.randint(0, 5, (2, 64, 64))).loss.backward()
+    for path in (network.stages[0][0].fuse_layers[0][1], network.stages[0][0].fuse_layers[1][0]):
+        assert list(path.modules())[-1].weight.grad.abs().sum() > 0  # which learns, and with it the path
+    config.zero_init_exchange = False
+    network = revhrnet_hf.RevHRNetForSemanticSegmentation(config).train().revhrnet
+    begin = [lateral(map) for lateral, map in zip(network.laterals, network.backbone_maps(x), strict=True)]
+    assert not torch.equal(network(x).last_hidden_state, begin[0])
+
+
 @pytest.mark.parametrize("settings", [{}, {"head": "concat"}, {"final_block": "bottleneck"}])
 def test_no_parameter_is_unused(tiny_config, settings):
     """Every trained parameter gets a gradient, frozen or not; a frozen backbone gets none and builds no graph."""

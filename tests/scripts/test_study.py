@@ -316,6 +316,21 @@ def test_result_of_other_settings_is_refused(tmp_path):
         read_result(changed, tmp_path)
 
 
+def test_field_that_is_newer_than_a_result_had_its_default(tmp_path):
+    from studies.runner import read_result
+
+    (run,) = study(networks={"a": {}}).runs({})
+    write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)))
+    path = tmp_path / run.folder / "result.json"
+    recorded = json.loads(path.read_text())
+    del recorded["recipe"]["jpeg_noise"]
+    path.write_text(json.dumps(recorded))
+    assert read_result(run, tmp_path)["mean_iou"] == 0.5
+    (changed,) = study(networks={"a": {"jpeg_noise": 0.25}}).runs({})
+    with pytest.raises(CheckpointError, match=r"jpeg_noise was 0\.0, is 0\.25"):
+        read_result(changed, tmp_path)
+
+
 def test_best_learning_rate_is_chosen_when_all_are_tried(tmp_path):
     from studies.runner import chosen_rates
 

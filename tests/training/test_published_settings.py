@@ -35,6 +35,7 @@ HRNET = {
     "ema_decay": None,
     "max_grad_norm": None,
     "zero_init_residual": False,
+    "zero_init_exchange": False,
 }
 # What the recipes by stage have else: HRNet's for PASCAL-Context stands in for VOC, PIDNet's is for CamVid.
 STAGES = {

@@ -25,7 +25,7 @@ from revhrnet_hf.commands import train as command
 from revhrnet_hf.data import get_label_space, label_space_of
 from revhrnet_hf.data.augmentation import GaussianBlur, JpegNoise, PhotometricDistortion
 from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
-from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck
+from revhrnet_hf.models.high_resolution import BasicBlock, Bottleneck, HighResolutionModule
 from revhrnet_hf.models.losses import segmentation_loss
 from revhrnet_hf.training import checkpoint, evaluation_hook, processes
 from revhrnet_hf.training.data import load_split
@@ -137,6 +137,14 @@ def last_norms_of_blocks(built):
     """The weights that the last BatchNorms of the residual blocks begin with."""
     ends = [block.bn2 for block in trained(built, BasicBlock)]
     assert len(ends) > 5
+    return {value for norm in ends for value in norm.weight.tolist()}
+
+
+def last_norms_of_exchange_paths(built):
+    """The weights that the last BatchNorms of the paths between streams begin with."""
+    paths = [path for module in trained(built, HighResolutionModule) for paths in module.fuse_layers for path in paths]
+    ends = [list(path.modules())[-1] for path in paths if not isinstance(path, torch.nn.Identity)]
+    assert len(ends) > 5 and all(isinstance(norm, BatchNorm2d) for norm in ends)
     return {value for norm in ends for value in norm.weight.tolist()}
 
 
@@ -492,6 +500,7 @@ REACHES = {
         lambda name: pytest.approx(math.sqrt(2 / 18) if name == "he" else 0.001, rel=0.2),
     ),
     "zero_init_residual": Entry(True, last_norms_of_blocks, lambda zero: {0.0 if zero else 1.0}),
+    "zero_init_exchange": Entry(True, last_norms_of_exchange_paths, lambda zero: {0.0 if zero else 1.0}),
     "batch_norm_momentum": Entry(0.3, lambda built: {m.momentum for m in trained(built, BatchNorm2d)}, lambda value: {value}),
     # augmentation
     "crop_size": Entry([48, 32], lambda built: list(built.stage.data.samples[0]["labels"].shape)),
