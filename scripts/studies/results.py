@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from scipy.stats import t
 
 from revhrnet_hf.errors import CheckpointError
@@ -24,6 +25,7 @@ from .runner import chosen_rates, read_result, read_totals
 
 GAP = "–"
 CONFIDENCE = 0.95
+MARKERS = ("o", "s", "^")  # each with ten colours
 COSTS = {"kept_bytes": "kept MiB per training crop", "step_seconds": "seconds per step", "image_seconds": "seconds per image"}
 
 
@@ -157,6 +159,10 @@ def _difference(row: Row, baseline: str) -> str:
     return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
+def table(study: Study, rows: Sequence[Row]) -> str:
+    return f"### {study.title}\n\n" + markdown(table_cells(study, rows))
+
+
 def markdown(cells: list[list[str]]) -> str:
     def line(row: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
@@ -196,7 +202,8 @@ def score_figure(study: Study, rows: Sequence[Row]) -> Figure:
         axes.errorbar(row.mean("mean_iou"), place, xerr=None if math.isnan(half) else half, fmt="o", color=colour, capsize=3)
         axes.plot([result["mean_iou"] for result in row.results], [place] * len(row.results), "|", color="0.4", markersize=9)
     axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
-    axes.set(xlabel="mIoU (mean over seeds, 95 % interval; strokes: single runs)", title=study.title)
+    axes.set(xlabel="mIoU (mean over seeds, 95 % interval; strokes: single runs)")
+    figure.suptitle(study.title)
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -205,19 +212,22 @@ def score_figure(study: Study, rows: Sequence[Row]) -> Figure:
 def cost_figure(study: Study, rows: Sequence[Row]) -> Figure:
     """mIoU against memory, step time and inference time; the line joins the networks that none beats in both."""
     shown = [row for row in rows if row.results]
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
         scale = 2**20 if name == "kept_bytes" else 1
-        points = [(row.mean(name) / scale, row.mean("mean_iou"), _label(row)) for row in shown]
-        front = pareto_front([(cost, score) for cost, score, _ in points])
-        axes.step(*zip(*front, strict=True), where="post", color="0.7", zorder=0)
-        for number, (cost, score, label) in enumerate(points):
-            axes.plot(cost, score, "o", color=f"C{number % 10}")
-            axes.annotate(label, (cost, score), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        points = [(row.mean(name) / scale, row.mean("mean_iou")) for row in shown]
+        axes.step(*zip(*pareto_front(points), strict=True), where="post", color="0.7", zorder=0)
+        for number, (row, (cost, score)) in enumerate(zip(shown, points, strict=True)):
+            marker = MARKERS[number // 10 % len(MARKERS)]
+            axes.plot(cost, score, marker, color=f"C{number % 10}", markersize=8, label=_label(row))
         axes.set(xlabel=title, xscale="log")
-        axes.margins(x=0.25)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes formulas
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.1)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("mIoU")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.suptitle(study.title)
     return figure
 
@@ -259,7 +269,7 @@ def write_results(study: Study, output_dir: Path, target: Path, name: str) -> li
     """Writes NAME.md (the table), NAME.csv and the figures into `target`; returns what was written."""
     rows = read_rows(study, output_dir)
     written = [target / f"{name}.md", target / f"{name}.csv"]
-    write_text(written[0], f"### {study.title}\n\n" + markdown(table_cells(study, rows)))
+    write_text(written[0], table(study, rows))
     write_csv(written[1], rows)
     if any(row.results for row in rows):
         figures = {"scores": score_figure, "costs": cost_figure}

@@ -21,6 +21,7 @@ from .. import forked
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCRIPT = SCRIPTS / "study.py"
+DOCS = SCRIPTS.parent / "docs"
 LITE = "tf_efficientnet_lite0"
 
 for extra in ("matplotlib", "segmentation_models_pytorch"):
@@ -294,6 +295,19 @@ def test_records_are_enough_for_the_same_table_and_to_go_on(tmp_path):
         (tmp_path / "b" / f"name.{kind}").read_bytes() for kind in ("md", "csv")
     ]
     assert remaining([*tried, *plan.runs({"ours": 0.2, "b": 0.2})], kept) == plan.runs({"ours": 0.2, "b": 0.2})[3:]
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "results").glob("*.md")), ids=lambda path: path.stem)
+def test_published_results_are_those_of_the_records(path, tmp_path):
+    from studies.plan import Study
+    from studies.results import read_rows, table, write_csv
+
+    plan = Study.from_yaml(SCRIPTS / "studies" / f"{path.stem}.yaml")
+    rows = read_rows(plan, SCRIPTS / "studies" / "records" / "camvid")
+    write_csv(tmp_path / "again.csv", rows)
+    assert (tmp_path / "again.csv").read_text() == path.with_suffix(".csv").read_text()
+    assert table(plan, rows) == path.read_text()
+    assert path.read_text().split("\n\n", 1)[1] in (DOCS / "results.md").read_text()
 
 
 def test_an_empty_study_is_a_table_of_gaps(tmp_path):
