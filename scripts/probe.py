@@ -45,7 +45,10 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
-    check_installed("Probes need", "benchmark", "sklearn")
+    check_installed("Probes need", "benchmark", "sklearn", "segmentation_models_pytorch")
+    from studies.peers import register_peers
+
+    register_peers()  # checkpoints of a study may have other decoders
     if args.cells < 1:
         raise RecipeError(f"--cells {args.cells}: give 1 or more")
     fitted_on, scored_on = (

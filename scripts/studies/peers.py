@@ -186,14 +186,25 @@ class PeerForSemanticSegmentation(RevHRNetPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs) -> SemanticSegmenterOutput:
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None, **kwargs
+    ) -> SemanticSegmenterOutput:
         """As of `RevHRNetForSemanticSegmentation`; logits have the stride of the decoder's map."""
-        height, width = pixel_values.shape[-2:]
         padded = pad_to_multiple(pixel_values, COARSEST)
-        logits = self.head(*self.revhrnet(padded, return_dict=True).feature_maps)
-        stride = padded.shape[-1] // logits.shape[-1]
-        logits = logits[..., : -(-height // stride), : -(-width // stride)]
-        return SemanticSegmenterOutput(loss=configured_loss(logits, labels, self.config), logits=logits)
+        maps = self.revhrnet(padded, return_dict=True).feature_maps
+        logits, *maps = (without_padding(x, padded, pixel_values) for x in (self.head(*maps), *maps))
+        return SemanticSegmenterOutput(
+            loss=configured_loss(logits, labels, self.config),
+            logits=logits,
+            hidden_states=tuple(maps) if output_hidden_states else None,
+        )
+
+
+def without_padding(x: Tensor, padded: Tensor, image: Tensor) -> Tensor:
+    """The part of a map that belongs to the image before it was padded at the right and bottom."""
+    stride = padded.shape[-1] // x.shape[-1]
+    height, width = (-(-size // stride) for size in image.shape[-2:])
+    return x[..., :height, :width]
 
 
 def peer_config(settings: dict) -> PeerConfig:

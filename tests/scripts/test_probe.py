@@ -14,7 +14,8 @@ from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.synthetic import write_camvid
 
-pytest.importorskip("sklearn")
+for extra in ("sklearn", "segmentation_models_pytorch"):
+    pytest.importorskip(extra)
 FILE = Path(__file__).parents[2] / "scripts" / "probe.py"
 
 
@@ -102,7 +103,8 @@ def test_map_is_upsampled_by_its_stride(size, target):
     assert np.array_equal(found, np.broadcast_to((np.arange(target[1]) + 0.5) * size[1] / target[1] > 20, target))
 
 
-def test_command(camvid, tiny_model, tmp_path, capsys):
+def test_command(camvid, tiny_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(FILE.parent)
     tiny_model.save_pretrained(tmp_path / "network")
     RevHRNetImageProcessor(do_resize=True, size={"longest_edge": 96}).save_pretrained(tmp_path / "network")
     data = ["--dataset", "camvid", "--data_dir", str(camvid)]

@@ -172,8 +172,9 @@ def test_peer_is_the_librarys_network_on_our_backbone(decoder, name, settings):
 def test_peer_trains_its_decoder_on_a_frozen_backbone_at_any_size(decoder):
     model = peer(decoder, **({"late_blocks": [1, 1, 1, 1]} if decoder == "late" else {})).train()
     before = {name: value.clone() for name, value in model.revhrnet.backbone.state_dict().items()}
-    output = model(torch.randn(2, 3, 70, 101), labels=torch.randint(0, 5, (2, 70, 101)))
+    output = model(torch.randn(2, 3, 70, 101), labels=torch.randint(0, 5, (2, 70, 101)), output_hidden_states=True)
     assert output.logits.shape == (2, 5, 18, 26)
+    assert [x.shape[2:] for x in output.hidden_states] == [(18, 26), (9, 13), (5, 7), (3, 4)][: len(output.hidden_states)]
     output.loss.backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if ".backbone." not in name}
