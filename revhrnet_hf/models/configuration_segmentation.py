@@ -52,7 +52,8 @@ class SegmentationConfig(PreTrainedConfig):
             section 5.1). The network learns faster in short runs. HRNet does not do it.
         zero_init_exchange (`bool`, defaults to `False`):
             Whether each exchange unit starts as the identity, with weight 0 in the last BatchNorm of every path from another
-            stream. Otherwise the streams start as sums in which random maps outweigh their own. HRNet does not do it.
+            stream. Otherwise the streams start as sums in which random maps outweigh their own. In short runs such paths learn
+            little, so it is for heads that read all streams. HRNet does not do it.
         semantic_loss_ignore_index (`int`, defaults to 255):
             Label of pixels that are ignored by the loss.
         semantic_loss_class_weights (`list[float]`, *optional*):
