@@ -8,6 +8,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from accelerate import PartialState
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,6 +17,12 @@ from revhrnet_hf.training import log as log_module
 from revhrnet_hf.training.log import RunLog, check_trackers
 
 IMAGE = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
+
+
+@pytest.fixture(autouse=True)
+def _accelerate(fresh_accelerate):
+    """As in training, where trackers' own log messages need it, whatever tests came before."""
+    PartialState()
 
 
 def events_of(folder):
