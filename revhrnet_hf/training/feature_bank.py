@@ -45,20 +45,11 @@ FREE = {
     *("num_modules", "num_blocks", "final_block", "head", "init_from", "transfer_classifier", "initializer"),
     *("zero_init_residual", "zero_init_exchange", "batch_norm_momentum", "loss", "label_smoothing", "boundary_relaxation"),
     *("focal_gamma", "tversky_alpha", "tversky_beta", "auxiliary_loss_weight", "class_weights", "effective_number_beta"),
-    *(
-        "ohem_threshold",
-        "ohem_min_kept",
-        "epochs",
-        "optimizer",
-        "learning_rate",
-        "schedule",
-        "warmup_steps",
-        "backbone_learning_rate",
-    ),
-    *("layer_decay", "head_learning_rate", "poly_power", "momentum", "weight_decay", "decay_norm_and_bias", "max_grad_norm"),
-    *("ema_decay", "recompute", "sync_batch_norm", "eval_size", "eval_every", "eval_at_start", "early_stopping_patience"),
-    *("num_workers", "save_every", "save_every_epochs", "save_in_background", "keep_checkpoints", "log_every", "log_images"),
-    *("trackers", "push_to_hub", "hub_model_id", "hub_private_repo"),
+    *("ohem_threshold", "ohem_min_kept", "epochs", "optimizer", "learning_rate", "schedule", "warmup_steps"),
+    *("backbone_learning_rate", "layer_decay", "head_learning_rate", "poly_power", "momentum", "weight_decay"),
+    *("decay_norm_and_bias", "max_grad_norm", "ema_decay", "recompute", "sync_batch_norm", "eval_size", "eval_every"),
+    *("eval_at_start", "early_stopping_patience", "num_workers", "save_every", "save_every_epochs", "save_in_background"),
+    *("keep_checkpoints", "log_every", "log_images", "trackers", "push_to_hub", "hub_model_id", "hub_private_repo"),
 }
 
 

@@ -168,7 +168,7 @@ def _steps(count: int, crop: Sequence[int], machine: Machine) -> list[Setting]:
         Setting("zero_init_residual", True, "residual blocks begin as the identity"),
         Setting("zero_init_exchange", True, "exchange units too"),
         Setting("optimizer", "adamw", "learns faster than SGD in short runs"),
-        Setting("learning_rate", 0.002, ""),
+        Setting("learning_rate", 0.004, ""),
         Setting("weight_decay", 0.05, ""),
         Setting("batch_norm_momentum", 0.05, "statistics follow faster than in long runs"),
         Setting("ema_decay", 0.99, "the average of the last hundred steps is scored and kept"),

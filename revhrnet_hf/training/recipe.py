@@ -143,7 +143,9 @@ class Recipe:
         False, "Residual blocks begin as the identity (weight 0 in their last BatchNorm), which learns faster in short runs"
     )
     zero_init_exchange: bool = _setting(
-        False, "Exchange units begin as the identity (weight 0 in the last BatchNorm of each path between streams), as above"
+        False,
+        "Exchange units begin as the identity (weight 0 in the last BatchNorm of each path between streams); for heads "
+        "that read all streams",
     )
     batch_norm_momentum: float = _setting(
         0.01,
