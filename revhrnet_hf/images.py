@@ -20,27 +20,15 @@ from PIL.Image import Transpose
 
 from .errors import DataError
 from .io import whole_file
-from .models.rgb import as_rgb
+from .models.rgb import FORMATS, TO_UPRIGHT, as_rgb, exif_orientation
 
-# EPS and WMF are left out, because their decoders start other programs, and so are formats that are not used for photographs.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jp2", ".j2k", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
     ".tif", ".tiff", ".webp",
 )  # fmt: skip
 
-ORIENTATION = 0x0112  # the EXIF tag
-# EXIF orientation → the operation that turns the stored image upright; orientation 1 is upright already.
-TO_UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
-TO_STORED = {**TO_UPRIGHT, 6: Transpose.ROTATE_90, 8: Transpose.ROTATE_270}  # the inverse operations
+# EXIF orientation → the operation that turns the upright image as it was stored.
+TO_STORED = {**TO_UPRIGHT, 6: Transpose.ROTATE_90, 8: Transpose.ROTATE_270}
 EXCHANGES_SIDES = (5, 6, 7, 8)
 # Keys of an image's `info` that may hold an orientation. A turned image loses them, so that it is not turned again.
 METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
@@ -232,19 +220,6 @@ def header_size(file: io.IOBase) -> Size:
     """(width, height) of the upright image, according to its header; raises Pillow's exceptions."""
     header = open_header(file)
     return _upright_size(header, exif_orientation(header))
-
-
-def exif_orientation(image: PIL.Image.Image) -> int:
-    """The orientation in the metadata that Pillow has read so far, 1 to 8; 1 if there is none or it is invalid.
-
-    Invalid metadata are no error: image viewers ignore them too, and the pixels are intact.
-    """
-    try:
-        # Not `image.getexif()`: for a PNG it decodes the whole image to find more metadata.
-        value = PIL.Image.Image.getexif(image).get(ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds of exception for malformed metadata
-        return 1
-    return int(value) if isinstance(value, int) and value in TO_UPRIGHT else 1
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Writes files and folders whole or not at all, even if the program is killed or the disk is full; deletes no file of others."""
 
+import hashlib
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Suffixes of files that loading might unpickle; unpickling runs any code in the file.
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 LOG_FILE = "log.jsonl"  # the numbers of a run, in its folder; one JSON object a line
+CHECKSUMS = "SHA256SUMS"  # in a checkpoint: what `sha256sum -c SHA256SUMS` checks
 LAST, BEST = "last", "best"  # checkpoints in a run's folder: the newest, and the one with the best scores
 
 # A folder that is being written or replaced is called `.NAME.revhrnet-new-…`: no other program uses such names.
@@ -45,6 +47,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def change_text(path: Path, text: str) -> None:
+    """As `write_text`, for a file of a checkpoint: its line in `SHA256SUMS` changes with it, if it was right before."""
+    checksums = path.with_name(CHECKSUMS)
+    before = f"{sha256_of(path)}  {path.name}\n"
+    write_text(path, text)
+    listed = checksums.read_text(encoding="utf-8") if checksums.is_file() else ""
+    if before in listed:
+        write_text(checksums, listed.replace(before, f"{sha256_of(path)}  {path.name}\n"))
 
 
 def write_json(path: str | Path, value: Any) -> None:

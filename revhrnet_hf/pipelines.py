@@ -1,7 +1,5 @@
 """Transformers' `pipeline("image-segmentation")`, reading images as the rest of this package does."""
 
-import base64
-import binascii
 import os
 import time
 from http.client import HTTPException
@@ -16,11 +14,9 @@ from .errors import DataError
 # or models/. So those are imported where they are used.
 TASK = "image-segmentation"
 ADDRESSES = ("http://", "https://")
-DATA_ADDRESS = "data:image/"
 DOWNLOAD_SECONDS = 30.0  # for a whole image, unless the pipeline is given a `timeout`
 DOWNLOAD_BYTES = 100_000_000
 CHUNK_BYTES = 1 << 16
-QUOTED_CHARACTERS = 80  # of a text that an error message quotes
 
 
 class SegmentationPipeline(ImageSegmentationPipeline):
@@ -86,14 +82,12 @@ def fetch(address: str, seconds: float) -> bytes:
 def _from_base64(text: str) -> Image.Image:
     """Decodes base64 here: Transformers would let Pillow open any file format that it knows."""
     from .images import decode_image
+    from .models.rgb import base64_bytes, quoted
 
-    encoded = text.partition(",")[2] if text.startswith(DATA_ADDRESS) else text
     try:
-        data = base64.b64decode("".join(encoded.split()), validate=True)
-        return decode_image(data, "(given as base64)")
-    except (binascii.Error, ValueError) as error:
-        quoted = repr(text if len(text) <= QUOTED_CHARACTERS else f"{text[:QUOTED_CHARACTERS]}…")
-        raise DataError(f"{quoted} is neither an existing file, an http address, nor an image as base64") from error
+        return decode_image(base64_bytes(text), "(given as base64)")
+    except ValueError as error:
+        raise DataError(f"{quoted(text)} is neither an existing file, an http address, nor an image as base64") from error
 
 
 # Lets `pipeline("image-segmentation")` make a `SegmentationPipeline`.

@@ -206,6 +206,11 @@ def test_exporting(two_streams_checkpoint, tmp_path):
     label_map = np.asarray(Image.open(tmp_path / "p" / "street_labels.png"))
     shares = [float(share) for share in re.findall(r": ([\d.]+) %", labelled)]
     np.testing.assert_allclose(shares, [100 * (label_map == index).mean() for index in range(4)], atol=1)
+    # It also reads an export of one size, which distorts the image here.
+    options = ["--format", "onnx", "--size", "96", "64", "--output_dir", "exported/fixed"]
+    forked.run([sys.executable, ROOT / "scripts" / "export.py", "runs/mine/best", *options], check=True, cwd=tmp_path)
+    again = finish(*start([sys.executable, "label_image.py", "exported/fixed", "street.png"], tmp_path))
+    assert sum(float(share) for share in re.findall(r": ([\d.]+) %", again)) == pytest.approx(100, abs=0.3)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from revhrnet_hf.data import RgbImage
 from revhrnet_hf.data.features import as_stored
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.images import ImageFile, decode_image, orient_to_fit, read_image, to_rgb
+from revhrnet_hf.models import RevHRNetImageProcessor, RevHRNetImageProcessorPil
 from revhrnet_hf.pipelines import load_rgb
 
 from .image_files import COMBINATIONS, ORIENTATION, UPRIGHT, encoded, image_of
@@ -35,6 +36,11 @@ def from_dataset(data):
     return rows.cast_column("image", RgbImage())[0]["image"]
 
 
+def processed(processor_class, image):
+    [values] = processor_class(do_rescale=False, do_normalize=False)(image)["pixel_values"]
+    return np.asarray(values).transpose(1, 2, 0).astype(np.uint8)
+
+
 ROOMS = {
     "evaluation": lambda path, data: RgbImage().decode_example({"path": str(path), "bytes": None}),
     "training": lambda path, data: whole_crop({"path": str(path), "bytes": None}),
@@ -43,6 +49,9 @@ ROOMS = {
     "pipeline, file": lambda path, data: load_rgb(str(path)),
     "pipeline, PIL": lambda path, data: load_rgb(PIL.Image.open(path)),
     "pipeline, base64": lambda path, data: load_rgb(base64.b64encode(data).decode()),
+    "processor, torchvision": lambda path, data: processed(RevHRNetImageProcessor, str(path)),
+    "processor, Pillow": lambda path, data: processed(RevHRNetImageProcessorPil, path),
+    "processor, base64": lambda path, data: processed(RevHRNetImageProcessor, base64.b64encode(data).decode()),
 }
 
 
@@ -193,7 +202,7 @@ def test_only_the_allowed_decoders_start(content, tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     for room in ROOMS.keys() - {"pipeline, PIL"}:
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(ValueError) as caught:
             ROOMS[room](path, content)
         assert "AssertionError" not in repr(caught.value.__cause__)
 

@@ -12,12 +12,14 @@ from tempfile import TemporaryDirectory
 
 import gradio as gr
 from PIL import Image
+from transformers.image_utils import SizeDict
 
 from ..errors import DataError, RecipeError, RevHRNetError
 from ..evaluation import InferenceSettings, load_for_inference, segment
 from ..evaluation.sliding import window_starts
 from ..hub.examples import own_examples
 from ..images import Colour, header_size, read_image, save_image, unreadable_is_data_error
+from ..models.image_processing_pil_revhrnet import resized_size
 from ..synthetic import draw_scenes
 from ..viz.figures import names_and_palette, untinted_of
 from .result import Answer, error_html, results_html
@@ -120,7 +122,7 @@ def answer(segmenter: Segmenter, path: str | Path, settings: InferenceSettings) 
     image = open_upload(path)
     size = (image.height, image.width)
     seen = image if settings.window else reduced(image)
-    check_windows(size, settings)
+    check_windows(size_in_network(segmenter.image_processor, size), settings)
     with time_limit(segmenter.model):
         found = segment(segmenter.model, segmenter.image_processor, seen, settings, target_size=size, return_confidence=True)
     note = f"; the network saw it at {seen.width} × {seen.height} pixels" if seen.size != image.size else ""
@@ -145,16 +147,21 @@ def reduced(image: Image.Image) -> Image.Image:
     return image.resize([max(1, int(edge * factor)) for edge in image.size], Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
+def size_in_network(image_processor, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of an image of `size` as the network sees it: windows are cut out of that."""
+    return resized_size(size, SizeDict(**dict(image_processor.size))) if image_processor.do_resize else size
+
+
 def check_windows(size: tuple[int, int], settings: InferenceSettings) -> None:
-    """Raise a RecipeError if an image (height, width) takes more windows than a visitor may have."""
+    """Raise a RecipeError if an image of `size` (height, width) in the network takes more windows than a visitor may have."""
     if settings.window is None:
         return
     edges = zip(size, settings.window, settings.steps, strict=True)
     down, across = (len(window_starts(length, min(window, length), step)) for length, window, step in edges)
     if down * across > MOST_WINDOWS:
         raise RecipeError(
-            f"this image of {size[1]}×{size[0]} pixels takes {down * across:,} windows of this size; this page takes up to "
-            f"{MOST_WINDOWS}: give larger windows"
+            f"this image, which the network sees at {size[1]}×{size[0]} pixels, takes {down * across:,} windows of this size; "
+            f"this page takes up to {MOST_WINDOWS}: give larger windows"
         )
 
 

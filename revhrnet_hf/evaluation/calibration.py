@@ -24,7 +24,7 @@ import torch
 from scipy.interpolate import CubicHermiteSpline
 
 from ..errors import CheckpointError, DataError
-from ..io import write_text
+from ..io import change_text
 from ..text import table
 
 NUM_BINS = 15  # as in Guo et al.
@@ -243,7 +243,7 @@ def temperature_of(config) -> float:
 
 
 def save_temperature(checkpoint: str | Path, temperature: float) -> None:
-    """Writes the temperature into a checkpoint's config.json, whole or not at all; nothing else in the folder changes.
+    """Writes the temperature into a checkpoint's config.json, whole or not at all; else only its checksum changes.
 
     Raises:
         CheckpointError: the checkpoint is no folder, such as a name on the Hub.
@@ -256,7 +256,7 @@ def save_temperature(checkpoint: str | Path, temperature: float) -> None:
     place = next((place for place, (name, _) in enumerate(others) if name > FIELD), len(others))
     others.insert(place, (FIELD, temperature))
     # In Transformers' own form and order, so that only this line of the file changes.
-    write_text(file, json.dumps(dict(others), indent=2) + "\n")
+    change_text(file, json.dumps(dict(others), indent=2) + "\n")
 
 
 def classes_without_sources(sources: Sequence[Sequence[int]] | None) -> tuple[int, ...]:

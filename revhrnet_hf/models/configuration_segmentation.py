@@ -198,8 +198,11 @@ class SegmentationConfig(PreTrainedConfig):
 
     def validate_classes(self):
         """`strict` calls it on construction. Checks that ids are 0, 1, 2, … and that `label2id` agrees with `id2label`."""
-        if not self.id2label:
-            raise ValueError("a network needs at least one class: num_labels is 0")
+        if len(self.id2label) < 2:
+            raise ValueError(
+                f"a network needs at least two classes, got num_labels={len(self.id2label)}: the background is a class too, with "
+                "id 0 in the label maps (the loss is a softmax over classes)"
+            )
         if sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError(f"id2label must have the ids 0 to {len(self.id2label) - 1}, got {sorted(self.id2label)}")
         for name, class_id in (self.label2id or {}).items():

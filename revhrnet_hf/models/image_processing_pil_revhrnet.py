@@ -7,6 +7,7 @@ processors for semantic segmentation, above all SegFormer's, so that this proces
 import logging
 import math
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, Self
 
 import numpy as np
@@ -32,7 +33,7 @@ from .backbone import backbone_normalization
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
 from .keywords import LOADING_KEYWORDS, check_keywords
-from .rgb import as_rgb
+from .rgb import as_rgb, open_upright
 from .upsampling import upsampled_argmax
 
 logger = logging.getLogger(__name__)
@@ -171,9 +172,8 @@ class RevHRNetImageProcessorMixin:
     cropping (`do_center_crop`, `crop_size`), `image_seq_length`, `data_format` other than channels first, a device other than the
     CPU for the Pillow backend, and options of a step that is off (`size` without `do_resize`).
 
-    An image from a file name or a URL is turned upright by its EXIF orientation (by the torchvision backend only from
-    Transformers 5.22 on). A `PIL.Image` is not turned, so that label maps and target sizes that were made for it fit;
-    `PIL.ImageOps.exif_transpose` turns it.
+    An image from a path or a URL is turned upright by its EXIF orientation. A `PIL.Image` is not turned, so that label maps and
+    target sizes that were made for it fit; `PIL.ImageOps.exif_transpose` turns it.
     """
 
     do_resize = False
@@ -330,8 +330,8 @@ class RevHRNetImageProcessorMixin:
         elif return_tensors is not None and len(set(new_sizes)) > 1:
             found = ", ".join(f"{height}×{width}" for height, width in dict.fromkeys(new_sizes))
             raise ValueError(
-                f"images of different sizes ({found}) cannot be stacked into one batch: pass do_pad=True, or "
-                "do_resize=True with an exact size, or one image at a time"
+                f"images of different sizes ({found}) cannot be stacked into one batch: make the processor with do_pad=True, so "
+                "that its post-processing cuts the padding off; or pass do_resize=True with an exact size, or one image at a time"
             )
         data = self._preprocess(
             prepared, do_resize=do_resize, size=size, do_pad=do_pad, pad_size=pad_size, return_tensors=None, **kwargs
@@ -347,6 +347,17 @@ class RevHRNetImageProcessorMixin:
                 label_maps = self.pad(label_maps, pad_size=pad_size, fill_value=ignore_index)
             data["labels"] = [label_map[0] for label_map in label_maps]
         return BatchFeature(data=dict(data), tensor_type=return_tensors)
+
+    def fetch_images(self, image_url_or_urls):
+        """Opens paths and URLs, with Pillow for both backends: Transformers' readers would clip 16 bits and drop transparency.
+
+        What is no path, URL or base64 text is returned unchanged.
+        """
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(each) for each in image_url_or_urls]
+        if isinstance(image_url_or_urls, (str, PathLike)):
+            return open_upright(str(image_url_or_urls))
+        return super().fetch_images(image_url_or_urls)
 
     def process_image(self, image: ImageInput, **kwargs) -> "torch.Tensor | np.ndarray":
         """One image as an array or tensor of the backend, (channels, height, width); see the backend's `process_image`."""

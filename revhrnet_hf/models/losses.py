@@ -110,8 +110,10 @@ def loss_terms(
             pixels of a step, times the number of batches, the mean over the batches is the mean over all pixels. Means over
             classes, and OHEM's, belong to their batch.
     """
-    if labels.ndim != 3:
-        raise ValueError(f"labels must be (batch, height, width), got {tuple(labels.shape)}")
+    if labels.ndim != 3 or len(labels) != len(logits):
+        raise ValueError(
+            f"labels must be (batch, height, width), one map for each of the {len(logits)} images, got {tuple(labels.shape)}"
+        )
     ignore_index, names = settings.ignore_index, list(settings.weights)
     hard = labels
     if settings.ohem_threshold is not None:

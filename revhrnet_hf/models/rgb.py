@@ -1,13 +1,86 @@
-"""An image of any Pillow mode as RGB: 16 bits scaled to 8, transparency on white.
+"""Upright images, and an image of any Pillow mode as RGB: 16 bits scaled to 8, transparency on white.
 
 It is in this folder because a checkpoint contains it together with the image processors. `revhrnet_hf.images` reads image files
 and uses it.
 """
 
+import base64
+import io
+import os
+from pathlib import Path
+from urllib.request import urlopen
+
 import numpy as np
 import PIL.Image
+from PIL.Image import Transpose
 
 GREATEST_16_BIT = 65535
+
+# EPS and WMF are left out, because their decoders start other programs, and so are formats that are not used for photographs.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+ORIENTATION = 0x0112  # the EXIF tag
+# EXIF orientation → the operation that turns the stored image upright; orientation 1 is upright already.
+TO_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+ADDRESSES = ("http://", "https://")
+QUOTED_CHARACTERS = 80
+
+
+def open_upright(source: str) -> PIL.Image.Image:
+    """Opens a file, an http address, or base64 text as an upright image in its own mode.
+
+    Raises:
+        ValueError: the text is none of these, or of no image in one of `FORMATS`.
+        OSError: the file or address cannot be read, or is damaged.
+    """
+    try:
+        image = PIL.Image.open(io.BytesIO(_bytes_of(source)), formats=FORMATS)
+    except (ValueError, PIL.UnidentifiedImageError) as error:
+        raise ValueError(
+            f"{quoted(source)} must be a file, http address or base64 text of an image in a known format ({', '.join(FORMATS)})"
+        ) from error
+    image.load()  # turns a TIFF, and reads the metadata behind a PNG's pixels
+    turn = None if image.format == "TIFF" else TO_UPRIGHT.get(exif_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _bytes_of(source: str) -> bytes:
+    if source.startswith(ADDRESSES):
+        with urlopen(source) as answer:
+            return answer.read()
+    return Path(source).read_bytes() if os.path.isfile(source) else base64_bytes(source)
+
+
+def base64_bytes(text: str) -> bytes:
+    """The bytes of base64 text, with or without `data:image/…,` before it; raises a ValueError for any other text."""
+    encoded = text.partition(",")[2] if text.startswith("data:image/") else text
+    return base64.b64decode("".join(encoded.split()), validate=True)
+
+
+def quoted(text: str) -> str:
+    """The text as an error message quotes it."""
+    return repr(text if len(text) <= QUOTED_CHARACTERS else f"{text[:QUOTED_CHARACTERS]}…")
+
+
+def exif_orientation(image: PIL.Image.Image) -> int:
+    """The orientation in the metadata that Pillow has read so far, 1 to 8; 1 if there is none or it is invalid.
+
+    Invalid metadata are no error: image viewers ignore them too, and the pixels are intact.
+    """
+    try:
+        # Not `image.getexif()`: for a PNG it decodes the whole image to find more metadata.
+        value = PIL.Image.Image.getexif(image).get(ORIENTATION, 1)
+    except Exception:  # Pillow raises many kinds of exception for malformed metadata
+        return 1
+    return int(value) if isinstance(value, int) and value in TO_UPRIGHT else 1
 
 
 def as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -6,7 +6,6 @@ and, in case the list is damaged, the files with the usual names. Results of `re
 the run: they describe the weights, and stay until a new run is asked for.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,9 +16,8 @@ from safetensors import SafetensorError
 
 from .. import models
 from ..errors import CheckpointError
-from ..io import PICKLES, write_folder
+from ..io import CHECKSUMS, PICKLES, sha256_of, write_folder
 
-CHECKSUMS = "SHA256SUMS"
 CHANGING = {"README.md"}  # the model card, which people edit and evaluations write anew: it has no checksum
 WEIGHTS = {".safetensors", *PICKLES}  # suffixes
 
@@ -67,7 +65,7 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], keep_old_as: Pa
 def write_checksums(folder: Path, without: Collection[str] = CHANGING) -> None:
     """Write `SHA256SUMS`: a line for each file below the folder whose name is not in `without`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in {CHECKSUMS, *without})
-    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -80,18 +78,13 @@ def damage(folder: Path) -> str | None:
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if _digest(path) != digest:
+            if sha256_of(path) != digest:
                 return f"{name} is not what was written (its SHA-256 differs)"
     except (OSError, ValueError) as error:
         return f"{CHECKSUMS} cannot be read ({getattr(error, 'strerror', None) or error})"
     listed = {name for _, name in sums}
     unlisted = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in listed)
     return f"{unlisted[0]} is not in {CHECKSUMS}" if unlisted else None if sums else f"{CHECKSUMS} is empty"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_pickles(folder: Path) -> None:

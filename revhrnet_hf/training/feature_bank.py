@@ -242,6 +242,9 @@ class FeatureBank:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock_file(self.folder / LOCK_FILE)
         except OSError as error:
+            if self._is_whole() and self._is_full():  # it is only read
+                self._check_state()
+                return
             raise CheckpointError(f"Cannot write the feature bank in {self.folder}: {error.strerror}") from error
         if self._lock is None:
             raise CheckpointError(f"Another run fills the feature bank in {self.folder}: wait for it, or choose another place")
@@ -286,6 +289,9 @@ class FeatureBank:
             return False
         with self.path.open("rb") as file:
             return file.read(len(header)) == header
+
+    def _is_full(self) -> bool:
+        return (self._read_state() or {}).get("filled_steps") == self.steps
 
     def _allocate(self) -> None:
         """Make the file, with room on the disk for all maps. `bank.json` comes first: it says whose the file is."""

@@ -609,6 +609,11 @@ CONDITIONS = (
     (("focal_gamma",), lambda recipe: "focal" in (recipe.loss or ()), "loss has no term focal"),
     (("tversky_alpha", "tversky_beta"), lambda recipe: "tversky" in (recipe.loss or ()), "loss has no term tversky"),
     (
+        ("class_weights",),
+        lambda recipe: not {"cross_entropy", "focal"}.isdisjoint(recipe.loss or {"cross_entropy"}),
+        "loss has neither cross_entropy nor focal, the terms with weights",
+    ),
+    (
         ("effective_number_beta",),
         lambda recipe: recipe.class_weights == "effective_number",
         "class_weights is not effective_number",
@@ -619,6 +624,7 @@ CONDITIONS = (
         lambda recipe: "hub" in (recipe.loader, recipe.dataset),
         "only the loader hub reads columns with names of your own",
     ),
+    (("hub_private_repo",), lambda recipe: recipe.push_to_hub, "push_to_hub is off"),
     (("dataset_shares",), lambda recipe: bool(recipe.more_datasets), "there are no more_datasets to share an epoch with"),
 )
 

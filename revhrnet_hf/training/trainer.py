@@ -168,8 +168,11 @@ class Stage:
                 if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
                     scores = self.evaluate(epoch + 1)
                 self.state.epoch = epoch + 1
-                self.save(scores, last=self.is_saved_after(epoch + 1))
+                saved = self.is_saved_after(epoch + 1)
+                self.save(scores, last=saved)
                 if self.stop.anywhere():
+                    if not (saved or self.finished):
+                        self.save()
                     raise self._stopped()
         self.checkpoints.writer.wait()
         self.evaluation.report(scores, self.state, self.output_dir / BEST)

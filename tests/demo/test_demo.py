@@ -345,6 +345,11 @@ def test_a_visitor_gets_a_share_of_the_server_only(segmenter, image, tmp_path, m
 
     Image.new("RGB", (1000, 700)).save(tmp_path / "photo.png")
     assert "takes 1," in (said := answer(segmenter, tmp_path / "photo.png", SLIDING, (32, 32))) and "give larger windows" in said
+    small = dataclasses.replace(
+        segmenter, image_processor=revhrnet_hf.RevHRNetImageProcessor(do_resize=True, size={"longest_edge": 64})
+    )
+    found = demo_page.answer(small, tmp_path / "photo.png", InferenceSettings(window=(32, 32)))  # 3×2 windows, not 1,000
+    assert found.label_map.shape == (700, 1000)
 
     seen = []
     hook = segmenter.model.register_forward_pre_hook(

@@ -31,6 +31,7 @@ from revhrnet_hf.evaluation.calibration import (
 )
 from revhrnet_hf.evaluation.evaluator import evaluate_images
 from revhrnet_hf.evaluation.records import ImageRecord
+from revhrnet_hf.training.checkpoint_files import damage, write_checkpoint
 
 from .tiny import NUM_LABELS, images, labelled_dataset, tiny_model
 
@@ -240,6 +241,18 @@ def test_saving_the_temperature_changes_one_line(tiny_config, tmp_path):
         assert RevHRNetForSemanticSegmentation.from_pretrained(tmp_path).config.confidence_temperature == temperature
     with pytest.raises(CheckpointError, match="is no folder"):
         save_temperature("someone/net", 1.2)
+
+
+def test_a_saved_temperature_is_no_damage(tiny_config, tmp_path):
+    """A run goes on from its checkpoint, unless the config was damaged before."""
+    model = RevHRNetForSemanticSegmentation(tiny_config())
+    write_checkpoint(tmp_path / "last", model.save_pretrained)
+    save_temperature(tmp_path / "last", 1.25)
+    assert damage(tmp_path / "last") is None
+    config = tmp_path / "last" / "config.json"
+    config.write_text(config.read_text().replace('"w18"', '"w48"').replace("0.02", "0.03") + " ")
+    save_temperature(tmp_path / "last", 1.5)
+    assert "config.json is not what was written" in damage(tmp_path / "last")
 
 
 def test_temperature_of_another_librarys_config(image_processor, tmp_path):

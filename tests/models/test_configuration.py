@@ -248,9 +248,10 @@ def test_a_checkpoint_keeps_its_backbone(tiny_checkpoint):
         ({"palette": [[0, 0, 0], [0, 0, 256]]}, "0 to 255"),
         ({"id2label": {1: "a", 2: "b"}}, "ids 0 to 1"),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"b": 0, "a": 1}}, "label2id says that 'b' is class 0"),
-        ({"id2label": {}}, "at least one class"),
+        ({"id2label": {}}, "at least two classes"),
         ({"num_labels": 3, "id2label": {0: "a", 1: "b"}}, "num_labels is 3, but the names of 2 classes"),
-        ({"num_labels": 0}, "at least one class"),
+        ({"num_labels": 0}, "at least two classes"),
+        ({"num_labels": 1}, "at least two classes, got num_labels=1: the background is a class too"),
     ],
     ids=str,
 )

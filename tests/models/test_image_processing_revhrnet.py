@@ -3,13 +3,12 @@
 import json
 import sys
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 from PIL import Image
 from transformers import AutoImageProcessor, SegformerImageProcessor
 from transformers.image_utils import SizeDict
@@ -169,9 +168,28 @@ def test_file_names_are_read_upright_and_pil_images_as_they_are(processor_class,
     processor = processor_class()
     with Image.open(path) as image:
         assert processor(image)["pixel_values"][0].shape == (3, 20, 30)
-    if processor.backend == "torchvision" and Version(transformers.__version__) < Version("5.22"):
-        pytest.skip("Transformers reads files as they are stored here")
     assert processor(str(path))["pixel_values"][0].shape == (3, 30, 20)
+
+
+@twins
+def test_label_maps_are_read_from_files_too(processor_class, tmp_path):
+    ids = random_label_map(20, 30, highest=5).astype(np.uint8)
+    colours = Image.fromarray(ids).convert("P")
+    colours.putpalette(COLOUR.reshape(-1, 3).tobytes())
+    for label_map in (Image.fromarray(ids), colours):
+        label_map.save(tmp_path / "labels.png")
+        batch = processor_class()(random_image(20, 30), str(tmp_path / "labels.png"), return_tensors="np")
+        np.testing.assert_array_equal(batch["labels"][0], np.asarray(label_map))
+
+
+@twins
+def test_what_is_no_image_is_named(processor_class, tmp_path):
+    for source in (str(tmp_path / "missing.png"), "bad", "street.jpg"):
+        with pytest.raises(ValueError, match=f"{Path(source).name}.* must be a file, http address or base64 text"):
+            processor_class()(source)
+    (tmp_path / "page.png").write_text("<html>")
+    with pytest.raises(ValueError, match=r"page\.png' must be a file.*of an image in a known format"):
+        processor_class()(tmp_path / "page.png")
 
 
 # Batches

@@ -135,3 +135,9 @@ def test_nothing_at_label_resolution_is_kept():
         logits.untyped_storage().data_ptr(),
         labels.untyped_storage().data_ptr(),
     }
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2, 1, 8, 8), (8, 8)])
+def test_there_must_be_one_label_map_for_each_image(shape):
+    with pytest.raises(ValueError, match=r"one map for each of the 2 images, got \("):
+        segmentation_loss(torch.zeros(2, 3, 4, 4), torch.zeros(shape, dtype=torch.int64))

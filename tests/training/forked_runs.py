@@ -31,10 +31,10 @@ from revhrnet_hf.training.trainer import Stage
 
 
 def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
-    """Let a signal come in a stage after `step` steps: before a step, between two forward passes, in saving, in moving, in an
-    evaluation, before a line is logged, before an image is loaded. `SIGNAL to all` reaches the loaders' workers first, as it may
-    where a scheduler signals each process of a job. Or, with a number for a name, let no file be written any longer than this
-    many bytes, as on a full disk; or with the name of an error of the user's, raise it."""
+    """Let a signal come in a stage after `step` steps: before a step, between two forward passes, in saving, in saving `best`,
+    in moving, in an evaluation, before a line is logged, before an image is loaded. `SIGNAL to all` reaches the loaders' workers
+    first, as it may where a scheduler signals each process of a job. Or, with a number for a name, let no file be written any
+    longer than this many bytes, as on a full disk; or with the name of an error of the user's, raise it."""
     running = {}
     sent = []
 
@@ -74,6 +74,7 @@ def place_fault(dataset: str, step: int, where: str, what: str | int) -> None:
     before(Stage, "train_step", "step")
     before(Accelerator, "clip_grad_norm_", "pass")
     before(checkpoint, "save_training_state", "saving")
+    before(checkpoint, "save_model_folder", "saving best", lambda folder, *_: folder.name.startswith(".best."))
     before(RunLog, "write", "logging")
     before(TrainingSamples, "crop", "loading")
     before(Path, "rename", "moving", lambda path, _: path.name.startswith(".last.revhrnet-new-"))

@@ -1,8 +1,10 @@
 """A run with a feature bank learns what a run learns that computes the same views anew; nothing of a bank is trusted unseen."""
 
+import errno
 import itertools
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from revhrnet_hf.data import TrainingSamples
 from revhrnet_hf.errors import CheckpointError, RecipeError, RunStopped
 from revhrnet_hf.io import lock_file, without_nan
+from revhrnet_hf.training import feature_bank
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dry_run import dry_run
 from revhrnet_hf.training.feature_bank import BANK_FOLDER, FREE, LABELS, LOCK_FILE, MAPS_FILE, STATE_FILE
@@ -334,6 +337,18 @@ class TestShared:
         child.join()
         stage("other", bank_dir=place, overwrite=True).data.open_bank(0)
         assert json.loads((place / STATE_FILE).read_text()) == state
+
+    def test_in_a_folder_that_can_only_be_read(self, stage, place, monkeypatch):
+        def read_only(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        expected = learn(compute_anew(stage("anew")), 3)[0]
+        monkeypatch.setattr(feature_bank, "lock_file", read_only)
+        assert torch.equal(learn(stage("other", bank_dir=place), 3)[0], expected)
+        state = json.loads((place / STATE_FILE).read_text())
+        (place / STATE_FILE).write_text(json.dumps(state | {"filled_steps": state["filled_steps"] - 1}))
+        with pytest.raises(CheckpointError, match=r"Cannot write the feature bank in .*: Read-only file system"):
+            stage("another", bank_dir=place).run()
 
     def test_what_is_not_a_bank_stays(self, stage, place):
         (place / STATE_FILE).write_text("[")

@@ -167,6 +167,8 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\nfeature_bank: 2\nepochs: 2", "feature_bank would have no effect: as many epochs fill it"),
         ("dataset: camvid\nfeature_bank: 2\narchitecture: hrnetv2", "feature_bank would have no effect: it keeps"),
         ("dataset: camvid\nfeature_bank: 2\ntrainable_backbone: norms", "feature_bank would have no effect: it keeps the maps"),
+        ("dataset: camvid\nloss: {dice: 1}\nclass_weights: auto", "class_weights would have no effect: loss has neither"),
+        ("dataset: camvid\nhub_private_repo: true", "hub_private_repo would have no effect: push_to_hub is off"),
         ("dataset: camvid\nohem_min_kept: 5", "ohem_min_kept would have no effect: there is no ohem_threshold"),
         ("dataset: camvid\nimage_column: photo", "image_column would have no effect: only the loader hub"),
         ("dataset: camvid\ndataset_shares: [1]", "dataset_shares would have no effect: there are no more_datasets"),

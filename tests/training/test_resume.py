@@ -159,6 +159,26 @@ def test_stopped_by_signals(runs, whole, log_of, tmp_path):
 
 
 @pytest.mark.slow
+def test_stopped_after_an_epoch_without_a_checkpoint(runs, log_of, tmp_path):
+    """It is saved then; a run that is killed before its first checkpoint keeps the best network that it has."""
+    whole, folder, killed = tmp_path / "whole", tmp_path / "run", tmp_path / "killed"
+    settings = {"epochs": 2, "save_every_epochs": 2}
+    status, said = runs.start(whole, "camvid", **settings)
+    assert status == 0, said
+    status, said = runs.start(folder, "camvid", fault=("camvid", 5, "saving best", "SIGTERM"), **settings)
+    assert status == 143 and f"stopped after step 5 of 10; saved in {folder / 'last'}" in said
+    status, said = runs.start(folder, "camvid", resume=True, **settings)
+    assert status == 0, said
+    assert_same(whole, folder, log_of)
+
+    status, said = runs.start(killed, "camvid", fault=("camvid", 6, "step", "SIGKILL"), **settings)
+    assert status == -signal.SIGKILL and not (killed / "last").exists()
+    status, said = runs.start(killed, "camvid", resume=True, **settings)
+    assert status == 1 and "holds no checkpoint to resume from" in said and "or start anew with --overwrite" in said
+    assert damage(killed / "best") is None
+
+
+@pytest.mark.slow
 def test_stopped_before_the_first_step(runs, log_of, tmp_path):
     """In the evaluation of what the weights to begin with can do, of either stage."""
     whole, folder = tmp_path / "whole", tmp_path / "run"
