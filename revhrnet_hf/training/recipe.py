@@ -65,8 +65,9 @@ class Recipe:
     label_column: str | None = _setting(None, "With hub: the column of label maps (not given: label_map)")
     more_datasets: list[str] | None = _setting(
         None,
-        "Datasets to train on as well, NAME or NAME:SPLIT, with ,loader=folder behind a name of your own. Their label maps are "
-        "translated to the classes of dataset, on which alone scores are taken; pixels of classes without a partner are ignored",
+        "Datasets to train on as well, NAME:SPLIT, or NAME for train_split, with ,loader=folder behind a name of your own. Their "
+        "label maps are translated to the classes of dataset, on which alone scores are taken; pixels of classes without a "
+        "partner are ignored",
     )
     dataset_shares: list[float] | None = _setting(
         None,
@@ -348,6 +349,7 @@ class Recipe:
         self._check_that_all_count()
         self._check_class_weights()
         self._check_loss()
+        self._check_splits()
         self._check_shares()
         self._check_distorted()
         check_one_loader(self.datasets)
@@ -485,6 +487,16 @@ class Recipe:
             raise RecipeError(f"Recipe field auxiliary_loss_weight must not be negative, got {weight}")
         if beta is not None and not 0 <= beta < 1:
             raise RecipeError(f"Recipe field effective_number_beta must be at least 0 and less than 1, got {beta}")
+
+    def _check_splits(self):
+        """A part of a split such as train[::4] is chosen for one dataset: whether others have the same is to be said."""
+        unsaid = [dataset.name for dataset in self.datasets[1:] if dataset.split is None]
+        if unsaid and "[" in self.train_split:
+            split, _, _ = self.train_split.partition("[")
+            raise RecipeError(
+                f"Recipe field more_datasets must name the split of {unsaid[0]}, because train_split is a part of one: "
+                f"{unsaid[0]}:{split} for all its images, {unsaid[0]}:{self.train_split} for the same part"
+            )
 
     def _check_shares(self):
         if self.dataset_shares is None:

@@ -171,6 +171,10 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\nhub_private_repo: true", "hub_private_repo would have no effect: push_to_hub is off"),
         ("dataset: camvid\nohem_min_kept: 5", "ohem_min_kept would have no effect: there is no ohem_threshold"),
         ("dataset: camvid\nimage_column: photo", "image_column would have no effect: only the loader hub"),
+        (
+            "dataset: camvid\ntrain_split: 'train[::4]'\nmore_datasets: ['coco:val', 'p,loader=folder']",
+            r"more_datasets must name the split of p, .*: p:train for all its images, p:train\[::4\] for the same part",
+        ),
         ("dataset: camvid\ndataset_shares: [1]", "dataset_shares would have no effect: there are no more_datasets"),
         ("dataset: camvid\ndistorted_datasets: [camvid]", "distorted_datasets would have no effect: photometric_d"),
         (
