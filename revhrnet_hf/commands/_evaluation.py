@@ -223,13 +223,15 @@ class Job:
         scores, matrix = score_records(records, evaluation.label_space, args.absent_as_zero)
         check_labelled(scores, f"the split {args.split!r} of {args.dataset_name}")
         totals = class_totals_by_image(records, len(names))
-        intervals = None if args.absent_as_zero else bootstrap_intervals(totals)
+        intervals = None if args.absent_as_zero else bootstrap_intervals(totals, block=args.interval_block)
         never_predicted = [] if self.sources is None else [name for name, of in zip(names, self.sources, strict=True) if not of]
         print(format_scores(scores, names, intervals, never_predicted))
         print(f"images: {len(records)}; {evaluation.settings}")
         if calibration is not None:
             print(format_calibration(calibration))
         result = evaluation.result(scores, intervals, matrix, never_predicted, self.state.device.type, self.state.num_processes)
+        if intervals is not None:
+            result["settings"]["interval_block"] = args.interval_block
         if calibration is not None:
             result["calibration"] = calibration
         self.write(result, matrix, totals)
@@ -332,6 +334,8 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
         label_column=args.label_column,
         unlabelled=args.submission is not None,
     )
+    if args.interval_block > max(1, len(dataset) // 2):
+        raise RecipeError(f"--interval_block {args.interval_block}: {len(dataset)} images are less than two such blocks")
     space = label_space_of(dataset)
     instances = instance_locations(args.dataset, dataset, space)
     evaluation = Evaluation(

@@ -88,6 +88,14 @@ def _add_result_arguments(group) -> None:
         help="count classes that occur nowhere as 0 in the means, as the official HRNet does; by default they are left out",
     )
     group.add_argument(
+        "--interval_block",
+        type=int,
+        default=1,
+        metavar="IMAGES",
+        help="for the intervals, draw blocks of so many consecutive images: those of a video are alike, and if each were drawn "
+        "by itself, the intervals would be too narrow (default: 1)",
+    )
+    group.add_argument(
         "--output",
         type=Path,
         help="JSON file to write (default: scores_DATASET_SPLIT.json, with the settings in its name where they are not the "
@@ -199,6 +207,10 @@ def check_arguments(args: argparse.Namespace, state) -> None:
     for name in ("num_workers", "worst"):
         if (getattr(args, name) or 0) < 0:
             raise RecipeError(f"--{name} {getattr(args, name)}: give 0 or more")
+    if args.interval_block < 1:
+        raise RecipeError(f"--interval_block {args.interval_block}: give 1 or more")
+    if args.interval_block > 1 and args.absent_as_zero:
+        raise RecipeError("--interval_block would have no effect: with --absent_as_zero there are no intervals")
     if args.plot:
         check_installed("--plot needs", "plots", "matplotlib")
     if args.save_temperature and not args.calibration:

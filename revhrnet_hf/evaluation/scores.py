@@ -127,7 +127,9 @@ def worst_images(totals: np.ndarray, count: int) -> list[int]:
     return sorted(known, key=scores.__getitem__)[:count]
 
 
-def bootstrap_intervals(totals: np.ndarray, confidence: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict:
+def bootstrap_intervals(
+    totals: np.ndarray, confidence: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0, block: int = 1
+) -> dict:
     """Confidence intervals of the scores by the percentile bootstrap over images.
 
     Each draw takes as many images as there are, with replacement, and computes the scores from the sum of their pixels. The means
@@ -137,18 +139,24 @@ def bootstrap_intervals(totals: np.ndarray, confidence: float = 0.95, num_draws:
         totals: (images, 3, classes).
         confidence: the share of draws inside the interval.
         seed: of the draws; the same seed gives the same intervals.
+        block: number of consecutive images that are drawn together. Frames of a video are alike, and intervals that take them for
+            independent are too narrow; blocks of frames hardly depend on each other (the circular block bootstrap of Politis
+            and Romano, 1992).
 
     Returns:
         For each score of `SUMMARY` a pair [low, high]; for `per_category_iou` a pair for each class. NaN for a score that no draw
         has.
+
+    Raises:
+        ValueError: there are fewer than two blocks.
     """
-    drawn = _scores_of_draws(_draw_totals(totals, num_draws, np.random.default_rng(seed)))
+    drawn = _scores_of_draws(_draw_totals(totals, num_draws, np.random.default_rng(seed), block))
     per_category = [_interval(values, confidence) for values in drawn.pop("per_category_iou").T]
     return {key: _interval(values, confidence) for key, values in drawn.items()} | {"per_category_iou": per_category}
 
 
 def paired_difference(
-    first: np.ndarray, second: np.ndarray, confidence: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0
+    first: np.ndarray, second: np.ndarray, confidence: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0, block: int = 1
 ) -> tuple[float, list[float]]:
     """How much higher the mIoU of one network is than another's, and its confidence interval by the paired bootstrap.
 
@@ -157,18 +165,19 @@ def paired_difference(
     Args:
         first, second: (runs, images, 3, classes), the totals of each run of a network; their mIoUs are averaged. The numbers of
             runs may differ.
+        confidence, num_draws, seed, block: as for `bootstrap_intervals`.
 
     Returns:
         The difference of the means, and [low, high].
 
     Raises:
-        ValueError: the images or classes are not the same in number.
+        ValueError: the images or classes are not the same in number, or there are fewer than two blocks.
     """
     if first.shape[1:] != second.shape[1:]:
         raise ValueError(f"the runs are of different images or classes: {first.shape[1:]} and {second.shape[1:]}")
 
     def of_draws(runs: np.ndarray) -> np.ndarray:
-        draws = (_draw_totals(totals, num_draws, np.random.default_rng(seed)) for totals in runs)
+        draws = (_draw_totals(totals, num_draws, np.random.default_rng(seed), block) for totals in runs)
         return np.mean([_scores_of_draws(drawn)["mean_iou"] for drawn in draws], axis=0)
 
     def of_all(runs: np.ndarray) -> float:
@@ -177,13 +186,16 @@ def paired_difference(
     return of_all(first) - of_all(second), _interval(of_draws(first) - of_draws(second), confidence)
 
 
-def _draw_totals(totals: np.ndarray, num_draws: int, generator: np.random.Generator) -> np.ndarray:
-    """(draws, 3, classes): the sums over the images of each draw."""
+def _draw_totals(totals: np.ndarray, num_draws: int, generator: np.random.Generator, block: int) -> np.ndarray:
+    """(draws, 3, classes): the sums over the images of each draw. After the last image blocks go on with the first one."""
     num_images, counts = len(totals), totals.astype(np.float64)  # whole numbers, so float64 sums them exactly
-    draws = []
+    if not 1 <= block <= max(1, num_images // 2):
+        raise ValueError(f"blocks of {block} images cannot be drawn from {num_images}: there must be two blocks or more")
+    num_blocks, draws = -(-num_images // block), []
     for first in range(0, num_draws, DRAWS_AT_ONCE):
         size = min(DRAWS_AT_ONCE, num_draws - first)
-        times = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=size)
+        begun = generator.multinomial(num_blocks, np.full(num_images, 1 / num_images), size=size)
+        times = sum(np.roll(begun, place, axis=1) for place in range(block))
         draws.append(np.tensordot(times.astype(np.float64), counts, axes=1))
     return np.concatenate(draws)
 

@@ -55,6 +55,8 @@ class Study:
         tuning: must train and score on parts of the training split, or the choice would use the images of the result.
         baseline: the network that others are compared with.
         classes: whose IoU the table shows.
+        interval_block: number of consecutive images that are drawn together for the interval of a difference; see
+            `bootstrap_intervals`.
     """
 
     title: str
@@ -67,6 +69,7 @@ class Study:
     tuning: dict[str, Any] = field(default_factory=dict)
     baseline: str | None = None
     classes: list[str] = field(default_factory=list)
+    interval_block: int = 1
 
     def __post_init__(self):
         if not self.networks:

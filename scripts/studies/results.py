@@ -81,11 +81,11 @@ def read_rows(study: Study, output_dir: Path) -> list[Row]:
             totals = [read_totals(run, output_dir) for run, _ in finished]
             rows.append(Row(network, variation, [result for _, result in finished], totals, len(study.seeds)))
     if study.baseline is not None:
-        _compare(rows, study.baseline)
+        _compare(rows, study.baseline, study.interval_block)
     return rows
 
 
-def _compare(rows: list[Row], baseline: str) -> None:
+def _compare(rows: list[Row], baseline: str, block: int) -> None:
     """Differences to the baseline, over the seeds that are finished in both."""
     by_variation = {row.variation: row for row in rows if row.network == baseline}
     for row in rows:
@@ -94,7 +94,8 @@ def _compare(rows: list[Row], baseline: str) -> None:
         seeds = sorted(own.keys() & others.keys())
         if row is not other and seeds:
             try:
-                row.difference = paired_difference(*(np.stack([totals[seed] for seed in seeds]) for totals in (own, others)))
+                both = (np.stack([totals[seed] for seed in seeds]) for totals in (own, others))
+                row.difference = paired_difference(*both, block=block)
             except ValueError as error:
                 raise CheckpointError(f"{row.network} cannot be compared with {baseline}: {error}") from error
 
@@ -116,6 +117,7 @@ def table_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
         "trained M",
         "multiply-adds G",
         "kept MiB",
+        "without recomputation",
         "s / step",
         "s / image",
     ]
@@ -136,6 +138,7 @@ def table_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
                 _number(row.mean("trained_parameters") / 1e6, ".2f"),
                 _number(row.mean("multiply_adds") / 1e9, ".2f"),
                 _number(row.mean("kept_bytes") / 2**20, ".0f"),
+                _number(row.mean("plain_kept_bytes") / 2**20, ".0f"),
                 _number(row.mean("step_seconds"), ".2f"),
                 _number(row.mean("image_seconds"), ".3f"),
             ]
@@ -175,7 +178,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Writes a row for each finished run, with full digits."""
     text = io.StringIO()
     scores = ["mean_iou", "pixel_accuracy", "boundary_iou"]
-    costs = ["trained_parameters", "multiply_adds", *COSTS]
+    costs = ["trained_parameters", "multiply_adds", *COSTS, "plain_kept_bytes"]
     classes = next((list(result["iou"]) for row in rows for result in row.results), [])
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(

@@ -23,6 +23,7 @@ from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_re
 from revhrnet_hf.evaluation.records import class_totals_by_image
 from revhrnet_hf.hub.model_table import count_multiply_adds, count_saved_bytes
 from revhrnet_hf.io import LOG_FILE, whole_file, write_json
+from revhrnet_hf.models.recompute import NONE, RecomputedModule
 from revhrnet_hf.training.chain import data_dirs_by_name, run_chain
 from revhrnet_hf.training.output_dir import BEST
 from revhrnet_hf.versions import versions
@@ -170,16 +171,21 @@ def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
 def costs_of(model: torch.nn.Module, crop: tuple[int, int]) -> dict[str, int]:
     """Parameters, multiply-adds and kept bytes for one training crop (height, width), counted on the meta device.
 
-    The bytes are half of those of two crops, because a norm after global pooling cannot be trained on one.
+    `plain_kept_bytes` would be kept if no module computed anything again in the backward pass. The bytes are half of those of two
+    crops, because a norm after global pooling cannot be trained on one.
     """
     with torch.device("meta"):
         counted = type(model)(model.config)  # as it is trained: optimized for inference, it has other parameters
-        return {
+        costs = {
             "parameters": counted.num_parameters(),
             "trained_parameters": counted.num_parameters(only_trainable=True),
             "multiply_adds": count_multiply_adds(counted.eval(), crop),
             "kept_bytes": count_saved_bytes(counted.train(), crop, images=2) // 2,
         }
+        for module in counted.modules():
+            if isinstance(module, RecomputedModule):
+                module.recompute = NONE
+        return {**costs, "plain_kept_bytes": count_saved_bytes(counted, crop, images=2) // 2}
 
 
 def _times(log: Path, batch_size: int, images: int) -> dict[str, float]:

@@ -127,6 +127,35 @@ def test_interval_of_an_accuracy_is_the_normal_approximation():
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.005)
 
 
+def test_blocks_of_images_are_drawn_one_by_one_here():
+    generator = np.random.default_rng(1)
+    matrices = generator.integers(0, 9, (11, 3, 3))
+    totals = totals_of(matrices)
+    found = bootstrap_intervals(totals, num_draws=60, seed=4, block=4)
+    means = []
+    for begun in np.random.default_rng(4).multinomial(3, np.full(11, 1 / 11), size=60):
+        drawn = [(first + place) % 11 for first in np.repeat(np.arange(11), begun) for place in range(4)]
+        confusion = ConfusionMatrix(3)
+        confusion.matrix = torch.from_numpy(matrices[drawn].sum(0))
+        means.append(confusion.scores()["mean_iou"])
+    assert found["mean_iou"] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), rel=1e-12)
+    for block in (0, 6):
+        with pytest.raises(ValueError, match=f"blocks of {block} images cannot be drawn from 11"):
+            bootstrap_intervals(totals, block=block)
+    assert bootstrap_intervals(totals[:1])["mean_iou"][0] == bootstrap_intervals(totals[:1])["mean_iou"][1]
+
+
+def test_an_interval_in_blocks_covers_what_one_of_dependent_images_does_not():
+    """Clips of ten equal frames: the standard error is that of the clips."""
+    right = np.random.default_rng(7).random(60) < 0.7
+    totals = totals_of(np.array([[[10, 0], [0, 0]] if each else [[0, 10], [0, 0]] for each in np.repeat(right, 10)]))
+    widths = {block: np.ptp(bootstrap_intervals(totals, block=block)["overall_accuracy"]) for block in (1, 10)}
+    share = right.mean()
+    assert widths[1] == pytest.approx(2 * 1.96 * math.sqrt(share * (1 - share) / 600), rel=0.1)
+    # The blocks begin anywhere, so that most of them lie in two clips: 2/3 of the variance of whole clips and more.
+    assert widths[10] == pytest.approx(2 * 1.96 * math.sqrt(2 / 3 * share * (1 - share) / 60), rel=0.15)
+
+
 def test_paired_difference_against_brute_force():
     generator = np.random.default_rng(5)
     runs = [generator.integers(1, 30, (count, 7, 3, 4)) for count in (2, 3)]

@@ -693,6 +693,9 @@ def test_calibration(sure, predictable, tmp_path, capsys):
     for given, message in (
         (arguments(own, predictable, "--save_temperature"), "give both"),
         (arguments("someone/net", predictable, "--calibration", "--save_temperature"), "someone/net is none"),
+        (arguments(own, predictable, "--interval_block", "0"), "give 1 or more"),
+        (arguments(own, predictable, "--interval_block", "500"), "images are less than two such blocks"),
+        (arguments(own, predictable, "--interval_block", "2", "--absent_as_zero"), "there are no intervals"),
     ):
         with pytest.raises(RecipeError, match=message):
             evaluate.main(given)

@@ -15,6 +15,7 @@ from transformers import AutoModelForSemanticSegmentation
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
 from revhrnet_hf.errors import CheckpointError, RecipeError
 from revhrnet_hf.hub.model_table import bytes_saved_by, count_multiply_adds
+from revhrnet_hf.models.recompute import RecomputedModule
 from revhrnet_hf.synthetic import write_camvid
 
 from .. import forked
@@ -190,6 +191,8 @@ def test_costs_of_every_decoder(decoder):
     costs = costs_of(model, size)
     kept = [bytes_saved_by(model, lambda count=count: model(torch.randn(count, 3, *size)).logits) for count in (2, 4)]
     # Norms keep their means once for all images.
+    recomputes = any(isinstance(module, RecomputedModule) for module in model.modules())
+    assert (costs["plain_kept_bytes"] > costs["kept_bytes"]) == recomputes
     assert kept[0] // 2 == costs["kept_bytes"] and kept[1] / 4 == pytest.approx(costs["kept_bytes"], rel=0.02)
     assert costs["trained_parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad) < costs["parameters"]
     assert costs["multiply_adds"] > 0
@@ -233,6 +236,7 @@ def result(network, seed, mean_iou, **values):
         "trained_parameters": 2_000_000,
         "multiply_adds": 5e9,
         "kept_bytes": 2**20 * 100,
+        "plain_kept_bytes": 2**20 * 150,
         "step_seconds": 1.5,
         "image_seconds": 0.25,
         "versions": {},
@@ -266,7 +270,8 @@ def test_table_shows_gaps_intervals_and_differences(tmp_path):
     assert (first["seeds"], first["mIoU"], first["to ours"], first["boundary IoU"]) == ("3", "0.600 ± 0.248", "", "–")
     # Of the seed that both have. IoU of each class: 4 / 4, and 2 / (4 + 4 − 2).
     assert (second["seeds"], second["mIoU"], second["to ours"]) == ("1 of 3", "0.400", "-0.667 (-0.667 to -0.667)")
-    assert (second["pole"], second["kept MiB"], second["s / step"]) == ("0.250", "100", "1.50")
+    assert (second["pole"], second["kept MiB"], second["without recomputation"]) == ("0.250", "100", "150")
+    assert second["s / step"] == "1.50"
     written = write_results(plan, tmp_path, tmp_path, "name")
     assert {path.name for path in written} == {"name.md", "name.csv", "name_scores.png", "name_costs.png"}
     with open(tmp_path / "name.csv") as file:
