@@ -179,7 +179,10 @@ class LabelMapFile(OpenedFile):
         self._translation = translation
 
     def crop(self, box: tuple[int, int, int, int]) -> PIL.Image.Image:
-        """The train ids in the box (left, top, right, bottom), mode L. Unknown ids outside the box are no error."""
+        """The train ids in the box (left, top, right, bottom), mode L: those of the whole label map.
+
+        Unknown ids outside the box are an error only if the box can be read in several ways: then the whole file is decoded.
+        """
         with self._named():
             return translate_file(self._file, self._translation, self._source, self._first_rows(box[3]), box)
 

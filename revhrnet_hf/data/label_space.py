@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -22,6 +23,9 @@ from .palette import default_palette
 MAX_NAMED = 8
 UNKNOWN = -1
 LARGEST_ID = 1 << 53  # float64 holds every whole number up to this one
+SINGLE_BAND = ("1", "L", "LA", "P")  # Pillow's modes for one value of at most 8 bits a pixel
+
+Reading = dict[int, int | None]  # value in a label map → train id; None if the label space does not have it
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,8 @@ class LabelSpace:
         colours, the displayed colours are used instead. In a colour image the colours are used, or if the whole image is grey,
         the grey values as ids. Transparency is ignored.
 
+        All values in the image decide together how it is read; `translate_part` is for a part of a label map.
+
         Args:
             raw: an image of any mode; Pillow has scaled grey values to 8 or 16 bits.
             source: the label map's name in error messages.
@@ -194,9 +200,9 @@ class LabelSpace:
         Raises:
             DataError: as `train_ids`; or ids and colours contradict each other.
         """
-        if raw.mode in ("1", "LA", "L", "P"):
+        if raw.mode in SINGLE_BAND:
             values, max_value = single_band(raw, max_value)
-            return self._from_values(values, source, max_value, is_black_and_white_gif)
+            return self._from_values(values, self._readings(values, max_value, is_black_and_white_gif), source)
         if raw.mode in ("I", "F") or raw.mode.startswith("I;16"):
             values = np.asarray(raw)
             values = values if max_value in (255, 65535) else np.rint(values * (max_value / 65535)).astype(np.int64)
@@ -205,18 +211,54 @@ class LabelSpace:
         values = np.asarray(rgb)
         if (train_ids := self._known_colours(values)) is not None:
             return PIL.Image.fromarray(train_ids)
-        if self.raw_ids and (values == values[..., :1]).all():
+        if self.raw_ids and _is_grey(rgb):
             grey, _ = single_band(rgb.getchannel(0), max_value)
             return PIL.Image.fromarray(self.train_ids(np.asarray(grey), source))
         return PIL.Image.fromarray(self.train_ids(values, source))
 
-    def _from_values(self, image: PIL.Image.Image, source: str, max_value: int, is_black_and_white_gif: bool) -> PIL.Image.Image:
-        """Translates an image of mode L or P. For large label maps Pillow is several times as fast as NumPy."""
+    def translate_part(
+        self, part: PIL.Image.Image, source: str, max_value: int = 255, is_black_and_white_gif: bool = False
+    ) -> PIL.Image.Image | None:
+        """`translate_image` for a part of a label map, with the train ids that the part has in the whole label map.
+
+        The arguments and errors are those of `translate_image`; unknown values outside the part are no error.
+
+        Returns:
+            An image of mode L; None if the part does not tell how the whole label map is read.
+        """
+        if part.mode in SINGLE_BAND:
+            values, max_value = single_band(part, max_value)
+            readings = self._readings(values, max_value, is_black_and_white_gif)
+            return None if readings.are_ambiguous else self._from_values(values, readings, source)
+        if not part.mode.startswith(("I", "F")) and self._is_ambiguous_rgb(part, max_value):
+            return None
+        return self.translate_image(part, source, max_value, is_black_and_white_gif)
+
+    def _is_ambiguous_rgb(self, part: PIL.Image.Image, max_value: int) -> bool:
+        """Whether all colours are known, but are also grey values of known ids, and the train ids differ."""
+        rgb = part if part.mode == "RGB" else part.convert("RGB")
+        if not (self.raw_ids and self.raw_colours and _is_grey(rgb)):
+            return False
+        if (by_colour := self._known_colours(np.asarray(rgb))) is None:
+            return False
+        numbers, _ = single_band(rgb.getchannel(0), max_value)
+        by_id = self._id_table.take(np.asarray(numbers), mode="clip")
+        return bool((by_id != UNKNOWN).all() and (by_id != by_colour).any())
+
+    def _readings(self, image: PIL.Image.Image, max_value: int, is_black_and_white_gif: bool) -> "Readings":
+        """How the values in an image of mode L or P can be read."""
         used = [value for value, pixels in enumerate(image.histogram()) if pixels]
         displayed = displayed_colours(image, used, max_value)
-        by_id = {value: self.raw_ids.get(value) for value in used}
-        by_colour = {value: self.raw_colours.get(displayed[value]) for value in used}
-        by_grey = {value: self.raw_ids.get(displayed[value][0]) for value in used} if is_black_and_white_gif else {}
+        return Readings(
+            displayed,
+            by_id={value: self.raw_ids.get(value) for value in used},
+            by_colour={value: self.raw_colours.get(displayed[value]) for value in used},
+            by_grey={value: self.raw_ids.get(displayed[value][0]) for value in used} if is_black_and_white_gif else {},
+        )
+
+    def _from_values(self, image: PIL.Image.Image, readings: "Readings", source: str) -> PIL.Image.Image:
+        """Translates an image of mode L or P. For large label maps Pillow is several times as fast as NumPy."""
+        displayed, by_id, by_colour, by_grey = readings
         if _is_complete(by_id):
             self._check_agreement(source, by_id, by_colour, displayed, "colour", neutral=self.ignore_index)
             if _is_complete(by_grey):
@@ -230,15 +272,15 @@ class LabelSpace:
             return PIL.Image.fromarray(self.train_ids(np.asarray(image), source))  # raises an error that names the unknown ids
         else:
             colours = np.zeros((256, 3), np.uint8)
-            colours[used] = [displayed[value] for value in used]
+            colours[list(displayed)] = list(displayed.values())
             return PIL.Image.fromarray(self.train_ids(colours[np.asarray(image)], source))
         return image.point([chosen.get(value, 0) for value in range(256)], "L")
 
     def _check_agreement(
         self,
         source: str,
-        by_id: dict[int, int],
-        other: dict[int, int | None],
+        by_id: Reading,
+        other: Reading,
         displayed: dict[int, Colour],
         kind: str,
         neutral: int | None,
@@ -377,7 +419,36 @@ def displayed_colours(image: PIL.Image.Image, used: list[int], max_value: int) -
     return {value: tuple(palette[3 * value : 3 * value + 3]) for value in used}
 
 
-def _is_complete(reading: dict[int, int | None]) -> bool:
+class Readings(NamedTuple):
+    """The ways to read the values in an image of mode L or P.
+
+    Attributes:
+        displayed: value → the colour in which a viewer shows it.
+        by_id: the value is the id.
+        by_colour: the displayed colour is the raw colour.
+        by_grey: the displayed grey value is the id; empty unless the image is a black and white GIF.
+    """
+
+    displayed: dict[int, Colour]
+    by_id: Reading
+    by_colour: Reading
+    by_grey: Reading
+
+    @property
+    def are_ambiguous(self) -> bool:
+        """Whether the label space has all values in several of the ways, and one of the values has different train ids."""
+        ways = self.by_id, self.by_colour, self.by_grey
+        if sum(map(_is_complete, ways)) < 2:
+            return False
+        return any(len({way.get(value) for way in ways} - {None}) > 1 for value in self.displayed)
+
+
+def _is_grey(rgb: PIL.Image.Image) -> bool:
+    red, green, blue = (band.tobytes() for band in rgb.split())
+    return red == green == blue
+
+
+def _is_complete(reading: Reading) -> bool:
     return bool(reading) and None not in reading.values()
 
 

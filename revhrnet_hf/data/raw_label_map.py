@@ -10,7 +10,7 @@ import PIL.Image
 from ..errors import DataError
 from ..images import Colour, ImageFile, unreadable_is_data_error
 from .archive import read_location
-from .label_space import LabelSpace, displayed_colours, single_band, whole_ids
+from .label_space import SINGLE_BAND, LabelSpace, displayed_colours, single_band, whole_ids
 
 FEW_BITS = re.compile(r"L;([24])")  # Pillow's names for grey of 2 and 4 bits, which it scales to 8 bits
 DEEP_COLOUR = re.compile(r"(LA|La|RGB|RGBA|RGBX|RGBa|CMYK);16")  # Pillow drops the lower 8 bits of these
@@ -18,7 +18,7 @@ BLACK_AND_WHITE = {(0, 0, 0), (255, 255, 255)}
 
 
 class Encoding(NamedTuple):
-    """The arguments of `LabelSpace.translate_image` that describe the file."""
+    """The arguments of `LabelSpace.translate_image` and `translate_part` that describe the file."""
 
     max_value: int = 255
     is_black_and_white_gif: bool = False
@@ -38,15 +38,22 @@ def translate_file(
         label_space: translates its ids or colours.
         source: its name in error messages.
         data: the file cut short, if only its upper part is needed.
-        box: (left, top, right, bottom) of the part to decode; None for all of it.
+        box: (left, top, right, bottom) of the part to decode; None for all of it. It is read as in the whole label map, which is
+            decoded if the part does not tell how.
 
     Raises:
         DataError: as `LabelSpace.translate_image`, or the file has colours of 16 bits.
     """
     max_value = _max_value(file, source)
     image, encoding = _without_grey_palette(file.pixels(data=data), file.header.format, max_value)
-    part = image if box is None else image.crop(box)
-    return label_space.translate_image(part, source, *encoding)
+    if box is None:
+        return label_space.translate_image(image, source, *encoding)
+    part = label_space.translate_part(image.crop(box), source, *encoding)
+    if part is not None:
+        return part
+    # Only a PNG or JPEG is cut short, and `_without_grey_palette` leaves these as they are.
+    whole = image if data is None or data is file.data else file.pixels(data=file.data)
+    return label_space.translate_image(whole, source, *encoding).crop(box)
 
 
 def _max_value(file: ImageFile, source: str) -> int:
@@ -102,7 +109,7 @@ def raw_content(location: str) -> RawContent:
         image, encoding = _without_grey_palette(file.pixels(), file.header.format, max_value)
     if encoding.is_black_and_white_gif:
         image = image.convert("L")
-    if image.mode in ("1", "LA", "L", "P"):
+    if image.mode in SINGLE_BAND:
         values, max_value = single_band(image, max_value)
         ids = {value: pixels for value, pixels in enumerate(values.histogram()) if pixels}
         shown = displayed_colours(values, list(ids), max_value)

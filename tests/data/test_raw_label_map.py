@@ -1,6 +1,7 @@
 """Label-map files of every mode, written by Pillow or byte by byte: the table decides how they are read."""
 
 import io
+import itertools
 import struct
 import zlib
 
@@ -37,15 +38,21 @@ def saved(image, kind="PNG", **options):
 
 
 def read(data, space):
-    """By the decoded and by the opened label map, which must agree."""
+    """By the decoded and by the opened label map, which must agree in every part."""
     feature, value = LabelMap.of(space), {"path": "map.png", "bytes": data}
     whole = feature.decode_example(value)
     assert whole.mode == "L"
     opened = feature.open(value)
     assert opened.size == whole.size
-    part = (0, 0, max(1, whole.width - 1), max(1, whole.height - 1))
-    assert np.array_equal(opened.crop(part), whole.crop(part))
+    for box in boxes(whole.size):
+        assert np.array_equal(opened.crop(box), whole.crop(box)), box
     return np.asarray(whole).tolist()
+
+
+def boxes(size):
+    """Every (left, top, right, bottom) in an image of this size."""
+    for (left, right), (top, bottom) in itertools.product(*(itertools.combinations(range(side + 1), 2) for side in size)):
+        yield left, top, right, bottom
 
 
 def train_ids(space, raw):
@@ -257,6 +264,74 @@ def test_colours_are_translated_one_by_one(colours, mode, draw):
     else:
         data = saved(PIL.Image.fromarray(np.array(colours, np.uint8)[places]).convert(mode))
     assert read(data, space) == (places % 3).tolist()
+
+
+def gif(values, colours):
+    """A GIF with these colours in this order."""
+    data = saved(palette_image(values, colours), "GIF", optimize=False)
+    assert PIL.Image.open(io.BytesIO(data)).getpalette()[: 3 * len(colours)] == list(itertools.chain(*colours))
+    return data
+
+
+def test_a_part_that_can_be_read_in_two_ways_is_read_as_the_whole_file():
+    data = saved(palette_image(IDS_AT, [COLOURS[2], BLACK, COLOURS[0]]))
+    opened = LabelMap.of(BOTH).open({"path": "map.png", "bytes": data})
+    assert np.asarray(opened.crop((1, 0, 2, 1))).tolist() == [[255]]  # not class 0, which has the id 1
+    assert np.asarray(opened.crop((0, 1, 2, 2))).tolist() == [[0, 255]]  # no contradiction
+
+
+def test_a_part_of_one_colour_of_a_black_and_white_gif():
+    data = gif(np.array([[0, 0], [0, 1]], np.uint8), [WHITE, BLACK])
+    space = LabelSpace("t", ("background", "person"), (BLACK, WHITE), {0: 0, 255: 1})
+    assert read(data, space) == [[1, 1], [1, 0]]
+
+
+def test_a_grey_part_of_a_colour_file_whose_greys_are_ids_too():
+    space = table({1: 0, 2: 1, 7: 2}, {COLOURS[0]: 0, (7, 7, 7): 1})
+    for mode in ("RGB", "RGBA"):
+        grey = PIL.Image.fromarray(np.array([[7, 1], [2, 7]], np.uint8)).convert(mode)
+        assert read(saved(grey), space) == [[2, 0], [1, 2]]
+        coloured = PIL.Image.fromarray(np.array([[COLOURS[2], COLOURS[0]], [COLOURS[0], COLOURS[2]]], np.uint8)).convert(mode)
+        assert read(saved(coloured), space) == [[1, 0], [0, 1]]
+
+
+SHOWN = (BLACK, WHITE, (1, 1, 1), (2, 2, 2), *COLOURS)
+
+
+def readings(raw):
+    return st.dictionaries(st.sampled_from(raw), st.sampled_from([0, 1, 2, 255]), max_size=len(raw))
+
+
+BOTH_KINDS = st.builds(table, readings([0, 1, 2, 255]), readings(SHOWN))
+"""Tables of ids and colours that agree or not."""
+
+
+@st.composite
+def small_files(draw):
+    """Files whose values are ids and colours of `BOTH_KINDS`."""
+    kind = draw(st.sampled_from(["L", "1", "LA", "RGB", "RGBA", "P", "GIF", "black and white GIF", "TIFF", "grey"]))
+    width = draw(st.integers(1, 3))
+    rows = st.lists(st.integers(0, 2), min_size=width, max_size=width)
+    values = np.array(draw(st.lists(rows, min_size=1, max_size=4)), np.uint8)
+    if kind in ("L", "1", "LA"):
+        return saved(PIL.Image.fromarray(values if kind != "1" else values * 255).convert(kind))
+    shown = (BLACK, WHITE) if kind == "black and white GIF" else SHOWN[:4] if kind == "grey" else SHOWN
+    colours = draw(st.lists(st.sampled_from(shown), min_size=3, max_size=3))
+    if kind in ("RGB", "RGBA", "grey"):
+        return saved(PIL.Image.fromarray(np.array(colours, np.uint8)[values]).convert("RGB" if kind == "grey" else kind))
+    image = palette_image(values, colours)
+    return saved(image, optimize=False, **({} if kind == "P" else {"kind": kind.removeprefix("black and white ")}))
+
+
+@hypothesis.settings(deadline=None, max_examples=400)
+@hypothesis.given(BOTH_KINDS, small_files())
+def test_every_part_is_that_of_the_whole_file(space, data):
+    try:
+        LabelMap.of(space).decode_example({"path": "map.png", "bytes": data})
+    except DataError:
+        hypothesis.event("unreadable")
+        return
+    read(data, space)
 
 
 def test_raw_content(tmp_path):
