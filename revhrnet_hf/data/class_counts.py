@@ -80,19 +80,16 @@ class ClassCounter:
     def __init__(self, space: LabelSpace):
         self.space = space
         ignored = [] if is_published(space) else _ignored_values(space)
-        # Each of these gets its own train id after those of the classes.
+        # Each of these gets its own train id after those of the classes. The label maps are read as with `space` itself.
         self._separate = ignored[: space.ignore_index - space.num_classes]
         class_of = {raw: space.num_classes + k for k, raw in enumerate(self._separate)}
         self.feature = LabelMap.of(
             replace(
                 space,
-                names=(*space.names, *(f"ignored {raw}" for raw in self._separate)),
-                colours=(*space.colours, *((0, 0, 0) for _ in self._separate)),
                 raw_ids={raw: class_of.get(raw, train_id) for raw, train_id in space.raw_ids.items()},
                 raw_colours={raw: class_of.get(raw, train_id) for raw, train_id in space.raw_colours.items()},
+                counted_apart=len(self._separate),
             )
-            if self._separate
-            else space
         )
 
     def count(self, train_ids: np.ndarray) -> tuple[np.ndarray, dict[RawValue, int]]:

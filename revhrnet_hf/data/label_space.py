@@ -40,6 +40,8 @@ class LabelSpace:
         ignore_index: the train id of ignored pixels.
         raw_colours: raw RGB colour → train id, if the publisher's label maps are coded by colour.
         untinted: names of the classes that overlays show without colour; None: the class called background, if there is one.
+        counted_apart: so many train ids from `num_classes` on are ignored as well. Only `ClassCounter` uses them, to count
+            ignored ids and colours one by one.
     """
 
     name: str
@@ -49,19 +51,21 @@ class LabelSpace:
     ignore_index: int = 255
     raw_colours: Mapping[Colour, int] = field(default_factory=dict, hash=False)
     untinted: tuple[str, ...] | None = None
+    counted_apart: int = 0
 
     def __post_init__(self):
         if len(self.names) != len(self.colours):
             raise DataError(
                 f"Label space {self.name!r} has {len(self.names)} names but {len(self.colours)} colours: give one colour a class."
             )
-        if not self.num_classes <= self.ignore_index <= 255:
+        used = self.num_classes + self.counted_apart
+        if not used <= self.ignore_index <= 255:
             raise DataError(
                 f"Label space {self.name!r}: ignore_index {self.ignore_index} must lie between the number of classes "
-                f"({self.num_classes}) and 255."
+                f"({used}) and 255."
             )
         train_ids = {*self.raw_ids.values(), *self.raw_colours.values()} - {self.ignore_index}
-        if strays := sorted(train_ids - set(range(self.num_classes))):
+        if strays := sorted(train_ids - set(range(used))):
             raise DataError(
                 f"Label space {self.name!r} maps to the train ids {strays}, but it has only the classes "
                 f"0–{self.num_classes - 1}: correct its tables."
@@ -115,6 +119,7 @@ class LabelSpace:
                 "raw_colours": sorted(self.raw_colours.items()),
                 # Only where it is given, so that the text of other label spaces is as in earlier versions.
                 **({} if self.untinted is None else {"untinted": self.untinted}),
+                **({"counted_apart": self.counted_apart} if self.counted_apart else {}),
             },
             ensure_ascii=False,
         )
@@ -132,6 +137,7 @@ class LabelSpace:
                 ignore_index=table["ignore_index"],
                 raw_colours={tuple(colour): train_id for colour, train_id in table["raw_colours"]},
                 untinted=tuple(table["untinted"]) if "untinted" in table else None,
+                counted_apart=table.get("counted_apart", 0),
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise DataError(f"No label space can be read from the JSON {text[:80]!r} ({error!r}).") from error
@@ -169,7 +175,7 @@ class LabelSpace:
             source: the label map's name in error messages, usually its file.
 
         Returns:
-            (height, width) uint8; ignored pixels hold `ignore_index`.
+            (height, width) uint8; ignored pixels hold `ignore_index`, or a train id that is `counted_apart`.
 
         Raises:
             DataError: `raw` holds ids or colours that are not in the table (the message names them), or numbers that are no ids.
@@ -286,6 +292,7 @@ class LabelSpace:
         neutral: int | None,
     ) -> None:
         """Raises a DataError if another reading gives other classes; the train id `neutral` contradicts no other."""
+        by_id, other = self._as_scored(by_id), self._as_scored(other)
         differing = [value for value in by_id if other[value] not in (None, neutral, by_id[value])]
         if not differing:
             return
@@ -299,6 +306,11 @@ class LabelSpace:
             "Give the label space only the ids or only the colours, whichever this label map was drawn with, or save it as a PNG "
             "whose palette is the label space's."
         )
+
+    def _as_scored(self, reading: Reading) -> Reading:
+        """With one train id for all that is ignored, so that label maps are read alike whether it is counted apart or not."""
+        ignored = range(self.num_classes, self.num_classes + self.counted_apart)
+        return {value: self.ignore_index if train_id in ignored else train_id for value, train_id in reading.items()}
 
     def _from_ids(self, raw: np.ndarray, source: str) -> np.ndarray:
         if not self.raw_ids:

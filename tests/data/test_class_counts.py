@@ -1,10 +1,16 @@
+import hypothesis
 import numpy as np
 import PIL.Image
 import pytest
 
-from revhrnet_hf.data import class_counts, label_space_of, load_segmentation_dataset
-from revhrnet_hf.data.class_counts import count_classes, warn_of_unseen_classes
+from revhrnet_hf.data import LabelMap, LabelSpace, class_counts, label_space_of, load_segmentation_dataset
+from revhrnet_hf.data.audit import audit_dataset
+from revhrnet_hf.data.class_counts import ClassCounter, count_classes, warn_of_unseen_classes
+from revhrnet_hf.data.class_index import class_pixel_counts
 from revhrnet_hf.data.loading import in_classes
+from revhrnet_hf.errors import DataError
+
+from . import test_raw_label_map as files
 
 
 def write_folder(folder, arrays, table):
@@ -96,3 +102,59 @@ def test_counts_are_numpys(tmp_path, table):
         expected[min(train_id, 3)] += (arrays == raw_id).sum()
     assert counts.pixels.tolist() == expected.tolist()
     assert counts.ignored == {i: (arrays == i).sum() for i, k in space.raw_ids.items() if k == 255 and (arrays == i).any()}
+
+
+IDS_AND_COLOURS = """
+names:
+  road: {ids: 1, colours: "#804080"}
+  sky: {ids: 2, colours: "#4682b4"}
+ignore: [0, 255, "#000000"]
+"""
+
+
+def test_an_ignored_id_that_is_shown_in_an_ignored_colour(tmp_path):
+    """Grey files show the id 0 black, and so do most palettes. Each of the three counters reads them as training does."""
+    arrays = np.random.default_rng(0).integers(0, 3, (4, 6, 7))
+    dataset = write_folder(tmp_path / "a", arrays, IDS_AND_COLOURS)
+    expected = [(arrays == 1).sum(), (arrays == 2).sum(), (arrays == 0).sum()]
+    counts = count_classes([dataset], label_space_of(dataset))
+    assert counts.label_maps == 4 and counts.pixels.tolist() == expected
+    assert counts.ignored == {0: (arrays == 0).sum()}
+    assert class_pixel_counts(dataset, num_workers=0).sum(0).tolist() == expected[:2]
+    audit = audit_dataset("folder", tmp_path / "a", num_workers=0, most_ignored=50)
+    assert not audit.findings and audit.splits["train"].pixels.tolist() == expected
+
+
+def decoded(feature, value):
+    """The train ids as an array; or the text of the error."""
+    try:
+        return np.asarray(feature.decode_example(value))
+    except DataError as error:
+        return str(error)
+
+
+def check_counter(space, value):
+    counter, known = ClassCounter(space), decoded(LabelMap.of(space), value)
+    counted = decoded(counter.feature, value)
+    if isinstance(known, str) or isinstance(counted, str):
+        assert isinstance(known, str) and isinstance(counted, str) and counted == known
+        return
+    assert np.where(counted < space.num_classes, counted, space.ignore_index).tolist() == known.tolist()
+    pixels, ignored = counter.count(counted)
+    assert pixels.tolist() == [*((known == k).sum() for k in range(space.num_classes)), (known == space.ignore_index).sum()]
+    assert sum(ignored.values()) == pixels[-1]
+
+
+@hypothesis.settings(deadline=None, max_examples=400)
+@hypothesis.given(files.BOTH_KINDS, files.small_files())
+def test_label_maps_are_read_as_in_training(space, data):
+    check_counter(space, {"path": "map.png", "bytes": data})
+
+
+@pytest.mark.parametrize("value", [2, 3])
+def test_train_ids_that_no_class_has_are_refused_as_in_training(value):
+    """In label maps that were decoded before; the counter uses such train ids itself."""
+    space = LabelSpace("own", ("a", "b"), ((0, 0, 0),) * 2, {0: 0, 1: 1, 7: 255, 255: 255})
+    stored = {"path": None, "bytes": files.saved(PIL.Image.fromarray(np.array([[0, value]], np.uint8)))}
+    assert f"holds the ids {value}" in decoded(LabelMap.of(space), stored)
+    check_counter(space, stored)
