@@ -6,22 +6,25 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ..cli import choose_device
 from ..defaults import MIN_CONFIDENCE
 from ..errors import DataError
-from ..evaluation import inference_settings, load_for_inference, segment
+from ..evaluation import find_checkpoint, inference_settings, load_for_inference, segment
 from ..evaluation.calibration import temperature_of
 from ..evaluation.pseudo_labels import (
     EXAMPLES,
+    PREDICTIONS,
     WORK,
     Predictions,
     PseudoLabels,
     Thresholds,
     check_classes,
     check_distinct,
+    check_other_files,
     check_output_dir,
     format_report,
 )
@@ -29,7 +32,7 @@ from ..evaluation.records import WorkFolder
 from ..evaluation.results import weights_stamp
 from ..evaluation.settings import InferenceSettings
 from ..images import find_images, read_image
-from ..io import recover_folder
+from ..io import BEST, LAST, recover_folder
 from ..viz.figures import names_and_palette
 
 logger = logging.getLogger(__name__)
@@ -38,22 +41,27 @@ logger = logging.getLogger(__name__)
 def label_images(args: argparse.Namespace) -> None:
     """Does what the command line says; see pseudo_label.py."""
     device, settings = choose_device(args.device), inference_settings(args)
+    args.checkpoint = find_checkpoint(args.checkpoint)
     check_output_dir(args.output_dir, args.overwrite)
     images = find_images(args.images)
     check_distinct(images)
+    # Before the checkpoint is loaded: a run that resumes then notices if a training has replaced it meanwhile.
+    basis = basis_of_predictions(args.checkpoint, images, settings, device)
     model, image_processor = load_for_inference(args.checkpoint, device, trust_remote_code=args.trust_remote_code)
     names, palette = names_and_palette(model.config)
     check_classes(names)
+    check_other_files(args.output_dir, args.split, names)
     thresholds = thresholds_of(args)
     thresholds.check(names)
 
-    work, predictions = claim_work_folder(args, images, settings, device)
+    work = claim_work_folder(args, basis)
+    predictions = Predictions(work.folder)
     unreadable = predict_remaining(predictions, images, model, image_processor, settings)
     readable = [image for image in images if image not in unreadable]
     if not readable:
         raise DataError(f"none of the {len(images)} images can be read")
     about = {
-        "checkpoint": Path(args.checkpoint).resolve().name if Path(args.checkpoint).is_dir() else args.checkpoint,
+        "checkpoint": name_of_checkpoint(args.checkpoint),
         "temperature": temperature_of(model.config),
         "inference": str(settings),
         "class_share": thresholds.class_share,
@@ -61,7 +69,6 @@ def label_images(args: argparse.Namespace) -> None:
     }
     dataset = PseudoLabels(args.output_dir, args.split, names, palette, predictions, args.link)
     report = dataset.write(readable, thresholds, about)
-    predictions.remove()
     work.remove()
     print_report(args.output_dir, report)
     if unreadable:
@@ -74,28 +81,41 @@ def thresholds_of(args: argparse.Namespace) -> Thresholds:
     return Thresholds(least, dict(args.class_confidence), args.class_share)
 
 
-def claim_work_folder(
-    args: argparse.Namespace, images: Sequence[Path], settings: InferenceSettings, device: str
-) -> tuple[WorkFolder, Predictions]:
-    """The folder of this run's predictions, which no other process uses; with --overwrite it is emptied."""
-    stamps = [[str(image.resolve()), image.stat().st_size, image.stat().st_mtime_ns] for image in images]
-    work = WorkFolder(
-        args.output_dir / WORK,
-        {
-            "checkpoint": weights_stamp(args.checkpoint),
-            "images": hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16],
-            "inference": settings.to_dict(),
-            "device": device,
-        },
-        work="run of pseudo_label",
-        option="--output_dir",
-    )
-    work.claim(args.overwrite)
+def basis_of_predictions(checkpoint: str, images: Sequence[Path], settings: InferenceSettings, device: str) -> dict[str, Any]:
+    """Everything that the predictions depend on; see `WorkFolder`."""
+    stamps = [image_stamp(image) for image in images]
+    return {
+        "checkpoint": weights_stamp(checkpoint),
+        "images": hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16],
+        "inference": settings.to_dict(),
+        "device": device,
+    }
+
+
+def image_stamp(image: Path) -> list:
+    """Place, size and time of an image file. Broken links have neither size nor time; reading them says that they are broken."""
+    try:
+        status = image.stat()
+    except OSError:
+        return [str(image.resolve()), None, None]
+    return [str(image.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def claim_work_folder(args: argparse.Namespace, basis: dict[str, Any]) -> WorkFolder:
+    """The folder of this run's predictions, which no other process uses; with --overwrite it forgets those on another basis."""
+    work = WorkFolder(args.output_dir / WORK, basis, work="run of pseudo_label", option="--output_dir", records=PREDICTIONS)
+    work.claim(args.overwrite and not work.can_resume())
     recover_folder(args.output_dir / args.split)
-    predictions = Predictions(work.folder)
-    if args.overwrite:
-        predictions.remove()
-    return work, predictions
+    return work
+
+
+def name_of_checkpoint(checkpoint: str) -> str:
+    """A Hub name, or a folder's name without its path, which is not to be published; of a run's checkpoint, with the run's."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return checkpoint
+    parts = folder.resolve().parts
+    return "/".join(parts[-2:]) if parts[-1] in (BEST, LAST) else parts[-1]
 
 
 def predict_remaining(

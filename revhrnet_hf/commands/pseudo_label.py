@@ -13,7 +13,8 @@ these together:
 
 Confidences are those of the checkpoint's temperature: fit it first (revhrnet evaluate --calibration --save_temperature). An
 interrupted run is resumed by the same command; the thresholds may be others. If an image cannot be read, a warning names it, the
-others are labelled, and the exit status is 1. docs/unlabelled_images.md goes through it.
+others are labelled, and the exit status is 1. If the split's folder holds files that this command has not written, it names them
+and does not start. docs/unlabelled_images.md goes through it.
 """
 
 import argparse
@@ -58,7 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace the pseudo-labels of an earlier run in --output_dir, or begin anew where one could be resumed",
+        help="replace the pseudo-labels of an earlier run in --output_dir, or begin anew where an unfinished run has another "
+        "checkpoint, other images or other options; else it is resumed",
     )
     add_inference_arguments(parser)
     add_trust_argument(parser)

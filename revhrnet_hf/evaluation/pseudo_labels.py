@@ -9,6 +9,7 @@ Self-Training" (arXiv 1810.07911): of the pixels predicted as a class, the same 
 confidence. With one threshold for all classes, rare and difficult classes would hardly be labelled.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from ..data.archive import is_hidden
 from ..data.datasets.pairing import IMAGES
-from ..data.label_table import FEWEST_CLASSES, IGNORED, MAX_CLASSES, USUAL_NAME
+from ..data.label_table import FEWEST_CLASSES, IGNORED, MAX_CLASSES, USUAL_NAME, read_label_table
 from ..errors import CheckpointError, DataError, RecipeError, did_you_mean, first_few
 from ..images import Colour, read_image, save_image
 from ..io import remove, write_folder, write_json, write_text
@@ -31,6 +33,8 @@ from .predict import Segmentation
 
 FULL = 65535  # the level of a confidence of 1; see `level_of`
 WORK, REPORT, EXAMPLES = ".pseudo_label.work", "report.json", "report.png"
+WRITTEN = ".pseudo_label.json"  # in the split's folder: the paths of the files there that were written, as a list
+PREDICTIONS = "*.png"  # in the work folder
 MOST_EXAMPLES, EXAMPLE_WIDTH = 5, 480
 
 
@@ -115,10 +119,6 @@ class Predictions:
             total += np.bincount((label_map * np.int64(FULL + 1) + level).ravel(), minlength=len(total))
         return total.reshape(num_classes, FULL + 1)
 
-    def remove(self) -> None:
-        for file in self.folder.glob("*.png"):
-            file.unlink()
-
 
 def check_classes(names: Sequence[str]) -> None:
     """Raises a CheckpointError for class names that cannot be written as a label table."""
@@ -144,11 +144,63 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
         raise RecipeError(f"--output_dir {folder} is a file: name a folder")
     if (folder / REPORT).is_file() and (folder / USUAL_NAME).is_file():
         if not overwrite:
+            resumes = " (the run that was interrupted is then resumed)" if (folder / WORK).is_dir() else ""
             raise RecipeError(
-                f"--output_dir {folder} holds a finished dataset of pseudo-labels: give another, or --overwrite to replace it"
+                f"--output_dir {folder} holds a finished dataset of pseudo-labels: give another, or --overwrite to replace "
+                f"it{resumes}"
             )
     elif folder.is_dir() and any(folder.iterdir()) and not (folder / WORK).is_dir():
         raise RecipeError(f"--output_dir {folder} holds files that pseudo_label has not written: name another folder")
+
+
+def check_other_files(folder: Path, split: str, names: Sequence[str]) -> None:
+    """Checks that the files of others in a dataset's folder keep their meaning, and that none is deleted.
+
+    Args:
+        folder: of the dataset.
+        split: the split that is written; its folder is replaced.
+        names: the classes of the label table that is written.
+
+    Raises:
+        RecipeError: the split's folder holds files that were not written here, or there are other splits whose label table has
+            other classes or is missing.
+        DataError: there are other splits, and their label table cannot be read.
+    """
+    if others := sorted(_files_below(folder / split) - _written_files(folder / split)):
+        raise RecipeError(
+            f"{folder / split} is replaced, and holds files that pseudo_label has not written: {first_few(others, 5)}. Move "
+            "them to another folder, or give another --output_dir or --split"
+        )
+    splits, table = other_splits(folder, split), folder / USUAL_NAME
+    if splits and not (table.is_file() and _has_classes(table, names)):
+        fault = "has other classes than the checkpoint" if table.is_file() else "is missing"
+        raise RecipeError(
+            f"{folder} holds {first_few(splits, 5)} as well, and {table.name}, which tells their classes too, {fault}: give "
+            f"another --output_dir, or move {first_few(splits, 5)} with its label table to another folder"
+        )
+
+
+def other_splits(folder: Path, split: str) -> list[str]:
+    """The names of the folders beside a split's, which the loader may take for splits."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.name for path in found if path.is_dir() and path.name != split and not is_hidden(path.name))
+
+
+def _files_below(folder: Path) -> set[str]:
+    """The paths below a folder of all files and links, except hidden ones and those that operating systems create."""
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in files if not is_hidden(path.name)}
+
+
+def _written_files(folder: Path) -> set[str]:
+    file = folder / WRITTEN
+    return set(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else set()
+
+
+def _has_classes(label_table: Path, names: Sequence[str]) -> bool:
+    """Whether a label table has these classes, with the ids that pseudo-labels have."""
+    found = read_label_table(label_table)
+    return found.names == list(names) and found.raw_ids == {**{i: i for i in range(len(names))}, IGNORED: IGNORED}
 
 
 @dataclass(frozen=True)
@@ -157,7 +209,7 @@ class PseudoLabels:
 
     Attributes:
         folder: where it is written.
-        split: the name of its only split.
+        split: the name of the split.
         names, palette: name and colour of each class.
         predictions: of the images.
         link: make links to the images instead of copies.
@@ -182,6 +234,7 @@ class PseudoLabels:
 
         Raises:
             DataError: no pixel is sure enough.
+            RecipeError: as in `check_other_files`.
         """
         counts = self.predictions.counts(images, len(self.names))
         least = thresholds.least(counts, self.names)
@@ -191,7 +244,11 @@ class PseudoLabels:
                 "no pixel of these images is sure enough, so there is nothing to train on: give a lower --min_confidence (the "
                 f"highest confidence is {confidence_of(counts.any(axis=0).nonzero()[0].max()):.3f}), or --class_share"
             )
-        for name in (REPORT, USUAL_NAME, EXAMPLES):  # of an earlier run: not beside other label maps
+        check_other_files(self.folder, self.split, self.names)  # some may be new since the run began
+        stale = [REPORT, EXAMPLES]  # of an earlier run: not beside other label maps
+        if not other_splits(self.folder, self.split):  # else the label table is theirs too, and has the same classes
+            stale.append(USUAL_NAME)
+        for name in stale:
             remove(self.folder / name)
         used: list[Path] = []
         write_folder(self.folder / self.split, lambda fresh: used.extend(self._fill(fresh, images, least)))
@@ -207,7 +264,7 @@ class PseudoLabels:
         return np.where(level >= least[label_map], label_map, IGNORED).astype(np.uint8)
 
     def _fill(self, folder: Path, images: Sequence[Path], least: np.ndarray) -> list[Path]:
-        """Writes the images that have a sure pixel, and their label maps."""
+        """Writes the images that have a sure pixel, their label maps, and the list of these files."""
         for name in ("images", "labels"):
             (folder / name).mkdir()
         used = []
@@ -217,6 +274,7 @@ class PseudoLabels:
                 self._add_image(image, folder / "images")
                 save_image(palette_png(label_map, self.palette), folder / "labels" / f"{image.stem}.png")
                 used.append(image)
+        write_json(folder / WRITTEN, sorted(_files_below(folder)))
         return used
 
     def _add_image(self, image: Path, folder: Path) -> None:

@@ -105,10 +105,18 @@ class WorkFolder:
         folder: where they lie.
         settings: everything that the records depend on. An evaluation that was begun with other settings is not resumed.
         work, option: what errors call the work, and the option that names its results.
+        records: the pattern of the records' files.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], work: str = "evaluation", option: str = "--output"):
-        self.folder, self.work, self.option = folder, work, option
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        work: str = "evaluation",
+        option: str = "--output",
+        records: str = PARTS,
+    ):
+        self.folder, self.work, self.option, self.records = folder, work, option, records
         self._lock = None
         self.settings = json.loads(json.dumps(settings))  # as the file gives them back
 
@@ -131,20 +139,26 @@ class WorkFolder:
             )
         file = self.folder / SETTINGS
         if overwrite:
-            self._remove_files(file, *self.folder.glob(PARTS))
-        if file.is_file():
-            self._check_same_settings(json.loads(file.read_text(encoding="utf-8")))
-        else:
+            file.unlink(missing_ok=True)
+        if not file.is_file():
+            # Records without settings are those of a process that was killed while it removed both.
+            self._remove_files(*self.folder.glob(self.records))
             write_json(file, self.settings)
-
-    def _check_same_settings(self, begun: dict[str, Any]) -> None:
-        different = [key for key in self.settings if begun.get(key) != self.settings[key]]
-        if different:
-            pairs = "; ".join(f"{key} was {begun.get(key)}, is {self.settings[key]}" for key in different)
+        elif different := self._different_settings():
             raise CheckpointError(
-                f"{self.folder} holds an unfinished {self.work} with other settings ({pairs}): give the same settings to resume "
-                "it, or --overwrite to begin anew"
+                f"{self.folder} holds an unfinished {self.work} with other settings ({'; '.join(different)}): give the same "
+                "settings to resume it, or --overwrite to begin anew"
             )
+
+    def can_resume(self) -> bool:
+        """Whether unfinished work with the same settings lies in the folder."""
+        return (self.folder / SETTINGS).is_file() and not self._different_settings()
+
+    def _different_settings(self) -> list[str]:
+        """Each setting that the folder's work was begun with and that is another now, as text."""
+        begun = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+        different = [key for key in self.settings if begun.get(key) != self.settings[key]]
+        return [f"{key} was {begun.get(key)}, is {self.settings[key]}" for key in different]
 
     def read(self) -> dict[int, ImageRecord]:
         """All records so far, by the images' rows in the dataset."""
@@ -158,7 +172,7 @@ class WorkFolder:
     def remove(self) -> None:
         """Removes the files that this class has written, and the folder unless other files lie in it; releases the lock."""
         # The lock file goes last: a process that holds a lock on a removed file notices, and locks a new one.
-        self._remove_files(self.folder / SETTINGS, *self.folder.glob(PARTS), self.folder / LOCK)
+        self._remove_files(self.folder / SETTINGS, *self.folder.glob(self.records), self.folder / LOCK)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
         self.close()

@@ -154,7 +154,11 @@ def calibration_caption(result: Mapping[str, Any]) -> str:
 
 
 def weights_stamp(checkpoint: str | Path) -> list | str:
-    """Names, sizes and times of a checkpoint's files, which change when the files do; for a name on the Hub the name."""
+    """Names, sizes and times of a checkpoint's files, which change when the files do; for a name on the Hub the name.
+
+    Args:
+        checkpoint: not a run's output folder, which holds no such files: `find_checkpoint` gives the checkpoint in it.
+    """
     folder = Path(checkpoint)
     if not folder.is_dir():
         return str(checkpoint)

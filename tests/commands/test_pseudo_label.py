@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -27,7 +29,24 @@ from revhrnet_hf.evaluation.pseudo_labels import (
 )
 from revhrnet_hf.images import read_image
 
+from .. import forked
+
 NAMES = ["road", "sky & <b>clouds</b>", "car", "tree"]
+
+# The command, killed before the image is kept that the first argument names.
+KILLED = """
+import os, signal, sys
+from revhrnet_hf.commands import pseudo_label
+from revhrnet_hf.evaluation.pseudo_labels import Predictions
+
+def write_or_die(self, image, found, write=Predictions.write):
+    if image.stem == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, image, found)
+
+Predictions.write = write_or_die
+pseudo_label.main(sys.argv[2:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +63,22 @@ def photos(tmp_path_factory):
 
 def label(checkpoint, photos, output_dir, *more):
     pseudo_label.main(list(map(str, [checkpoint, photos, "--output_dir", output_dir, *more])))
+
+
+def killed_at(image, checkpoint, photos, output_dir, *more):
+    """The same in a process that is killed before the prediction of an image is written."""
+    arguments = map(str, [image, checkpoint, photos, "--output_dir", output_dir, *more])
+    done = forked.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def with_other_classes(checkpoint, folder):
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = dict(enumerate(["lorry", *NAMES[1:]]))
+    config.pop("label2id")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def confidences(checkpoint, photos):
@@ -189,6 +224,48 @@ def test_interrupted_run_is_resumed(tiny_checkpoint, photos, tmp_path, monkeypat
     assert files_in(tmp_path / "pseudo") == files_in(tmp_path / "whole")
 
 
+def test_a_run_whose_best_has_changed_is_not_resumed(tiny_checkpoint, photos, tmp_path):
+    run = tmp_path / "camvid"
+    shutil.copytree(tiny_checkpoint, run / "best")
+    label(run, photos, tmp_path / "whole", "--min_confidence", "0.4")
+    killed_at("turned", run, photos, tmp_path / "pseudo", "--min_confidence", "0.4")
+    save_temperature(run / "best", 2.0)
+    with pytest.raises(CheckpointError, match=r"unfinished run of pseudo_label with other settings \(checkpoint was"):
+        label(run, photos, tmp_path / "pseudo", "--min_confidence", "0.4")
+    label(run, photos, tmp_path / "pseudo", "--min_confidence", "0.4", "--overwrite")
+    label(run / "best", photos, tmp_path / "anew", "--min_confidence", "0.4")
+    assert files_in(tmp_path / "pseudo") == files_in(tmp_path / "anew") != files_in(tmp_path / "whole")
+    assert json.loads((tmp_path / "pseudo" / "report.json").read_text())["checkpoint"] == "camvid/best"
+
+
+def test_interrupted_overwriting_is_resumed(tiny_checkpoint, photos, tmp_path, monkeypatch):
+    """Killed while predicting: the old dataset is still there. Stopped while writing: nothing is predicted again."""
+    label(tiny_checkpoint, photos, tmp_path / "whole", "--min_confidence", "0.4")
+    output, more = tmp_path / "pseudo", ["--min_confidence", "0.4", "--overwrite"]
+    label(tiny_checkpoint, photos, output, "--min_confidence", "0.3")
+    before = files_in(output)
+    killed_at("turned", tiny_checkpoint, photos, output, *more)
+    assert before.items() < files_in(output).items() and (output / ".pseudo_label.work").is_dir()
+    with monkeypatch.context() as patch:
+        seen = interrupt_at(patch, "")
+        patch.setattr(PseudoLabels, "_label_table", lambda self: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            label(tiny_checkpoint, photos, output, *more)
+    assert seen == ["turned"]
+    with monkeypatch.context() as patch:
+        seen = interrupt_at(patch, "")
+        label(tiny_checkpoint, photos, output, *more)
+    assert seen == [] and files_in(output) == files_in(tmp_path / "whole")
+    killed_at("c", tiny_checkpoint, photos, output, *more)
+    with pytest.raises(RecipeError, match=r"--overwrite to replace it \(the run that was interrupted is then resumed"):
+        label(tiny_checkpoint, photos, output, "--min_confidence", "0.4")
+    # Predictions on another basis are forgotten.
+    with monkeypatch.context() as patch:
+        seen = interrupt_at(patch, "")
+        label(tiny_checkpoint, photos, output, *more, "--flip")
+    assert seen == ["a", "c", "turned"]
+
+
 def test_interruption_while_the_dataset_is_written(tiny_checkpoint, photos, tmp_path, monkeypatch):
     """The dataset cannot be loaded half-written; the next run predicts nothing again."""
     with monkeypatch.context() as patch:
@@ -220,14 +297,81 @@ def test_no_dataset_is_overwritten_by_accident(tiny_checkpoint, photos, tmp_path
     assert set(files_in(tmp_path / "own")) == {(tmp_path / "own" / "labels.yaml").relative_to(tmp_path / "own")}
 
 
+def test_files_of_others_are_not_deleted(tiny_checkpoint, photos, tmp_path, monkeypatch):
+    output, more = tmp_path / "pseudo", ["--min_confidence", "0.4", "--overwrite"]
+    label(tiny_checkpoint, photos, output, *more)
+    mine = output / "train" / "labels" / "mine.png"
+    for name in ("images", "labels"):
+        shutil.copy(photos / "a.png", output / "train" / name / "mine.png")
+    (output / "train" / ".DS_Store").write_text("of the system")
+    refusal = r"train is replaced, and holds files .* not written: images/mine\.png, labels/mine\.png\. Move them"
+    before = files_in(output)
+    with pytest.raises(RecipeError, match=refusal):
+        label(tiny_checkpoint, photos, output, *more)
+    assert files_in(output) == before
+
+    # Added while the images are predicted: nothing is predicted again when they are gone.
+    for name in ("images", "labels"):
+        (output / "train" / name / "mine.png").unlink()
+    with monkeypatch.context() as patch, pytest.raises(RecipeError, match=r"not written: labels/mine\.png"):
+        write = Predictions.write
+        patch.setattr(Predictions, "write", lambda *given: (write(*given), mine.write_text("mine")))
+        label(tiny_checkpoint, photos, output, *more)
+    assert mine.read_text() == "mine" and (output / "report.json").is_file()
+    mine.unlink()
+    with monkeypatch.context() as patch:
+        seen = interrupt_at(patch, "")
+        label(tiny_checkpoint, photos, output, *more)
+    assert seen == []
+
+    # A folder that somebody else has put there.
+    (output / "val" / "images").mkdir(parents=True)
+    (output / "val" / "images" / "x.png").write_text("mine")
+    with pytest.raises(RecipeError, match=r"val is replaced, and holds files .* not written: images/x\.png"):
+        label(tiny_checkpoint, photos, output, *more, "--split", "val")
+
+
+def test_other_splits_keep_their_classes(tiny_checkpoint, photos, tmp_path, monkeypatch):
+    other = with_other_classes(tiny_checkpoint, tmp_path / "other")
+    output, more = tmp_path / "pseudo", ["--min_confidence", "0.4", "--overwrite"]
+    label(tiny_checkpoint, photos, output, *more)
+    train = files_in(output / "train")
+    before = files_in(output)
+    with pytest.raises(RecipeError, match=r"holds train as well, and labels\.yaml, .* has other classes than the checkpoint"):
+        label(other, photos, output, *more, "--split", "more")
+    assert files_in(output) == before
+
+    # The label table stays while a split is added, so that the next run still compares the classes.
+    with monkeypatch.context() as patch:
+        patch.setattr(PseudoLabels, "_examples", lambda *_: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            label(tiny_checkpoint, photos, output, *more, "--split", "more")
+    with pytest.raises(RecipeError, match="has other classes than the checkpoint"):
+        label(other, photos, output, *more, "--split", "more")
+    label(tiny_checkpoint, photos, output, *more, "--split", "more")
+    label(tiny_checkpoint, photos, output, *more)
+    assert files_in(output / "train") == train
+    for split in ("train", "more"):
+        assert label_space_of(load_segmentation_dataset("folder", output, split)).names == tuple(NAMES)
+
+    (output / "labels.yaml").unlink()
+    (output / ".pseudo_label.work").mkdir()
+    with pytest.raises(RecipeError, match=r"holds train as well, and labels\.yaml, .* is missing"):
+        label(tiny_checkpoint, photos, output, *more, "--split", "more")
+    shutil.rmtree(output / "train")
+    label(other, photos, output, *more, "--split", "more")  # the only split may get other classes
+    assert label_space_of(load_segmentation_dataset("folder", output, "more")).names == ("lorry", *NAMES[1:])
+
+
 def test_images_that_cannot_be_used(tiny_checkpoint, photos, tmp_path, caplog):
     images = shutil.copytree(photos, tmp_path / "images")
     (images / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"1 of 4 images could not be read: .*broken\.png"):
+    (images / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"2 of 5 images could not be read: .*broken\.png, .*gone\.png"):
         label(tiny_checkpoint, images, tmp_path / "pseudo", "--min_confidence", "0.4")
-    assert "skipped: Image" in caplog.text
+    assert caplog.text.count("skipped: Image") == 2 and "gone.png" in caplog.text
     assert len(load_segmentation_dataset("folder", tmp_path / "pseudo", "train")) == 3
-    assert json.loads((tmp_path / "pseudo" / "report.json").read_text())["unreadable_images"] == ["broken.png"]
+    assert json.loads((tmp_path / "pseudo" / "report.json").read_text())["unreadable_images"] == ["broken.png", "gone.png"]
 
 
 def test_bad_input_is_named(tiny_checkpoint, photos, tmp_path, capsys):

@@ -87,6 +87,23 @@ def test_only_what_it_has_written_is_removed(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"] and (folder / "thesis.txt").read_text() == "mine"
 
 
+def test_killed_while_removing(tmp_path):
+    """Records whose settings were removed already are not taken for those of another evaluation."""
+    folder = tmp_path / "work"
+    work = WorkFolder(folder, SETTINGS)
+    work.claim(False)
+    with work.append_to(0) as part:
+        part.write(RECORD)
+    work.close()
+    (folder / "settings.json").unlink()
+    other = WorkFolder(folder, {**SETTINGS, "window": None})
+    other.claim(False)
+    assert other.read() == {}
+    assert other.can_resume() and not work.can_resume()
+    other.remove()
+    assert not other.can_resume()
+
+
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
 def test_a_lock_that_its_holder_has_just_removed_is_none(tmp_path, monkeypatch):
     path, lock, removed = tmp_path / "lock", files.fcntl.lockf, []
