@@ -144,9 +144,9 @@ def find_files(
             found += _matches(path, (*SUFFIXES, *more_suffixes), without)
         else:
             raise DataError(f"there is no image or folder {path}")
-    first: dict[Path, FoundFile] = {}
+    first: dict[str, FoundFile] = {}
     for file in found:
-        first.setdefault(file.path.resolve(), file)
+        first.setdefault(os.path.realpath(file.path), file)  # not `Path.resolve`, which raises for a link to itself
     return list(first.values())
 
 

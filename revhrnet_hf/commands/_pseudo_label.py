@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ..evaluation.pseudo_labels import (
     Thresholds,
     check_classes,
     check_distinct,
+    check_not_replaced,
     check_other_files,
     check_output_dir,
     format_report,
@@ -45,6 +47,7 @@ def label_images(args: argparse.Namespace) -> None:
     check_output_dir(args.output_dir, args.overwrite)
     images = find_images(args.images)
     check_distinct(images)
+    check_not_replaced(images, args.output_dir / args.split)
     # Before the checkpoint is loaded: a run that resumes then notices if a training has replaced it meanwhile.
     basis = basis_of_predictions(args.checkpoint, images, settings, device)
     model, image_processor = load_for_inference(args.checkpoint, device, trust_remote_code=args.trust_remote_code)
@@ -94,11 +97,12 @@ def basis_of_predictions(checkpoint: str, images: Sequence[Path], settings: Infe
 
 def image_stamp(image: Path) -> list:
     """Place, size and time of an image file. Broken links have neither size nor time; reading them says that they are broken."""
+    place = os.path.realpath(image)
     try:
         status = image.stat()
     except OSError:
-        return [str(image.resolve()), None, None]
-    return [str(image.resolve()), status.st_size, status.st_mtime_ns]
+        return [place, None, None]
+    return [place, status.st_size, status.st_mtime_ns]
 
 
 def claim_work_folder(args: argparse.Namespace, basis: dict[str, Any]) -> WorkFolder:

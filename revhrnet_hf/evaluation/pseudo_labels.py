@@ -11,6 +11,7 @@ confidence. With one threshold for all classes, rare and difficult classes would
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,6 +137,16 @@ def check_distinct(images: Sequence[Path]) -> None:
         owner = owners.setdefault(image.stem.casefold(), image)
         if owner != image:
             raise DataError(f"{owner} and {image} would have one label map: label them one after the other, in different folders")
+
+
+def check_not_replaced(images: Sequence[Path], folder: Path) -> None:
+    """Raises a RecipeError if an image lies below the folder of the split that is written, in place of what was there."""
+    inside = [image for image in images if folder.resolve() in Path(os.path.realpath(image)).parents]
+    if inside:
+        raise RecipeError(
+            f"{first_few(inside)} would be deleted: {folder} is replaced by the images and label maps that are written. Give "
+            "another --output_dir, or copies of the images in another folder"
+        )
 
 
 def check_output_dir(folder: Path, overwrite: bool) -> None:

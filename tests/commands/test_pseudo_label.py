@@ -324,6 +324,10 @@ def test_files_of_others_are_not_deleted(tiny_checkpoint, photos, tmp_path, monk
         label(tiny_checkpoint, photos, output, *more)
     assert seen == []
 
+    # Its own images, which it would delete before it copies them.
+    with pytest.raises(RecipeError, match=r"a\.png.* would be deleted: .*train is replaced"):
+        label(tiny_checkpoint, output / "train" / "images", output, *more)
+
     # A folder that somebody else has put there.
     (output / "val" / "images").mkdir(parents=True)
     (output / "val" / "images" / "x.png").write_text("mine")
@@ -367,11 +371,16 @@ def test_images_that_cannot_be_used(tiny_checkpoint, photos, tmp_path, caplog):
     images = shutil.copytree(photos, tmp_path / "images")
     (images / "broken.png").write_bytes(b"no image")
     (images / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(DataError, match=r"2 of 5 images could not be read: .*broken\.png, .*gone\.png"):
+    (images / "loop.png").symlink_to("loop.png")
+    with pytest.raises(DataError, match=r"3 of 6 images could not be read: .*broken\.png, .*gone\.png, .*loop\.png"):
         label(tiny_checkpoint, images, tmp_path / "pseudo", "--min_confidence", "0.4")
-    assert caplog.text.count("skipped: Image") == 2 and "gone.png" in caplog.text
+    assert caplog.text.count("skipped: Image") == 3 and "gone.png" in caplog.text
     assert len(load_segmentation_dataset("folder", tmp_path / "pseudo", "train")) == 3
-    assert json.loads((tmp_path / "pseudo" / "report.json").read_text())["unreadable_images"] == ["broken.png", "gone.png"]
+    assert json.loads((tmp_path / "pseudo" / "report.json").read_text())["unreadable_images"] == [
+        "broken.png",
+        "gone.png",
+        "loop.png",
+    ]
 
 
 def test_bad_input_is_named(tiny_checkpoint, photos, tmp_path, capsys):
