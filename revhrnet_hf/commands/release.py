@@ -33,6 +33,13 @@ def build_parser() -> ArgumentParser:
         f"{CALIBRATION_IMAGES} are used (default: the checkpoint's own folder of examples)",
     )
     parser.add_argument("--without_int8", action="store_true", help="leave the network of eight bits out; needs no images")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the image that the ONNX networks take, for networks on plain vision transformers (default: any)",
+    )
     return parser
 
 
@@ -56,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     for path in images:
         read_image(path)
-    write_release(checkpoint, args.output_dir, images)
+    write_release(checkpoint, args.output_dir, images, args.size and tuple(args.size))
     for path in sorted(args.output_dir.iterdir()):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 

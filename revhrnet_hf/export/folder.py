@@ -42,7 +42,7 @@ from .openvino_network import (
     write_openvino,
     write_openvino_int8,
 )
-from .program import INPUT, PROGRAM_FILE, export_program, label_dtype
+from .program import INPUT, PROGRAM_FILE, export_program, label_dtype, without_backbone_dtype
 
 DESCRIPTION_FILE = "model.json"
 ONNX_FORMS = {"float32": ONNX_FILE, "int8": INT8_FILE}
@@ -100,7 +100,8 @@ class Export:
         image_processor = for_size(self.image_processor, self.size)
         print("exporting (a minute or two)", flush=True)
         exported, record = self._write_network(folder)
-        agreement = check_agreement(self.model, exported, drawn_batches(image_processor, self.size))
+        with without_backbone_dtype(self.model):
+            agreement = check_agreement(self.model, exported, drawn_batches(image_processor, self.size))
         difference = agreement.largest_difference
         logits = "" if difference is None else f"logits differ by {difference:.1e} at most, "
         print(

@@ -1,6 +1,8 @@
 """A checkpoint as a `torch.export` program."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from ..models.upsampling import MAX_UINT8_CLASSES
 
 PROGRAM_FILE = "model.pt2"
 INPUT = "pixel_values"
+BACKBONE_DTYPE = "frozen_backbone_dtype"  # field of a config
 EXAMPLE_SIZE = (128, 192)  # (height, width) of the traced image, if any size is allowed
 
 
@@ -34,11 +37,31 @@ class Exportable(nn.Module):
         model.auxiliary_head = None  # classifiers that only training uses
         if isinstance(model, HighResolutionPreTrainedModel):
             fold_batch_norms(model)
+        if hasattr(model.config, BACKBONE_DTYPE):
+            setattr(model.config, BACKBONE_DTYPE, None)  # see `without_backbone_dtype`
         self.model = with_symmetric_padding(model)
         self.with_argmax = with_argmax
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return logits_or_label_map(self.model(pixel_values=pixel_values).logits, pixel_values, self.with_argmax)
+
+
+@contextmanager
+def without_backbone_dtype(model: nn.Module) -> Iterator[None]:
+    """Let a model compute in the dtype of its weights, as what is exported from it does.
+
+    A frozen backbone's own dtype makes PyTorch faster; a runtime chooses its precision itself, and ONNX Runtime has no bfloat16
+    on CPUs.
+    """
+    dtype = getattr(model.config, BACKBONE_DTYPE, None)
+    if dtype is None:
+        yield
+        return
+    setattr(model.config, BACKBONE_DTYPE, None)
+    try:
+        yield
+    finally:
+        setattr(model.config, BACKBONE_DTYPE, dtype)
 
 
 def logits_or_label_map(logits: Tensor, pixel_values: Tensor, with_argmax: bool) -> Tensor:

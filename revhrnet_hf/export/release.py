@@ -18,6 +18,7 @@ from ..hub.leaks import leaks_of
 from ..hub.model_card import refresh_model_card
 from ..hub.push import check_staged, stage_model
 from ..io import remove, write_folder
+from ..models.image_processing_pil_revhrnet import Size
 from ..training.checkpoint_files import write_checksums
 from .agreement import check_agreement, drawn_batches
 from .folder import DESCRIPTION_FILE, Export
@@ -27,13 +28,14 @@ OUTCOME = "no release was written"
 HALF_DIFFERENCE, HALF_EQUAL = 0.5, 0.99
 
 
-def write_release(checkpoint: Path, output_dir: Path, calibration: Sequence[Path]) -> None:
+def write_release(checkpoint: Path, output_dir: Path, calibration: Sequence[Path], size: Size | None = None) -> None:
     """Write the folder of a release, whole or not at all, and print what was checked.
 
     Args:
         checkpoint: a folder that training or `save_pretrained` has written; it is not changed.
         output_dir: to write; it must not exist, or be empty.
         calibration: image files for the network of eight bits, which is left out if there are none.
+        size: (height, width) of the image that the ONNX networks take, pixels; None: any.
 
     Raises:
         CheckpointError: `output_dir` is in use, or the checkpoint cannot be loaded.
@@ -42,10 +44,10 @@ def write_release(checkpoint: Path, output_dir: Path, calibration: Sequence[Path
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise CheckpointError(f"{output_dir} exists and is not an empty folder: give another one")
-    write_folder(output_dir, lambda folder: _fill(folder, checkpoint, calibration))
+    write_folder(output_dir, lambda folder: _fill(folder, checkpoint, calibration, size))
 
 
-def _fill(folder: Path, checkpoint: Path, calibration: Sequence[Path]) -> None:
+def _fill(folder: Path, checkpoint: Path, calibration: Sequence[Path], size: Size | None) -> None:
     stage_model(checkpoint, folder)
     remove(folder / EXAMPLES)  # a release has no sub-folders
     for path in folder.glob("*.safetensors"):
@@ -65,7 +67,7 @@ def _fill(folder: Path, checkpoint: Path, calibration: Sequence[Path]) -> None:
         f"{100 * agreement.equal_pixels:.3f} % of the pixels get the same class",
         flush=True,
     )
-    Export(model, image_processor, "onnx", calibration=calibration).fill(folder)
+    Export(model, image_processor, "onnx", size, calibration=calibration).fill(folder)
     if problems := list(leaks_of(folder / DESCRIPTION_FILE, DESCRIPTION_FILE)):
         raise ExportError(f"{OUTCOME}: {'; '.join(problems)}")
     refresh_model_card(folder)  # which names the ONNX files

@@ -195,10 +195,13 @@ def _load_checkpoint(backbone: BackboneMixin, source: str | Path | None) -> None
         raise OSError(f"Cannot load the backbone's weights from {place} ({_first_line(error)}). {_solutions(place)}") from error
     except RuntimeError as error:  # other shapes
         raise ValueError(f"The weights from {place} do not fit the {type(backbone).__name__}: {_first_line(error)}") from error
-    if info["missing_keys"]:
+    # Norms that Transformers' Swin, ConvNeXt and others have only as backbones: no checkpoint of a classifier holds them, and as
+    # new ones they have no say but to normalize.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("hidden_states_norms."))
+    if missing:
         raise ValueError(
-            f"The weights from {place} do not fit the {type(backbone).__name__}: "
-            f"{_listed(sorted(info['missing_keys']), 'missing')}. Give a complete checkpoint"
+            f"The weights from {place} do not fit the {type(backbone).__name__}: {_listed(missing, 'missing')}. Give a complete "
+            "checkpoint"
         )
     backbone.load_state_dict(loaded.state_dict())
 

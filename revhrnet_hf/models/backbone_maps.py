@@ -192,15 +192,16 @@ def create_backbone(config: PreTrainedConfig) -> BackboneMixin:
 
 
 def _create_backbone(config: PreTrainedConfig) -> BackboneMixin:
+    dtype = torch.get_default_dtype()  # that of the network, not the one that the backbone's checkpoint was saved in
     cfg = timm.get_pretrained_cfg(config.backbone) if isinstance(config, TimmBackboneConfig) else None
     if cfg is not None and cfg.fixed_input_size:
         for options in ANY_SIZE:
             try:
-                return AutoBackbone.from_config(config, **options)
+                return AutoBackbone.from_config(config, dtype=dtype, **options)
             except TypeError as error:  # the model does not have this option
                 if not options.keys() & set(str(error).split("'")):
                     raise
-    return AutoBackbone.from_config(config)
+    return AutoBackbone.from_config(config, dtype=dtype)
 
 
 def layout_of(config: PreTrainedConfig) -> BackboneLayout:

@@ -32,7 +32,7 @@ from .high_resolution import (
 )
 from .modeling_hrnetv2 import HRNetV2Backbone
 from .pyramid import LEARNED, Pyramid
-from .trainable import ALL, set_training_mode, trained_names
+from .trainable import ALL, set_training_mode, trained_names, unused_names
 
 logger = logging.get_logger(__name__)
 
@@ -174,9 +174,11 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
         self.freeze()
 
     def freeze(self):
-        """Freeze the part of the backbone that `config.trainable_backbone` does not select; with `"all"` do nothing."""
+        """Freeze the part of the backbone that `config.trainable_backbone` does not select; with `"all"` what has no effect."""
         choice = self.config.trainable_backbone
         if choice == ALL:
+            for name in unused_names(self.config.backbone_config):
+                self.backbone.get_parameter(name).requires_grad_(False)
             return
         trained = trained_names(self.backbone, self.config.backbone_config, choice)
         for name, parameter in self.backbone.named_parameters():

@@ -1,10 +1,11 @@
 """Chooses the part of a backbone that is trained: nothing, its last stage, its normalisation layers, or all."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TimmBackboneConfig
 from transformers.backbone_utils import BackboneMixin
 
 from .backbone_maps import image_size_for, without_values
@@ -23,8 +24,8 @@ def trained_names(backbone: BackboneMixin, config: PreTrainedConfig, choice: str
     if choice == NONE:
         return frozenset()
     if choice == ALL:
-        return frozenset(name for name, _ in backbone.named_parameters())
-    names = _norm_names(backbone) if choice == NORMS else _last_stage(config)
+        return frozenset(name for name, _ in backbone.named_parameters()) - unused_names(config)
+    names = _norm_names(backbone) - unused_names(config) if choice == NORMS else _found(_last_stages, _read_last_stage, config)
     if not names:
         part = "normalisation layers with weights" if choice == NORMS else "last stage that only its coarsest map depends on"
         raise ValueError(f"trainable_backbone={choice!r}: the backbone has no {part}; it can be {NONE!r} or {ALL!r}")
@@ -42,14 +43,34 @@ def _norm_names(backbone: nn.Module) -> frozenset[str]:
     )
 
 
-def _last_stage(config: PreTrainedConfig) -> frozenset[str]:
-    key = config.to_json_string(use_diff=False)
-    if key not in _last_stages:
-        _last_stages[key] = _read_last_stage(config)
-    return _last_stages[key]
+def unused_names(config: PreTrainedConfig) -> frozenset[str]:
+    """Names of a Transformers backbone's parameters on which no map depends, such as a DINO's mask token.
+
+    They never get a gradient, for which training on several processes would wait. Others than Transformers' have none.
+    """
+    if isinstance(config, TimmBackboneConfig | HRNetV2Config):
+        return frozenset()
+    return _found(_unused, _read_unused, config)
 
 
 _last_stages: dict[str, frozenset[str]] = {}
+_unused: dict[str, frozenset[str]] = {}
+
+
+def _found(known: dict[str, frozenset[str]], read: Callable[[PreTrainedConfig], frozenset[str]], config: PreTrainedConfig):
+    """What `read` finds, once for each configuration."""
+    key = config.to_json_string(use_diff=False)
+    if key not in known:
+        known[key] = read(config)
+    return known[key]
+
+
+def _read_unused(config: PreTrainedConfig) -> frozenset[str]:
+    backbone = without_values(config)
+    named = dict(backbone.named_parameters())
+    with torch.enable_grad():
+        maps = backbone(torch.empty(1, 3, *image_size_for(config), device="meta"), return_dict=True).feature_maps
+        return frozenset(named).difference(*(_parameters_behind(x, named) for x in maps))
 
 
 def _read_last_stage(config: PreTrainedConfig) -> frozenset[str]:

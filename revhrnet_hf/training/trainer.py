@@ -174,7 +174,8 @@ class Stage:
                     if not (saved or self.finished):
                         self.save()
                     raise self._stopped()
-        self.checkpoints.writer.wait()
+        with self.errors.together():  # the next stage of a chain reads `best` on all processes
+            self.checkpoints.writer.wait()
         self.evaluation.report(scores, self.state, self.output_dir / BEST)
         return scores
 

@@ -61,6 +61,8 @@ def transfer(model, label_space: LabelSpace, checkpoint: str, with_classifier: b
                 rows[row] = weights[name][of].mean(0)
         weights[name] = rows
     model.load_state_dict(weights)
+    if hasattr(before.config, "backbone_license"):
+        model.config.backbone_license = before.config.backbone_license  # the backbone's weights are the checkpoint's
     named = {name: [before_space.names[row] for row in of] for name, of in zip(label_space.names, sources, strict=True)}
     # Stages before a change of the classes come first.
     histories = (getattr(before.config, name, None) or [] for name in ("pretraining_history", "training_history"))

@@ -19,6 +19,7 @@ from revhrnet_hf.commands import export as export_command
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint, predict_label_maps
+from revhrnet_hf.export.folder import Export
 from revhrnet_hf.export.onnx_network import onnx_session, run_onnx, write_onnx
 from revhrnet_hf.export.program import export_program, logits_or_label_map
 from revhrnet_hf.synthetic import write_camvid
@@ -144,6 +145,20 @@ def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, image, camvi
     ):
         assert (one == other).mean() >= 0.999
     assert run(tiny_checkpoint, "--format", "onnx", "--dynamic", "--output_dir", out).stderr.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_a_backbone_that_computes_in_bfloat16_is_exported_in_float32(tmp_path):
+    """ONNX Runtime has no bfloat16 on CPUs; what was written is compared with the checkpoint in float32."""
+    torch.manual_seed(0)
+    settings = {"stream_channels": [8, 12, 16, 20], "num_modules": [1, 1, 1], "num_blocks": 1, "num_labels": 4}
+    config = RevHRNetConfig(backbone="test_resnet", frozen_backbone_dtype="bfloat16", initializer="he", **settings)
+    model = RevHRNetForSemanticSegmentation(config).eval()
+    Export(model, RevHRNetImageProcessor(), "onnx", (64, 96)).write(tmp_path / "onnx")
+    assert model.config.frozen_backbone_dtype == "bfloat16"
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx").graph
+    assert onnx.TensorProto.BFLOAT16 not in {value.type.tensor_type.elem_type for value in graph.value_info}
+    assert "Cast" not in {node.op_type for node in graph.node}
 
 
 @pytest.mark.slow

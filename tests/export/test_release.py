@@ -91,6 +91,12 @@ def refused(kind, match, run, out, *options):
     assert sorted(run.parent.rglob("*")) == before and not list(out.parent.glob(".*"))
 
 
+@pytest.mark.slow
+def test_onnx_of_one_size(run, tmp_path):
+    release.main([str(run), "--output_dir", str(tmp_path / "release"), "--without_int8", "--size", "64", "96"])
+    assert json.loads((tmp_path / "release" / "model.json").read_text())["sizes"] == [64, 96]
+
+
 def test_what_stops_a_release(run, tmp_path):
     """Nothing is written, and the checkpoint stays as it was."""
     out = tmp_path / "assets" / "release"

@@ -12,6 +12,8 @@ from transformers import (
     DINOv3ConvNextModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    SwinConfig,
+    SwinForImageClassification,
     ViTImageProcessor,
 )
 
@@ -122,3 +124,47 @@ class TestRefused:
         config = RevHRNetConfig(backbone=str(tmp_path), **SMALL)
         with pytest.raises(ValueError, match=r"No known mean and standard deviation .*put its preprocessor_config.json"):
             RevHRNetImageProcessor.for_backbone(config)
+
+
+def test_weights_of_a_classifier_lack_the_backbones_own_norms(tmp_path):
+    """Swin and ConvNeXt as they are published: the norms of the maps are new, all other weights the publisher's."""
+    torch.manual_seed(0)
+    config = SwinConfig(image_size=64, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=2)
+    published = SwinForImageClassification(config).eval()
+    published.save_pretrained(tmp_path / "swin")
+    config = RevHRNetConfig(backbone=str(tmp_path / "swin"), **SMALL)
+    backbone = RevHRNetModel.from_pretrained_backbone(config).backbone.eval()
+    theirs = published.state_dict()
+    for key, x in backbone.state_dict().items():
+        if key.startswith("hidden_states_norms."):
+            assert torch.equal(x, torch.ones_like(x) if key.endswith("weight") else torch.zeros_like(x))
+        else:
+            assert torch.equal(x, theirs[key])
+
+
+def test_dtype_of_the_publishers_file_is_not_that_of_the_network(tmp_path):
+    model_class, backbone, _ = KINDS["convnext"]
+    model_class(backbone).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["dtype"] == "bfloat16"
+    config = RevHRNetConfig(backbone=str(tmp_path / "theirs"), **SMALL)
+    model = RevHRNetForSemanticSegmentation.from_pretrained_backbone(config)
+    assert {x.dtype for x in model.parameters()} == {torch.float32}
+    assert model(torch.randn(1, 3, 64, 64)).logits.dtype == torch.float32
+    model.save_pretrained(tmp_path / "ours")
+    loaded = RevHRNetForSemanticSegmentation.from_pretrained(tmp_path / "ours")
+    assert {x.dtype for x in loaded.parameters()} == {torch.float32}
+    narrow = RevHRNetForSemanticSegmentation.from_pretrained(tmp_path / "ours", dtype=torch.bfloat16)
+    assert {x.dtype for x in narrow.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("choice", ["all", "norms"])
+def test_no_trained_parameter_is_without_a_gradient(kind, choice):
+    """Training on several processes would wait for it."""
+    config = RevHRNetConfig(backbone_config=KINDS[kind][1], trainable_backbone=choice, **SMALL)
+    model = RevHRNetForSemanticSegmentation(config).train()
+    size = 64 if kind != "dinov2" else 56
+    model(torch.randn(2, 3, size, size), labels=torch.zeros(2, size, size, dtype=torch.int64)).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert choice == "norms" or all("mask_token" in name for name in frozen)

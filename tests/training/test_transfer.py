@@ -22,7 +22,8 @@ def make(tiny_config):
 
 @pytest.fixture
 def cityscapes(make, tmp_path):
-    model = make(get_label_space("cityscapes").names, training_history=[{"dataset": "cityscapes"}])
+    names = get_label_space("cityscapes").names
+    model = make(names, training_history=[{"dataset": "cityscapes"}], backbone_license="dinov3-license")
     model.save_pretrained(tmp_path / "cityscapes")
     revhrnet_hf.RevHRNetImageProcessor().save_pretrained(tmp_path / "cityscapes")
     return model, tmp_path / "cityscapes"
@@ -42,6 +43,7 @@ def test_rows_start_from_their_partners(make, cityscapes):
         assert name in CLASSIFIER or torch.equal(tensor, given[name]), name
     assert handed.rows["Tree"] == ["vegetation", "terrain"]
     assert handed.history == [{"dataset": "cityscapes"}]
+    assert model.config.backbone_license == "dinov3-license"
     assert "  Tree ← vegetation + terrain" in str(handed)
 
 
