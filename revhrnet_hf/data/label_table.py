@@ -12,7 +12,7 @@ All fields:
       car: [26, 27]                           # several ids that are one class
       person: {ids: 24, colours: [220, 20, 60]}
       lawn: {colours: ["#00ff00", "#00aa00"]} # label maps coded by colour; the first colour is used for display
-    ignore: [0, 255, "#000000"]               # ids and colours that are not scored; default: 255
+    ignore: [0, 255, "#000000"]               # ids and colours that are not scored; default: 255 if a class has an id
     images: photos/{split}                    # folders of images and of label maps, both or neither (see datasets/folder.py)
     labels: masks/{split}
     image_suffix: _sat                        # the ends of the file names: x_sat.jpg and x_mask.png are a pair
@@ -337,7 +337,9 @@ class _Reader:
 
     def _read_ignored(self, node: yaml.Node | None) -> None:
         if node is None:
-            self.result.raw_ids.setdefault(IGNORED, IGNORED)
+            # With an id in a table of colours, palette indices and grey values would be taken for ids.
+            if self.result.raw_ids or not self.result.raw_colours:
+                self.result.raw_ids.setdefault(IGNORED, IGNORED)
             return
         for item in _items(node):
             value = self._value(item)

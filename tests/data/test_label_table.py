@@ -2,6 +2,7 @@ import json
 import zipfile
 
 import numpy as np
+import PIL.Image
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -184,6 +185,18 @@ def test_ids_for_a_space_of_colours_are_refused(space_of):
     assert space.train_ids(np.array([[[0, 255, 0]]], np.uint8), "x").tolist() == [[0]]
     with pytest.raises(DataError, match=r"Label map x\.png holds ids, but .* has colours only"):
         space.train_ids(np.array([[0]]), "x.png")
+
+
+def test_a_table_of_colours_ignores_no_id_by_default(space_of):
+    """Else a mask of nothing but 255 could be read in two ways, and an unknown colour would be reported as an unknown id."""
+    space = space_of("names:\n  background: {colours: '#000000'}\n  thing: {colours: '#ffffff'}\n")
+    assert space.raw_ids == {}
+    assert np.asarray(space.translate_image(PIL.Image.new("L", (2, 1), 255), "x.png")).tolist() == [[1, 1]]
+    palette = PIL.Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    palette.putpalette([0, 0, 0, 255, 255, 255, 1, 2, 3])
+    with pytest.raises(DataError, match=r"Label map x\.png holds the colours \(1, 2, 3\), which"):
+        space.translate_image(palette, "x.png")
+    assert space_of("names:\n  a: {colours: '#000000'}\n  b: 3\n").raw_ids == {3: 1, 255: 255}
 
 
 @pytest.mark.parametrize("make", [lambda space_of: get_label_space("camvid11"), lambda space_of: space_of(EVERYTHING)])
