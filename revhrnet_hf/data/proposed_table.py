@@ -11,7 +11,7 @@ from ..errors import DataError, first_few
 from ..images import Colour
 from .class_lists import IGNORED_NAMES, ClassList
 from .datasets.labelme import BACKGROUND_LABELS, UNLABELLED
-from .label_table import IGNORED, MAX_CLASSES
+from .label_table import FEWEST_CLASSES, IGNORED, MAX_CLASSES
 from .layout import Layout
 from .listing import MAX_NAMED
 from .raw_label_map import RawContent
@@ -82,7 +82,7 @@ class ProposedTable:
 
     Attributes:
         names: id or colour in the masks → the class's name.
-        ignored: ids that are not scored.
+        ignored: ids or colours that are not scored.
         unseen: the same for classes of the list that occur in no mask.
         notes: sentences about what was guessed.
         labelme: label of a shape in labelme's files → id; None if the masks are images.
@@ -90,7 +90,7 @@ class ProposedTable:
 
     contents: MaskContents
     names: dict[RawValue, str]
-    ignored: list[int]
+    ignored: list[RawValue]
     unseen: dict[RawValue, str]
     notes: list[str]
     labelme: dict[str, int] | None = None
@@ -106,8 +106,8 @@ class ProposedTable:
         width = max(len(entry) for entry, _ in entries)
         lines += [f"{entry:<{width}}  # {comment}" for entry, comment in entries]
         lines += [f"  # {_scalar(given)}: {_raw_text(value)}  # in no mask" for value, given in self.unseen.items()]
-        if self.contents.are_ids:
-            lines.append(f"ignore: [{', '.join(map(str, self.ignored))}]")
+        if self.contents.are_ids or self.ignored:
+            lines.append(f"ignore: [{', '.join(map(_yaml_value, self.ignored))}]")
         if self.labelme is not None:
             entries = ", ".join(f"{_scalar(label)}: {raw_id}" for label, raw_id in self.labelme.items())
             lines.append("# The labels of labelme's shapes, and the ids that they are drawn with; pixels without a shape are 0.")
@@ -148,9 +148,11 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
         values = [value for value in values if value != IGNORED]
         if IGNORED in contents.pixels:
             notes.append("255 is taken for ignored pixels, as in most datasets; if it is a class, move it to names.")
-    if contents.are_ids:
-        void = [value for value in values if listed.get(value, "").casefold() in IGNORED_NAMES]
+    void = [value for value in values if listed.get(value, "").casefold() in IGNORED_NAMES]
+    if void and len(values) - len(void) >= FEWEST_CLASSES:  # of two classes, one called unlabelled is the background
         ignored, values = sorted({*void, *ignored}), [value for value in values if value not in void]
+        called = first_few(dict.fromkeys(listed[value] for value in void))
+        notes.append(f"{called} in {classes.source} is taken for ignored pixels; if it is a class, move it to names.")
     names: dict[RawValue, str] = {}
     for value in values:
         names[value] = _unique(listed.get(value) or _placeholder(value, values), names.values())
@@ -159,7 +161,7 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
         notes.append(f"{classes.source} does not name {first_few(map(_raw_text, unlisted))}.")
     elif not listed:
         notes.append("No file names the classes: the names below are to be replaced.")
-    if len(names) < 2:
+    if len(names) < FEWEST_CLASSES:
         raise DataError(
             f"The {contents.files} masks hold one class only ({first_few(map(_raw_text, contents.pixels))}), and two are the "
             "fewest: are these the masks?"
@@ -236,7 +238,11 @@ def _unique(name: str, taken: Iterable[str]) -> str:
 
 
 def _raw_text(value: RawValue) -> str:
-    return str(value) if isinstance(value, int) else f"{{colours: [{', '.join(map(str, value))}]}}"
+    return _yaml_value(value) if isinstance(value, int) else f"{{colours: {_yaml_value(value)}}}"
+
+
+def _yaml_value(value: RawValue) -> str:
+    return str(value) if isinstance(value, int) else f"[{', '.join(map(str, value))}]"
 
 
 def _scalar(text: str) -> str:

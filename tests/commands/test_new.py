@@ -279,6 +279,29 @@ def test_soft_edges_are_ignored(tmp_path):
     assert np.array_equal(np.asarray(row["label_map"]), np.select([mask == 0, mask == 255], [0, 1], 255))
 
 
+@pytest.mark.parametrize("encode", [as_ids, as_colours], ids=lambda encode: encode.__name__)
+def test_void_is_ignored_whether_masks_hold_ids_or_colours(encode, tmp_path, capsys):
+    """CamVid's class_dict.csv has a class Void. If only one other class is left, such a name is the background's."""
+    for classes, names in ((3, ["Void", "Road", "Tree"]), (2, ["Void", "Road"])):
+        folder, out = tmp_path / f"photos{classes}", tmp_path / f"photos{classes}_recipe"
+        draw(folder, "images/{}.jpg", "masks/{}.png", encode, range(4), classes)
+        keys = [[k] for k in range(classes)] if encode is as_ids else COLOURS[:classes]
+        titles = ["name", "id"] if encode is as_ids else ["name", "r", "g", "b"]
+        write_csv(folder / "class_dict.csv", [titles, *([name, *key] for name, key in zip(names, keys, strict=True))])
+        new.main([str(folder)])
+        said = capsys.readouterr().out
+        rows = loaded(folder, out, "train")
+        drawn = [truth(int(row["image_id"]), classes) for row in rows]
+        note = "Void in class_dict.csv is taken for ignored pixels; if it is a class, move it to names."
+        if classes == 3:
+            assert note in said and f"# {note}" in (out / "labels.yaml").read_text()
+            assert label_space_of(rows).names == ("Road", "Tree")
+            drawn = [np.array([255, 0, 1])[ids] for ids in drawn]
+        else:
+            assert "taken for ignored" not in said and label_space_of(rows).names == ("Void", "Road")
+        assert all(np.array_equal(np.asarray(row["label_map"]), ids) for row, ids in zip(rows, drawn, strict=True))
+
+
 def test_what_is_there_is_kept(tmp_path, capsys):
     carvana(tmp_path / "photos")
     command = [str(tmp_path / "photos"), "--output_dir", str(tmp_path / "mine")]
