@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import yaml
@@ -63,7 +63,7 @@ class MaskContents:
             found = content.ids if are_ids else content.colours
             added.pixels.update(found)
             added.masks.update(found.keys())
-        if len(added.pixels) > 256 or (not are_ids and len(added.pixels) > MAX_CLASSES):
+        if len(added.pixels) > 256 or (not are_ids and len(added.pixels) > MAX_CLASSES and not _soft_edges(added)):
             first = next((location for location, content in contents if len(content.ids or content.colours) > 64), contents[0][0])
             raise DataError(
                 f"The masks hold {len(added.pixels)} {'ids' if are_ids else 'colours'}, for example {first}, which are no "
@@ -132,13 +132,15 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
     Raises:
         DataError: there are fewer than two classes.
     """
-    listed: dict[RawValue, str] = {} if classes is None else dict(classes.by_id if contents.are_ids else classes.by_colour)
+    listed = {} if classes is None else _listed(contents, classes)
     notes = [f"The names are those of {classes.source}." for _ in listed][:1]
     place = {value: number for number, value in enumerate(listed)}
     values = sorted(contents.pixels, key=lambda value: (place.get(value, len(place)), value))  # the list's order counts
-    ignored, soft = [], _soft_edges(contents) if not listed else []
-    if soft:
-        values, ignored = [0, WHITE], list(range(1, WHITE))
+    ignored: list[RawValue] = []
+    if soft := _soft_edges(contents, listed):
+        values = [value for value in values if value not in soft]
+        levels = range(1, WHITE) if contents.are_ids else [(level,) * 3 for level in range(1, WHITE)]
+        ignored = [level for level in levels if level not in values]
         share = sum(contents.share(value) for value in soft)
         notes.append(
             f"Masks of 0 and 255 with soft edges: the values between them ({100 * share:.2f} % of the pixels) are ignored."
@@ -168,6 +170,16 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
         )
     unseen = {value: _unique(given, names.values()) for value, given in listed.items() if value not in contents.pixels}
     return ProposedTable(contents, names, ignored, unseen, notes)
+
+
+def _listed(contents: MaskContents, classes: ClassList) -> dict[RawValue, str]:
+    """Id or colour → name in the list. In masks of 0 and 255, a list's second class, which has the id 1, is 255."""
+    if not contents.are_ids:
+        return dict(classes.by_colour)
+    is_binary = set(contents.pixels) == {0, WHITE} or bool(_soft_edges(contents))
+    if is_binary and classes.by_id.keys() == {0, 1}:
+        return {WHITE * raw_id: name for raw_id, name in classes.by_id.items()}
+    return dict(classes.by_id)
 
 
 def ids_of_labels(labels: Iterable[str], classes: ClassList | None) -> tuple[dict[str, int], ClassList]:
@@ -216,12 +228,22 @@ def notes_on_labels(ids: Mapping[str, int]) -> list[str]:
     return notes
 
 
-def _soft_edges(contents: MaskContents) -> list[int]:
-    """The ids between black and white if nearly all pixels are one of these."""
-    between = sorted(value for value in contents.pixels if value not in (0, WHITE)) if contents.are_ids else []
-    if len(between) < FEW_VALUES or not WHITE // 2 < max(between) < WHITE:
+def _soft_edges(contents: MaskContents, listed: Container[RawValue] = ()) -> list[RawValue]:
+    """The values between black and white that no list names, if nearly all pixels are black or white."""
+    level_of = {value: _grey_level(value) for value in contents.pixels}
+    if None in level_of.values():
         return []
-    return between if contents.share(0) + contents.share(WHITE) >= HARD else []
+    between = [value for value, level in level_of.items() if level not in (0, WHITE) and value not in listed]
+    if len(between) < FEW_VALUES or not WHITE // 2 < max(level_of[value] for value in between) < WHITE:
+        return []
+    hard = sum(contents.share(value) for value, level in level_of.items() if level in (0, WHITE))
+    return between if hard >= HARD else []
+
+
+def _grey_level(value: RawValue) -> int | None:
+    if isinstance(value, int):
+        return value
+    return value[0] if value[0] == value[1] == value[2] else None
 
 
 def _placeholder(value: RawValue, values: list[RawValue]) -> str:

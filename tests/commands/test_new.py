@@ -264,19 +264,65 @@ def test_labels_that_may_be_meant_otherwise_are_named(tmp_path, capsys):
     assert "# Shapes with the label Ignore" in (tmp_path / "photos_recipe" / "labels.yaml").read_text()
 
 
-def test_soft_edges_are_ignored(tmp_path):
+def draw_soft_edges(folder):
     """Binary masks that were resized: the values between 0 and 255 are no classes."""
     for number in range(4):
         hard = np.kron(truth(number, 2) * 255, np.ones((8, 8), dtype=np.uint8))
-        save(Image.fromarray(hard), tmp_path / "photos" / "images" / f"{number}.png")
+        save(Image.fromarray(hard), folder / "images" / f"{number}.png")
         soft = Image.fromarray(hard).resize((500, 380), Image.Resampling.BILINEAR).resize((512, 384), Image.Resampling.BILINEAR)
-        save(soft, tmp_path / "photos" / "masks" / f"{number}.png")
+        save(soft, folder / "masks" / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "names"),
+    [
+        (None, "", {"background": 0, "object": 255}),
+        ("classes.txt", "nothing\nperson\n", {"nothing": 0, "person": 255}),
+        ("labels.txt", "__ignore__\n_background_\nperson\n", {"_background_": 0, "person": 255}),
+        ("_classes.csv", "Pixel Value, Class\n0, nothing\n1, person\n", {"nothing": 0, "person": 255}),
+        ("_classes.csv", "Pixel Value, Class\n0, nothing\n255, person\n", {"nothing": 0, "person": 255}),
+        ("class_dict.csv", "name,r,g,b\nnothing,0,0,0\nperson,255,255,255\n", {"nothing": (0, 0, 0), "person": (255,) * 3}),
+    ],
+)
+def test_soft_edges_are_ignored(file, text, names, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    draw_soft_edges(folder)
+    if file is not None:
+        (folder / file).write_text(text)
+    new.main([str(folder)])
+    assert "Masks of 0 and 255 with soft edges" in capsys.readouterr().out
+    table = yaml.safe_load((tmp_path / "photos_recipe" / "labels.yaml").read_text())
+    if file == "class_dict.csv":
+        assert table["names"] == {name: {"colours": list(colour)} for name, colour in names.items()}
+        assert table["ignore"] == [[level] * 3 for level in range(1, 255)]
+    else:
+        assert table["names"] == names and table["ignore"] == list(range(1, 255))
+    row = loaded(folder, tmp_path / "photos_recipe", "train")[0]
+    mask = np.asarray(Image.open(folder / "masks" / f"{row['image_id']}.png"))
+    assert np.array_equal(np.asarray(row["label_map"]), np.select([mask == 0, mask == 255], [0, 1], 255))
+
+
+def test_soft_edges_with_a_list_of_other_classes(tmp_path, capsys):
+    """Values that a list names are no edges; 255 is a class then, and the output shows that it has no name."""
+    folder = tmp_path / "photos"
+    draw_soft_edges(folder)
+    (folder / "_classes.csv").write_text("Pixel Value, Class\n0, nothing\n128, street\n9, never drawn\n")
+    mask = np.array(Image.open(folder / "masks" / "0.png"))
+    mask[:9] = 128
+    save(Image.fromarray(mask), folder / "masks" / "0.png")
+    new.main([str(folder)])
+    table = yaml.safe_load((tmp_path / "photos_recipe" / "labels.yaml").read_text())
+    drawn = {name: value for name, value in table["names"].items() if value != 9}
+    assert drawn == {"nothing": 0, "street": 128, "class_255": 255}
+    assert "_classes.csv does not name 255." in capsys.readouterr().out
+
+
+def test_two_listed_names_in_hard_masks(tmp_path):
+    images_and_masks(tmp_path / "photos")
+    (tmp_path / "photos" / "classes.txt").write_text("nothing\nperson\n")
     new.main([str(tmp_path / "photos")])
     table = yaml.safe_load((tmp_path / "photos_recipe" / "labels.yaml").read_text())
-    assert table["names"] == {"background": 0, "object": 255} and table["ignore"] == list(range(1, 255))
-    row = loaded(tmp_path / "photos", tmp_path / "photos_recipe", "train")[0]
-    mask = np.asarray(Image.open(tmp_path / "photos" / "masks" / f"{row['image_id']}.png"))
-    assert np.array_equal(np.asarray(row["label_map"]), np.select([mask == 0, mask == 255], [0, 1], 255))
+    assert table["names"] == {"nothing": 0, "person": 255}
 
 
 @pytest.mark.parametrize("encode", [as_ids, as_colours], ids=lambda encode: encode.__name__)
