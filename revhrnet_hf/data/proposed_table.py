@@ -14,6 +14,7 @@ from .datasets.labelme import BACKGROUND_LABELS, UNLABELLED
 from .label_table import FEWEST_CLASSES, IGNORED, MAX_CLASSES
 from .layout import Layout
 from .listing import MAX_NAMED
+from .mask_numbers import find_differing
 from .raw_label_map import RawContent
 
 WHITE = 255  # the object in a binary mask
@@ -31,10 +32,12 @@ class MaskContents:
         files: the number of masks.
         pixels, masks: id or colour → its pixels, and the masks that hold it.
         are_ids: whether the masks hold ids.
+        notes: sentences about why their colours are taken, although the files hold ids.
     """
 
     files: int
     are_ids: bool
+    notes: list[str] = field(default_factory=list)
     pixels: Counter[RawValue] = field(default_factory=Counter)
     masks: Counter[RawValue] = field(default_factory=Counter)
 
@@ -47,7 +50,8 @@ class MaskContents:
             by_colour: take the colours also where the files hold ids, as palette PNGs do.
 
         Raises:
-            DataError: some masks have only ids, others only colours; or there are too many colours for classes.
+            DataError: some masks have only ids, others only colours; the numbers in the files contradict each other, and their
+                colours cannot be taken; or there are too many colours for classes.
         """
         contents = list(contents)
         without_ids = [location for location, content in contents if content.ids is None]
@@ -57,8 +61,17 @@ class MaskContents:
                 f"Some masks hold colours ({first_few(without_ids, MAX_NAMED)}) and others ids of more than 8 bits "
                 f"({first_few(without_colours, MAX_NAMED)}): save all of them in one way."
             )
-        are_ids = not without_ids and not (by_colour and not without_colours)
+        by_colour = bool(without_ids) or (by_colour and not without_colours)
+        differing = None if by_colour else find_differing(contents)
+        if differing is not None and (without_colours or not differing.is_clear):
+            raise DataError(
+                f"{differing}, so it is not known which of the masks hold ids: save all of them in one way, as grey images of 8 "
+                "bits or with one palette."
+            )
+        are_ids = not by_colour and differing is None
         added = cls(len(contents), are_ids)
+        if differing is not None:
+            added.notes.append(f"{differing}, so the masks' colours are the classes, not the numbers in the files.")
         for _, content in contents:
             found = content.ids if are_ids else content.colours
             added.pixels.update(found)
@@ -133,7 +146,7 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
         DataError: there are fewer than two classes.
     """
     listed = {} if classes is None else _listed(contents, classes)
-    notes = [f"The names are those of {classes.source}." for _ in listed][:1]
+    notes = [*contents.notes, *[f"The names are those of {classes.source}." for _ in listed][:1]]
     place = {value: number for number, value in enumerate(listed)}
     values = sorted(contents.pixels, key=lambda value: (place.get(value, len(place)), value))  # the list's order counts
     ignored: list[RawValue] = []
@@ -162,7 +175,9 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
     if unlisted:
         notes.append(f"{classes.source} does not name {first_few(map(_raw_text, unlisted))}.")
     elif not listed:
-        notes.append("No file names the classes: the names below are to be replaced.")
+        kind = "ids" if contents.are_ids else "colours"
+        lacking = "No file names the classes" if classes is None else f"{classes.source} does not name {kind}"
+        notes.append(f"{lacking}: the names below are to be replaced.")
     if len(names) < FEWEST_CLASSES:
         raise DataError(
             f"The {contents.files} masks hold one class only ({first_few(map(_raw_text, contents.pixels))}), and two are the "
@@ -174,12 +189,12 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
 
 def _listed(contents: MaskContents, classes: ClassList) -> dict[RawValue, str]:
     """Id or colour → name in the list. In masks of 0 and 255, a list's second class, which has the id 1, is 255."""
-    if not contents.are_ids:
-        return dict(classes.by_colour)
-    is_binary = set(contents.pixels) == {0, WHITE} or bool(_soft_edges(contents))
-    if is_binary and classes.by_id.keys() == {0, 1}:
-        return {WHITE * raw_id: name for raw_id, name in classes.by_id.items()}
-    return dict(classes.by_id)
+    listed = classes.by_id if contents.are_ids else classes.by_colour
+    is_binary = {_grey_level(value) for value in contents.pixels} == {0, WHITE} or bool(_soft_edges(contents))
+    if not is_binary or classes.by_id.keys() != {0, 1}:
+        return dict(listed)
+    levels = {WHITE * raw_id: name for raw_id, name in classes.by_id.items()}
+    return levels if contents.are_ids else {(level,) * 3: name for level, name in levels.items()}
 
 
 def ids_of_labels(labels: Iterable[str], classes: ClassList | None) -> tuple[dict[str, int], ClassList]:

@@ -14,6 +14,7 @@ from .label_space import SINGLE_BAND, LabelSpace, displayed_colours, single_band
 
 FEW_BITS = re.compile(r"L;([24])")  # Pillow's names for grey of 2 and 4 bits, which it scales to 8 bits
 DEEP_COLOUR = re.compile(r"(LA|La|RGB|RGBA|RGBX|RGBa|CMYK);16")  # Pillow drops the lower 8 bits of these
+LARGEST_OF_16_BITS = 65535
 BLACK_AND_WHITE = {(0, 0, 0), (255, 255, 255)}
 
 
@@ -89,10 +90,12 @@ class RawContent(NamedTuple):
     Attributes:
         ids: id → pixels; None for a file that holds colours.
         colours: colour, as a viewer shows it, → pixels; None for ids of more than 8 bits.
+        shown: id → its colour, where that is known.
     """
 
     ids: dict[int, int] | None
     colours: dict[Colour, int] | None
+    shown: dict[int, Colour]
 
 
 def raw_content(location: str) -> RawContent:
@@ -116,15 +119,20 @@ def raw_content(location: str) -> RawContent:
         colours: Counter[Colour] = Counter()
         for value, pixels in ids.items():
             colours[shown[value]] += pixels
-        return RawContent(ids, dict(colours))
+        return RawContent(ids, dict(colours), shown)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return ids_in(np.asarray(image), location)
     colours = {colour: pixels for pixels, colour in image.convert("RGB").getcolors(image.width * image.height)}
     is_grey = all(red == green == blue for red, green, blue in colours)
-    return RawContent({colour[0]: pixels for colour, pixels in colours.items()} if is_grey else None, colours)
+    if not is_grey:
+        return RawContent(None, colours, {})
+    ids = {colour[0]: pixels for colour, pixels in colours.items()}
+    return RawContent(ids, colours, {colour[0]: colour for colour in colours})
 
 
 def ids_in(raw: np.ndarray, source: str) -> RawContent:
     """Counts the raw ids in an array, (height, width); a DataError calls it `source`."""
     ids, pixels = np.unique(whole_ids(raw, source), return_counts=True)
-    return RawContent(dict(zip(ids.tolist(), pixels.tolist(), strict=True)), None)
+    # Other values of 16 bits are shown in greys that 8 bits cannot hold, mostly as black.
+    shown = {raw_id: (raw_id // 257,) * 3 for raw_id in ids.tolist() if raw_id % 257 == 0 and 0 <= raw_id <= LARGEST_OF_16_BITS}
+    return RawContent(dict(zip(ids.tolist(), pixels.tolist(), strict=True)), None, shown)

@@ -317,6 +317,89 @@ def test_soft_edges_with_a_list_of_other_classes(tmp_path, capsys):
     assert "_classes.csv does not name 255." in capsys.readouterr().out
 
 
+def as_own_palette(ids):
+    """As programs save colour masks with few colours: a palette of the colours that the file holds, in their order."""
+    used, places = np.unique(ids, return_inverse=True)
+    image = Image.fromarray(places.reshape(ids.shape).astype(np.uint8), "P")
+    image.putpalette([channel for value in used for channel in COLOURS[value]])
+    return image
+
+
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_a_palette_for_each_file(ending, tmp_path, capsys):
+    """The index 1 is another class in some files: the colours count."""
+    folder = tmp_path / "photos"
+    for number in range(4):
+        ids = np.where(truth(number) == 1, 1 if number % 2 else 2, truth(number)).astype(np.uint8)
+        save(image_of(ids), folder / "images" / f"{number}.png")
+        save(as_own_palette(ids), folder / "masks" / f"{number}.{ending}")
+    (folder / "classes.txt").write_text("\n".join(NAMES))
+    new.main([str(folder)])
+    said = capsys.readouterr().out
+    assert re.search(rf"1 is #00c80a in \S+0\.{ending} and #804000 in \S+1\.{ending}, so the masks' colours are", said)
+    assert "classes.txt does not name colours: the names below are to be replaced." in said
+    table = yaml.safe_load((tmp_path / "photos_recipe" / "labels.yaml").read_text())
+    assert [entry["colours"] for entry in table["names"].values()] == [[0, 0, 0], [0, 200, 10], [128, 64, 0]]
+    for row in loaded(folder, tmp_path / "photos_recipe", "train"):
+        drawn = np.array(Image.open(folder / "masks" / f"{row['image_id']}.{ending}").convert("RGB"))
+        expected = np.select([drawn[..., 1] == 0, drawn[..., 1] == 200], [0, 1], 2)
+        assert np.array_equal(np.asarray(row["label_map"]), expected)
+
+
+def as_bits(ids):
+    return Image.fromarray(ids > 0)
+
+
+def as_deep(ids):
+    return Image.fromarray(np.where(ids > 0, 65535, 0).astype(np.uint16))
+
+
+def draw_two_kinds(folder, one, other, classes=2):
+    draw(folder, "images/{}.jpg", "masks/{}.png", one, (0, 2), classes)
+    draw(folder, "images/{}.jpg", "masks/{}.png", other, (1, 3), classes)
+
+
+def test_masks_of_one_bit_beside_masks_of_eight(tmp_path, capsys):
+    """White is 1 in the former and 255 in the latter."""
+    folder = tmp_path / "photos"
+    draw_two_kinds(folder, as_bits, as_binary)
+    (folder / "classes.txt").write_text("nothing\nperson\n")
+    new.main([str(folder)])
+    said = capsys.readouterr().out
+    assert re.search(r"#ffffff is 1 in \S+0\.png and 255 in \S+1\.png, so the masks' colours are the classes", said)
+    for split in ("train", "val"):
+        rows = loaded(folder, tmp_path / "photos_recipe", split)
+        assert label_space_of(rows).names == ("nothing", "person")
+        for row in rows:
+            assert np.array_equal(np.asarray(row["label_map"]), truth(int(row["image_id"]), 2))
+
+
+def as_soft(ids):
+    return Image.fromarray(np.where(ids > 0, 255, np.arange(WIDTH, dtype=np.uint8)[None] // 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("other", [as_deep, as_soft], ids=lambda other: other.__name__)
+def test_numbers_that_contradict_each_other(other, tmp_path):
+    """16 bits have no colours to take instead; in the others 1 and white are both there, so either may be the object."""
+    draw_two_kinds(tmp_path / "photos", as_bits, other)
+    with pytest.raises(DataError, match=r"#ffffff is .* in \S+\.png and .* in \S+\.png, so it is not known which.* hold ids"):
+        new.main([str(tmp_path / "photos")])
+
+
+@pytest.mark.parametrize(("one", "other", "classes"), [(as_palette, as_ids, 3), (as_bits, as_ids, 2), (as_palette, as_bits, 2)])
+def test_the_same_ids_in_two_kinds_of_files(one, other, classes, tmp_path, capsys):
+    """Grey values of 8 bits and a palette may stand for the same ids. A palette and 1 bit show different colours."""
+    folder = tmp_path / "photos"
+    draw_two_kinds(folder, one, other, classes)
+    new.main([str(folder)])
+    table = yaml.safe_load((tmp_path / "photos_recipe" / "labels.yaml").read_text())
+    said = "so the masks' colours are the classes" in capsys.readouterr().out
+    if other is as_bits:
+        assert said and len(table["names"]) == 3
+    else:
+        assert not said and list(table["names"].values()) == list(range(classes))
+
+
 def test_two_listed_names_in_hard_masks(tmp_path):
     images_and_masks(tmp_path / "photos")
     (tmp_path / "photos" / "classes.txt").write_text("nothing\nperson\n")

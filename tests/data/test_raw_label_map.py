@@ -341,18 +341,17 @@ def test_raw_content(tmp_path):
     palette.putpalette([0, 0, 0, 10, 20, 30, 1, 1, 1, 40, 50, 60])
     colours = np.array([[[1, 2, 3], [1, 2, 3], [7, 7, 7]]], dtype=np.uint8)
     by_id, by_colour = {0: 1, 1: 2, 3: 3}, {(0, 0, 0): 1, (10, 20, 30): 2, (40, 50, 60): 3}
+    greys, same = {(0, 0, 0): 1, (1, 1, 1): 2, (3, 3, 3): 3}, {0: BLACK, 1: (1, 1, 1), 3: (3, 3, 3)}
+    binary = {BLACK: 1, WHITE: 5}
+    deep = PIL.Image.fromarray(np.array([[0, 1000, 65535]], dtype=np.uint16))
     for name, image, content in (
-        ("grey.png", PIL.Image.fromarray(ids), (by_id, {(0, 0, 0): 1, (1, 1, 1): 2, (3, 3, 3): 3})),
-        ("palette.png", palette, (by_id, by_colour)),
-        ("grey.ppm", PIL.Image.fromarray(np.repeat(ids[..., None], 3, 2)), (by_id, {(0, 0, 0): 1, (1, 1, 1): 2, (3, 3, 3): 3})),
-        ("colour.png", PIL.Image.fromarray(colours), (None, {(1, 2, 3): 2, (7, 7, 7): 1})),
-        ("deep.png", PIL.Image.fromarray(ids.astype(np.uint16) * 1000), ({0: 1, 1000: 2, 3000: 3}, None)),
-        ("bits.png", PIL.Image.fromarray(ids > 0), ({0: 1, 1: 5}, {(0, 0, 0): 1, (255, 255, 255): 5})),
-        (
-            "binary.gif",
-            PIL.Image.fromarray((ids > 0).astype(np.uint8) * 255),
-            ({0: 1, 255: 5}, {(0, 0, 0): 1, (255, 255, 255): 5}),
-        ),
+        ("grey.png", PIL.Image.fromarray(ids), (by_id, greys, same)),
+        ("palette.png", palette, (by_id, by_colour, {0: BLACK, 1: (10, 20, 30), 3: (40, 50, 60)})),
+        ("grey.ppm", PIL.Image.fromarray(np.repeat(ids[..., None], 3, 2)), (by_id, greys, same)),
+        ("colour.png", PIL.Image.fromarray(colours), (None, {(1, 2, 3): 2, (7, 7, 7): 1}, {})),
+        ("deep.png", deep, ({0: 1, 1000: 1, 65535: 1}, None, {0: BLACK, 65535: WHITE})),
+        ("bits.png", PIL.Image.fromarray(ids > 0), ({0: 1, 1: 5}, binary, {0: BLACK, 1: WHITE})),
+        ("binary.gif", PIL.Image.fromarray((ids > 0).astype(np.uint8) * 255), ({0: 1, 255: 5}, binary, {0: BLACK, 255: WHITE})),
     ):
         image.save(tmp_path / name)
         assert raw_content(str(tmp_path / name)) == content, name
