@@ -14,6 +14,8 @@ from PIL import Image
 
 from revhrnet_hf.commands import new, train
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
+from revhrnet_hf.data.archive import DataFolder
+from revhrnet_hf.data.datasets.labelme import images_without_file, labelme_files, labelme_pairs
 from revhrnet_hf.errors import DataError, RecipeError
 from revhrnet_hf.training.recipe import read_chain
 
@@ -600,6 +602,23 @@ def test_a_label_that_comes_later(tmp_path):
         maps |= {row["image_id"]: np.asarray(row["label_map"]) for row in loaded(tmp_path / "photos", table.parent, split)}
     ignored = truth(2) == 1
     assert np.array_equal(maps["IMG_2"], np.where(ignored, 255, truth(2))) and np.array_equal(maps["IMG_1"], truth(1))
+
+
+def test_labelmes_files_are_read_sparingly(tmp_path, monkeypatch):
+    """The images in them are not kept, and a folder is listed once, not for each file."""
+    write_labelme(tmp_path, range(6))
+    for file in tmp_path.glob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"imageData": "A" * 1000}))
+    data_folder = DataFolder(tmp_path)
+    files = labelme_files(data_folder)
+    assert len(files) == 6 and all(len(json.dumps(content)) < 3000 and "imageData" not in content for content in files.values())
+    listed = []
+    list_files = data_folder.files
+    monkeypatch.setattr(data_folder, "files", lambda *given: listed.append(given) or list_files(*given))
+    pairs = labelme_pairs(data_folder, "", {name: number for number, name in enumerate(NAMES)})
+    assert [pair.image for pair in pairs.values()] == [f"IMG_{number}.JPG" for number in range(6)]
+    assert images_without_file(data_folder, ["IMG_3.JPG", "x.jpg"], files) == ["x.jpg"]
+    assert len(listed) == 3
 
 
 @pytest.mark.slow

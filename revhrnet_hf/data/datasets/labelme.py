@@ -6,7 +6,7 @@ annotated, and are left out.
 """
 
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,16 +19,17 @@ from .pairing import IMAGES
 
 BACKGROUND_LABELS = ("background", "_background_")
 UNLABELLED = 0  # the id of pixels that no shape covers
+FIELDS = ("shapes", "imagePath", "imageWidth", "imageHeight")  # that are read; imageData, the whole image, is among the others
 
 
 def labelme_files(data_folder: DataFolder, folder: str = "") -> dict[str, dict[str, Any]]:
-    """File → content, of labelme's files in `folder` and its sub-folders, sorted; other JSON files are none of them."""
+    """File → content (`FIELDS`) of labelme's files in `folder` and its sub-folders, sorted; other JSON files are none of them."""
     found = {}
     for name in sorted(data_folder.files(folder, [".json"])):
         file = posixpath.join(folder, name)
         content = data_folder.read_json(file)
         if isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content:
-            found[file] = content
+            found[file] = {field: content[field] for field in FIELDS if field in content}
     for name in sorted(data_folder.folders(folder)):
         found |= labelme_files(data_folder, posixpath.join(folder, name))
     return found
@@ -53,10 +54,10 @@ def labelme_pairs(data_folder: DataFolder, folder: str, ids: Mapping[str, int]) 
     files = labelme_files(data_folder, folder)
     if not files:
         raise DataError(f"{data_folder.expected(folder)} holds no JSON files of labelme: put them there, beside their images.")
-    pairs = {}
+    pairs, images = {}, _ImageFiles(data_folder)
     for file, content in files.items():
         image_id = str(PurePosixPath(file).relative_to(folder).with_suffix(""))
-        image = _image_of(data_folder, file, content)
+        image = images.of(file, content)
         location = data_folder.location(image)
         annotation = None if location is None else _annotation(content, location, ids, data_folder.expected(file))
         label_map = data_folder.expected(file) if annotation is not None else file
@@ -66,24 +67,39 @@ def labelme_pairs(data_folder: DataFolder, folder: str, ids: Mapping[str, int]) 
 
 def images_without_file(data_folder: DataFolder, images: list[str], files: Mapping[str, dict[str, Any]]) -> list[str]:
     """The images that have not been annotated."""
-    annotated = {_image_of(data_folder, file, content) for file, content in files.items()}
-    return sorted(set(images) - annotated)
+    image_files = _ImageFiles(data_folder)
+    return sorted(set(images) - {image_files.of(file, content) for file, content in files.items()})
 
 
-def _image_of(data_folder: DataFolder, file: str, content: dict[str, Any]) -> str:
-    """The image's path: the file with the same name beside the JSON, else the one that the JSON names."""
-    stem = PurePosixPath(file).stem
-    there = (name for name in data_folder.files(posixpath.dirname(file)) if name.lower().endswith(IMAGES))
-    beside = [name for name in there if PurePosixPath(name).stem == stem]
-    if len(beside) == 1:
-        return posixpath.join(posixpath.dirname(file), beside[0])
-    named = posixpath.normpath(posixpath.join(posixpath.dirname(file), str(content["imagePath"]).replace("\\", "/")))
-    if leads_outside(named):
-        raise DataError(
-            f"{data_folder.expected(file)} names the image {shown(content['imagePath'])}, which is outside the data folder: "
-            "put it beside the JSON file, with the same name."
-        )
-    return named
+class _ImageFiles:
+    """Finds the images of labelme's files. Each folder is listed once."""
+
+    def __init__(self, data_folder: DataFolder):
+        self._data_folder = data_folder
+        self._by_stem: dict[str, dict[str, list[str]]] = {}
+
+    def of(self, file: str, content: dict[str, Any]) -> str:
+        """The image's path: the file with the same name beside the JSON, else the one that the JSON names."""
+        folder = posixpath.dirname(file)
+        beside = self._in(folder).get(PurePosixPath(file).stem, ())
+        if len(beside) == 1:
+            return posixpath.join(folder, beside[0])
+        named = posixpath.normpath(posixpath.join(folder, str(content["imagePath"]).replace("\\", "/")))
+        if leads_outside(named):
+            raise DataError(
+                f"{self._data_folder.expected(file)} names the image {shown(content['imagePath'])}, which is outside the data "
+                "folder: put it beside the JSON file, with the same name."
+            )
+        return named
+
+    def _in(self, folder: str) -> dict[str, list[str]]:
+        """Name without ending → images in the folder."""
+        if folder not in self._by_stem:
+            found = self._by_stem[folder] = defaultdict(list)
+            for name in self._data_folder.files(folder):
+                if name.lower().endswith(IMAGES):
+                    found[PurePosixPath(name).stem].append(name)
+        return self._by_stem[folder]
 
 
 def _annotation(content: dict[str, Any], image: str, ids: Mapping[str, int], source: str) -> bytes:
