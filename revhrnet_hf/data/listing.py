@@ -22,7 +22,8 @@ class ListedSample(NamedTuple):
     """An image with its label map, as a dataset lists them: paths in its DataFolder.
 
     `label_map` is None in a split without public label maps. `annotation` is the label map itself if it is part of a larger file
-    (COCO's JSON); `label_map` is then its name in messages, `FILE#ID`.
+    (COCO's JSON); `label_map` is then its name in messages, `FILE#ID`. If it is drawn from a file of its own (labelme's JSON),
+    `label_map` is that file.
     """
 
     image: str
@@ -55,7 +56,8 @@ def locate_all(data_folder: DataFolder, listed: list[ListedSample]) -> tuple[lis
             # The dataset was listed by its image files, so the image exists.
             samples.append(Sample(image, None, item.image_id))
             continue
-        label_map = data_folder.location(item.label_map) if item.annotation is None else item.label_map
+        is_part_of_file = item.annotation is not None and not item.label_map.endswith(".json")
+        label_map = item.label_map if is_part_of_file else data_folder.location(item.label_map)
         if image is not None and label_map is not None:
             samples.append(Sample(image, label_map, item.image_id, item.annotation))
             continue

@@ -604,6 +604,40 @@ def test_a_label_that_comes_later(tmp_path):
     assert np.array_equal(maps["IMG_2"], np.where(ignored, 255, truth(2))) and np.array_equal(maps["IMG_1"], truth(1))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("line", ["IMG_{0}", "IMG_{0}.JPG", "IMG_{0}.JPG\tIMG_{0}.json", "./IMG_{0}.JPG IMG_{0}.json"])
+def test_lists_of_labelmes_files(line, packed, tmp_path):
+    """A list may name the JSON file as well, as it may name a mask."""
+    folder = tmp_path / "photos"
+    write_labelme(folder, range(4))
+    lists = {"train": (2, 0, 3), "val": (1,)}
+    for split, numbers in lists.items():
+        (folder / f"{split}.txt").write_text("".join(line.format(number) + "\n" for number in numbers))
+    table = tmp_path / "labels.yaml"
+    table.write_text("names: [background, road, tree]\nlabelme: {road: 1, tree: 2}\nimages: .\nlabels: .\n")
+    if packed:
+        folder = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", folder))
+    for split, numbers in lists.items():
+        rows = loaded(folder, tmp_path, split)
+        assert rows["image_id"][:] == [f"IMG_{number}" for number in numbers]
+        assert all(np.array_equal(np.asarray(row["label_map"]), truth(k)) for row, k in zip(rows, numbers, strict=True))
+
+
+def test_a_list_that_pairs_other_files_of_labelme(tmp_path):
+    """The shapes are those of the file that the list names; the images lie in another folder than the files."""
+    write_labelme(tmp_path / "photos", range(3))
+    (tmp_path / "shapes").mkdir()
+    for file in (tmp_path / "photos").glob("*.json"):
+        content = json.loads(file.read_text())
+        (tmp_path / "shapes" / file.name).write_text(json.dumps(content | {"imagePath": f"../photos/{content['imagePath']}"}))
+        file.unlink()
+    (tmp_path / "train.txt").write_text("IMG_0.JPG IMG_2.json\nphotos/IMG_1.JPG\n")
+    folders = "images: photos\nlabels: shapes\n"
+    (tmp_path / "labels.yaml").write_text(f"names: [background, road, tree]\nlabelme: {{road: 1, tree: 2}}\n{folders}")
+    rows = loaded(tmp_path, tmp_path, "train")
+    assert [np.array_equal(np.asarray(row["label_map"]), truth(k)) for row, k in zip(rows, (2, 1), strict=True)] == [True, True]
+
+
 def test_labelmes_files_are_read_sparingly(tmp_path, monkeypatch):
     """The images in them are not kept, and a folder is listed once, not for each file."""
     write_labelme(tmp_path, range(6))

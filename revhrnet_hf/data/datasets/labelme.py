@@ -60,8 +60,7 @@ def labelme_pairs(data_folder: DataFolder, folder: str, ids: Mapping[str, int]) 
         image = images.of(file, content)
         location = data_folder.location(image)
         annotation = None if location is None else _annotation(content, location, ids, data_folder.expected(file))
-        label_map = data_folder.expected(file) if annotation is not None else file
-        pairs[image_id] = ListedSample(image, label_map, image_id, annotation)
+        pairs[image_id] = ListedSample(image, file, image_id, annotation)
     return dict(sorted(pairs.items()))
 
 

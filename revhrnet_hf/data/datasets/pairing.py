@@ -181,9 +181,9 @@ def read_split_list(
     paths = _ListedPaths(data_folder, list_file)
     id_of = {name: i for i, pair in pairs.items() for name in (i, *_names(pair.image, images))}
     image_of = _NameIndex(id_of, {i: pair.image for i, pair in pairs.items()}, paths)
-    files = [pair.label_map for pair in pairs.values()]
+    annotation_of = {pair.label_map: pair.annotation for pair in pairs.values()}
     label_map_of = _NameIndex(
-        {name: file for file in files for name in _names(file, labels)}, {file: file for file in files}, paths
+        {name: file for file in annotation_of for name in _names(file, labels)}, {file: file for file in annotation_of}, paths
     )
     chosen: dict[str, ListedSample] = {}
     line_of: dict[str, int] = {}
@@ -198,8 +198,9 @@ def read_split_list(
         image_id, label_map = found
         if image_id in chosen:
             raise DataError(f"{location} names {image_id!r} twice, in lines {line_of[image_id]} and {number}: take one out.")
-        pair = pairs[image_id]
-        chosen[image_id], line_of[image_id] = (pair if label_map is None else pair._replace(label_map=label_map)), number
+        chosen[image_id], line_of[image_id] = pairs[image_id], number
+        if label_map is not None:
+            chosen[image_id] = pairs[image_id]._replace(label_map=label_map, annotation=annotation_of[label_map])
     if unknown:
         raise DataError(
             f"{location} has lines that name no image in {data_folder.expected(images)}: {first_few(unknown, MAX_NAMED)}. "
@@ -285,7 +286,7 @@ def _named_pair(line: str, image_of: _NameIndex, label_map_of: _NameIndex) -> tu
 def _names(file: str, folder: str) -> Iterator[str]:
     """Possible names of a file in a list: its path below `folder`, and below the data folder, then marked with a leading `/`."""
     path = unicodedata.normalize("NFC", file)
-    below = str(PurePosixPath(path).relative_to(unicodedata.normalize("NFC", folder)))
+    below = path.removeprefix(f"{unicodedata.normalize('NFC', folder)}/")  # labelme's images may lie elsewhere
     yield from (below, path) if folder else (below,)
     if folder:
         yield f"/{path}"
