@@ -2,15 +2,15 @@
 
 That loader reads some layouts by itself. Here any two folders are compared by the names in them, and each folder with itself, for
 masks beside their images: `train/x.jpg` with `train/x_mask.png`, `scans/x_sat.tif` with `truth/x_gt.tif`, `img01.png` with
-`mask01.png`.
+`mask01.png`. Among several folders of images whose files have the names of the masks, that with the most similar name is taken.
 """
 
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import groupby, product
 from pathlib import PurePosixPath
 
 from ..errors import DataError, first_few
@@ -23,6 +23,15 @@ from .listing import MAX_NAMED, ListedSample
 
 INSTANCES = "segmentationobject"  # CVAT and VOC: masks of instances, beside those of classes
 MASK_WORDS = re.compile(r"mask|annot|label|segm|truth|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I)
+# Left out where the names of folders are compared: they tell the images of a split from its masks.
+KIND_WORDS = re.compile(
+    r"(?:jpeg)?images?|imgs?|rgb|masks?|annotations?|annot|labell?ed|labels?|segmentations?|truth"
+    r"|(?<![a-z])(?:gt|ann|anno|seg|class)(?![a-z])",
+    re.I,
+)
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+SPLIT_WORDS |= {word: word for word in ("train", "val", "test", "trainval")}
 SUFFIX = re.compile(r"(?:[_-][A-Za-z][A-Za-z0-9]*)+$")
 PREFIX = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*[_-])+|[A-Za-z]+(?=\d)")
 MOST_AFFIXES = 6  # the most frequent ends, and beginnings, of names in a folder that are tried
@@ -76,8 +85,7 @@ def find_layout(data_folder: DataFolder) -> Layout:
     if sources and all(_are_paired(folders, source.images, source.labels) for source in sources):
         splits = Folder.splits(data_folder.root, "") if is_divided else ()
         return Layout(splits=splits)
-    matches = [match for match in map(_match_of(folders), _candidates(folders)) if match is not None]
-    if matches:
+    if matches := list(_matches(folders)):
         return _joined(matches)
     if files := labelme_files(data_folder):
         return _of_labelme(files)
@@ -141,32 +149,67 @@ def _are_paired(folders: dict[str, list[str]], images: str, labels: str) -> bool
     return paired > 0 and paired >= FEWEST_PAIRED * min(len(known), len(masks))
 
 
-def _candidates(folders: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    """A folder of images and one of masks, perhaps the same."""
-    for images, labels in product(folders, repeat=2):
-        if images == labels or (_sounds_like_masks(labels) and not _sounds_like_masks(images)):
-            yield images, labels
+def _matches(folders: dict[str, list[str]]) -> Iterator[_Match]:
+    """For each folder of masks, its match with the folder of images whose name is most like its own; several if these tie.
+
+    Names alone decide between folders whose files are numbered alike.
+    """
+    for labels in folders:
+        candidates = [images for images in folders if _may_match(images, labels)]
+        distance = {images: _distance(images, labels) for images in candidates}
+        for _, nearest in groupby(sorted(candidates, key=distance.get), distance.get):
+            found = [match for images in nearest if (match := _match_of(folders, images, labels)) is not None]
+            if found:
+                yield from found
+                break
+
+
+def _may_match(images: str, labels: str) -> bool:
+    """Whether the names of two folders, perhaps the same, can be those of a split's images and masks."""
+    if images == labels:
+        return True
+    return _sounds_like_masks(labels) and not _sounds_like_masks(images) and not _other_split(images, labels)
 
 
 def _sounds_like_masks(folder: str) -> bool:
     return MASK_WORDS.search(folder) is not None
 
 
-def _match_of(folders: dict[str, list[str]]):
-    def match(candidate: tuple[str, str]) -> _Match | None:
-        images, labels = candidate
-        best = None
-        for image_affix, label_affix in product(_affixes(folders[images]), _affixes(folders[labels])):
-            if images == labels and not (_sounds_like_masks(" ".join(label_affix)) and image_affix != label_affix):
-                continue
-            known = _without(folders[images], image_affix, label_affix if images == labels else None)
-            masks = _without(folders[labels], label_affix)
-            pairs = len(known & masks)
-            if pairs >= max(1, FEWEST_PAIRED * min(len(known), len(masks))) and (best is None or pairs > best.pairs):
-                best = _Match(images, labels, image_affix, label_affix, pairs)
-        return best
+def _words(text: str) -> Counter[str]:
+    """The words and numbers in the name of a folder, without those for images and masks: train and 2017 of train2017_masks."""
+    return Counter(word.lower() for word in WORD.findall(KIND_WORDS.sub(" ", text)))
 
-    return match
+
+def _distance(images: str, labels: str) -> int:
+    """The number of words that only one of two folders has in its name."""
+    one, other = _words(images), _words(labels)
+    return (one - other).total() + (other - one).total()
+
+
+def _split_words(text: str) -> set[str]:
+    return {SPLIT_WORDS[word] for word in _words(text) if word in SPLIT_WORDS}
+
+
+def _other_split(images: str, labels: str) -> bool:
+    """Whether two names are those of different splits."""
+    one, other = _split_words(images), _split_words(labels)
+    return bool(one - other and other - one)
+
+
+def _match_of(folders: dict[str, list[str]], images: str, labels: str) -> _Match | None:
+    """The match by the affixes with which the most files go together; None if too few do."""
+    best = None
+    for image_affix, label_affix in product(_affixes(folders[images]), _affixes(folders[labels])):
+        if images == labels and not (_sounds_like_masks(" ".join(label_affix)) and image_affix != label_affix):
+            continue
+        if _other_split(" ".join(image_affix), " ".join(label_affix)):
+            continue
+        known = _without(folders[images], image_affix, label_affix if images == labels else None)
+        masks = _without(folders[labels], label_affix)
+        pairs = len(known & masks)
+        if pairs >= max(1, FEWEST_PAIRED * min(len(known), len(masks))) and (best is None or pairs > best.pairs):
+            best = _Match(images, labels, image_affix, label_affix, pairs)
+    return best
 
 
 def _affixes(stems: Iterable[str]) -> list[Affix]:
@@ -194,14 +237,18 @@ def _joined(matches: list[_Match]) -> Layout:
     for match in matches:
         for images, labels, split in _patterns(match):
             groups[images, labels, match.image_affix, match.label_affix][split] = match
-    (images, labels, image_affix, label_affix), found = max(
-        groups.items(), key=lambda group: (sum(match.pairs for match in group[1].values()), -len(group[0][0]))
-    )
+    (images, labels, image_affix, label_affix), found = max(groups.items(), key=lambda group: _rank(group[1].values()))
     is_usual = not label_affix.prefix and label_affix.suffix.lower() in ("", *LABEL_SUFFIXES)
     by_itself = image_affix == Affix() and images != labels and is_usual
     suffixes = (None, None) if by_itself else (image_affix.suffix or None, label_affix.suffix or None)
     prefixes = (image_affix.prefix or None, label_affix.prefix or None)
     return Layout(images, labels, *suffixes, *prefixes, splits=tuple(sorted(split for split in found if split)))
+
+
+def _rank(matches: Collection[_Match]) -> tuple[bool, int, int]:
+    """Images to train on go before those of val and test only, then the number of pairs counts, then the shorter name."""
+    to_train_on = any(_split_words(match.images) <= {"train", "trainval"} for match in matches)
+    return to_train_on, sum(match.pairs for match in matches), -min(len(match.images) for match in matches)
 
 
 def _patterns(match: _Match) -> Iterator[tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from revhrnet_hf.commands import new, train
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.archive import DataFolder
 from revhrnet_hf.data.datasets.labelme import images_without_file, labelme_files, labelme_pairs
+from revhrnet_hf.data.layout import find_layout
 from revhrnet_hf.errors import DataError, RecipeError
 from revhrnet_hf.training.recipe import read_chain
 
@@ -192,9 +193,35 @@ def labelme_in_splits(folder):
     return {"train": range(4), "val": range(4, 6)}, NAMES[:1] + NAMES[:0:-1]
 
 
+def with_test_images(folder, images, masks, test_images, number="{}"):
+    """Images and masks to train on, and as many images for a test, numbered alike and without masks."""
+    draw(folder, f"{images}/{number}.jpg", f"{masks}/{number}.png", as_ids, range(6))
+    for seed, file in enumerate((folder / images).iterdir(), start=100):
+        save(image_of(truth(seed)), folder / test_images / file.name.replace("train", "test"))
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def kaggle_with_test(folder):
+    return with_test_images(folder, "train_images", "train_masks", "test_images")
+
+
+def names_with_splits(folder):
+    return with_test_images(folder, "train/img", "train/gt", "test/img", "train_{:04d}")
+
+
+def masks_of_no_split(folder):
+    """The masks' folder does not say whose they are."""
+    return with_test_images(folder, "training", "truth", "test")
+
+
+def nnu_net(folder):
+    return with_test_images(folder, "imagesTr", "labelsTr", "imagesTs", "case_{:03d}")
+
+
 LAYOUTS = [
     roboflow, cvat, voc, carvana, deepglobe, camvid_style, beside, odd_suffixes, images_and_masks, kaggle, prefixes,
-    glued_prefixes, prefixes_in_two_folders, labelme, labelme_in_splits,
+    glued_prefixes, prefixes_in_two_folders, labelme, labelme_in_splits, kaggle_with_test, names_with_splits, masks_of_no_split,
+    nnu_net,
 ]  # fmt: skip
 
 
@@ -234,6 +261,36 @@ def test_layouts(write, tmp_path, capsys):
     assert "revhrnet train --recipe" in said and all(name in said for name in names)
     with Image.open(out / "masks.jpg") as sheet:
         assert sheet.width > 1000
+
+
+@pytest.mark.parametrize(
+    ("write", "images"),
+    [
+        (kaggle_with_test, "{split}_images"),
+        (names_with_splits, "{split}/img"),
+        (masks_of_no_split, "training"),
+        (nnu_net, "imagesTr"),
+    ],
+)
+def test_images_for_a_test_are_not_given_the_masks(write, images, tmp_path):
+    write(tmp_path / "photos")
+    assert find_layout(DataFolder(tmp_path / "photos")).images == images
+
+
+def test_masks_go_with_the_images_beside_them(tmp_path):
+    """Two sequences are numbered alike, and one of them lacks masks: those of the other are not taken instead."""
+    draw(tmp_path / "photos", "seq1/rgb/{}.jpg", "seq1/gt/{}.png", as_ids, range(8))
+    draw(tmp_path / "photos", "seq2/rgb/{}.jpg", "seq2/gt/{}.png", as_ids, range(8))
+    for number in range(5, 8):
+        (tmp_path / "photos" / "seq1" / "gt" / f"{number}.png").unlink()
+    layout = find_layout(DataFolder(tmp_path / "photos"))
+    assert layout.images.endswith("/rgb") and layout.labels == layout.images.replace("rgb", "gt")
+
+
+def test_masks_of_another_split_are_not_taken(tmp_path):
+    draw(tmp_path / "photos", "test_images/{}.jpg", "train_masks/{}.png", as_ids, range(4))
+    with pytest.raises(DataError, match="but no masks that go with them by name"):
+        new.main([str(tmp_path / "photos")])
 
 
 def test_a_zip_file_and_a_list_of_names(tmp_path):
