@@ -10,7 +10,7 @@ from ..data import label_space_of, load_segmentation_dataset
 from ..data.annotation import raw_ids_of_shapes
 from ..data.archive import DataFolder
 from ..data.class_lists import find_class_list
-from ..data.datasets.folder import HELD_OUT_FROM, Folder
+from ..data.datasets.folder import HELD_OUT_FROM, SCORED_ON, Folder, find_split
 from ..data.datasets.labelme import images_without_file, labelme_files, labelme_pairs, labels_in
 from ..data.datasets.pairing import images_below
 from ..data.label_table import USUAL_NAME
@@ -27,7 +27,6 @@ from ..viz.contact_sheet import contact_sheet
 from ..viz.figures import untinted_classes
 
 TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.jpg"
-SCORED_ON = ("val", "valid", "validation", "dev")
 
 
 class Start:
@@ -63,8 +62,8 @@ class Start:
             layout = find_layout(self.data_folder)
             print(f"found:   {layout}")
             proposed = self._propose(layout)
-            undivided = not any(split.lower() in SCORED_ON for split in layout.splits)
-            text = proposed.to_yaml(_name_of(self.folder), layout, val_fraction if undivided else None, seed)
+            is_divided = find_split(layout.splits, SCORED_ON) is not None
+            text = proposed.to_yaml(_name_of(self.folder), layout, None if is_divided else val_fraction, seed)
             self._write(Path(self.table), text)
             print("\n" + _described(proposed) + "\n")
 
@@ -74,7 +73,7 @@ class Start:
             splits = Folder.splits(self.folder, table)
         except DataError:  # not divided; any other reason is said by `check_samples`, which reads a copy of the table
             return False
-        return any(split.lower() in SCORED_ON for split in splits)
+        return find_split(splits, SCORED_ON) is not None
 
     def _propose(self, layout: Layout) -> ProposedTable:
         if layout.is_labelme:
@@ -105,12 +104,13 @@ class Start:
     def check_samples(self) -> None:
         """Finds the splits by the loader that training uses, which reports files without a partner."""
         splits = Folder.splits(self.folder, self.table)
-        self.train_split = next((split for name in HELD_OUT_FROM for split in splits if split.lower() == name), "")
-        self.eval_split = next((split for name in SCORED_ON for split in splits if split.lower() == name), "")
+        self.train_split = find_split(splits, HELD_OUT_FROM) or ""
+        self.eval_split = find_split(splits, SCORED_ON) or ""
         if not self.train_split or not self.eval_split:
+            advice = "rename them" if self.eval_split else f"rename them, or put val_fraction: 0.2 into {self.table}"
             raise DataError(
                 f"{self.folder} has the splits {', '.join(splits)}, and training needs one called train and one called val: "
-                f"rename them, or put val_fraction: 0.2 into {self.table}"
+                + advice
             )
         self.samples: dict[str, list[Sample]] = {
             split: Folder.list_samples(self.folder, split, self.table) for split in (self.train_split, self.eval_split)

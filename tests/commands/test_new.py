@@ -218,10 +218,29 @@ def nnu_net(folder):
     return with_test_images(folder, "imagesTr", "labelsTr", "imagesTs", "case_{:03d}")
 
 
+def capitals(folder):
+    """A split Test that is not to be trained on."""
+    for split, numbers in (("Train", range(6)), ("Test", range(6, 9))):
+        draw(folder, f"images/{split}/{{}}.jpg", f"masks/{split}/{{}}.png", as_ids, numbers)
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def years(folder):
+    for split, numbers in (("train2017", range(4)), ("val2017", range(4, 6))):
+        draw(folder, f"images/{split}/{{}}.jpg", f"masks/{split}/{{}}.png", as_ids, numbers)
+    return {"train2017": range(4), "val2017": range(4, 6)}, ["class_0", "class_1", "class_2"]
+
+
+def cities(folder):
+    for city, numbers in (("city_a", range(4)), ("city_b", range(4, 6))):
+        draw(folder, f"{city}/images/{{}}.jpg", f"{city}/masks/{{}}.png", as_ids, numbers)
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
 LAYOUTS = [
     roboflow, cvat, voc, carvana, deepglobe, camvid_style, beside, odd_suffixes, images_and_masks, kaggle, prefixes,
     glued_prefixes, prefixes_in_two_folders, labelme, labelme_in_splits, kaggle_with_test, names_with_splits, masks_of_no_split,
-    nnu_net,
+    nnu_net, capitals, years, cities,
 ]  # fmt: skip
 
 
@@ -622,6 +641,16 @@ def test_errors(write, tmp_path):
     with pytest.raises(DataError, match=said):
         new.main([str(tmp_path / "photos")])
     assert not (tmp_path / "photos_recipe").exists()
+
+
+def test_no_split_to_train_on(tmp_path):
+    """The advice is none that ends in another error: val_fraction beside a split val."""
+    for split in ("val", "test"):
+        draw(tmp_path / "photos", f"{split}/images/{{}}.jpg", f"{split}/masks/{{}}.png", as_ids, range(3))
+    with pytest.raises(
+        DataError, match=r"the splits test, val, and training needs one called train and one called val: rename them$"
+    ):
+        new.main([str(tmp_path / "photos")])
 
 
 @pytest.mark.parametrize(("options", "said"), [("--val_fraction 1", "between 0 and 1"), ("--images 0", "1 or more")])

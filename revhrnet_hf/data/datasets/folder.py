@@ -7,9 +7,10 @@ These layouts are recognised, where SPLIT is any name (train, val, …):
     DATA_DIR/images/…          DATA_DIR/labels/…          DATA_DIR/labels.yaml
 
 In the last layout, a list file names the images of each split (SPLIT.txt in DATA_DIR, splits/ or ImageSets/Segmentation/), or the
-label table holds out a share of them (`val_fraction: 0.2`). The folders may have other names (`IMAGE_FOLDERS`, `LABEL_FOLDERS`),
-so that exports in VOC's layout and CVAT's "Segmentation mask 1.1", with its labelmap.txt as label table, can be read. Any other
-layout is named in the label table (`images: photos/{split}`, `labels: masks/{split}`; label_table.py shows its form).
+label table holds out a share of them (`val_fraction: 0.2`). In the others, it holds out a share of train, or of all splits that
+are not for validation or test. The folders may have other names (`IMAGE_FOLDERS`, `LABEL_FOLDERS`), so that exports in VOC's
+layout and CVAT's "Segmentation mask 1.1", with its labelmap.txt as label table, can be read. Any other layout is named in the
+label table (`images: photos/{split}`, `labels: masks/{split}`; label_table.py shows its form).
 
 An image and its label map have the same path below these folders, except for the ending and a suffix: `images/train/city/x.jpg`
 and `labels/train/city/x.png` or `labels/train/city/x_mask.png` (pairing.py). With `labelme` in the label table, label maps are
@@ -19,7 +20,7 @@ drawn from labelme's JSON files (labelme.py). All files may be in a zip or tar f
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -39,6 +40,9 @@ LIST_FOLDERS = ("splits", "lists", "ImageSets/Segmentation")  # every *.txt in t
 # In the data folder itself, only *.txt files with these names are lists.
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "trainval", "default")
 HELD_OUT_FROM = ("train", "training", "default")
+SCORED_ON = ("val", "valid", "validation", "dev")
+TESTS = ("test", "testing")
+YEAR = re.compile(r"[ _.-]?(?:19|20)\d\d$")  # behind a split's name: train2017
 VAL = "val"
 
 
@@ -50,6 +54,8 @@ class SplitSource:
         images, labels: folders of images and of label maps.
         listed_in: the list file that names the split's images; None for all images in the folder.
         not_in: list files of images that are excluded.
+        without: names of folders in `images` and `labels` that are excluded, because they are splits of their own.
+        part: name of these folders among several that make up the split, put before the ids; else empty.
         held_out: with `val_fraction`, whether the split has the held-out images (True) or the others (False); None for all.
     """
 
@@ -57,6 +63,8 @@ class SplitSource:
     labels: str
     listed_in: str | None = None
     not_in: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    part: str = ""
     held_out: bool | None = None
 
 
@@ -138,14 +146,20 @@ class Folder(SegmentationBuilder):
         sources = _sources(data_folder, table).get(split)
         if not sources:
             raise AbsentSplitError(f"{data_folder.root} has no split {split!r}.")
-        pairs = _pairs(data_folder, sources[0], table)
-        for other in sources[1:]:
-            if _files(pairs) != _files(_pairs(data_folder, other, table)):
-                raise DataError(
-                    f"{data_folder.root} holds the split {split!r} twice, in {' and '.join(_differences(sources[0], other))}: "
-                    f"take one of them away, or name the folders in the label table (images, labels)."
-                )
-        return pairs
+        parts = defaultdict(list)
+        for source in sources:
+            parts[source.part].append(source)
+        pairs = []
+        for part, (first, *others) in parts.items():
+            found = _pairs(data_folder, first, table)
+            for other in others:
+                if _files(found) != _files(_pairs(data_folder, other, table)):
+                    raise DataError(
+                        f"{data_folder.root} holds the split {split!r} twice, in {' and '.join(_differences(first, other))}: "
+                        f"take one of them away, or name the folders in the label table (images, labels)."
+                    )
+            pairs += [pair._replace(image_id=f"{part}/{pair.image_id}") for pair in found] if part else found
+        return pairs if sources[0].held_out is None else _share(pairs, table, sources[0].held_out)
 
     @classmethod
     def _not_found_message(cls, data_folder: DataFolder) -> str:
@@ -163,6 +177,23 @@ class Folder(SegmentationBuilder):
         sources = [source for sources in _usual_sources(data_folder).values() for source in sources]
         folders = [folder for source in sources for folder in (source.images, source.labels)]
         return any(folder == below or folder.startswith(f"{below}/") for folder in folders)
+
+
+def find_split(splits: Iterable[str], names: Iterable[str]) -> str | None:
+    """The split that has one of the names, the first name first; None if there is none.
+
+    Capitals do not count (`Train`), nor does a year (`train2017`) if only one split is called so.
+    """
+    splits = list(splits)
+    for name in names:
+        if found := [split for split in splits if split.lower() == name]:
+            return name if name in found else found[0]
+    with_year = [split for split in splits if _without_year(split) in names]
+    return with_year[0] if len(with_year) == 1 else None
+
+
+def _without_year(split: str) -> str:
+    return YEAR.sub("", split.lower())
 
 
 def _table_of(data_folder: DataFolder) -> str | None:
@@ -278,38 +309,64 @@ def _listed_splits(data_folder: DataFolder, unsplit: list[SplitSource]) -> dict[
 def _with_held_out(
     data_folder: DataFolder, table: LabelTable, sources: dict[str, list[SplitSource]]
 ) -> dict[str, list[SplitSource]]:
-    """Adds the split val: a share of train's images, of the images that no list names, or of the only split."""
-    parent = next((split for split in HELD_OUT_FROM if split in sources), None)
-    if parent is None and len(sources) == 1 and not _unsplit_sources(data_folder, table):
-        parent = next(iter(sources))
-    if VAL in sources:
+    """Adds the split val: a share of train's images, else of all that no list names and no split for validation or test has."""
+    if taken := next((split for split in sources if split.lower() == VAL), None):
         raise DataError(
-            f"{data_folder.root} has a split {VAL!r} ({_list_or_folder(sources[VAL][0])}), and the label table's val_fraction "
-            "would make one too: take one of them away."
+            f"{data_folder.root} has a split {taken!r} ({_list_or_folder(sources[taken][0])}), and the label table's "
+            "val_fraction would make one too: take one of them away."
         )
+    parent = find_split(sources, HELD_OUT_FROM)
+    unsplit = _unsplit_sources(data_folder, table)
     if parent is not None:
-        pool = sources[parent]
+        pool, in_pool = sources[parent], {parent}
+    elif unsplit:
+        pool, in_pool = _undivided_pool(unsplit, sources)
     else:
-        # The folders inside do not divide the images into splits.
-        lists = [source.listed_in for listed in sources.values() for source in listed if source.listed_in]
-        pool = [replace(source, not_in=tuple(lists)) for source in _unsplit_sources(data_folder, table)]
-        inside = {f"{source.images}/" for source in pool}
-        sources = {
-            split: found
-            for split, found in sources.items()
-            if not any(source.images.startswith(tuple(inside)) for source in found) or found[0].listed_in
-        }
+        pool, in_pool = _pool_of_splits(sources)
     if not pool:
-        raise DataError(
-            f"{data_folder.root} holds no images for the label table's val_fraction: images/ with labels/ should lie there."
-        )
-    others = {split: found for split, found in sources.items() if split != parent}
+        raise _no_pool(data_folder, sources)
+    others = {split: found for split, found in sources.items() if split not in in_pool}
     train = parent if parent == "training" else "train"
     return {
         **others,
         train: [replace(source, held_out=False) for source in pool],
         VAL: [replace(source, held_out=True) for source in pool],
     }
+
+
+def _undivided_pool(unsplit: list[SplitSource], sources: dict[str, list[SplitSource]]) -> tuple[list[SplitSource], set[str]]:
+    """The images that belong to no list and to no split for validation or test, and the names of folders that are no splits."""
+    lists = tuple(source.listed_in for listed in sources.values() for source in listed if source.listed_in)
+    above = tuple(f"{source.images}/" for source in unsplit)
+    inside = {
+        split
+        for split, found in sources.items()
+        if not found[0].listed_in and any(source.images.startswith(above) for source in found)
+    }
+    aside = _not_to_train_on(inside)
+    return [replace(source, not_in=lists, without=tuple(sorted(aside))) for source in unsplit], inside - aside
+
+
+def _pool_of_splits(sources: dict[str, list[SplitSource]]) -> tuple[list[SplitSource], set[str]]:
+    """The images of all splits that are not for validation or test, or of the only split; and the names of these splits."""
+    splits = set(sources) - _not_to_train_on(sources) if len(sources) > 1 else set(sources)
+    parts = {split: split if len(splits) > 1 else "" for split in sorted(splits)}
+    return [replace(source, part=part) for split, part in parts.items() for source in sources[split]], splits
+
+
+def _not_to_train_on(splits: Iterable[str]) -> set[str]:
+    return {split for split in splits if _without_year(split) in (*SCORED_ON, *TESTS)}
+
+
+def _no_pool(data_folder: DataFolder, sources: dict[str, list[SplitSource]]) -> DataError:
+    if sources:
+        return DataError(
+            f"{data_folder.root} has the splits {', '.join(sorted(sources))}, and none to train on, from which the label table's "
+            "val_fraction could hold out images: call one of them train."
+        )
+    return DataError(
+        f"{data_folder.root} holds no images for the label table's val_fraction: images/ with labels/ should lie there."
+    )
 
 
 def _pairs(data_folder: DataFolder, source: SplitSource, table: LabelTable | None) -> list[ListedSample]:
@@ -323,11 +380,13 @@ def _pairs(data_folder: DataFolder, source: SplitSource, table: LabelTable | Non
 
     chosen = list(pairs.values()) if source.listed_in is None else listed(source.listed_in)
     elsewhere = {pair.image_id for file in source.not_in for pair in listed(file)}
-    chosen = [pair for pair in chosen if pair.image_id not in elsewhere]
-    if source.held_out is None:
-        return chosen
-    val = held_out([pair.image_id for pair in chosen], table.val_fraction, table.val_seed)
-    return [pair for pair in chosen if (pair.image_id in val) == source.held_out]
+    apart = tuple(f"{folder}/" for folder in source.without)
+    return [pair for pair in chosen if pair.image_id not in elsewhere and not pair.image_id.startswith(apart)]
+
+
+def _share(pairs: list[ListedSample], table: LabelTable, is_held_out: bool) -> list[ListedSample]:
+    val = held_out([pair.image_id for pair in pairs], table.val_fraction, table.val_seed)
+    return [pair for pair in pairs if (pair.image_id in val) == is_held_out]
 
 
 def _affixes(table: LabelTable | None) -> tuple[Affix | None, Affix | None]:

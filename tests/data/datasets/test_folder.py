@@ -360,6 +360,53 @@ def test_val_fraction_with_folders_that_are_no_splits(tmp_path):
         load(own, "north")
 
 
+HALF = "names: [road, car]\nval_fraction: 0.5\n"
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("train2017", "test2017"), ("TRAINING", "Testing")])
+@pytest.mark.parametrize("layout", ["{folder}/{split}", "{split}/{folder}"])
+def test_val_fraction_knows_train_by_any_spelling(tmp_path, train, test, layout):
+    own = tmp_path / "own"
+    for split, names in ((train, "abcd"), (test, "xyz")):
+        folders = [layout.format(split=split, folder=folder) for folder in ("images", "masks")]
+        write_files(own, *folders, names=names, table=HALF)
+    found = ids_of(own, "train", "val", test)
+    assert sorted(found["train"] + found["val"]) == list("abcd") and found[test] == ["x", "y", "z"]
+    with pytest.raises(DataError, match=f"known: {test}, train, val"):
+        load(own, train)
+
+
+def test_val_fraction_refuses_a_val_by_any_spelling(tmp_path):
+    own = write_files(tmp_path / "own", "images/Val", "masks/Val", table=HALF)
+    write_files(own, "images/Train", "masks/Train", table=None)
+    with pytest.raises(DataError, match=r"has a split 'Val' \(images/Val\), and .*val_fraction would make one too"):
+        load(own)
+
+
+@pytest.mark.parametrize("test", ["test", "Test", "valid", "test_2017"])
+def test_val_fraction_never_takes_from_a_split_for_scoring(tmp_path, test):
+    """Beside folders that are no splits."""
+    own = write_files(tmp_path / "own", "images", "masks", names=["north/a", "north/b", "south/a"], table=HALF)
+    write_files(own, f"images/{test}", f"masks/{test}", names="xyz", table=None)
+    found = ids_of(own, "train", "val", test)
+    assert sorted(found["train"] + found["val"]) == ["north/a", "north/b", "south/a"] and found[test] == ["x", "y", "z"]
+
+
+def test_val_fraction_takes_from_all_splits_if_none_is_train(tmp_path):
+    own = tmp_path / "own"
+    for city, names in (("city_a", "abcdefgh"), ("city_b", "a"), ("test", "xyz")):
+        write_files(own, f"{city}/images", f"{city}/masks", names=names, table=HALF)
+    found = ids_of(own, "train", "val", "test")
+    assert sorted(found["train"] + found["val"]) == [*(f"city_a/{name}" for name in "abcdefgh"), "city_b/a"]
+    assert len(found["val"]) == 4 and found["test"] == ["x", "y", "z"]
+    row = next(row for split in ("train", "val") for row in load(own, split) if row["image_id"] == "city_a/b")
+    assert set(row["label_map"].tobytes()) == {1}
+    for city in ("city_a", "city_b"):
+        (own / city).rename(own / f"test_{'2001' if city == 'city_a' else '2002'}")
+    with pytest.raises(DataError, match=r"the splits test, test_2001, test_2002, and none to train on, .*call one of them train"):
+        load(own)
+
+
 def test_val_fraction_leaves_out_what_a_list_holds(tmp_path):
     own = write_files(tmp_path / "own", "images", "labels", table="names: [road, car]\nval_fraction: 0.5\n")
     (own / "test.txt").write_text("a\nb\n")
