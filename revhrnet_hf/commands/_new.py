@@ -62,6 +62,11 @@ class Start:
             layout = find_layout(self.data_folder)
             print(f"found:   {layout}")
             proposed = self._propose(layout)
+            if layout.left_out:
+                proposed.notes.append(
+                    f"Left out, because this table does not describe them: {first_few(layout.left_out)}. If they hold images and "
+                    "masks to train on, arrange them as the others are."
+                )
             is_divided = find_split(layout.splits, SCORED_ON) is not None
             text = proposed.to_yaml(_name_of(self.folder), layout, None if is_divided else val_fraction, seed)
             self._write(Path(self.table), text)
@@ -112,6 +117,8 @@ class Start:
                 f"{self.folder} has the splits {', '.join(splits)}, and training needs one called train and one called val: "
                 + advice
             )
+        if unused := sorted(set(splits) - {self.train_split, self.eval_split}):
+            print(f"neither trained on nor scored: {', '.join(unused)}")
         self.samples: dict[str, list[Sample]] = {
             split: Folder.list_samples(self.folder, split, self.table) for split in (self.train_split, self.eval_split)
         }

@@ -8,14 +8,14 @@ masks beside their images: `train/x.jpg` with `train/x_mask.png`, `scans/x_sat.t
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from pathlib import PurePosixPath
 
 from ..errors import DataError, first_few
 from .archive import DataFolder
-from .datasets.folder import SPLIT_NAMES, Folder, sources_without_table
+from .datasets.folder import HELD_OUT_FROM, SPLIT_NAMES, Folder, find_split, sources_without_table
 from .datasets.labelme import labelme_files
 from .datasets.pairing import IMAGES, LABEL_SUFFIXES, Affix, images_below, pair_files
 from .label_table import SPLIT
@@ -48,6 +48,7 @@ class Layout:
             them by itself.
         splits: names of the splits, as folders or lists; empty if the images are not divided.
         is_labelme: whether the masks are labelme's JSON files.
+        left_out: folders with images, or with masks, that are not used, each with the number of its files.
     """
 
     images: str | None = None
@@ -58,6 +59,7 @@ class Layout:
     label_prefix: str | None = None
     splits: tuple[str, ...] = ()
     is_labelme: bool = False
+    left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = "images and masks in folders with usual names"
@@ -82,11 +84,12 @@ def find_layout(data_folder: DataFolder) -> Layout:
             + _other_formats(data_folder, has_images=False)
         )
     sources, is_divided = sources_without_table(data_folder)
+    count = {folder: len(stems) for folder, stems in folders.items()}
     if sources and all(_are_paired(folders, source.images, source.labels) for source in sources):
         splits = Folder.splits(data_folder.root, "") if is_divided else ()
-        return Layout(splits=splits)
+        return Layout(splits=splits, left_out=_left_out(count, [(source.images, source.labels) for source in sources]))
     if matches := list(_matches(folders)):
-        return _joined(matches)
+        return _joined(matches, count)
     if files := labelme_files(data_folder):
         return _of_labelme(files)
     raise _no_masks(data_folder, folders)
@@ -96,8 +99,8 @@ def _of_labelme(files: Iterable[str]) -> Layout:
     """The layout of labelme's files, which name their images: divided by folders with the names of splits, or not at all."""
     folders = Counter(posixpath.dirname(file) for file in files)
     matches = [_Match(folder, folder, Affix(), Affix(), count) for folder, count in folders.items()]
-    divided = [match for match in matches if any(split for *_, split in _patterns(match))]
-    layout = _joined(divided) if divided else Layout("", "")
+    divided = [match for match in matches if any(_patterns(match))]
+    layout = _joined(divided, folders) if divided else Layout("", "")
     return replace(layout, is_labelme=True)
 
 
@@ -231,37 +234,137 @@ def _without(stems: Iterable[str], affix: Affix, other: Affix | None = None) -> 
     return {found for stem in stems if (found := affix.id_in(stem)) is not None and (other is None or other.id_in(stem) is None)}
 
 
-def _joined(matches: list[_Match]) -> Layout:
-    """One layout for the matches: the largest group of them that differ in the split's name only."""
-    groups: dict[tuple[str, ...], dict[str, _Match]] = defaultdict(dict)
+@dataclass(frozen=True)
+class _Group:
+    """Matches that one pair of folders in a label table serves.
+
+    Attributes:
+        images, labels: these folders, perhaps with `{split}`.
+        members: name of the split (else empty) and folders below → match.
+    """
+
+    images: str
+    labels: str
+    members: Mapping[tuple[str, tuple[str, ...]], _Match]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(sorted({split for split, _ in self.members if split}))
+
+    @property
+    def folders(self) -> list[tuple[str, str]]:
+        """The folders of images and masks of each split."""
+        names = self.splits or ("",)
+        return [(self.images.replace(SPLIT, name), self.labels.replace(SPLIT, name)) for name in names]
+
+    def rank(self) -> tuple[bool, int, bool, int]:
+        """Images to train on go before those of val and test only, then the number of pairs counts, then the simpler name."""
+        matches = self.members.values()
+        to_train_on = any(_split_words(match.images) <= {"train", "trainval"} for match in matches)
+        return to_train_on, sum(match.pairs for match in matches), SPLIT not in self.images, -len(self.images)
+
+    def is_whole(self, folders: Iterable[str]) -> bool:
+        """Whether all folders that the loader would read are among the matches."""
+        matched = {folder for match in self.members.values() for folder in (match.images, match.labels)}
+        for images, labels in self.folders:
+            for one, other in ((images, labels), (labels, images)):
+                inner = other if other != one and _is_below(other, one) else None  # the loader leaves it out of `one`
+                below = {folder for folder in folders if _is_below(folder, one)}
+                if not {folder for folder in below if inner is None or not _is_below(folder, inner)} <= matched:
+                    return False
+        return SPLIT not in self.images or find_split(self.splits, HELD_OUT_FROM) is not None or self._has_all_splits(folders)
+
+    def _has_all_splits(self, folders: Iterable[str]) -> bool:
+        """Whether no other folder is a split by the pattern: without a split to train on, the loader reads all splits."""
+        pattern = re.compile(re.escape(self.images).replace(re.escape(SPLIT), "([^/]+)") + "(?:/|$)")
+        names = {found[1] for found in map(pattern.match, folders) if found} - set(self.splits)
+        return not any(_is_below(folder, self.labels.replace(SPLIT, name)) for name in names for folder in folders)
+
+
+def _joined(matches: list[_Match], files: Mapping[str, int]) -> Layout:
+    """One layout for as many of the matches as a label table can describe, and the folders for which it cannot.
+
+    Args:
+        files: folder → the number of images in it.
+    """
+    groups: dict[tuple, dict] = defaultdict(dict)
+    exact = set()
     for match in matches:
-        for images, labels, split in _patterns(match):
-            groups[images, labels, match.image_affix, match.label_affix][split] = match
-    (images, labels, image_affix, label_affix), found = max(groups.items(), key=lambda group: _rank(group[1].values()))
+        for is_exact, images, labels, tail, split in _places(match):
+            key = images, labels, match.image_affix, match.label_affix
+            groups[key][split, tail] = match
+            exact |= {key} if is_exact else set()
+    found = [(_with_common_tail(*key[:2], members), *key[2:], key in exact) for key, members in groups.items()]
+    group, image_affix, label_affix, _ = max(
+        (entry for entry in found if entry[-1] or entry[0].is_whole(files)), key=lambda entry: entry[0].rank()
+    )
     is_usual = not label_affix.prefix and label_affix.suffix.lower() in ("", *LABEL_SUFFIXES)
-    by_itself = image_affix == Affix() and images != labels and is_usual
+    by_itself = image_affix == Affix() and group.images != group.labels and is_usual
     suffixes = (None, None) if by_itself else (image_affix.suffix or None, label_affix.suffix or None)
     prefixes = (image_affix.prefix or None, label_affix.prefix or None)
-    return Layout(images, labels, *suffixes, *prefixes, splits=tuple(sorted(split for split in found if split)))
+    left_out = _left_out(files, group.folders)
+    return Layout(group.images, group.labels, *suffixes, *prefixes, splits=group.splits, left_out=left_out)
 
 
-def _rank(matches: Collection[_Match]) -> tuple[bool, int, int]:
-    """Images to train on go before those of val and test only, then the number of pairs counts, then the shorter name."""
-    to_train_on = any(_split_words(match.images) <= {"train", "trainval"} for match in matches)
-    return to_train_on, sum(match.pairs for match in matches), -min(len(match.images) for match in matches)
+def _places(match: _Match) -> Iterator[tuple[bool, str, str, tuple[str, ...], str]]:
+    """The ways to say where a match is: whether it says just this, folders of images and masks, what is below, and the split."""
+    named = list(_patterns(match))
+    for images, labels, split in named or [(match.images, match.labels, "")]:
+        yield True, images, labels, (), split
+        yield False, *_without_tail(images, labels), split
+    if not named:
+        for images, labels, tail in ((match.images, match.labels, ()), _without_tail(match.images, match.labels)):
+            for pattern in _patterns_of_any_name(images, labels):
+                yield False, pattern[0], pattern[1], tail, pattern[2]
+
+
+def _without_tail(images: str, labels: str) -> tuple[str, str, tuple[str, ...]]:
+    """Two folders without the folders in which their paths end alike, and these; a split's name stays."""
+    one, other, tail = _parts(images), _parts(labels), ()
+    while one and other and one[-1] == other[-1] and SPLIT not in one[-1]:
+        one, other, tail = one[:-1], other[:-1], (one[-1], *tail)
+    return "/".join(one), "/".join(other), tail
+
+
+def _with_common_tail(images: str, labels: str, members: Mapping[tuple[str, tuple[str, ...]], _Match]) -> _Group:
+    """The group, with folders that all matches have below it as part of its own."""
+    common = posixpath.commonprefix([tail for _, tail in members])
+    below = {(split, tail[len(common) :]): match for (split, tail), match in members.items()}
+    return _Group(posixpath.join(images, *common), posixpath.join(labels, *common), below)
+
+
+def _parts(folder: str) -> tuple[str, ...]:
+    return tuple(folder.split("/")) if folder else ()
+
+
+def _is_below(folder: str, above: str) -> bool:
+    """Whether a folder is another one or below it."""
+    return not above or folder == above or folder.startswith(f"{above}/")
+
+
+def _left_out(files: Mapping[str, int], used: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """The folders that hold images, or masks, and are not below those that are used."""
+    used = {folder for pair in used for folder in pair}
+    rest = {folder: count for folder, count in files.items() if not any(_is_below(folder, above) for above in used)}
+    return tuple(f"{folder or '.'}/ ({count} file{'s' if count > 1 else ''})" for folder, count in sorted(rest.items()))
 
 
 def _patterns(match: _Match) -> Iterator[tuple[str, str, str]]:
-    """The folders with `{split}` in place of a split's name, and the name; else the folders, and no name."""
-    found = False
+    """The folders with `{split}` in place of a split's name, and the name."""
     for name in SPLIT_NAMES:
-        word = re.compile(rf"(?<![A-Za-z0-9]){name}(?![A-Za-z0-9])", re.I)
+        word = re.compile(rf"(?<![A-Za-z0-9]){name}(?:[_-]?(?:19|20)\d\d)?(?![A-Za-z0-9])", re.I)
         inside = word.findall(match.images)
         if len(inside) == 1 and match.labels.count(inside[0]) == 1:  # also glued to another word, as in trainannot
-            found = True
             yield word.sub(SPLIT, match.images), match.labels.replace(inside[0], SPLIT), inside[0]
-    if not found:
-        yield match.images, match.labels, ""
+
+
+def _patterns_of_any_name(images: str, labels: str) -> Iterator[tuple[str, str, str]]:
+    """The same for each folder that is above both, whatever it is called: city_a/img and city_a/gt."""
+    for place, (one, other) in enumerate(zip(_parts(images), _parts(labels), strict=False)):
+        if one != other:
+            return
+        patterns = ("/".join((*parts[:place], SPLIT, *parts[place + 1 :])) for parts in (_parts(images), _parts(labels)))
+        yield (*patterns, one)
 
 
 def _no_masks(data_folder: DataFolder, folders: dict[str, list[str]]) -> DataError:

@@ -231,6 +231,31 @@ def years(folder):
     return {"train2017": range(4), "val2017": range(4, 6)}, ["class_0", "class_1", "class_2"]
 
 
+def beside_in_several(folder):
+    for place, numbers in (("north", range(2)), ("south", range(2, 4)), ("west/coast", range(4, 6))):
+        draw(folder / place, "{}.jpg", "{}_mask.png", as_ids, numbers)
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def two_trees(folder):
+    for place, numbers in (("north", range(3)), ("south", range(3, 6))):
+        draw(folder, f"raw/photos/{place}/{{}}.jpg", f"truth/{place}/{{}}.png", as_ids, numbers)
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def two_folders_each(folder):
+    for place, numbers in zip("abcd", (range(1), range(1, 3), range(3, 5), range(5, 6)), strict=True):
+        draw(folder, f"{place}/pics/{{}}.jpg", f"{place}/gt/{{}}.png", as_ids, numbers)
+    draw(folder, "test/pics/{}.jpg", "test/gt/{}.png", as_ids, range(2))
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def labelme_of_cameras(folder):
+    for place, numbers in (("train/cam1", range(2)), ("train/cam2", range(2, 4)), ("val/cam1", range(4, 6))):
+        write_labelme(folder / place, numbers)
+    return {"train": range(4), "val": range(4, 6)}, ["background", "road", "tree"]
+
+
 def cities(folder):
     for city, numbers in (("city_a", range(4)), ("city_b", range(4, 6))):
         draw(folder, f"{city}/images/{{}}.jpg", f"{city}/masks/{{}}.png", as_ids, numbers)
@@ -240,7 +265,8 @@ def cities(folder):
 LAYOUTS = [
     roboflow, cvat, voc, carvana, deepglobe, camvid_style, beside, odd_suffixes, images_and_masks, kaggle, prefixes,
     glued_prefixes, prefixes_in_two_folders, labelme, labelme_in_splits, kaggle_with_test, names_with_splits, masks_of_no_split,
-    nnu_net, capitals, years, cities,
+    nnu_net, capitals, years, cities, beside_in_several,
+    two_trees, two_folders_each, labelme_of_cameras,
 ]  # fmt: skip
 
 
@@ -304,6 +330,52 @@ def test_masks_go_with_the_images_beside_them(tmp_path):
         (tmp_path / "photos" / "seq1" / "gt" / f"{number}.png").unlink()
     layout = find_layout(DataFolder(tmp_path / "photos"))
     assert layout.images.endswith("/rgb") and layout.labels == layout.images.replace("rgb", "gt")
+
+
+def two_words_for_a_split(folder):
+    for split, numbers in (("train", range(3)), ("val", range(4))):
+        draw(folder, f"{split}/{split}_images/{{}}.jpg", f"{split}/{split}_masks/{{}}.png", as_ids, numbers)
+    return "train/train_images", r"val/val_images/ \(4 files\), val/val_masks/ \(4 files\)"
+
+
+def previews(folder):
+    """Images without masks are in no pool."""
+    for place in ("north", "south"):
+        draw(folder / place, "{}.jpg", "{}_mask.png", as_ids, range(3 if place == "south" else 2))
+    draw(folder, "previews/{}.jpg", "previews/{}.png", as_ids, range(1))
+    (folder / "previews" / "0.png").unlink()
+    return "south", r"north/ \(4 files\), previews/ \(1 file\)"
+
+
+def images_of_a_test(folder):
+    """Beside a layout that needs no label table."""
+    draw(folder, "train/images/{}.jpg", "train/masks/{}.png", as_ids, range(3))
+    draw(folder, "test/images/{}.jpg", "test/masks/{}.png", as_ids, range(2))
+    shutil.rmtree(folder / "test" / "masks")
+    return None, r"test/images/ \(2 files\)"
+
+
+@pytest.mark.parametrize("write", [two_words_for_a_split, previews, images_of_a_test])
+def test_what_is_left_out_is_named(write, tmp_path, capsys):
+    images, left_out = write(tmp_path / "photos")
+    new.main([str(tmp_path / "photos")])
+    text = (tmp_path / "photos_recipe" / "labels.yaml").read_text()
+    assert yaml.safe_load(text).get("images") == images
+    for said in (text, capsys.readouterr().out):
+        assert re.search(f"Left out, because this table does not describe them: {left_out}\\.", said)
+
+
+def test_nothing_is_left_out(tmp_path, capsys):
+    cities(tmp_path / "photos")
+    new.main([str(tmp_path / "photos")])
+    assert "Left out" not in capsys.readouterr().out
+
+
+def test_splits_that_are_not_used_are_named(tmp_path, capsys):
+    for split in ("train", "val", "extra"):
+        draw(tmp_path / "photos", f"{split}/pics/{{}}.jpg", f"{split}/gt/{{}}.png", as_ids, range(3))
+    new.main([str(tmp_path / "photos")])
+    assert "neither trained on nor scored: extra\n" in capsys.readouterr().out
 
 
 def test_masks_of_another_split_are_not_taken(tmp_path):
