@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ..data import label_space_of, load_segmentation_dataset
 from ..data.annotation import raw_ids_of_shapes
 from ..data.archive import DataFolder
-from ..data.class_lists import find_class_list
+from ..data.class_lists import ClassList, find_class_list
 from ..data.datasets.folder import HELD_OUT_FROM, SCORED_ON, Folder, find_split
 from ..data.datasets.labelme import images_without_file, labelme_files, labelme_pairs, labels_in
 from ..data.datasets.pairing import images_below
@@ -43,13 +43,13 @@ class Start:
 
     def __init__(self, folder: Path, output_dir: Path):
         self.folder, self.output_dir = folder, output_dir
-        self.data_folder = DataFolder(folder)
+        self.data_folder = Folder.open_folder(folder)  # as training does: perhaps a folder in an archive
         self.table = str(output_dir / TABLE)
         self.train_split = self.eval_split = ""
 
     def write_table(self, val_fraction: float, seed: int) -> None:
         """Writes the label table, unless there is one."""
-        own = self.data_folder.location(USUAL_NAME)
+        own = DataFolder(self.folder).location(USUAL_NAME) or self.data_folder.location(USUAL_NAME)
         if Path(self.table).exists():
             print(f"kept:    {self.table}")
         elif own is not None and self._is_divided(own):
@@ -88,14 +88,14 @@ class Start:
         contents = [
             (mask, raw_content(mask)) for mask in tqdm(masks, desc="reading masks", unit="mask", leave=False, disable=None)
         ]
-        classes = find_class_list(self.data_folder)
+        classes = self._class_list()
         by_colour = classes is not None and not classes.by_id
         return propose_table(MaskContents.of(contents, by_colour), classes)
 
     def _propose_from_shapes(self, layout: Layout) -> ProposedTable:
         """Ids for the labels in labelme's files."""
         files = labelme_files(self.data_folder)
-        ids, classes = ids_of_labels(labels_in(files), find_class_list(self.data_folder))
+        ids, classes = ids_of_labels(labels_in(files), self._class_list())
         pairs = check_same_sizes(locate(self.data_folder, list(labelme_pairs(self.data_folder, "", ids).values())))
         drawn = ((pair.label_map, raw_ids_of_shapes(pair.annotation, pair.label_map)) for pair in pairs)
         contents = [(file, ids_in(raw, file)) for file, raw in drawn]
@@ -105,6 +105,10 @@ class Start:
             count = f"{len(without)} of {len(without) + len(files)} images"
             proposed.notes.append(f"{count} have no file of labelme, and are left out: {first_few(without, 3)}.")
         return proposed
+
+    def _class_list(self) -> ClassList | None:
+        """Beside the data, or beside the archive that holds them."""
+        return find_class_list(self.data_folder) or find_class_list(DataFolder(self.folder))
 
     def check_samples(self) -> None:
         """Finds the splits by the loader that training uses, which reports files without a partner."""

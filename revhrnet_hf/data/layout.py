@@ -171,7 +171,15 @@ def _may_match(images: str, labels: str) -> bool:
     """Whether the names of two folders, perhaps the same, can be those of a split's images and masks."""
     if images == labels:
         return True
-    return _sounds_like_masks(labels) and not _sounds_like_masks(images) and not _other_split(images, labels)
+    one, other = _differing(images, labels)
+    return _sounds_like_masks(other) and not _sounds_like_masks(one) and not _other_split(images, labels)
+
+
+def _differing(images: str, labels: str) -> tuple[str, str]:
+    """Two paths without the folders in which both begin and end, which distinguish nothing: segmentation/train/photos."""
+    one, other, _ = _without_tail(images, labels)
+    above = len(posixpath.commonprefix([_parts(one), _parts(other)]))
+    return "/".join(_parts(one)[above:]), "/".join(_parts(other)[above:])
 
 
 def _sounds_like_masks(folder: str) -> bool:

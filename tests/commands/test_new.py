@@ -274,6 +274,11 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def recipe_of(out):
+    (recipe,) = read_chain(out / "mine.yaml")
+    return recipe
+
+
 def loaded(folder, out, split):
     return load_segmentation_dataset("folder", folder, split, label_space=out / "labels.yaml")
 
@@ -287,7 +292,7 @@ def test_layouts(write, tmp_path, capsys):
     new.main([str(folder)])
     assert contents(folder) == before
     assert sorted(path.name for path in out.iterdir()) == ["labels.yaml", "masks.jpg", "mine.yaml"]
-    (recipe,) = read_chain(out / "mine.yaml")
+    recipe = recipe_of(out)
     assert recipe.label_space == str(out / "labels.yaml")
     assert [recipe.train_split, recipe.eval_split] == list(splits)
     drawn = {number: truth(number, len(names)) for numbers in splits.values() for number in numbers or ()}
@@ -397,6 +402,32 @@ def test_a_zip_file_and_a_list_of_names(tmp_path):
     ]
     assert [len(rows) for rows in splits] == [3, 3]
     assert label_space_of(splits[0]).names == tuple(NAMES)
+
+
+@pytest.mark.parametrize("write", [images_and_masks, cvat, cities, two_trees, capitals])
+@pytest.mark.parametrize("given", ["photos.zip", ""])
+def test_a_zip_file_of_a_folder(write, given, tmp_path):
+    """The folder in the archive is not part of the table's folders, because the loader opens it."""
+    write(tmp_path / "data" / "photos")
+    with zipfile.ZipFile(tmp_path / "data" / "photos.zip", "w") as archive:
+        for name, data in contents(tmp_path / "data" / "photos").items():
+            archive.writestr(f"photos/{name}", data)
+    maps = []
+    for data in (tmp_path / "data" / "photos", tmp_path / "data" / given):
+        out = tmp_path / f"recipe_{len(maps)}"
+        new.main([str(data), "--output_dir", str(out)])
+        maps.append([row["label_map"].tobytes() for row in loaded(data, out, recipe_of(out).eval_split)])
+        shutil.rmtree(tmp_path / "data" / "photos", ignore_errors=True)
+    assert maps[0] == maps[1]
+
+
+@pytest.mark.parametrize("above", ["road-segmentation", "labelled", "annotated/masks_and_images"])
+def test_a_folder_above_that_sounds_like_masks(above, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "photos_recipe"
+    splits, _ = images_and_masks(folder / above)
+    new.main([str(folder)])
+    assert yaml.safe_load((out / "labels.yaml").read_text())["images"] == f"{above}/{{split}}/images"
+    assert [len(loaded(folder, out, split)) for split in splits] == [4, 2]
 
 
 def test_labels_that_may_be_meant_otherwise_are_named(tmp_path, capsys):
