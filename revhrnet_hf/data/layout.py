@@ -8,14 +8,14 @@ masks beside their images: `train/x.jpg` with `train/x_mask.png`, `scans/x_sat.t
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from pathlib import PurePosixPath
 
 from ..errors import DataError, first_few
 from .archive import DataFolder
-from .datasets.folder import HELD_OUT_FROM, SPLIT_NAMES, Folder, find_split, sources_without_table
+from .datasets.folder import HELD_OUT_FROM, SPLIT_NAMES, Folder, find_split, list_files, sources_without_table
 from .datasets.labelme import labelme_files
 from .datasets.pairing import IMAGES, LABEL_SUFFIXES, Affix, images_below, pair_files
 from .label_table import SPLIT
@@ -89,10 +89,18 @@ def find_layout(data_folder: DataFolder) -> Layout:
         splits = Folder.splits(data_folder.root, "") if is_divided else ()
         return Layout(splits=splits, left_out=_left_out(count, [(source.images, source.labels) for source in sources]))
     if matches := list(_matches(folders)):
-        return _joined(matches, count)
+        return _with_lists(_joined(matches, count), list_files(data_folder))
     if files := labelme_files(data_folder):
-        return _of_labelme(files)
+        return _with_lists(_of_labelme(files), list_files(data_folder))
     raise _no_masks(data_folder, folders)
+
+
+def _with_lists(layout: Layout, lists: Mapping[str, Sequence[str]]) -> Layout:
+    """The layout divided by list files, if there are some; the loader does not read them if folders divide it."""
+    if not layout.splits:
+        return replace(layout, splits=tuple(sorted(lists)))
+    unread = tuple(f"{file} (a list)" for files in lists.values() for file in files)
+    return replace(layout, left_out=(*layout.left_out, *unread))
 
 
 def _of_labelme(files: Iterable[str]) -> Layout:

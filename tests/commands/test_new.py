@@ -256,6 +256,30 @@ def labelme_of_cameras(folder):
     return {"train": range(4), "val": range(4, 6)}, ["background", "road", "tree"]
 
 
+def write_lists(folder, name="{}", **splits):
+    for split, numbers in splits.items():
+        (folder / f"{split}.txt").write_text("\n".join(map(name.format, numbers)))
+
+
+def lists_beside_odd_folders(folder):
+    draw(folder, "photos/{}.jpg", "truth/{}.png", as_ids, range(6))
+    write_lists(folder, train=range(4), val=range(4, 6))
+    return {"train": range(4), "val": range(4, 6)}, ["class_0", "class_1", "class_2"]
+
+
+def list_of_a_test(folder):
+    """The other images are to train on."""
+    draw(folder, "photos/{}.jpg", "truth/{}.png", as_ids, range(9))
+    write_lists(folder, test=range(6, 9))
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
+def labelme_with_lists(folder):
+    write_labelme(folder, range(6))
+    write_lists(folder, "IMG_{}.JPG", training=[0, 2, 4, 5], dev=[1, 3])
+    return {"training": [0, 2, 4, 5], "dev": [1, 3]}, NAMES
+
+
 def cities(folder):
     for city, numbers in (("city_a", range(4)), ("city_b", range(4, 6))):
         draw(folder, f"{city}/images/{{}}.jpg", f"{city}/masks/{{}}.png", as_ids, numbers)
@@ -266,7 +290,8 @@ LAYOUTS = [
     roboflow, cvat, voc, carvana, deepglobe, camvid_style, beside, odd_suffixes, images_and_masks, kaggle, prefixes,
     glued_prefixes, prefixes_in_two_folders, labelme, labelme_in_splits, kaggle_with_test, names_with_splits, masks_of_no_split,
     nnu_net, capitals, years, cities, beside_in_several,
-    two_trees, two_folders_each, labelme_of_cameras,
+    two_trees, two_folders_each, labelme_of_cameras, lists_beside_odd_folders, list_of_a_test,
+    labelme_with_lists,
 ]  # fmt: skip
 
 
@@ -360,7 +385,14 @@ def images_of_a_test(folder):
     return None, r"test/images/ \(2 files\)"
 
 
-@pytest.mark.parametrize("write", [two_words_for_a_split, previews, images_of_a_test])
+def lists_beside_split_folders(folder):
+    draw(folder, "a/pics/{}.jpg", "a/gt/{}.png", as_ids, range(3))
+    draw(folder, "b/pics/{}.jpg", "b/gt/{}.png", as_ids, range(3, 6))
+    write_lists(folder, train=range(4))
+    return "{split}/pics", r"train\.txt \(a list\)"
+
+
+@pytest.mark.parametrize("write", [two_words_for_a_split, previews, images_of_a_test, lists_beside_split_folders])
 def test_what_is_left_out_is_named(write, tmp_path, capsys):
     images, left_out = write(tmp_path / "photos")
     new.main([str(tmp_path / "photos")])

@@ -259,7 +259,7 @@ def _is_wrapper(data_folder: DataFolder, folder: str) -> bool:
     inner = data_folder.subfolder(folder)
     splits = [split for source in _unsplit_sources(inner, None) for split in inner.folders(source.images)]
     is_divided = any(split.lower() in SPLIT_NAMES for split in splits)
-    return is_divided or _table_of(inner) is not None or bool(_lists(inner))
+    return is_divided or _table_of(inner) is not None or bool(list_files(inner))
 
 
 def _folder_pairs(data_folder: DataFolder, folder: str) -> list[tuple[str, str]]:
@@ -285,7 +285,7 @@ def _unsplit_sources(data_folder: DataFolder, table: LabelTable | None) -> list[
     return [SplitSource(table.images, table.labels)] if named else []
 
 
-def _lists(data_folder: DataFolder) -> dict[str, list[str]]:
+def list_files(data_folder: DataFolder) -> dict[str, list[str]]:
     """Split → the list files with its name."""
     lists = defaultdict(list)
     for name in data_folder.files("", [".txt"]):
@@ -302,7 +302,7 @@ def _listed_splits(data_folder: DataFolder, unsplit: list[SplitSource]) -> dict[
         return {}
     return {
         split: [replace(source, listed_in=file) for source in unsplit for file in files]
-        for split, files in _lists(data_folder).items()
+        for split, files in list_files(data_folder).items()
     }
 
 
