@@ -1,5 +1,6 @@
 """The work of `revhrnet new`. The command line is elsewhere, because it does not wait for PyTorch."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,12 @@ from tqdm import tqdm
 
 from ..data import label_space_of, load_segmentation_dataset
 from ..data.annotation import raw_ids_of_shapes
-from ..data.archive import DataFolder
+from ..data.archive import DataFolder, read_text
 from ..data.class_lists import ClassList, find_class_list
 from ..data.datasets.folder import HELD_OUT_FROM, SCORED_ON, Folder, find_split
 from ..data.datasets.labelme import images_without_file, labelme_files, labelme_pairs, labels_in
 from ..data.datasets.pairing import images_below
-from ..data.label_table import USUAL_NAME
+from ..data.label_table import CVAT_NAME, USUAL_NAME
 from ..data.layout import Layout, find_layout, find_pairs
 from ..data.listing import Sample, check_same_sizes, image_size, locate
 from ..data.proposed_table import MaskContents, ProposedTable, ids_of_labels, notes_on_labels, propose_table
@@ -56,8 +57,7 @@ class Start:
             self.table = own
             print(f"used:    {own}, the folder's own label table")
         elif own is not None:
-            text = Path(own).read_text(encoding="utf-8").rstrip("\n")
-            self._write(Path(self.table), f"{text}\nval_fraction: {val_fraction}\nval_seed: {seed}\n")
+            self._copy_table(own, f"val_fraction: {val_fraction}\nval_seed: {seed}\n")
         else:
             layout = find_layout(self.data_folder)
             print(f"found:   {layout}")
@@ -71,6 +71,16 @@ class Start:
             text = proposed.to_yaml(_name_of(self.folder), layout, None if is_divided else val_fraction, seed)
             self._write(Path(self.table), text)
             print("\n" + _described(proposed) + "\n")
+
+    def _copy_table(self, own: str, added: str) -> None:
+        """Copies the folder's own label table with further lines, and CVAT's if the names are taken from it."""
+        text = read_text(own).rstrip("\n")
+        if re.search(rf"^names: *['\"]?{re.escape(CVAT_NAME)}", text, re.M):
+            folders = sorted((DataFolder(self.folder), self.data_folder), key=lambda place: place.location(USUAL_NAME) != own)
+            found = (place.location(CVAT_NAME) for place in folders)
+            if (cvat := next(filter(None, found), None)) is not None:  # the table is read with the one that lies beside it
+                self._write(self.output_dir / CVAT_NAME, read_text(cvat))
+        self._write(Path(self.table), f"{text}\n{added}")
 
     def _is_divided(self, table: str) -> bool:
         """Whether the folder's own label table leads to a split to score on."""

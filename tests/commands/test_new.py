@@ -673,6 +673,33 @@ def test_the_folders_own_table(tmp_path):
     assert (table["val_fraction"], table["val_seed"], list(table["names"])) == (0.2, 3, ["nothing", "thing"])
 
 
+@pytest.mark.parametrize("top", ["", "photos/"])
+def test_an_own_table_in_an_archive(top, tmp_path):
+    carvana(tmp_path / "photos")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for name, data in contents(tmp_path / "photos").items():
+            archive.writestr(top + name, data)
+        archive.writestr(f"{top}labels.yaml", "names: {nothing: 0, Möbel: 255}\nimages: train\nlabels: train_masks\n")
+    new.main([str(tmp_path / "photos.zip"), "--output_dir", str(tmp_path / "mine")])
+    assert label_space_of(loaded(tmp_path / "photos.zip", tmp_path / "mine", "val")).names == ("nothing", "Möbel")
+
+
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_an_own_table_with_the_names_of_cvat(is_zipped, tmp_path):
+    folder = tmp_path / "photos"
+    cvat(folder)
+    (folder / "labels.yaml").write_text("names: labelmap.txt\n")
+    if is_zipped:
+        folder = Path(shutil.make_archive(str(folder), "zip", tmp_path, "photos"))
+        shutil.rmtree(tmp_path / "photos")
+    new.main([str(folder)])
+    out = tmp_path / "photos_recipe"
+    rows = loaded(folder, out, "train")
+    assert label_space_of(rows).names == tuple(NAMES)
+    for row in rows:
+        assert np.array_equal(np.asarray(row["label_map"]), truth(int(row["image_id"])))
+
+
 def no_images(folder):
     folder.mkdir()
     (folder / "readme.txt").write_text("x")
