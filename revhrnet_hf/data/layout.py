@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby, product
 from pathlib import PurePosixPath
 
@@ -190,10 +191,12 @@ def _differing(images: str, labels: str) -> tuple[str, str]:
     return "/".join(_parts(one)[above:]), "/".join(_parts(other)[above:])
 
 
+@cache
 def _sounds_like_masks(folder: str) -> bool:
     return MASK_WORDS.search(folder) is not None
 
 
+@cache  # each folder is compared with each other one
 def _words(text: str) -> Counter[str]:
     """The words and numbers in the name of a folder, without those for images and masks: train and 2017 of train2017_masks."""
     return Counter(word.lower() for word in WORD.findall(KIND_WORDS.sub(" ", text)))
@@ -205,6 +208,7 @@ def _distance(images: str, labels: str) -> int:
     return (one - other).total() + (other - one).total()
 
 
+@cache
 def _split_words(text: str) -> set[str]:
     return {SPLIT_WORDS[word] for word in _words(text) if word in SPLIT_WORDS}
 
