@@ -31,7 +31,7 @@ TO_UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 ADDRESSES = ("http://", "https://")
-QUOTED_CHARACTERS = 80
+QUOTED_CHARACTERS = 120
 
 
 def open_upright(source: str) -> PIL.Image.Image:
@@ -66,8 +66,8 @@ def base64_bytes(text: str) -> bytes:
 
 
 def quoted(text: str) -> str:
-    """The text as an error message quotes it."""
-    return repr(text if len(text) <= QUOTED_CHARACTERS else f"{text[:QUOTED_CHARACTERS]}…")
+    """The text as an error message quotes it; the end of a long one, where the name of a file is."""
+    return repr(text if len(text) <= QUOTED_CHARACTERS else f"…{text[-QUOTED_CHARACTERS:]}")
 
 
 def exif_orientation(image: PIL.Image.Image) -> int:

@@ -209,7 +209,11 @@ class Checkpoints:
             load_averages(folder, learner.averaged)
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        self.history = AutoConfig.from_pretrained(folder).training_history[:-1]
+        config = AutoConfig.from_pretrained(folder)
+        self.history = config.training_history[:-1]
+        if hasattr(config, "backbone_license"):  # of a chain's first stage, which is not loaded again
+            for network in (learner.network, learner.scored_network):
+                network.config.backbone_license = config.backbone_license
         self.state = state
         self._say_resumed(folder)
         return state

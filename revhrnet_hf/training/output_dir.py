@@ -156,8 +156,7 @@ def _check_entries(output_dir: Path, mark: bytes, resume: bool, overwrite: bool)
             f"{output_dir} holds files that no run of this program has written: {others}. They would be deleted: move them away, "
             "or choose another --output_dir"
         )
-    # A run that was killed before its first checkpoint begins anew, but for that no best network is deleted.
-    if entries and (mark != RUN_BEGUN or checkpoints) and not (to_resume or overwrite):
+    if entries and mark != RUN_BEGUN and not (to_resume or overwrite):
         raise CheckpointError(
             f"{output_dir} holds no checkpoint to resume from: {LAST}/ and checkpoint-STEP/ are missing; of its run there is "
             f"only {names}. Bring one of them back, or start anew with --overwrite"
