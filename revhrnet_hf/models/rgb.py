@@ -31,6 +31,7 @@ TO_UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 ADDRESSES = ("http://", "https://")
+ANSWER_SECONDS = 30  # that a server may be silent
 QUOTED_CHARACTERS = 120
 
 
@@ -54,7 +55,7 @@ def open_upright(source: str) -> PIL.Image.Image:
 
 def _bytes_of(source: str) -> bytes:
     if source.startswith(ADDRESSES):
-        with urlopen(source) as answer:
+        with urlopen(source, timeout=ANSWER_SECONDS) as answer:
             return answer.read()
     return Path(source).read_bytes() if os.path.isfile(source) else base64_bytes(source)
 
