@@ -1,9 +1,6 @@
 """Transformers' `pipeline("image-segmentation")`, reading images as the rest of this package does."""
 
 import os
-import time
-from http.client import HTTPException
-from urllib.request import urlopen
 
 from PIL import Image
 from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
@@ -15,8 +12,6 @@ from .errors import DataError
 TASK = "image-segmentation"
 ADDRESSES = ("http://", "https://")
 DOWNLOAD_SECONDS = 30.0  # for a whole image, unless the pipeline is given a `timeout`
-DOWNLOAD_BYTES = 100_000_000
-CHUNK_BYTES = 1 << 16
 
 
 class SegmentationPipeline(ImageSegmentationPipeline):
@@ -46,6 +41,7 @@ def load_rgb(image, timeout: float | None = None):
     Raises:
         DataError: the image cannot be fetched or read.
     """
+    from .download import download
     from .images import decode_image, read_image, to_rgb
 
     if isinstance(image, Image.Image):
@@ -55,28 +51,8 @@ def load_rgb(image, timeout: float | None = None):
     if not isinstance(image, str):
         return image
     if image.startswith(ADDRESSES):
-        return decode_image(fetch(image, DOWNLOAD_SECONDS if timeout is None else timeout), image)
+        return decode_image(download(image, seconds=DOWNLOAD_SECONDS if timeout is None else timeout), image)
     return read_image(image) if os.path.isfile(image) else _from_base64(image)
-
-
-def fetch(address: str, seconds: float) -> bytes:
-    """Downloads the contents of an http or https address.
-
-    Raises:
-        DataError: the download fails, takes longer than `seconds`, or is larger than `DOWNLOAD_BYTES`.
-    """
-    deadline, data = time.monotonic() + seconds, bytearray()
-    try:
-        with urlopen(address, timeout=seconds) as answer:
-            while chunk := answer.read1(CHUNK_BYTES):
-                data += chunk
-                if len(data) > DOWNLOAD_BYTES:
-                    raise ValueError(f"it is larger than {DOWNLOAD_BYTES / 1e6:.0f} MB; fetch it yourself, and give the file")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"it takes longer than {seconds:g} seconds")
-    except (OSError, ValueError, HTTPException) as error:
-        raise DataError(f"{address} cannot be fetched: {error}") from error
-    return bytes(data)
 
 
 def _from_base64(text: str) -> Image.Image:

@@ -16,7 +16,17 @@ from pathlib import PurePosixPath
 
 from ..errors import DataError, first_few
 from .archive import DataFolder
-from .datasets.folder import HELD_OUT_FROM, SPLIT_NAMES, Folder, find_split, list_files, sources_without_table
+from .datasets.folder import (
+    HELD_OUT_FROM,
+    SCORED_ON,
+    SPLIT_NAMES,
+    TESTS,
+    TRAINED_ON,
+    Folder,
+    find_split,
+    list_files,
+    sources_without_table,
+)
 from .datasets.labelme import labelme_files
 from .datasets.pairing import IMAGES, LABEL_SUFFIXES, Affix, images_below, pair_files
 from .label_table import SPLIT
@@ -31,8 +41,7 @@ KIND_WORDS = re.compile(
     re.I,
 )
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
-SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
-SPLIT_WORDS |= {word: word for word in ("train", "val", "test", "trainval")}
+SPLIT_WORDS = {word: names[0] for names in (TRAINED_ON, SCORED_ON, TESTS, ("trainval",)) for word in names}
 SUFFIX = re.compile(r"(?:[_-][A-Za-z][A-Za-z0-9]*)+$")
 PREFIX = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*[_-])+|[A-Za-z]+(?=\d)")
 MOST_AFFIXES = 6  # the most frequent ends, and beginnings, of names in a folder that are tried

@@ -13,9 +13,9 @@ from urllib.parse import unquote, urlsplit
 import PIL.Image
 
 from ..defaults import MAX_DOWNLOAD
+from ..download import download
 from ..errors import DataError
 from ..images import decode_image, find_files, read_image
-from .download import download
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 LONGEST_NAME = 100  # characters of a name from an address; file systems take 255 bytes, and endings are added

@@ -37,11 +37,12 @@ from .pairing import Affix, held_out, images_below, pair_files, read_split_list
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "jpegimages")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "ann_dir", "segmentationclass", "segmentationclasspng")
 LIST_FOLDERS = ("splits", "lists", "ImageSets/Segmentation")  # every *.txt in them is a split's list
-# In the data folder itself, only *.txt files with these names are lists.
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "trainval", "default")
-HELD_OUT_FROM = ("train", "training", "default")
+TRAINED_ON = ("train", "training")
 SCORED_ON = ("val", "valid", "validation", "dev")
 TESTS = ("test", "testing")
+HELD_OUT_FROM = (*TRAINED_ON, "default")
+# In the data folder itself, only *.txt files with these names are lists.
+SPLIT_NAMES = (*TRAINED_ON, *SCORED_ON, *TESTS, "trainval", "default")
 YEAR = re.compile(r"[ _.-]?(?:19|20)\d\d$")  # behind a split's name: train2017
 VAL = "val"
 

@@ -6,13 +6,14 @@ from urllib import request
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from ..defaults import MAX_DOWNLOAD
-from ..errors import DataError
+from .defaults import MAX_DOWNLOAD
+from .errors import DataError
 
 SILENCE_SECONDS = 30.0  # without a byte
 TOTAL_SECONDS = 600.0
 CHUNK_BYTES = 1 << 16
 SCHEMES = ("http", "https")
+ADVICE = "fetch it yourself, and name the file (revhrnet predict: --max_download)"
 
 
 class _WebRedirects(request.HTTPRedirectHandler):
@@ -40,22 +41,24 @@ def _opener() -> request.OpenerDirector:
     return opener
 
 
-def download(address: str, limit: float = MAX_DOWNLOAD) -> bytes:
+def download(address: str, limit: float = MAX_DOWNLOAD, seconds: float | None = None) -> bytes:
     """The contents of an address.
 
     Args:
         address: begins with http:// or https://.
         limit: most megabytes.
+        seconds: for the whole of it; None: `TOTAL_SECONDS`.
 
     Raises:
         DataError: it has another scheme, redirects to one, cannot be fetched, is larger than the limit or takes too long.
     """
-    if urlsplit(address).scheme.lower() not in SCHEMES:
+    if address.partition(":")[0].lower() not in SCHEMES:
         raise DataError(f"{address} is not fetched: addresses begin with http:// or https://")
-    asked = request.Request(address, headers={"User-Agent": "revhrnet_hf"})
+    seconds = TOTAL_SECONDS if seconds is None else seconds
     try:
-        with _opener().open(asked, timeout=SILENCE_SECONDS) as response:
-            return _read(response, address, limit)
+        asked = request.Request(address, headers={"User-Agent": "revhrnet_hf"})
+        with _opener().open(asked, timeout=min(SILENCE_SECONDS, seconds)) as response:
+            return _read(response, address, limit, seconds)
     except HTTPError as error:
         raise DataError(f"{address} cannot be fetched: the server answers {error.code} {error.reason}") from error
     except (OSError, HTTPException, ValueError) as error:
@@ -65,18 +68,18 @@ def download(address: str, limit: float = MAX_DOWNLOAD) -> bytes:
         raise DataError(f"{address} cannot be fetched: {reason or type(error).__name__}") from error
 
 
-def _read(response, address: str, limit: float) -> bytes:
-    most, ends = int(limit * 1e6), time.monotonic() + TOTAL_SECONDS
+def _read(response, address: str, limit: float, seconds: float) -> bytes:
+    most, ends = int(limit * 1e6), time.monotonic() + seconds
     declared = response.headers.get("Content-Length")
     if declared is not None and declared.isdecimal() and int(declared) > most:
-        raise DataError(f"{address} has {int(declared) / 1e6:.1f} MB, and more than {limit:g} are not fetched: --max_download")
+        raise DataError(f"{address} has {int(declared) / 1e6:.1f} MB, and more than {limit:g} are not fetched: {ADVICE}")
     data = bytearray()
     while chunk := response.read1(CHUNK_BYTES):
         data += chunk
         if len(data) > most:  # the server may have declared no size, or another
-            raise DataError(f"{address} has more than {limit:g} MB, which are not fetched: --max_download")
+            raise DataError(f"{address} has more than {limit:g} MB, which are not fetched: {ADVICE}")
         if time.monotonic() > ends:
-            raise DataError(f"{address} takes longer than {TOTAL_SECONDS:.0f} seconds: fetch it yourself, and name the file")
+            raise DataError(f"{address} takes longer than {seconds:g} seconds: fetch it yourself, and name the file")
     if declared is not None and declared.isdecimal() and len(data) < int(declared):
         raise DataError(f"{address} cannot be fetched: the connection ended after {len(data)} of {declared} bytes")
     return bytes(data)
