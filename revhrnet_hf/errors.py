@@ -38,6 +38,10 @@ class TrainingError(RevHRNetError):
     """Training cannot continue: the loss is not a number, or a process has died."""
 
 
+class DivergedError(TrainingError, CheckpointError):
+    """The network's loss, or its logits, are not numbers."""
+
+
 class HubError(RevHRNetError):
     """A checkpoint cannot be uploaded to the Hub as it is, or the Hub refuses it."""
 

@@ -63,6 +63,9 @@ from ..viz.report import Report, ShownImage, check_report_place, write_report
 
 logger = logging.getLogger(__name__)
 
+OF_SCORES = ("boundary", "calibration", "save_temperature", "absent_as_zero", "plot", "worst", "report")
+"""Options that have no effect without label maps."""
+
 
 def output_file(args: argparse.Namespace, settings: InferenceSettings) -> Path:
     """The JSON file to write; a RecipeError before the work begins if it cannot be written there."""
@@ -305,6 +308,13 @@ class Job:
         return shown_images(self.dataset, rows, mean_ious, predict)
 
 
+def refuse_scores_without_label_maps(args: argparse.Namespace, dataset: datasets.Dataset) -> None:
+    """Raises a RecipeError if options ask for scores of a split that has no label maps."""
+    asked = [f"--{name}" for name in OF_SCORES if getattr(args, name)]
+    if asked and dataset.data.column("label_map").null_count:
+        raise RecipeError(f"The split {args.split!r} has no label maps, so no scores for {', '.join(asked)}")
+
+
 def report_file(output: Path) -> Path:
     """The report beside a result's JSON file."""
     return output.with_name(f"{output.stem}_report.html")
@@ -334,6 +344,7 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
         label_column=args.label_column,
         unlabelled=args.submission is not None,
     )
+    refuse_scores_without_label_maps(args, dataset)
     if args.interval_block > max(1, len(dataset) // 2):
         raise RecipeError(f"--interval_block {args.interval_block}: {len(dataset)} images are less than two such blocks")
     space = label_space_of(dataset)

@@ -65,6 +65,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--dataset", help="for int8: compare the mIoU of both networks on this dataset")
     parser.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
     parser.add_argument("--data_dir", type=Path, help="the dataset's folder")
+    parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
     parser.add_argument("--split", default="val", help="part of the dataset to compare them on (default: %(default)s)")
     return parser
 
@@ -83,9 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
         read_image(path)
 
     def labelled(split: str) -> ScoredDataset:
-        return ScoredDataset(
-            args.dataset, split, load_segmentation_dataset(args.dataset, args.data_dir, split, loader=args.loader)
-        )
+        rows = load_segmentation_dataset(args.dataset, args.data_dir, split, label_space=args.label_space, loader=args.loader)
+        return ScoredDataset(args.dataset, split, rows)
 
     scored = labelled(args.split) if args.dataset else None
     control = labelled(args.calibration_split or "train") if args.dataset and args.format == "openvino" else None
@@ -130,6 +130,8 @@ def check_int8_arguments(args: argparse.Namespace) -> None:
         raise RecipeError("--quantize needs --format onnx or openvino")
     if not args.quantize and (args.calibration or args.dataset):
         raise RecipeError("--calibration and --dataset need --quantize int8")
+    if args.label_space and not args.dataset:
+        raise RecipeError("--label_space is for the label maps of --dataset, which is not given")
     if args.quantize and args.format == "onnx" and not args.calibration:
         raise RecipeError("--quantize int8 needs --calibration IMAGES, such as the training images")
     if args.quantize and args.format == "openvino" and (args.calibration or not args.dataset):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ..images import orient_to_fit
 from ..viz.report import ShownImage
 
 MOST_SHOWN = 3  # best, and as many worst images
@@ -47,7 +48,7 @@ def best_and_worst(mean_ious: np.ndarray, most: int = MOST_SHOWN) -> tuple[list[
 def shown_images(
     dataset, rows: Iterable[int], mean_ious: Sequence[float], predict: Callable[[int, dict], np.ndarray]
 ) -> Iterator[ShownImage]:
-    """Images with truth and prediction, one by one.
+    """Images with truth and prediction, one by one, in the orientation in which they are scored.
 
     Args:
         dataset: with the columns `image`, `label_map` and `image_id`.
@@ -57,5 +58,6 @@ def shown_images(
     """
     for row in rows:
         content = dataset[row]
+        content["image"] = orient_to_fit(content["image"], content["label_map"].size)
         prediction = predict(row, content)
         yield ShownImage(content["image_id"], float(mean_ious[row]), content["image"], np.array(content["label_map"]), prediction)

@@ -30,7 +30,7 @@ OWN = ("folder", STORED)  # loaders whose name says nothing about the data
 MAX_STEM = 150  # bytes; file systems take 255, and endings are added
 WEIGHTS = ("*.safetensors", "*.bin", "config.json", "preprocessor_config.json")
 DATA = ("dataset", "loader", "split", "label_space", "label_table", "image_ids", "data")
-IDENTITY = ("checkpoint", *DATA, "absent_as_zero", "dtype", "inference")
+IDENTITY = ("checkpoint", "weights", *DATA, "absent_as_zero", "dtype", "inference")
 """Fields of a result; two results that differ in one of them are of different evaluations."""
 
 
@@ -70,6 +70,7 @@ class Evaluation:
         return {
             # The path of a folder may tell more about this machine than its user wants to publish.
             "checkpoint": Path(self.checkpoint).resolve().name if is_folder else self.checkpoint,
+            "weights": digest_of_weights(self.checkpoint) if is_folder else None,
             "dataset": self.dataset_name,
             "loader": self.loader,
             "split": self.split,
@@ -119,7 +120,7 @@ class Evaluation:
         """
         identity = self.identity()
         return {
-            **{key: identity[key] for key in ("checkpoint", *DATA)},
+            **{key: identity[key] for key in ("checkpoint", "weights", *DATA)},
             "images": len(self.image_ids),
             "class_names": list(self.label_space.names),
             "never_predicted": list(never_predicted),
@@ -164,6 +165,15 @@ def weights_stamp(checkpoint: str | Path) -> list | str:
         return str(checkpoint)
     files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def digest_of_weights(checkpoint: str | Path) -> str:
+    """A short hash of the files of weights in a checkpoint's folder, which tells two runs' `best` apart."""
+    digest = hashlib.sha256()
+    for path in sorted(file for pattern in WEIGHTS[:2] for file in Path(checkpoint).glob(pattern)):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def named_data_dir(text: str) -> tuple[str | None, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import CheckpointError, RecipeError
+from ..errors import DivergedError, RecipeError
 from ..models.upsampling import row_bands, source_pixels, upsample_rows, working_dtype
 from .network_input import NetworkInput
 from .settings import InferenceSettings, Size
@@ -80,7 +80,7 @@ class ForwardPass:
         # The dtype applies to floating-point inputs only.
         logits = self.model(**inputs.to(parameter.device, parameter.dtype, non_blocking=True)).logits
         if not torch.isfinite(logits.abs().amax()):  # takes a sixth of the time of testing each value
-            raise CheckpointError(
+            raise DivergedError(
                 f"{self.name}: the model's logits hold NaN or infinity, so its label map would mean nothing; the training has "
                 f"diverged, or {logits.dtype} is too narrow (try float32)"
             )
@@ -96,7 +96,7 @@ def run_at_all_scales(forward: ForwardPass, inputs: list[NetworkInput], size: Si
         size: (height, width) of the label map wanted.
 
     Raises:
-        CheckpointError: the logits are not finite.
+        DivergedError: the logits are not finite.
         RecipeError: the GPU's memory is not enough.
     """
     settings = forward.settings

@@ -31,7 +31,7 @@ class Family:
         members: (model type, variant) of each network.
         costs: names of the rows of the table of costs (model_table.py).
         text: a description in a sentence or two.
-        make: Python code of a configuration.
+        shown: the variant that the card's Python code makes.
         recipes: for `revhrnet train`, with the datasets that they need; extra arguments may follow a recipe's name.
     """
 
@@ -40,14 +40,19 @@ class Family:
     members: tuple[tuple[str, str], ...]
     costs: tuple[str, ...]
     text: str
-    make: str
+    shown: str
     recipes: tuple[tuple[str, tuple[str, ...]], ...]
 
     @property
     def base(self) -> str:
         """timm's name of the pretrained weights that its networks start from by default."""
-        model_type, variant = self.members[0]
-        return DEFAULT_BACKBONE if model_type == "revhrnet" else TIMM_HRNETS[variant]
+        return DEFAULT_BACKBONE if self.config == "RevHRNetConfig" else TIMM_HRNETS[self.shown]
+
+    @property
+    def config(self) -> str:
+        """Name of the class of the first member's configuration."""
+        model_type, _ = self.members[0]
+        return "RevHRNetConfig" if model_type == "revhrnet" else "HRNetV2Config"
 
 
 CHAINS = (("mapillary_vistas", "cityscapes"), ("mapillary_vistas", "camvid"), ("coco", "pascal_voc"))
@@ -66,7 +71,7 @@ def _reverse(variant: str, recipes: tuple[tuple[str, tuple[str, ...]], ...]) -> 
         (f"RevHRNet {variant}, frozen ResNet-50",),
         "A frozen, pretrained backbone gives maps at strides 4, 8, 16 and 32; a reverse HRNet fuses them from its first stage on "
         "and ends in one stream of stride 4, which is classified pixel by pixel.",
-        f'RevHRNetConfig.from_variant("{variant}", num_labels=19)',
+        variant,
         recipes,
     )
 
@@ -82,8 +87,11 @@ FAMILIES = (
         ("RevHRNet w24-5stream, frozen ResNet-50", "HRNetV2 w24-5stream"),
         "A fifth stream at stride 2: for RevHRNet the activation of the backbone's stem, for HRNetV2 a stem that ends at stride "
         "2. Logits have stride 2. One module a stage, so that the memory stays comparable.",
-        'RevHRNetConfig.from_variant("w24-5stream", num_labels=19)',
-        _chains("_hrnet", " --variant w24-5stream --backbone_weights random"),
+        "w24-5stream",
+        (
+            *_chains(arguments=" --variant w24-5stream"),
+            *_chains("_hrnet", " --variant w24-5stream --backbone_weights random"),
+        ),
     ),
     Family(
         "hrnetv2",
@@ -92,7 +100,7 @@ FAMILIES = (
         tuple(f"HRNetV2 {variant}" for variant in TIMM_HRNETS),
         "The network that RevHRNet is compared with, trained whole: streams of falling resolution are added stage by stage, then "
         "all are upsampled, concatenated and classified.",
-        'HRNetV2Config.from_variant("w48", num_labels=19)',
+        "w48",
         _chains("_hrnet"),
     ),
 )
@@ -138,7 +146,6 @@ def family_card(family: Family, costs: dict[str, ModelCosts], results: list[dict
     """The card's text, metadata first."""
     weights = timm.get_pretrained_cfg(family.base)
     types = list(dict.fromkeys(model_type for model_type, _ in family.members))
-    config = family.make.split(".")[0]
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-segmentation",
@@ -153,9 +160,9 @@ def family_card(family: Family, costs: dict[str, ModelCosts], results: list[dict
         "papers": [Markdown(PAPERS[model_type]) for model_type in types],
         "costs": [asdict(costs[name]) for name in family.costs],
         "results": [_shown(result) for result in results if (result["model_type"], result["variant"]) in family.members],
-        "config": Markdown(config),
-        "model": Markdown(config.replace("Config", "ForSemanticSegmentation")),
-        "make": Markdown(family.make),
+        "config": Markdown(family.config),
+        "model": Markdown(family.config.replace("Config", "ForSemanticSegmentation")),
+        "make": Markdown(f'{family.config}.from_variant("{family.shown}", num_labels=19)'),
         "commands": [_commands(family, *recipe) for recipe in family.recipes],
         "weights": code_span(family.base),
         "licence": LICENCE_NAMES[weights.license],

@@ -19,6 +19,7 @@ from ..evaluation import ConfusionMatrix, Predicted, evaluate_dataset, format_sc
 from ..evaluation.report import best_and_worst, shown_images, terms_of
 from ..evaluation.scores import image_mean_ious
 from ..hub.record import dataset_title
+from ..images import orient_to_fit
 from ..viz.curves import read_log
 from ..viz.figures import colours_of, label_map_strip, triptych, untinted_classes
 from ..viz.report import REPORT_FILE, Report, write_report
@@ -213,7 +214,8 @@ class EvaluationHook:
         rows = []
         for index in self._drawn_rows(count):
             row = self.dataset[index]
-            image, truth = row["image"], row["label_map"]
+            truth = row["label_map"]
+            row["image"] = image = orient_to_fit(row["image"], truth.size)
             prediction = self._prediction(index, row)
             scale = min(1, IMAGE_SIDE / max(image.size))
             size = [max(1, round(side * scale)) for side in image.size]

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..errors import TrainingError
+from ..errors import DivergedError
 from .data import TrainingData
 from .learner import Learner
 from .optimisation import learning_rate
@@ -75,7 +75,7 @@ class Meter:
         """The losses since the last log line, after `step` steps, in `epoch` (from 0).
 
         Raises:
-            TrainingError: a loss is not finite; the message names step and images.
+            DivergedError: a loss is not finite; the message names step and images.
         """
         losses = torch.stack(self.losses).tolist() if self.losses else []
         for number, step_losses in enumerate(losses, step - len(losses)):
@@ -84,10 +84,10 @@ class Meter:
                     raise self._diverged(number, epoch, forward_pass, loss)
         return losses
 
-    def _diverged(self, step: int, epoch: int, forward_pass: int, loss: float) -> TrainingError:
+    def _diverged(self, step: int, epoch: int, forward_pass: int, loss: float) -> DivergedError:
         batches, recipe, total = self.data.batches, self.data.recipe, self.learner.total_steps
         ids = ", ".join(self.data.drawn_image_ids(batches.images(step - epoch * batches.steps, forward_pass)))
-        return TrainingError(
+        return DivergedError(
             f"The loss is {loss} in step {step + 1} of {total} (epoch {epoch + 1}, learning rate "
             f"{learning_rate(recipe, step, total):.3g}), on the images {ids}. What was saved before is whole. Lower "
             f"learning_rate, or use another precision than {recipe.precision}"

@@ -23,7 +23,7 @@ QUICK = {"crop_size": [64, 96], "base_size": 128, "eval_size": 128, "batch_size"
 def checks(setup: Setup, folder: Path) -> list[Check]:
     precisions = ["no"] if setup.quick else ["bf16", "no"]
     return [
-        Check("recipe camvid", f"precision {each}", partial(work, setup, folder, each), needs=10 if setup.is_gpu else 1)
+        Check("recipe camvid", f"precision {each}, {folder}", partial(work, setup, folder, each), needs=10 if setup.is_gpu else 1)
         for each in precisions
     ]
 

@@ -24,7 +24,7 @@ DONE = (PROVED, MEASURED, OUT_OF_MEMORY, NOT_POSSIBLE)
 """Results that are not tried again under the same conditions."""
 
 CODE = Path(__file__).parents[2]
-SOURCES = ("revhrnet_hf/**/*.py", "scripts/gpu_check*/*.py", "scripts/benchmarks/*.py")
+SOURCES = ("revhrnet_hf/**/*.py", "revhrnet_hf/recipes/*.yaml", "scripts/gpu_check*/*.py", "scripts/benchmarks/*.py")
 
 
 class OutOfTime(BaseException):

@@ -30,7 +30,7 @@ from revhrnet_hf.models.losses import configured_loss
 from revhrnet_hf.models.modeling_revhrnet import RevHRNetModel, RevHRNetModelOutput, RevHRNetPreTrainedModel
 from revhrnet_hf.models.multi_scale import ConvOverScales
 from revhrnet_hf.training.network import ARCHITECTURES
-from revhrnet_hf.training.recipe import Recipe
+from revhrnet_hf.training.recipe import LORA, Recipe
 
 COARSEST = 32  # images are padded to a multiple of it, because some decoders double the sizes of their maps
 # Blocks of the streams of `late`. With these it has the parameters (1.005 times) and multiply-adds (0.997 times) of the reverse
@@ -187,14 +187,19 @@ class PeerForSemanticSegmentation(RevHRNetPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None, **kwargs
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        pixel_share: Tensor | float | None = None,
+        **kwargs,
     ) -> SemanticSegmenterOutput:
         """As of `RevHRNetForSemanticSegmentation`; logits have the stride of the decoder's map."""
         padded = pad_to_multiple(pixel_values, COARSEST)
         maps = self.revhrnet(padded, return_dict=True).feature_maps
         logits, *maps = (without_padding(x, padded, pixel_values) for x in (self.head(*maps), *maps))
         return SemanticSegmenterOutput(
-            loss=configured_loss(logits, labels, self.config),
+            loss=configured_loss(logits, labels, self.config, pixel_share),
             logits=logits,
             hidden_states=tuple(maps) if output_hidden_states else None,
         )
@@ -227,8 +232,17 @@ def peer_config(settings: dict) -> PeerConfig:
 
 def _config_of_recipe(decoder: str) -> Callable[[Recipe, dict[str, Any]], PeerConfig]:
     def make(recipe: Recipe, settings: dict[str, Any]) -> PeerConfig:
+        for name in ("auxiliary_loss_weight", "pyramid"):
+            if getattr(recipe, name) != getattr(Recipe(recipe.dataset), name):
+                raise ValueError(f"{name} has no effect on the decoder {decoder!r}: leave it out of the settings of all networks")
         late = {"late_blocks": LATE_BLOCKS} if decoder == "late" else {}
-        own = {"decoder": decoder, "backbone": recipe.backbone, "trainable_backbone": recipe.trainable_backbone, **late}
+        own = {
+            "decoder": decoder,
+            "backbone": recipe.backbone,
+            "trainable_backbone": "none" if recipe.trainable_backbone == LORA else recipe.trainable_backbone,
+            "frozen_backbone_dtype": None if recipe.backbone_dtype == "float32" else recipe.backbone_dtype,
+            **late,
+        }
         return peer_config({**settings, **own})
 
     return make

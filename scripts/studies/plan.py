@@ -12,6 +12,7 @@ from revhrnet_hf.errors import RecipeError, did_you_mean
 from revhrnet_hf.training.network import ARCHITECTURES
 from revhrnet_hf.training.recipe import Recipe, read_chain
 
+RUNS, TUNING = "runs", "tuning"  # folders of the runs whose results are shown, and of those that try a learning rate
 PLAIN = "plain"  # the variation of a study that has none
 FIXED = {"trackers": [], "log_images": 0, "keep_checkpoints": 1, "eval_at_start": False}
 """Settings of every run; besides, each is evaluated after its last epoch only, so that no epoch is selected by its score."""
@@ -38,6 +39,11 @@ class Run:
     def recipe(self) -> Recipe:
         """Of the last stage, from which the result comes."""
         return self.recipes[-1]
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether it tries a learning rate."""
+        return Path(self.folder).parts[0] == TUNING
 
 
 @dataclass
@@ -79,23 +85,23 @@ class Study:
         names = [_file_name(name) for name in self.networks]
         if len(set(names)) < len(names):
             raise RecipeError(f"Two networks of the study get the same folder: {', '.join(sorted(names))}")
-        if self.learning_rates:
-            self._check_tuning()
-        for run in (*self.tuning_runs(), *self.runs(dict.fromkeys(self.tuned(), 0.001))):
+        if self.learning_rates and len(read_chain(self.recipe, {**self.settings, **self.tuning})) > 1:
+            raise RecipeError(f"{self.recipe} is a chain: learning_rates are searched for recipes of a single stage only")
+        runs = self.runs(dict.fromkeys(self.tuned(), 0.001))
+        self._check_tuning({_without_part(run.recipe.eval_split) for run in runs})
+        for run in (*self.tuning_runs(), *runs):
             if run.recipe.architecture not in ARCHITECTURES:
                 hint = did_you_mean(run.recipe.architecture, ARCHITECTURES)
                 raise RecipeError(f"{run.network}: there is no architecture {run.recipe.architecture!r}{hint}")
 
-    def _check_tuning(self) -> None:
-        if len(read_chain(self.recipe, {**self.settings, **self.tuning})) > 1:
-            raise RecipeError(f"{self.recipe} is a chain: learning_rates are searched for recipes of a single stage only")
-        given = {**self.settings, **self.tuning}
+    def _check_tuning(self, scored: set[str]) -> None:
+        """Raises a RecipeError if a learning rate could be chosen on images that are trained on, or of the splits in `scored`."""
         whole = "give tuning both train_split and eval_split, parts of the training split, such as train[:80%] and train[80%:]"
-        for name in ("train_split", "eval_split"):
-            if "[" not in str(given.get(name, "")):
+        for recipe in (run.recipe for run in self.tuning_runs()):
+            if not ("[" in recipe.train_split and "[" in recipe.eval_split):
                 raise RecipeError(f"learning_rates are to be chosen on images that no result is taken from: {whole}")
-        if given["eval_split"].partition("[")[0] == self.settings.get("eval_split", "val"):
-            raise RecipeError(f"The tuning's eval_split {given['eval_split']!r} is a part of the split of the results: {whole}")
+            if _without_part(recipe.eval_split) in scored:
+                raise RecipeError(f"The tuning's eval_split {recipe.eval_split!r} is a part of the split of the results: {whole}")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Study":
@@ -125,7 +131,7 @@ class Study:
     def tuning_runs(self) -> list[Run]:
         """One run for each network and learning rate."""
         return [
-            self._run(name, f"lr {rate:g}", self.seeds[0], {**self.tuning, "learning_rate": rate}, "tuning")
+            self._run(name, f"lr {rate:g}", self.seeds[0], {**self.tuning, "learning_rate": rate}, TUNING)
             for name in self.tuned()
             for rate in self.learning_rates
         ]
@@ -137,7 +143,7 @@ class Study:
             rates: the learning rate of each network that is `tuned`; networks without one are left out.
         """
         return [
-            self._run(name, variation, seed, extra | ({"learning_rate": rates[name]} if name in rates else {}), "runs")
+            self._run(name, variation, seed, extra | ({"learning_rate": rates[name]} if name in rates else {}), RUNS)
             for seed in self.seeds
             for variation, extra in self.variations.items()
             for name in self.networks
@@ -151,15 +157,28 @@ class Study:
         return Run(network, variation, seed, recipes, str(folder))
 
 
+def _without_part(split: str) -> str:
+    """The name of the whole split: train of train[:80%]."""
+    return split.partition("[")[0]
+
+
 def _file_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text).strip("_") or "_"
 
 
-def same_settings(run: Run, recorded: Mapping[str, Any]) -> str | None:
+def same_settings(run: Run, result: Mapping[str, Any]) -> str | None:
     """How the settings of a run differ from those that its result was made with; None if they are the same.
 
     A field that is newer than the result had its default value then.
     """
-    now, then = asdict(run.recipe), {**asdict(Recipe(run.recipe.dataset)), **recorded}
-    changed = [name for name in now if then[name] != now[name]]
-    return "; ".join(f"{name} was {then[name]!r}, is {now[name]!r}" for name in changed) or None
+    *earlier, last = run.recipes
+    said = [_changed(last, result["recipe"])]
+    for number, (recipe, recorded) in enumerate(zip(earlier, result.get("earlier_recipes", ()), strict=False), 1):
+        if changed := _changed(recipe, recorded):
+            said.append(f"in stage {number} {changed}")
+    return "; ".join(filter(None, said)) or None
+
+
+def _changed(recipe: Recipe, recorded: Mapping[str, Any]) -> str:
+    now, then = asdict(recipe), {**asdict(Recipe(recipe.dataset)), **recorded}
+    return "; ".join(f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if then[name] != now[name])

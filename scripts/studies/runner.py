@@ -16,16 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from revhrnet_hf.data import label_space_of, load_segmentation_dataset
-from revhrnet_hf.errors import CheckpointError, RecipeError
+from revhrnet_hf.adapters import add_adapters
+from revhrnet_hf.data import label_space_of
+from revhrnet_hf.errors import CheckpointError, DivergedError, RecipeError
 from revhrnet_hf.evaluation.checkpoint import load_for_inference
 from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_records
 from revhrnet_hf.evaluation.records import class_totals_by_image
+from revhrnet_hf.evaluation.results import digest_of_data
 from revhrnet_hf.hub.model_table import count_multiply_adds, count_saved_bytes
 from revhrnet_hf.io import LOG_FILE, whole_file, write_json
-from revhrnet_hf.models.recompute import NONE, RecomputedModule
+from revhrnet_hf.models.recompute import NONE, NORMS, RecomputedModule
 from revhrnet_hf.training.chain import data_dirs_by_name, run_chain
+from revhrnet_hf.training.data import load_split
 from revhrnet_hf.training.output_dir import BEST
+from revhrnet_hf.training.recipe import LORA, Recipe
 from revhrnet_hf.versions import versions
 
 from .plan import Run, Study, same_settings
@@ -33,6 +37,7 @@ from .plan import Run, Study, same_settings
 logger = logging.getLogger(__name__)
 
 RESULT, TOTALS = "result.json", "totals.npz"
+DIVERGED = -1.0  # the mIoU of a learning rate with which the loss was no number
 
 
 def read_result(run: Run, output_dir: Path) -> dict[str, Any] | None:
@@ -45,7 +50,7 @@ def read_result(run: Run, output_dir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
-    if changed := same_settings(run, result["recipe"]):
+    if changed := same_settings(run, result):
         raise CheckpointError(
             f"{path} is the result of other settings ({changed}): choose another --output_dir, or move {path.parent} away"
         )
@@ -64,17 +69,20 @@ def copy_records(study: Study, output_dir: Path, target: Path) -> None:
         if read_result(run, output_dir) is not None:
             (target / run.folder).mkdir(parents=True, exist_ok=True)
             for name in (TOTALS, RESULT):  # in this order: with its result a run counts as finished
+                if not (output_dir / run.folder / name).exists():
+                    continue  # it has diverged
                 with whole_file(target / run.folder / name) as path:
                     shutil.copyfile(output_dir / run.folder / name, path)
 
 
 def chosen_rates(study: Study, output_dir: Path) -> dict[str, float]:
-    """The learning rate with the best mIoU for each network whose tuning runs are all finished."""
+    """The learning rate with the best mIoU for each network whose tuning runs are all finished and have not all diverged."""
     scores: dict[str, list[tuple[float, float]]] = {}
     for run in study.tuning_runs():
         result = read_result(run, output_dir)
         scores.setdefault(run.network, []).append((result and result["mean_iou"], run.recipe.learning_rate))
-    return {name: max(found)[1] for name, found in scores.items() if all(score is not None for score, _ in found)}
+    finished = {name: found for name, found in scores.items() if all(score is not None for score, _ in found)}
+    return {name: max(found)[1] for name, found in finished.items() if max(found)[0] > DIVERGED}
 
 
 def remaining(runs: Iterable[Run], output_dir: Path) -> list[Run]:
@@ -121,7 +129,7 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
 
 
 def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
-    """Trains a run, or resumes it, scores it, and writes its result.
+    """Trains a run, or resumes it, scores it, and writes its result. A learning rate that diverges is a result as well.
 
     Args:
         data_dir: the dataset's folder, or `NAME=DIR` for each of several datasets.
@@ -131,11 +139,26 @@ def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
     """
     folder, recipe = output_dir / run.folder, run.recipe
     folders = data_dirs_by_name(data_dir, list(run.recipes))
-    run_chain([replace(stage) for stage in run.recipes], folders, folder, resume=True)
+    dataset = load_split(recipe, folders[recipe.dataset], recipe.eval_split)
+    made_with = {
+        "network": run.network,
+        "variation": run.variation,
+        "seed": run.seed,
+        "recipe": asdict(recipe),
+        "earlier_recipes": [asdict(stage) for stage in run.recipes[:-1]],
+        "data": digest_of_data(dataset),
+        "versions": versions(),
+    }
+    refuse_other_data(made_with, output_dir)
+    try:
+        run_chain([replace(stage) for stage in run.recipes], folders, folder, resume=True)
+    except DivergedError as error:
+        if not run.is_tuning:
+            raise
+        logger.warning("%s: %s", run.folder, error)
+        write_json(folder / RESULT, {**made_with, "mean_iou": DIVERGED})
+        return
     model, image_processor = load_for_inference(folder / BEST, "cuda" if torch.cuda.is_available() else "cpu")
-    dataset = load_segmentation_dataset(
-        recipe.dataset, folders[recipe.dataset], recipe.eval_split, label_space=recipe.label_space, loader=recipe.loader
-    )
     space = label_space_of(dataset)
     recorder, records = Recorder(space, boundary=True), []
     evaluate_images(
@@ -153,29 +176,42 @@ def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
     with whole_file(folder / TOTALS) as path, path.open("wb") as file:
         np.savez_compressed(file, totals=class_totals_by_image(records, space.num_classes))
     result = {
-        "network": run.network,
-        "variation": run.variation,
-        "seed": run.seed,
+        **made_with,
         "mean_iou": scores["mean_iou"],
         "pixel_accuracy": scores["overall_accuracy"],
         "boundary_iou": scores["boundary_iou"],
         "iou": dict(zip(space.names, scores["per_category_iou"], strict=True)),
-        **costs_of(model, tuple(recipe.crop_size)),
+        **costs_of(model, recipe),
         **_times(folder / LOG_FILE, recipe.batch_size, len(dataset)),
-        "recipe": asdict(recipe),
-        "versions": versions(),
     }
     write_json(folder / RESULT, result)
 
 
-def costs_of(model: torch.nn.Module, crop: tuple[int, int]) -> dict[str, int]:
-    """Parameters, multiply-adds and kept bytes for one training crop (height, width), counted on the meta device.
+def refuse_other_data(made_with: dict[str, Any], output_dir: Path) -> None:
+    """Raises a CheckpointError if a run in the output folder was scored on the same split with other images or label maps."""
+    for path in output_dir.rglob(RESULT):
+        other = json.loads(path.read_text(encoding="utf-8"))
+        same_split = all(other["recipe"][name] == made_with["recipe"][name] for name in ("dataset", "eval_split", "label_space"))
+        if same_split and other.get("data", made_with["data"]) != made_with["data"]:  # results of earlier versions do not say
+            raise CheckpointError(
+                f"{path} was scored on other images or label maps than those of --data_dir: a study compares results on the same "
+                "data. Choose another --output_dir, or give the data of the first runs"
+            )
+
+
+def costs_of(model: torch.nn.Module, recipe: Recipe) -> dict[str, int]:
+    """Parameters, multiply-adds and kept bytes for one training crop, counted on the meta device.
 
     `plain_kept_bytes` would be kept if no module computed anything again in the backward pass. The bytes are half of those of two
     crops, because a norm after global pooling cannot be trained on one.
     """
+    crop = tuple(recipe.crop_size)
     with torch.device("meta"):
         counted = type(model)(model.config)  # as it is trained: optimized for inference, it has other parameters
+        if recipe.trainable_backbone == LORA:
+            add_adapters(counted, recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets)
+        if recipe.recompute != NORMS:  # the networks' own default
+            counted.activation_checkpointing_enable({"recompute": recipe.recompute})
         costs = {
             "parameters": counted.num_parameters(),
             "trained_parameters": counted.num_parameters(only_trainable=True),

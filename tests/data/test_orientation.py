@@ -9,6 +9,7 @@ from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.data import TrainingSamples, TrainingTransform, load_segmentation_dataset
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.evaluation.network_input import Samples
+from revhrnet_hf.evaluation.report import shown_images
 from revhrnet_hf.evaluation.settings import InferenceSettings
 
 from ..image_files import UPRIGHT, encoded
@@ -86,6 +87,16 @@ def test_pixels_and_labels_lie_on_each_other(kind, source, drawn_on, tmp_path):
             row = rows[place]
             assert row["image"].size == row["label_map"].size
             assert np.array_equal(np.rint(np.asarray(row["image"])[..., 0] / 100), np.asarray(row["label_map"]))
+
+
+def test_drawings_have_the_orientation_that_is_scored(tmp_path):
+    rows = stored_set(tmp_path, "PNG", "stored", [1, 6, 8], tmp_path / "saved")
+
+    def seen(_, content):
+        return np.rint(np.asarray(content["image"])[..., 0] / 100)
+
+    for image in shown_images(rows, range(3), [0.5] * 3, seen):
+        assert np.array_equal(image.prediction, image.truth) and image.image.size == image.truth.shape[::-1]
 
 
 def test_images_as_stored_travel_so(tmp_path):

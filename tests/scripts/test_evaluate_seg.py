@@ -400,6 +400,25 @@ def test_a_file_of_something_else_is_not_overwritten(checkpoint, camvid, tmp_pat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_scores_of_another_checkpoint_of_the_same_name_are_not_overwritten(camvid, tmp_path):
+    best = [save_checkpoint(tmp_path / run / "best", SPACE.id2label) for run in "ab"]
+    other = SegformerForSemanticSegmentation.from_pretrained(best[1])
+    torch.nn.init.ones_(other.decode_head.classifier.bias)
+    other.save_pretrained(best[1])
+    output = tmp_path / "scores.json"
+    evaluate.main(arguments(best[0], camvid, "--output", output))
+    before = output.read_bytes()
+    shutil.copytree(best[0], tmp_path / "copy" / "best")
+    evaluate.main(arguments(tmp_path / "copy" / "best", camvid, "--output", output))
+    with pytest.raises(RecipeError, match=r"another evaluation \(weights differ\)"):
+        evaluate.main(arguments(best[1], camvid, "--output", output))
+    assert output.read_bytes() == before
+    record = json.loads(before)
+    del record["weights"]  # as earlier versions wrote it
+    output.write_text(json.dumps(record))
+    evaluate.main(arguments(best[1], camvid, "--output", output))
+
+
 def relabelled(folder, name="0.png"):
     """One pixel of a label map gets another class; size in pixels and time of change stay."""
     file, changed = folder / "valannot" / name, (folder / "valannot" / name).stat().st_mtime_ns
@@ -542,7 +561,10 @@ def test_submission_of_a_split_without_labels(name, write, label_space, folder, 
     given = arguments(checkpoint, tmp_path, "--dataset", name, "--data_dir", tmp_path / "data", "--split", "test")
     with pytest.raises(DataError, match="'test' has no label maps, its publisher keeps them"):
         evaluate.main(given)
-    evaluate.main([*given, "--submission", str(tmp_path / "sub"), "--output", str(tmp_path / "scores.json")])
+    given += ["--submission", str(tmp_path / "sub"), "--output", str(tmp_path / "scores.json")]
+    with pytest.raises(RecipeError, match="'test' has no label maps, so no scores for --boundary, --calibration, --worst"):
+        evaluate.main([*given, "--boundary", "--calibration", "--worst", "2"])
+    evaluate.main(given)
     assert "submission: 2 label maps" in capsys.readouterr().out
     assert not (tmp_path / "scores.json").exists() and not list(tmp_path.glob(".*.work"))
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ import yaml
 from transformers import AutoModelForSemanticSegmentation
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
+from revhrnet_hf.adapters import add_adapters
+from revhrnet_hf.data import get_label_space
 from revhrnet_hf.errors import CheckpointError, RecipeError
 from revhrnet_hf.hub.model_table import bytes_saved_by, count_multiply_adds
 from revhrnet_hf.models.recompute import RecomputedModule
 from revhrnet_hf.synthetic import write_camvid
+from revhrnet_hf.training.network import build_model
+from revhrnet_hf.training.recipe import Recipe
 
 from .. import forked
 
@@ -102,6 +107,14 @@ def test_of_a_chain_all_stages_have_the_settings():
         ({"recipe": "mapillary_to_camvid", "learning_rates": [0.1], "tuning": TUNING}, "chain"),
         ({"learning_rates": [0.1]}, "give tuning both"),
         ({"learning_rates": [0.1], "tuning": {**TUNING, "eval_split": "val[:50%]"}}, "split of the results"),
+        (
+            {
+                "learning_rates": [0.1],
+                "tuning": {**TUNING, "eval_split": "test[:50%]"},
+                "networks": {"a": {"eval_split": "test"}, "b": {}},
+            },
+            "split of the results",
+        ),
     ],
 )
 def test_errors_of_a_study(settings, said):
@@ -188,7 +201,7 @@ def test_costs_of_every_decoder(decoder):
 
     model = peer(decoder, **({"late_blocks": [1, 1, 1, 1]} if decoder == "late" else {})).train()
     size = (256, 256) if decoder == "pan" else (64, 96)  # which halves the coarsest map three times
-    costs = costs_of(model, size)
+    costs = costs_of(model, Recipe("camvid", crop_size=list(size)))
     kept = [bytes_saved_by(model, lambda count=count: model(torch.randn(count, 3, *size)).logits) for count in (2, 4)]
     # Norms keep their means once for all images.
     recomputes = any(isinstance(module, RecomputedModule) for module in model.modules())
@@ -196,6 +209,41 @@ def test_costs_of_every_decoder(decoder):
     assert kept[0] // 2 == costs["kept_bytes"] and kept[1] / 4 == pytest.approx(costs["kept_bytes"], rel=0.02)
     assert costs["trained_parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad) < costs["parameters"]
     assert costs["multiply_adds"] > 0
+
+
+def test_costs_are_those_of_the_recipes_recomputation_and_adapters():
+    from studies.runner import costs_of
+
+    config = RevHRNetConfig.from_variant("w18", num_modules=[1, 1, 1], backbone=LITE, num_labels=5)
+    model = RevHRNetForSemanticSegmentation(config)
+    found = {
+        name: costs_of(model, Recipe("camvid", crop_size=[64, 96], **settings))
+        for name, settings in {
+            "norms": {},
+            "modules": {"recompute": "modules"},
+            "none": {"recompute": "none"},
+            "lora": {"trainable_backbone": "lora", "lora_rank": 2},
+        }.items()
+    }
+    assert found["modules"]["kept_bytes"] < found["norms"]["kept_bytes"] < found["none"]["kept_bytes"]
+    assert found["none"]["kept_bytes"] == found["none"]["plain_kept_bytes"] == found["modules"]["plain_kept_bytes"]
+    assert found["lora"]["kept_bytes"] > found["norms"]["kept_bytes"]
+    adapters = add_adapters(model, 2, 4.0)
+    added = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and ".backbone." in name)
+    assert adapters and found["lora"]["trained_parameters"] == found["norms"]["trained_parameters"] + added
+
+
+def test_peer_has_the_settings_of_the_recipe_or_says_that_it_has_not():
+    space = get_label_space("camvid11")
+    common = {"architecture": "linear", "backbone": LITE, "backbone_weights": "random"}
+    model, _ = build_model(Recipe("camvid", backbone_dtype="bfloat16", **common), space)
+    assert next(model.revhrnet.backbone.buffers()).dtype == torch.float32 and model.config.frozen_backbone_dtype == "bfloat16"
+    with pytest.raises(RecipeError, match="auxiliary_loss_weight has no effect on the decoder 'linear'"):
+        build_model(Recipe("camvid", auxiliary_loss_weight=0.4, **common), space)
+    labels = torch.randint(0, 11, (2, 32, 32))
+    given = torch.randn(2, 3, 32, 32), labels
+    whole, half = (model.eval()(*given, pixel_share=share).loss for share in (1.0, 0.5))
+    assert half.item() == pytest.approx(whole.item() / 2) and model(*given).loss.item() == pytest.approx(whole.item())
 
 
 def test_linear_head_is_linear():
@@ -244,12 +292,10 @@ def result(network, seed, mean_iou, **values):
     }
 
 
-def write_run(run, output_dir, mean_iou, totals):
-    from dataclasses import asdict
-
+def write_run(run, output_dir, mean_iou, totals, **values):
     folder = output_dir / run.folder
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result(run.network, run.seed, mean_iou, recipe=asdict(run.recipe))))
+    (folder / "result.json").write_text(json.dumps(result(run.network, run.seed, mean_iou, recipe=asdict(run.recipe), **values)))
     np.savez(folder / "totals.npz", totals=totals)
 
 
@@ -351,6 +397,47 @@ def test_field_that_is_newer_than_a_result_had_its_default(tmp_path):
         read_result(changed, tmp_path)
 
 
+def test_result_of_a_chain_with_another_first_stage_is_refused(tmp_path):
+    from studies.runner import read_result
+
+    def chain(epochs):
+        content = {"stages": [{"dataset": "mapillary_vistas", "epochs": epochs}, {"dataset": "camvid", "epochs": 2}]}
+        (tmp_path / "chain.yaml").write_text(yaml.safe_dump(content))
+        (run,) = study(recipe=str(tmp_path / "chain.yaml"), networks={"a": {}}).runs({})
+        return run
+
+    run = chain(3)
+    earlier = [asdict(run.recipes[0])]
+    write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)), earlier_recipes=earlier)
+    assert read_result(run, tmp_path)["mean_iou"] == 0.5
+    with pytest.raises(CheckpointError, match="in stage 1 epochs was 3, is 4"):
+        read_result(chain(4), tmp_path)
+
+
+def test_other_data_in_the_same_study_are_refused(tmp_path):
+    from studies.runner import refuse_other_data
+
+    first, second = study(seeds=[0, 1], networks={"a": {}}).runs({})
+    write_run(first, tmp_path, 0.5, np.zeros((1, 3, 2)), data="abc")
+    made_with = {"recipe": asdict(second.recipe), "data": "abc"}
+    refuse_other_data(made_with, tmp_path)
+    refuse_other_data({"recipe": {**made_with["recipe"], "eval_split": "train[80%:]"}, "data": "def"}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"result\.json was scored on other images or label maps"):
+        refuse_other_data({**made_with, "data": "def"}, tmp_path)
+
+
+def test_a_learning_rate_that_diverges_is_not_chosen(tmp_path):
+    from studies.runner import DIVERGED, chosen_rates, copy_records, remaining
+
+    plan = study(networks={"a": {}, "b": {}}, learning_rates=[0.1, 0.2], tuning=TUNING)
+    for run in plan.tuning_runs():
+        write_run(run, tmp_path, 0.5 if run.recipe.learning_rate == 0.1 and run.network == "a" else DIVERGED, np.zeros((1, 3, 2)))
+    (tmp_path / "tuning" / "b" / "lr_0.1" / "seed_0" / "totals.npz").unlink()  # it has no scores
+    assert chosen_rates(plan, tmp_path) == {"a": 0.1} and not remaining(plan.tuning_runs(), tmp_path)
+    copy_records(plan, tmp_path, tmp_path / "records")
+    assert chosen_rates(plan, tmp_path / "records") == {"a": 0.1}
+
+
 def test_best_learning_rate_is_chosen_when_all_are_tried(tmp_path):
     from studies.runner import chosen_rates
 
@@ -414,7 +501,7 @@ def test_whole_study_is_resumed_and_never_done_twice(tmp_path):
         "title": "Small",
         "recipe": "camvid_mini",
         "settings": small,
-        "learning_rates": [0.001, 0.002],
+        "learning_rates": [0.001, 1e30],  # with the second the loss is no number
         "tuning": TUNING,
         "baseline": "ours",
         "networks": {"ours": {}, "linear head": {"architecture": "linear", "learning_rate": 0.001}},
@@ -437,7 +524,10 @@ def test_whole_study_is_resumed_and_never_done_twice(tmp_path):
     assert done.returncode == 0, done.stderr
     results = sorted((tmp_path / "out").rglob("result.json"))
     assert len(results) == 4
+    assert sum(json.loads(path.read_text())["mean_iou"] == -1 for path in results) == 1
     for path in results:
+        if not (path.parent / "best").exists():
+            continue
         found, model = json.loads(path.read_text()), AutoModelForSemanticSegmentation.from_pretrained(path.parent / "best")
         decoder = [parameter for name, parameter in model.named_parameters() if ".backbone." not in name]
         assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
