@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import CheckpointError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -81,6 +83,12 @@ def without_nan(value: Any) -> Any:
 
 # Called with the old folder, the new folder, and whether the old folder is kept under another name.
 CarryOver = Callable[[Path, Path, bool], None]
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Raises a CheckpointError if there is anything at this path but an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not an empty folder: give another one")
 
 
 def write_folder(

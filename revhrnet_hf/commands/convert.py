@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..cli import ArgumentParser, run
-from ..errors import CheckpointError
+from ..io import refuse_used_folder
 
 
 def build_parser() -> ArgumentParser:
@@ -35,8 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ..export.conversion import convert_official, read_official
     from ..hub.model_card import write_model_card
 
-    if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
-        raise CheckpointError(f"{args.output_dir} exists and is not an empty folder: give another one")
+    refuse_used_folder(args.output_dir)
     model, names = convert_official(read_official(args.official), args.align_corners)
     model.save_pretrained(args.output_dir)
     RevHRNetImageProcessor().save_pretrained(args.output_dir)

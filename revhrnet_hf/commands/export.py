@@ -21,7 +21,8 @@ from pathlib import Path
 
 from ..cli import ArgumentParser, run
 from ..defaults import CALIBRATION_IMAGES, MAX_DROP
-from ..errors import CheckpointError, RecipeError
+from ..errors import RecipeError
+from ..io import refuse_used_folder
 from . import check_installed
 
 
@@ -111,8 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise an error for options that do not fit together, before anything is loaded."""
-    if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
-        raise CheckpointError(f"{args.output_dir} exists and is not an empty folder: give another one")
+    refuse_used_folder(args.output_dir)
     if args.opset and args.format != "onnx":
         raise RecipeError("--opset needs --format onnx")
     check_int8_arguments(args)

@@ -21,6 +21,7 @@ from ..hub.examples import own_examples
 from ..images import Colour, header_size, read_image, save_image, unreadable_is_data_error
 from ..models.image_processing_pil_revhrnet import resized_size
 from ..synthetic import draw_scenes
+from ..training.recipe import Recipe
 from ..viz.figures import names_and_palette, untinted_of
 from .result import Answer, error_html, results_html
 
@@ -209,7 +210,10 @@ def check_pixels(path: Path) -> None:
 def default_window(segmenters: Sequence[Segmenter]) -> tuple[int, int]:
     """(height, width) of the crops that the first checkpoint was trained on, if it records them."""
     history = getattr(segmenters[0].model.config, "training_history", None) or [{}]
-    return tuple(history[-1].get("recipe", {}).get("crop_size") or (512, 512))
+    recorded = history[-1].get("recipe")
+    if recorded is None:
+        return 512, 512
+    return tuple(recorded.get("crop_size") or Recipe(dataset="camvid").crop_size)  # a record leaves out what is the default
 
 
 def drawn_examples(folder: Path, count: int = 2) -> list[Path]:

@@ -18,7 +18,7 @@ from ..evaluation import load_checkpoint
 from ..hub.leaks import leaks_of
 from ..hub.push import stage_model
 from ..images import read_image
-from ..io import write_folder
+from ..io import refuse_used_folder, write_folder
 
 APP = '''"""The page of this Space: {title}."""
 
@@ -27,7 +27,7 @@ from revhrnet_hf.demo.page import build_page, load_segmenter, serve
 CHECKPOINTS = {checkpoints}
 EXAMPLES = {examples}
 
-serve(build_page([load_segmenter(checkpoint) for checkpoint in CHECKPOINTS], EXAMPLES), host=None)
+serve(build_page([load_segmenter(checkpoint{trust}) for checkpoint in CHECKPOINTS], EXAMPLES), host=None)
 '''
 
 README = """---
@@ -49,14 +49,13 @@ def export_space(
         folder: to write; it must not exist, or be empty. It is there whole or not at all.
         checkpoints: one or two. Of a folder, the files that a push would send are copied; the Space loads a Hub name itself.
         examples: images to copy, without their metadata.
-        trust_remote_code: run and copy Python files of a checkpoint that differ from this package's.
+        trust_remote_code: run and copy Python files of a checkpoint that differ from this package's; the Space runs them too.
 
     Raises:
         CheckpointError: the folder is in use, or a checkpoint cannot be loaded.
         HubError: something in it must not be published; see `stage_model` and leaks.py.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an empty folder: give another one")
+    refuse_used_folder(folder)
     for checkpoint in checkpoints:
         load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
     names = [str(checkpoint) for checkpoint in checkpoints]
@@ -77,7 +76,8 @@ def _fill(folder, checkpoints, examples, trust_remote_code):
     places = [f"examples/{_copy_image(path, folder / 'examples', number)}" for number, path in enumerate(examples, start=1)]
     title = "Semantic segmentation"
     names = [local.get(name, name) for name in checkpoints]
-    _write(folder / "app.py", APP.format(title=title, checkpoints=repr(names), examples=repr(places)))
+    trust = ", trust_remote_code=True" if trust_remote_code else ""
+    _write(folder / "app.py", APP.format(title=title, checkpoints=repr(names), examples=repr(places), trust=trust))
     _write(folder / "requirements.txt", "\n".join(requirements()) + "\n")
     _write(folder / ".gitattributes", GIT_ATTRIBUTES)
     front_matter = {

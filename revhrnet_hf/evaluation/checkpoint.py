@@ -22,19 +22,21 @@ logger = logging.getLogger(__name__)
 
 
 def find_checkpoint(given: str | Path) -> str:
-    """The checkpoint that a user means: of a run's output folder its `best`, which a note says; anything else as it was given.
+    """The checkpoint that a user means: a folder, of a run's output folder its `best`, which a note says, or a name on the Hub.
 
     Raises:
         CheckpointError: the output folder holds no `best`; the message names the checkpoints that it has.
     """
     folder = Path(given).expanduser()
-    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+    if not folder.is_dir():
         return str(given)
+    if (folder / CONFIG_NAME).is_file():
+        return str(folder)
     if (folder / BEST / CONFIG_NAME).is_file():
         logger.info("%s is the output folder of a run: its checkpoint with the best scores is used, %s", given, folder / BEST)
         return str(folder / BEST)
     _refuse_run_without_best(folder)
-    return str(given)
+    return str(folder)
 
 
 def _refuse_run_without_best(folder: Path) -> None:

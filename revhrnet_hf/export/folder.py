@@ -16,7 +16,7 @@ from ..evaluation import class_sources
 from ..evaluation.evaluator import evaluate_images
 from ..evaluation.network_input import network_inputs
 from ..evaluation.settings import WHOLE
-from ..io import write_folder, write_json
+from ..io import refuse_used_folder, write_folder, write_json
 from ..models.image_processing_pil_revhrnet import Size
 from ..versions import versions
 from .agreement import check_agreement, drawn_batches
@@ -91,8 +91,10 @@ class Export:
         """Write the folder, whole or not at all, and print what was checked.
 
         Raises:
+            CheckpointError: there is such a folder, and it is not empty.
             ExportError: the exported network does not agree with the checkpoint.
         """
+        refuse_used_folder(output_dir)
         write_folder(output_dir, self.fill)
 
     def fill(self, folder: Path) -> None:

@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..errors import CheckpointError, ExportError
+from ..errors import ExportError
 from ..evaluation import load_checkpoint
 from ..hub.examples import EXAMPLES
 from ..hub.leaks import leaks_of
 from ..hub.model_card import refresh_model_card
 from ..hub.push import check_staged, stage_model
-from ..io import remove, write_folder
+from ..io import refuse_used_folder, remove, write_folder
 from ..models.image_processing_pil_revhrnet import Size
 from ..training.checkpoint_files import write_checksums
 from .agreement import check_agreement, drawn_batches
@@ -42,8 +42,7 @@ def write_release(checkpoint: Path, output_dir: Path, calibration: Sequence[Path
         HubError: something must not be published; see `stage_model` and `check_staged`.
         ExportError: the weights do not fit into 16 bits, or a written network does not agree with the checkpoint.
     """
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise CheckpointError(f"{output_dir} exists and is not an empty folder: give another one")
+    refuse_used_folder(output_dir)
     write_folder(output_dir, lambda folder: _fill(folder, checkpoint, calibration, size))
 
 

@@ -325,7 +325,7 @@ def _send(api: HfApi, name: str, staged: Path, files: list[Path], private: bool,
         _claim(api, name, private, json.loads((staged / "config.json").read_text(encoding="utf-8")), say)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-    operations = [CommitOperationAdd(str(path.relative_to(staged)), str(path)) for path in files]
+    operations = [CommitOperationAdd(path.relative_to(staged).as_posix(), str(path)) for path in files]
     sent = []
     for path, operation in zip(files, operations, strict=True):
         if path.stat().st_size > LARGE:

@@ -6,6 +6,7 @@ running statistics of every BatchNorm after timm has loaded them.
 
 import copy
 import importlib.util
+import json
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,6 +18,7 @@ from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackbon
 from transformers.backbone_utils import BackboneMixin
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from .configuration_hrnetv2 import HRNetV2Config
 
@@ -109,7 +111,7 @@ def backbone_normalization(config: PreTrainedConfig) -> tuple[list[float], list[
     Raises:
         ValueError: they are not known: a Transformers backbone has no name, or its checkpoint has no image processor.
     """
-    if config.model_type == HRNetV2Config.model_type:
+    if _is_hrnet(config) and not _has_image_processor(config.name_or_path):
         return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
     if not isinstance(config, TimmBackboneConfig):
         return _normalization_of_checkpoint(config)
@@ -117,6 +119,11 @@ def backbone_normalization(config: PreTrainedConfig) -> tuple[list[float], list[
     if pretrained_cfg is None:
         raise ValueError(f"timm has no model {config.backbone!r}, so its mean and standard deviation are not known")
     return list(pretrained_cfg.mean), list(pretrained_cfg.std)
+
+
+def _has_image_processor(place: str) -> bool:
+    """Whether a checkpoint's folder has an image processor; of a name on the Hub it is taken for granted."""
+    return bool(place) and (not is_folder(place) or (Path(place) / IMAGE_PROCESSOR_NAME).is_file())
 
 
 def _normalization_of_checkpoint(config: PreTrainedConfig) -> tuple[list[float], list[float]]:
@@ -140,13 +147,14 @@ def load_backbone_weights(backbone: BackboneMixin, source: str | Path | None = N
         backbone: a timm backbone, an HRNetV2Backbone, or a Transformers backbone.
         source: `None` downloads the weights from the Hub: timm's, or those of the checkpoint that a Transformers backbone is
             named after. A path is a `.safetensors` or `.pth` file with the keys of timm or of the checkpoint, or a folder with
-            `model.safetensors`. `pip:PACKAGE` takes timm's weights from an installed package of `WEIGHT_PACKAGES`.
+            `model.safetensors`; for an HRNetV2 also a checkpoint's folder. `pip:PACKAGE` takes timm's weights from an
+            installed package of `WEIGHT_PACKAGES`.
 
     Raises:
         OSError: the weights cannot be found, downloaded or read.
         ValueError: the weights have missing or unknown keys, or other shapes.
     """
-    if not isinstance(backbone, TimmBackbone) and backbone.config.model_type != HRNetV2Config.model_type:
+    if not isinstance(backbone, TimmBackbone) and not (_is_hrnet(backbone.config) and _has_timm_keys(source, backbone)):
         _load_checkpoint(backbone, source)
         return
     network, name = _network_and_timm_name(backbone)
@@ -157,6 +165,20 @@ def load_backbone_weights(backbone: BackboneMixin, source: str | Path | None = N
     else:
         weights = _weights_from_file(Path(source))
     network.load_state_dict(_weights_for(network, weights, name, source or "the Hub"))
+
+
+def _is_hrnet(config: PreTrainedConfig) -> bool:
+    return config.model_type == HRNetV2Config.model_type
+
+
+def _has_timm_keys(source: str | Path | None, backbone: BackboneMixin) -> bool:
+    """Whether weights for an HRNetV2 have timm's keys, and not those of a checkpoint of Transformers."""
+    if source is None:
+        return True
+    config = Path(source) / CONFIG_NAME
+    if config.is_file():  # timm writes one too, without this key
+        return "model_type" not in json.loads(config.read_text(encoding="utf-8"))
+    return str(source) != backbone.config.name_or_path
 
 
 def _network_and_timm_name(backbone: BackboneMixin) -> tuple[torch.nn.Module, str]:

@@ -336,6 +336,8 @@ class HighResolutionPreTrainedModel(PreTrainedModel):
         """
         model = cls(config)
         backbone = getattr(model.base_model, "backbone", model.base_model)
+        if backbone_weights is None and backbone is not model.base_model and backbone.config.model_type == "hrnetv2":
+            backbone_weights = backbone.config.name_or_path or None  # a checkpoint; without one, timm's classifier
         load_backbone_weights(backbone, backbone_weights)
         if hasattr(config, "backbone_license"):
             model.config.backbone_license = backbone_licence(backbone.config)

@@ -425,6 +425,22 @@ def test_a_checkpoints_own_examples(tiny_checkpoint, image, tmp_path):
         load_segmenter(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("history", "size"),
+    [
+        (None, (512, 512)),
+        ([{"dataset": "camvid"}], (512, 512)),
+        ([{"recipe": {"crop_size": [96, 128]}}], (96, 128)),
+        ([{"recipe": {"epochs": 3}}], (512, 1024)),  # the recipe's default, which is not recorded
+    ],
+)
+def test_the_window_is_the_crop_of_the_training(segmenter, history, size):
+    model = copy.copy(segmenter.model)
+    model.config = copy.copy(model.config)
+    model.config.training_history = history
+    assert demo_page.default_window([dataclasses.replace(segmenter, model=model)]) == size
+
+
 def test_a_space_holds_only_what_may_be_published(tiny_checkpoint, tmp_path, monkeypatch):
     checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "run" / "best")
     exif = Image.Exif()
@@ -449,6 +465,10 @@ def test_a_space_holds_only_what_may_be_published(tiny_checkpoint, tmp_path, mon
     assert own - copied == set()
     with Image.open(tmp_path / "space" / "examples" / "1_photo.jpg") as example:
         assert example.size == (30, 40) and not example.getexif() and "comment" not in example.info
+
+    assert "trust_remote_code" not in (tmp_path / "space" / "app.py").read_text()
+    export_space(tmp_path / "trusted", [checkpoint], trust_remote_code=True)
+    assert "load_segmenter(checkpoint, trust_remote_code=True)" in (tmp_path / "trusted" / "app.py").read_text()
 
     (checkpoint / "versions.json").write_text('{"x": "data:/home/me/sets"}')
     with pytest.raises(HubError, match=r"no Space was written: .*versions\.json holds the absolute path /home/me/sets"):

@@ -192,6 +192,13 @@ def test_other_folders_and_names_stay_as_given(tmp_path):
     assert find_checkpoint("somebody/model") == "somebody/model"
 
 
+def test_a_checkpoint_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    (tmp_path / "run" / "best" / "config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_checkpoint("~/run/best") == find_checkpoint("~/run") == str(tmp_path / "run" / "best")
+
+
 def drawn_images(*sizes):
     return [PIL.Image.fromarray(scene.image) for size in sizes for scene in draw_scenes("val", 1, size, seed=0)]
 

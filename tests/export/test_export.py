@@ -17,7 +17,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
 from revhrnet_hf.commands import export as export_command
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
-from revhrnet_hf.errors import ExportError, RecipeError
+from revhrnet_hf.errors import CheckpointError, ExportError, RecipeError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint, predict_label_maps
 from revhrnet_hf.export.folder import Export
 from revhrnet_hf.export.onnx_network import onnx_session, run_onnx, write_onnx
@@ -145,6 +145,14 @@ def test_onnx_of_any_size_where_nothing_of_ours_is(tiny_checkpoint, image, camvi
     ):
         assert (one == other).mean() >= 0.999
     assert run(tiny_checkpoint, "--format", "onnx", "--dynamic", "--output_dir", out).stderr.startswith("error: ")
+
+
+def test_a_folder_with_files_is_not_replaced(tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match="best exists and is not an empty folder"):
+        Export(torch.nn.Identity(), RevHRNetImageProcessor(), "onnx").write(tmp_path / "best")
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == b"weights"
 
 
 @pytest.mark.slow

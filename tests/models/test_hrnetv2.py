@@ -27,6 +27,7 @@ from revhrnet_hf import (
     HRNetV2ForSemanticSegmentation,
     RevHRNetConfig,
     RevHRNetForSemanticSegmentation,
+    RevHRNetImageProcessor,
 )
 from revhrnet_hf.models.backbone import backbone_normalization
 from revhrnet_hf.models.modeling_revhrnet import check_that_maps_halve
@@ -175,6 +176,20 @@ class TestBackbone:
             expected = tiny_hrnet(x, output_hidden_states=True).hidden_states
             _, *streams = backbone(x, output_hidden_states=True).hidden_states
             assert all(torch.equal(a, b) for a, b in zip(streams, expected, strict=True))
+
+    def test_checkpoint_as_the_backbone_of_a_reverse_hrnet(self, tiny_hrnet, tmp_path):
+        folder = tmp_path / "best"
+        tiny_hrnet.save_pretrained(folder)
+        RevHRNetImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+        config = RevHRNetConfig(backbone=str(folder), stream_channels=[8, 8, 8, 8], num_modules=[1, 1, 1], num_labels=3)
+        for source in (None, folder):
+            model = RevHRNetForSemanticSegmentation.from_pretrained_backbone(config, source)
+            trained = tiny_hrnet.base_model.state_dict()
+            loaded = model.base_model.backbone.state_dict()
+            assert loaded.keys() <= trained.keys()
+            assert all(torch.equal(loaded[name], trained[name]) for name in loaded)
+        image_processor = RevHRNetImageProcessor.for_backbone(config)
+        assert (*image_processor.image_mean, *image_processor.image_std) == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
     def test_normalization(self):
         assert backbone_normalization(HRNetV2Config()) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
