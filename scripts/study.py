@@ -2,6 +2,7 @@
 
     python scripts/study.py scripts/studies/camvid_decoders.yaml --data_dir CamVid --output_dir studies/decoders
     python scripts/study.py scripts/studies/camvid_decoders.yaml --data_dir CamVid --output_dir studies/decoders --dry_run
+    python scripts/study.py scripts/studies/camvid_decoders.yaml --data_dir CamVid --output_dir studies/decoders --times
     python scripts/study.py scripts/studies/camvid_decoders.yaml --data_dir CamVid --output_dir studies/decoders \\
         --report_only --results docs/results
 
@@ -34,6 +35,12 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--report_only", action="store_true", help="write table and figures of the finished runs, train nothing")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and their state, and write nothing")
+    parser.add_argument(
+        "--times",
+        action="store_true",
+        help="measure seconds of a step and of an image for all networks, in turns, instead of training: on a machine that does "
+        "nothing else. Table and figures then have these; otherwise those of each run, which other work may have slowed",
+    )
     parser.add_argument("--devices", nargs="+", default=[], help="GPUs by number: as many runs at once, one on each")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a single run, by its folder: how this program calls itself
     return parser
@@ -56,7 +63,12 @@ def main(arguments: list[str] | None = None) -> None:
         list_runs(study, args.output_dir)
         return
     results = args.results or args.output_dir
-    if not args.report_only:
+    if args.times:
+        from studies.times import measure_times
+
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        measure_times(study, args.study.stem, args.data_dir, args.output_dir)
+    elif not args.report_only:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         train(study, args)
     if not results.is_dir():

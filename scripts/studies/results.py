@@ -21,7 +21,7 @@ from revhrnet_hf.io import write_text
 from revhrnet_hf.viz.plots import save_figure
 
 from .plan import PLAIN, Run, Study
-from .runner import chosen_rates, read_result, read_totals
+from .runner import chosen_rates, read_result, read_times, read_totals
 
 GAP = "–"
 CONFIDENCE = 0.95
@@ -67,8 +67,15 @@ class Row:
         return fmean(values) if values and None not in values else math.nan
 
 
-def read_rows(study: Study, output_dir: Path) -> list[Row]:
-    """All rows of the table, variation by variation; those without a finished run too."""
+Times = dict[tuple[str, str], dict[str, float]]
+
+
+def read_rows(study: Study, output_dir: Path, times: Times | None = None) -> list[Row]:
+    """All rows of the table, variation by variation; those without a finished run too.
+
+    Args:
+        times: of `read_times`, in place of those of the runs.
+    """
     rates = chosen_rates(study, output_dir)
     found: dict[tuple[str, str], list[Run]] = {}
     for run in study.runs(rates):
@@ -79,6 +86,9 @@ def read_rows(study: Study, output_dir: Path) -> list[Row]:
             finished = [(run, read_result(run, output_dir)) for run in found.get((network, variation), [])]
             finished = [(run, result) for run, result in finished if result is not None]
             totals = [read_totals(run, output_dir) for run, _ in finished]
+            if times is not None:
+                measured = times.get((network, variation), {"step_seconds": None, "image_seconds": None})
+                finished = [(run, {**result, **measured}) for run, result in finished]
             rows.append(Row(network, variation, [result for _, result in finished], totals, len(study.seeds)))
     if study.baseline is not None:
         _compare(rows, study.baseline, study.interval_block)
@@ -214,12 +224,13 @@ def score_figure(study: Study, rows: Sequence[Row]) -> Figure:
 @rc_context({"text.parse_math": False})
 def cost_figure(study: Study, rows: Sequence[Row]) -> Figure:
     """mIoU against memory, step time and inference time; the line joins the networks that none beats in both."""
-    shown = [row for row in rows if row.results]
+    shown = [row for row in rows if row.results and not any(math.isnan(row.mean(name)) for name in COSTS)]
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
         scale = 2**20 if name == "kept_bytes" else 1
         points = [(row.mean(name) / scale, row.mean("mean_iou")) for row in shown]
-        axes.step(*zip(*pareto_front(points), strict=True), where="post", color="0.7", zorder=0)
+        if points:
+            axes.step(*zip(*pareto_front(points), strict=True), where="post", color="0.7", zorder=0)
         for number, (row, (cost, score)) in enumerate(zip(shown, points, strict=True)):
             marker = MARKERS[number // 10 % len(MARKERS)]
             axes.plot(cost, score, marker, color=f"C{number % 10}", markersize=8, label=_label(row))
@@ -270,7 +281,7 @@ def _label(row: Row) -> str:
 
 def write_results(study: Study, output_dir: Path, target: Path, name: str) -> list[Path]:
     """Writes NAME.md (the table), NAME.csv and the figures into `target`; returns what was written."""
-    rows = read_rows(study, output_dir)
+    rows = read_rows(study, output_dir, read_times(output_dir, name))
     written = [target / f"{name}.md", target / f"{name}.csv"]
     write_text(written[0], table(study, rows))
     write_csv(written[1], rows)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from revhrnet_hf.adapters import add_adapters
 from revhrnet_hf.data import label_space_of
@@ -37,6 +38,7 @@ from .plan import Run, Study, same_settings
 logger = logging.getLogger(__name__)
 
 RESULT, TOTALS = "result.json", "totals.npz"
+TIMES = "_times.json"  # after the study's name; see times.py
 DIVERGED = -1.0  # the mIoU of a learning rate with which the loss was no number
 
 
@@ -73,6 +75,9 @@ def copy_records(study: Study, output_dir: Path, target: Path) -> None:
                     continue  # it has diverged
                 with whole_file(target / run.folder / name) as path:
                     shutil.copyfile(output_dir / run.folder / name, path)
+    for times in output_dir.glob(f"*{TIMES}"):
+        with whole_file(target / times.name) as path:
+            shutil.copyfile(times, path)
 
 
 def chosen_rates(study: Study, output_dir: Path) -> dict[str, float]:
@@ -199,7 +204,7 @@ def refuse_other_data(made_with: dict[str, Any], output_dir: Path) -> None:
             )
 
 
-def costs_of(model: torch.nn.Module, recipe: Recipe) -> dict[str, int]:
+def costs_of(model: PreTrainedModel, recipe: Recipe) -> dict[str, int]:
     """Parameters, multiply-adds and kept bytes for one training crop, counted on the meta device.
 
     `plain_kept_bytes` would be kept if no module computed anything again in the backward pass. The bytes are half of those of two
@@ -208,10 +213,7 @@ def costs_of(model: torch.nn.Module, recipe: Recipe) -> dict[str, int]:
     crop = tuple(recipe.crop_size)
     with torch.device("meta"):
         counted = type(model)(model.config)  # as it is trained: optimized for inference, it has other parameters
-        if recipe.trainable_backbone == LORA:
-            add_adapters(counted, recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets)
-        if recipe.recompute != NORMS:  # the networks' own default
-            counted.activation_checkpointing_enable({"recompute": recipe.recompute})
+        as_trained(counted, recipe)
         costs = {
             "parameters": counted.num_parameters(),
             "trained_parameters": counted.num_parameters(only_trainable=True),
@@ -224,12 +226,36 @@ def costs_of(model: torch.nn.Module, recipe: Recipe) -> dict[str, int]:
         return {**costs, "plain_kept_bytes": count_saved_bytes(counted, crop, images=2) // 2}
 
 
+def as_trained(network: PreTrainedModel, recipe: Recipe) -> None:
+    """Gives a network the adapters and the recomputation of the recipe, as training does."""
+    if recipe.trainable_backbone == LORA:
+        add_adapters(network, recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets)
+    if recipe.recompute != NORMS:  # the networks' own default
+        network.activation_checkpointing_enable({"recompute": recipe.recompute})
+
+
 def _times(log: Path, batch_size: int, images: int) -> dict[str, float]:
     """Median seconds of a training step, and mean seconds of the evaluation of an image, from the log of the run."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
     evaluations = [line["evaluation_seconds"] for line in lines if "evaluation_seconds" in line]
     return {"step_seconds": batch_size / median(speeds), "image_seconds": median(evaluations) / images}
+
+
+def read_times(output_dir: Path, name: str) -> dict[tuple[str, str], dict[str, float]] | None:
+    """Seconds of a step and of an image by network and variation, as times.py has measured them; None if it has not.
+
+    Args:
+        name: of the study's file.
+    """
+    path = output_dir / f"{name}{TIMES}"
+    if not path.exists():
+        return None
+    times = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        (entry["network"], entry["variation"]): {name: entry[name] for name in ("step_seconds", "image_seconds")}
+        for entry in times["networks"]
+    }
 
 
 def find_run(study: Study, output_dir: Path, folder: str) -> Run:

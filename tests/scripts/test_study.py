@@ -472,6 +472,37 @@ def test_each_device_has_one_run_at_a_time(tmp_path):
     assert set(done) == {"4", "7"} and sorted("".join(done.values())) == ["0", "1", "2", "3"]
 
 
+def test_times_are_measured_in_turns_and_take_the_place_of_those_of_the_runs(tmp_path):
+    from studies.results import write_results
+    from studies.times import measure_times
+
+    write_camvid(tmp_path / "camvid", {"train": 1, "val": 1}, size=(48, 64))
+    small = {"crop_size": [32, 48], "base_size": 64, "eval_size": 64, "num_blocks": 1, "num_modules": [1, 1, 1]}
+    networks = {"ours": {"recompute": "modules"}, "linear head": {"architecture": "linear"}}
+    plan = study(settings=small, networks=networks, seeds=[0, 1], variations={"lora": {"trainable_backbone": "lora"}, "none": {}})
+    times = measure_times(plan, "small", [str(tmp_path / "camvid")], tmp_path, rounds=1)
+    assert json.loads((tmp_path / "small_times.json").read_text()) == times and times["hardware"] and times["versions"]["torch"]
+    named = {(entry["network"], entry["variation"]): entry["step_seconds"] for entry in times["networks"]}
+    assert set(named) == {(network, variation) for network in networks for variation in ("lora", "none")}
+    assert all(entry["step_seconds"] > 0 and entry["image_seconds"] > 0 for entry in times["networks"])
+    assert named["ours", "none"] > named["linear head", "none"]
+
+    for run in plan.runs({}):
+        write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)))
+    added = study(settings=small, networks={**networks, "late": {"architecture": "late"}}, seeds=[0, 1])
+    for run in added.runs({}):
+        if run.network == "late":
+            write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)))
+    for variation in ("lora", "none"):
+        shown = study(settings=small, networks=networks, seeds=[0, 1], variations={variation: plan.variations[variation]})
+        write_results(shown, tmp_path, tmp_path, "small")
+        assert f"| {named['ours', variation]:.2f} |" in (tmp_path / "small.md").read_text()
+    write_results(added, tmp_path, tmp_path, "small")  # none of its networks has been measured
+    assert "1.50" not in (tmp_path / "small.md").read_text() and "| – | – |" in (tmp_path / "small.md").read_text()
+    write_results(added, tmp_path, tmp_path, "other")
+    assert "| 1.50 | 0.250 |" in (tmp_path / "other.md").read_text()
+
+
 def test_pareto_front_against_brute_force():
     from studies.results import pareto_front
 
