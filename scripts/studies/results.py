@@ -110,34 +110,15 @@ def _compare(rows: list[Row], baseline: str, block: int) -> None:
                 raise CheckpointError(f"{row.network} cannot be compared with {baseline}: {error}") from error
 
 
-def table_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
-    """The title row, then a row for each network and variation."""
+def score_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
+    """The title row, then the scores of each network with each variation."""
     versus = [f"to {study.baseline}"] if study.baseline is not None else []
-    has_variations = len(study.variations) > 1
-    titles = [
-        "network",
-        *(["variation"] if has_variations else []),
-        "seeds",
-        "mIoU",
-        *versus,
-        "pixel accuracy",
-        "boundary IoU",
-        *study.classes,
-        "learning rate",
-        "trained M",
-        "multiply-adds G",
-        "kept MiB",
-        "without recomputation",
-        "s / step",
-        "s / image",
-    ]
-    cells = [titles]
+    cells = [[*_names(study), "seeds", "mIoU", *versus, "pixel accuracy", "boundary IoU", *study.classes, "learning rate"]]
     for row in rows:
         rate = row.results[0]["recipe"]["learning_rate"] if row.results else math.nan
         cells.append(
             [
-                row.network,
-                *([row.variation] if has_variations else []),
+                *_names(study, row),
                 f"{len(row.results)} of {row.wanted}" if len(row.results) < row.wanted else str(row.wanted),
                 _with_interval(row),
                 *([_difference(row, study.baseline)] if versus else []),
@@ -145,6 +126,19 @@ def table_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
                 _number(row.mean("boundary_iou")),
                 *(_number(row.class_iou(name)) for name in study.classes),
                 _number(rate, "g"),
+            ]
+        )
+    return cells
+
+
+def cost_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
+    """The title row, then the costs of each network of which a run is finished."""
+    titles = ["trained M", "multiply-adds G", "kept MiB", "without recomputation", "s / step", "s / image"]
+    cells = [[*_names(study), *titles]]
+    for row in (row for row in rows if row.results):
+        cells.append(
+            [
+                *_names(study, row),
                 _number(row.mean("trained_parameters") / 1e6, ".2f"),
                 _number(row.mean("multiply_adds") / 1e9, ".2f"),
                 _number(row.mean("kept_bytes") / 2**20, ".0f"),
@@ -154,6 +148,12 @@ def table_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
             ]
         )
     return cells
+
+
+def _names(study: Study, row: Row | None = None) -> list[str]:
+    """Of a row's network and variation, or their titles; without the variation if the study has one only."""
+    names = ["network", "variation"] if row is None else [row.network, row.variation]
+    return names if len(study.variations) > 1 else names[:1]
 
 
 def _number(value: float, form: str = ".3f") -> str:
@@ -172,8 +172,9 @@ def _difference(row: Row, baseline: str) -> str:
     return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def table(study: Study, rows: Sequence[Row]) -> str:
-    return f"### {study.title}\n\n" + markdown(table_cells(study, rows))
+def tables(study: Study, rows: Sequence[Row]) -> str:
+    """Scores, and below them costs."""
+    return f"### {study.title}\n\n{markdown(score_cells(study, rows))}\n{markdown(cost_cells(study, rows))}"
 
 
 def markdown(cells: list[list[str]]) -> str:
@@ -280,10 +281,10 @@ def _label(row: Row) -> str:
 
 
 def write_results(study: Study, output_dir: Path, target: Path, name: str) -> list[Path]:
-    """Writes NAME.md (the table), NAME.csv and the figures into `target`; returns what was written."""
+    """Writes NAME.md (the tables), NAME.csv and the figures into `target`; returns what was written."""
     rows = read_rows(study, output_dir, read_times(output_dir, name))
     written = [target / f"{name}.md", target / f"{name}.csv"]
-    write_text(written[0], table(study, rows))
+    write_text(written[0], tables(study, rows))
     write_csv(written[1], rows)
     if any(row.results for row in rows):
         figures = {"scores": score_figure, "costs": cost_figure}

@@ -300,7 +300,7 @@ def write_run(run, output_dir, mean_iou, totals, **values):
 
 
 def test_table_shows_gaps_intervals_and_differences(tmp_path):
-    from studies.results import read_rows, table_cells, write_results
+    from studies.results import cost_cells, read_rows, score_cells, write_results
 
     plan = study(seeds=[0, 1, 2], baseline="ours", classes=["pole"])
     right, wrong = [[[4, 4], [4, 4], [4, 4]]] * 3, [[[2, 2], [4, 4], [4, 4]]] * 3
@@ -310,8 +310,9 @@ def test_table_shows_gaps_intervals_and_differences(tmp_path):
     (last,) = (run for run in plan.runs({}) if run.network == "linear head" and run.seed == 1)
     write_run(last, tmp_path, 0.4, np.array(wrong))
     rows = read_rows(plan, tmp_path)
-    titles, ours, linear = table_cells(plan, rows)
+    (titles, ours, linear), (cost_titles, _, costs) = score_cells(plan, rows), cost_cells(plan, rows)
     first, second = dict(zip(titles, ours, strict=True)), dict(zip(titles, linear, strict=True))
+    second |= zip(cost_titles, costs, strict=True)
     # Student's t for three values: 4.303 × 0.1 / √3.
     assert (first["seeds"], first["mIoU"], first["to ours"], first["boundary IoU"]) == ("3", "0.600 ± 0.248", "", "–")
     # Of the seed that both have. IoU of each class: 4 / 4, and 2 / (4 + 4 − 2).
@@ -352,21 +353,25 @@ def test_records_are_enough_for_the_same_table_and_to_go_on(tmp_path):
 @pytest.mark.parametrize("path", sorted((DOCS / "results").glob("*.md")), ids=lambda path: path.stem)
 def test_published_results_are_those_of_the_records(path, tmp_path):
     from studies.plan import Study
-    from studies.results import read_rows, table, write_csv
+    from studies.results import read_rows, tables, write_csv
+    from studies.runner import read_times
 
     plan = Study.from_yaml(SCRIPTS / "studies" / f"{path.stem}.yaml")
-    rows = read_rows(plan, SCRIPTS / "studies" / "records" / "camvid")
+    records = SCRIPTS / "studies" / "records" / "camvid"
+    rows = read_rows(plan, records, read_times(records, path.stem))
     write_csv(tmp_path / "again.csv", rows)
     assert (tmp_path / "again.csv").read_text() == path.with_suffix(".csv").read_text()
-    assert table(plan, rows) == path.read_text()
+    assert tables(plan, rows) == path.read_text()
     assert path.read_text().split("\n\n", 1)[1] in (DOCS / "results.md").read_text()
 
 
 def test_an_empty_study_is_a_table_of_gaps(tmp_path):
-    from studies.results import read_rows, table_cells, write_results
+    from studies.results import cost_cells, read_rows, score_cells, write_results
 
     plan = study(baseline="ours", variations={"few": {}, "many": {}})
-    for cells in table_cells(plan, read_rows(plan, tmp_path))[1:]:
+    rows = read_rows(plan, tmp_path)
+    assert len(score_cells(plan, rows)) == 5 and len(cost_cells(plan, rows)) == 1
+    for cells in score_cells(plan, rows)[1:]:
         assert not any(cell[:1].isdigit() for cell in cells[3:])
     assert [path.suffix for path in write_results(plan, tmp_path, tmp_path, "name")] == [".md", ".csv"]
 
