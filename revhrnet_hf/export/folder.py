@@ -17,6 +17,7 @@ from ..evaluation.evaluator import evaluate_images
 from ..evaluation.network_input import network_inputs
 from ..evaluation.settings import WHOLE
 from ..io import write_folder, write_json
+from ..models.backbone_maps import fixed_size_in
 from ..models.image_processing_pil_revhrnet import Size
 from ..versions import versions
 from .agreement import check_agreement, drawn_batches
@@ -97,6 +98,7 @@ class Export:
 
     def fill(self, folder: Path) -> None:
         """As `write`, into a folder that exists."""
+        self._check_size()
         image_processor = for_size(self.image_processor, self.size)
         print("exporting (a minute or two)", flush=True)
         exported, record = self._write_network(folder)
@@ -114,6 +116,16 @@ class Export:
         if self.calibration or self.control:
             record["int8"] = self._write_int8(folder, image_processor)
         write_json(folder / DESCRIPTION_FILE, record | {"versions": versions()})
+
+    def _check_size(self) -> None:
+        """Raises an ExportError if the network's backbone accepts images of one size only, and `size` is not that size."""
+        fixed_size = fixed_size_in(self.model)
+        if fixed_size not in (None, self.size):
+            height, width = fixed_size
+            raise ExportError(
+                f"the checkpoint's backbone takes images of {height}×{width} pixels only: export it with --size {height} "
+                f"{width}. Nothing was written"
+            )
 
     def _write_network(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
         """The network as it was written and read again, and what the description says of its format."""

@@ -338,6 +338,20 @@ def test_what_does_not_fit_together(tmp_path, arguments, said):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_backbone_that_accepts_one_size_only(tmp_path):
+    settings = {"stream_channels": [8, 12, 16, 20], "num_modules": [1, 1, 1], "num_blocks": 1, "initializer": "he"}
+    model = RevHRNetForSemanticSegmentation(RevHRNetConfig(backbone="cait_xxs24_224", **settings)).eval()
+    image_processor = RevHRNetImageProcessor.for_backbone(model.config)
+    for size in (None, (224, 256)):
+        with pytest.raises(ExportError, match="images of 224×224 pixels only: export it with --size 224 224"):
+            Export(model, image_processor, "torch_export", size).write(tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    Export(model, image_processor, "torch_export", (224, 224)).write(tmp_path / "program")
+    told = json.loads((tmp_path / "program" / "model.json").read_text(encoding="utf-8"))
+    assert told["input"]["resize"]["size"] == {"height": 224, "width": 224}
+    assert told["agreement_with_the_checkpoint"]["equal_pixels"] >= 0.999
+
+
 class TestPlainTransformers:
     """Their maps are cropped from whole patches to the image's size."""
 
