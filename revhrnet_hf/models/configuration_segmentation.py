@@ -28,6 +28,13 @@ TRANSFORMERS_SETTINGS = {
 }
 
 
+CLASS_SETTINGS = ("num_labels", "id2label", "label2id")
+PER_CLASS = ("palette", "semantic_loss_class_weights")
+# They belong to the classes, and are removed with them. The temperature was fitted to the logits of the old classes.
+CLASS_DEPENDENT = (*PER_CLASS, "confidence_temperature", "training_history")
+UNFITTED_TEMPERATURE = 1.0
+WITHOUT_CLASSES = {"confidence_temperature": UNFITTED_TEMPERATURE}  # what is set then, where it is not None
+
 CROSS_ENTROPY, FOCAL, DICE, TVERSKY, LOVASZ = LOSS_TERMS = ("cross_entropy", "focal", "dice", "tversky", "lovasz")
 
 
@@ -37,8 +44,9 @@ class SegmentationConfig(PreTrainedConfig):
     The settings that [`RevHRNetConfig`] and [`HRNetV2Config`] share. Unknown keywords raise a `TypeError`.
 
     When the classes change (`num_labels` or `id2label`, in `from_pretrained` or later), `palette` and
-    `semantic_loss_class_weights` are removed, unless new ones are given, and `training_history` becomes `pretraining_history`. A
-    warning in the log says so. Names for classes that had none (`LABEL_0`, …) do not count as a change.
+    `semantic_loss_class_weights` are removed, unless new ones are given, `confidence_temperature` is 1 again, unless another is
+    given, and `training_history` becomes `pretraining_history`. A warning in the log says so. Names for classes that had none
+    (`LABEL_0`, …) do not count as a change.
 
     Args:
         batch_norm_momentum (`float`, defaults to 0.01):
@@ -108,7 +116,7 @@ class SegmentationConfig(PreTrainedConfig):
     auxiliary_loss_weight: float | int | None = None
     ocr_channels: int = 512
     ocr_key_channels: int = 256
-    confidence_temperature: float | int = 1.0
+    confidence_temperature: float | int = UNFITTED_TEMPERATURE
     palette: list[list[int]] | None = None
     training_history: list[dict] | None = None
     pretraining_history: list[dict] | None = None
@@ -183,17 +191,19 @@ class SegmentationConfig(PreTrainedConfig):
 
     def _forget_classes(self):
         """Remove the settings that belong to the old classes."""
-        removed = [name for name in CLASS_DEPENDENT if getattr(self, name) is not None]
+        notes = {
+            "confidence_temperature": f" ({self.confidence_temperature}, now {UNFITTED_TEMPERATURE})",
+            "training_history": " (kept as pretraining_history)",
+        }
+        removed = [name for name in CLASS_DEPENDENT if getattr(self, name) != WITHOUT_CLASSES.get(name)]
         if self.training_history is not None:
             self.pretraining_history = [*(self.pretraining_history or []), *self.training_history]
         for name in removed:
-            setattr(self, name, None)
-        self.confidence_temperature = 1.0  # it was fitted to the old classes' logits
+            setattr(self, name, WITHOUT_CLASSES.get(name))
         if removed:
             logger.warning(
-                "The classes have changed. Removed from the configuration, because they belong to the old classes: %s%s",
-                ", ".join(removed),
-                " (kept as pretraining_history)" if "training_history" in removed else "",
+                "The classes have changed. Removed from the configuration, because they belong to the old classes: %s",
+                ", ".join(name + notes.get(name, "") for name in removed),
             )
 
     def validate_classes(self):
@@ -306,11 +316,6 @@ def loss_fault(
 
 def is_weight(value: float) -> bool:
     return 0 < value < math.inf
-
-
-CLASS_SETTINGS = ("num_labels", "id2label", "label2id")
-PER_CLASS = ("palette", "semantic_loss_class_weights")
-CLASS_DEPENDENT = (*PER_CLASS, "training_history")  # they belong to the classes, and are removed with them
 
 
 def classes_of(num_labels: int | None, id2label: dict | None, label2id: dict | None) -> dict[int, str] | None:

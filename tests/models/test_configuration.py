@@ -419,6 +419,20 @@ def test_new_classes_may_bring_their_own_settings(checkpoint):
         AutoConfig.from_pretrained(checkpoint, num_labels=15, palette=OLD["palette"])
 
 
+@configs
+def test_a_temperature_that_was_fitted_to_other_classes(config_class, tmp_path, caplog):
+    """It is 1 again, which the warning says, unless the new classes bring one."""
+    config_class(num_labels=4, confidence_temperature=1.7).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, num_labels=3).confidence_temperature == 1.0
+    assert "classes have changed" in caplog.text and "confidence_temperature (1.7, now 1.0)" in caplog.text
+    for given in ({"num_labels": 3}, {"id2label": {0: "a", 1: "b"}}, {"num_labels": 4}):
+        assert AutoConfig.from_pretrained(tmp_path, confidence_temperature=2.5, **given).confidence_temperature == 2.5
+    caplog.clear()
+    config = config_class(num_labels=4)
+    config.num_labels = 3
+    assert not caplog.records
+
+
 def test_as_many_other_classes_are_other_classes(checkpoint, caplog):
     names = dict(enumerate(["cat", "dog", "bird", "fish"]))
     config = AutoConfig.from_pretrained(checkpoint, id2label=names)
