@@ -31,7 +31,7 @@ TRANSFORMERS_SETTINGS = {
 CLASS_SETTINGS = ("num_labels", "id2label", "label2id")
 PER_CLASS = ("palette", "semantic_loss_class_weights")
 # They belong to the classes, and are removed with them. The temperature was fitted to the logits of the old classes.
-CLASS_DEPENDENT = (*PER_CLASS, "confidence_temperature", "training_history")
+CLASS_DEPENDENT = (*PER_CLASS, "untinted", "confidence_temperature", "training_history")
 UNFITTED_TEMPERATURE = 1.0
 WITHOUT_CLASSES = {"confidence_temperature": UNFITTED_TEMPERATURE}  # what is set then, where it is not None
 
@@ -43,7 +43,7 @@ class SegmentationConfig(PreTrainedConfig):
     r"""
     The settings that [`RevHRNetConfig`] and [`HRNetV2Config`] share. Unknown keywords raise a `TypeError`.
 
-    When the classes change (`num_labels` or `id2label`, in `from_pretrained` or later), `palette` and
+    When the classes change (`num_labels` or `id2label`, in `from_pretrained` or later), `palette`, `untinted` and
     `semantic_loss_class_weights` are removed, unless new ones are given, `confidence_temperature` is 1 again, unless another is
     given, and `training_history` becomes `pretraining_history`. A warning in the log says so. Names for classes that had none
     (`LABEL_0`, …) do not count as a change.
@@ -92,6 +92,8 @@ class SegmentationConfig(PreTrainedConfig):
             sure. It changes no label map. (Not called `temperature`: Transformers refuses to save a config with that name.)
         palette (`list[list[int]]`, *optional*):
             Colour [red, green, blue] of each class, 0 to 255, for drawing label maps.
+        untinted (`list[int]`, *optional*):
+            Ids of the classes that overlays show without colour; by default the class that is called background, if there is one.
         training_history (`list[dict]`, *optional*):
             Data, recipe and scores of each stage of training; the network has the classes of the last stage. Training writes it,
             for people and model cards; the network does not use it.
@@ -118,6 +120,7 @@ class SegmentationConfig(PreTrainedConfig):
     ocr_key_channels: int = 256
     confidence_temperature: float | int = UNFITTED_TEMPERATURE
     palette: list[list[int]] | None = None
+    untinted: list[int] | None = None
     training_history: list[dict] | None = None
     pretraining_history: list[dict] | None = None
 
@@ -275,6 +278,12 @@ class SegmentationConfig(PreTrainedConfig):
         for colour in self.palette:
             if len(colour) != 3 or not all(0 <= channel <= 255 for channel in colour):
                 raise ValueError(f"palette must have colours [red, green, blue], each from 0 to 255, got {colour}")
+
+    def validate_untinted(self):
+        """`strict` calls it on construction. Checks that there is a class for each id."""
+        unknown = [class_id for class_id in self.untinted or [] if not 0 <= class_id < self.num_labels]
+        if unknown:
+            raise ValueError(f"untinted must have ids of classes, 0 to {self.num_labels - 1}, got {unknown[0]}")
 
 
 def loss_fault(

@@ -110,6 +110,7 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
         "id2label": label_space.id2label,
         "label2id": label_space.label2id,
         "palette": [list(colour) for colour in label_space.colours],
+        "untinted": None if label_space.untinted is None else [label_space.label2id[name] for name in label_space.untinted],
     }
     # Not given, they are the variant's own.
     for name in ("stream_channels", "num_modules", "num_blocks"):

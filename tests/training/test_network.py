@@ -1,5 +1,7 @@
 """The image processor that goes with a recipe's network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,15 @@ def test_mean_and_std_are_the_backbones(settings, mean_and_std):
     recipe = Recipe(dataset="camvid", variant="w18", num_modules=[1, 1, 1], num_blocks=1, backbone_weights=RANDOM, **settings)
     _, processor = build_model(recipe, get_label_space("camvid11"))
     assert (list(processor.image_mean), list(processor.image_std)) == mean_and_std
+
+
+@pytest.mark.parametrize(("untinted", "ids"), [(None, None), ((), []), (("tree", "road"), [2, 0])])
+def test_untinted_classes_of_the_label_table_are_in_the_config(untinted, ids):
+    label_space = replace(label_space_of_names(["road", "car", "tree"]), untinted=untinted)
+    settings = {"variant": "w18", "backbone": "test_resnet", "num_modules": [1, 1, 1], "num_blocks": 1}
+    with torch.device("meta"):
+        model, _ = build_model(Recipe(dataset="camvid", backbone_weights=RANDOM, **settings), label_space)
+    assert model.config.untinted == ids
 
 
 def test_five_streams_of_any_width():
