@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.layers.conv2d_same import Conv2dSame
-from transformers import TimmBackboneConfig
+from transformers import DPTImageProcessor, SegformerImageProcessor, TimmBackboneConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
@@ -19,7 +19,7 @@ from revhrnet_hf.commands import export as export_command
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import ExportError, RecipeError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint, predict_label_maps
-from revhrnet_hf.export.folder import Export
+from revhrnet_hf.export.folder import Export, describe
 from revhrnet_hf.export.onnx_network import onnx_session, run_onnx, write_onnx
 from revhrnet_hf.export.program import export_program, logits_or_label_map
 from revhrnet_hf.synthetic import write_camvid
@@ -257,6 +257,33 @@ def test_another_network_is_found_out(tiny_model):
         export.check_agreement(tiny_model, lambda x: tiny_model(x).logits + 0.01, batches)
     with pytest.raises(ExportError, match="of the pixels are equal"):
         export.check_agreement(tiny_model, lambda x: torch.zeros(1, 64, 96, dtype=torch.uint8), batches)
+
+
+def test_odd_sizes_are_compared_whether_or_not_images_are_padded():
+    for image_processor in (RevHRNetImageProcessor(), RevHRNetImageProcessor(do_pad=True), SegformerImageProcessor()):
+        batches = export.drawn_batches(image_processor, None)
+        assert [tuple(batch.shape[-2:]) for batch in batches] == [(96, 128), (150, 107), (240, 320)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"do_pad": True}, {"multiple": 32}),
+        ({"do_pad": True, "size_divisor": 1}, {"multiple": 1}),
+        ({"do_pad": True, "size_divisor": 20, "do_resize": True, "size": {"longest_edge": 70}}, {"multiple": 20}),
+        ({"do_pad": True, "pad_size": {"height": 96, "width": 64}}, {"size": {"height": 96, "width": 64}}),
+    ],
+)
+def test_padding_is_described(tiny_model, options, expected):
+    told = describe(tiny_model, RevHRNetImageProcessor(**options), with_argmax=False)["input"]["pad"]
+    assert json.loads(json.dumps(told)) == (expected and {**expected, "is": told["is"]})
+
+
+def test_padding_that_cannot_be_described(tiny_model):
+    """DPT's centres the image."""
+    with pytest.raises(ExportError, match=r"DPTImageProcessor pads images in a way that model\.json cannot describe"):
+        describe(tiny_model, DPTImageProcessor(do_resize=False, do_pad=True, size_divisor=32), with_argmax=False)
 
 
 class Fixed(torch.nn.Module):
