@@ -15,9 +15,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.commands import quickstart
 from revhrnet_hf.data.label_table import read_label_table
-from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
+from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
+from revhrnet_hf.export.folder import Export
+from revhrnet_hf.synthetic import draw_scenes, write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training.recipe import Recipe
 
 from . import forked
@@ -211,6 +214,31 @@ def test_exporting(two_streams_checkpoint, tmp_path):
     forked.run([sys.executable, ROOT / "scripts" / "export.py", "runs/mine/best", *options], check=True, cwd=tmp_path)
     again = finish(*start([sys.executable, "label_image.py", "exported/fixed", "street.png"], tmp_path))
     assert sum(float(share) for share in re.findall(r": ([\d.]+) %", again)) == pytest.approx(100, abs=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_pad": True, "size_divisor": 64},
+        {"do_pad": True, "pad_size": {"height": 128, "width": 160}},
+        {"do_pad": True, "size_divisor": 64, "do_resize": True, "size": {"longest_edge": 100}},
+    ],
+)
+def test_program_for_an_export_pads_as_the_checkpoint_does(options, two_streams_checkpoint, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    model, _ = load_checkpoint(two_streams_checkpoint)
+    image_processor = RevHRNetImageProcessor(**options)
+    Export(model, image_processor, "onnx").write(tmp_path / "exported")
+    [(_, program)] = blocks("exporting.md", "python")
+    (tmp_path / "label_image.py").write_text(program, encoding="utf-8")
+    [scene] = draw_scenes("val", 1, (75, 107), seed=0)
+    image = Image.fromarray(scene.image)
+    image.save(tmp_path / "street.png")
+    said = finish(*start([sys.executable, "label_image.py", "exported", "street.png"], tmp_path))
+    [label_map] = predict_label_maps(model, image_processor, [image])
+    shares = [float(share) for share in re.findall(r": ([\d.]+) %", said)]
+    np.testing.assert_allclose(shares, [100 * (label_map == index).mean() for index in range(4)], atol=0.2)
 
 
 @pytest.mark.slow

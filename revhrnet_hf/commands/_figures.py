@@ -93,13 +93,14 @@ def draw_overlay(args):
     images = [read_image(path) for path in find_images(args.images)]
     model, image_processor = load_for_inference(args.checkpoint, trust_remote_code=args.trust_remote_code)
     names, palette = figures.names_and_palette(model.config)
+    untinted = figures.untinted_of(model.config)
     label_maps = predict_label_maps(model, image_processor, images)
     overlays = [
-        figures.overlay(image, label_map, palette, args.opacity, ignore_index=len(palette))
+        figures.overlay(image, label_map, palette, args.opacity, len(palette), untinted)
         for image, label_map in zip(images, label_maps, strict=True)
     ]
     blocks = [plots.Block(image, [("", [seen])]) for image, seen in zip(images, overlays, strict=True)]
-    return plots.panel_figure(blocks, ["prediction"], legend_of(label_maps, names, palette))
+    return plots.panel_figure(blocks, ["prediction"], legend_of(label_maps, *figures.overlay_legend(names, palette, untinted)))
 
 
 def draw_errors(args):

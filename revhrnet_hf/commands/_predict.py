@@ -23,7 +23,18 @@ from ..evaluation import InferenceSettings, inference_settings, load_for_inferen
 from ..evaluation.sources import Source, find_sources
 from ..images import allow_megapixels, save_image
 from ..io import write_folder
-from ..viz.figures import class_shares, confidence_png, legend, names_and_palette, overlay, palette_png, text_size, with_legend
+from ..viz.figures import (
+    class_shares,
+    confidence_png,
+    legend,
+    names_and_palette,
+    overlay,
+    overlay_legend,
+    palette_png,
+    text_size,
+    untinted_of,
+    with_legend,
+)
 from . import check_installed
 
 logger = logging.getLogger(__name__)
@@ -43,7 +54,7 @@ def predict_sources(args: argparse.Namespace) -> None:
         args.checkpoint, device, trust_remote_code=args.trust_remote_code, compiled=args.compile
     )
     names, palette = names_and_palette(model.config)
-    predictor = Predictor(args, model, image_processor, settings, names, palette)
+    predictor = Predictor(args, model, image_processor, settings, names, palette, untinted_of(model.config))
     unreadable = [source for source, files in outputs.items() if not predictor.predict(source, files)]
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(sources)} images could not be read: {', '.join(map(str, unreadable))}")
@@ -97,6 +108,7 @@ class Predictor:
         model, image_processor: the checkpoint, on the device where it runs.
         settings: how it is run.
         names, palette: name and colour of each class.
+        untinted: ids of the classes that overlays show without colour.
     """
 
     args: argparse.Namespace
@@ -105,6 +117,12 @@ class Predictor:
     settings: InferenceSettings
     names: list[str]
     palette: list[Colour]
+    untinted: frozenset[int]
+
+    @property
+    def legend_entries(self) -> tuple[list[str], list[Colour]]:
+        """Names and colours for the legend of an overlay."""
+        return overlay_legend(self.names, self.palette, self.untinted)
 
     def predict(self, source: Source, files: dict[str, Path]) -> bool:
         """Segments an image or a video and writes its files. If it cannot be read, a warning says so, and False is returned."""
@@ -127,7 +145,7 @@ class Predictor:
         make_folders(files)
         save_image(palette_png(found.label_map, self.palette), files["labels"])
         coloured = self._coloured(image, found.label_map)
-        save_image(with_legend(coloured, self.names, self.palette, sorted(shares)), files["overlay"])
+        save_image(with_legend(coloured, *self.legend_entries, sorted(shares)), files["overlay"])
         if with_confidence:
             save_image(confidence_png(found.confidence, self.args.confidence), files["confidence"])
         print(f"{source} → {', '.join(map(str, files.values()))}")
@@ -149,7 +167,7 @@ class Predictor:
                 fill(None)
             width = video.width
         shares = {int(index): counts[index] / counts.sum() for index in np.argsort(-counts, kind="stable") if counts[index]}
-        drawn = legend(self.names, self.palette, sorted(shares), width=width, font_size=text_size(width))
+        drawn = legend(*self.legend_entries, sorted(shares), width=width, font_size=text_size(width))
         save_image(drawn, files["legend"])
         print(f"{source} → {', '.join(map(str, files.values()))}; {float(video.rate):.4g} frames a second")
         self._print_shares(shares)
@@ -175,7 +193,7 @@ class Predictor:
 
     def _coloured(self, image: Image.Image, label_map: np.ndarray) -> Image.Image:
         # A prediction has no ignored pixels, so the ignore index is an id that does not occur.
-        return overlay(image, label_map, self.palette, self.args.opacity, ignore_index=len(self.palette))
+        return overlay(image, label_map, self.palette, self.args.opacity, len(self.palette), self.untinted)
 
     def _print_shares(self, shares: dict[int, float]) -> None:
         """Prints how much of an image or a video each class covers."""

@@ -105,10 +105,14 @@ def _check_form(found: Tensor, logits: Tensor, label_maps: Tensor) -> None:
 
 
 def drawn_batches(image_processor, size: Size | None) -> list[Tensor]:
-    """Drawn street scenes as `pixel_values`: one of the fixed size, or batches of 1, 2, … of several sizes."""
+    """Drawn street scenes as `pixel_values`: one of the fixed size, or batches of 1, 2, … of several sizes.
+
+    They are not padded: the network itself is to be compared at these sizes.
+    """
+    options = {"do_resize": False} | ({"do_pad": False} if getattr(image_processor, "do_pad", None) else {})
     batches = []
     for number, (height, width) in enumerate([size] if size else CHECKED_SIZES, start=1):
         scenes = draw_scenes("val", 1 if size else number, (height, width), seed=0)
         images = [scene.image for scene in scenes]
-        batches.append(image_processor(images=images, do_resize=False, return_tensors="pt")["pixel_values"])
+        batches.append(image_processor(images=images, **options, return_tensors="pt")["pixel_values"])
     return batches

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.image_utils import PILImageResampling
 
@@ -17,7 +18,9 @@ from ..evaluation.evaluator import evaluate_images
 from ..evaluation.network_input import network_inputs
 from ..evaluation.settings import WHOLE
 from ..io import refuse_used_folder, write_folder, write_json
+from ..models.backbone_maps import fixed_size_in
 from ..models.image_processing_pil_revhrnet import Size
+from ..synthetic import draw_scenes
 from ..versions import versions
 from .agreement import check_agreement, drawn_batches
 from .exported_model import ExportedModel
@@ -45,6 +48,7 @@ from .openvino_network import (
 from .program import INPUT, PROGRAM_FILE, export_program, label_dtype, without_backbone_dtype
 
 DESCRIPTION_FILE = "model.json"
+ODD_SIZE = (37, 53)  # (height, width) of the image on which an image processor's padding is seen
 ONNX_FORMS = {"float32": ONNX_FILE, "int8": INT8_FILE}
 OPENVINO_FORMS = {"float32": OPENVINO_FILE, "int8": OPENVINO_INT8_FILE}
 
@@ -99,6 +103,7 @@ class Export:
 
     def fill(self, folder: Path) -> None:
         """As `write`, into a folder that exists."""
+        self._check_size()
         image_processor = for_size(self.image_processor, self.size)
         print("exporting (a minute or two)", flush=True)
         exported, record = self._write_network(folder)
@@ -116,6 +121,16 @@ class Export:
         if self.calibration or self.control:
             record["int8"] = self._write_int8(folder, image_processor)
         write_json(folder / DESCRIPTION_FILE, record | {"versions": versions()})
+
+    def _check_size(self) -> None:
+        """Raises an ExportError if the network's backbone accepts images of one size only, and `size` is not that size."""
+        fixed_size = fixed_size_in(self.model)
+        if fixed_size not in (None, self.size):
+            height, width = fixed_size
+            raise ExportError(
+                f"the checkpoint's backbone takes images of {height}×{width} pixels only: export it with --size {height} "
+                f"{width}. Nothing was written"
+            )
 
     def _write_network(self, folder: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, Any]]:
         """The network as it was written and read again, and what the description says of its format."""
@@ -201,6 +216,32 @@ def for_size(image_processor, size: Size | None):
     return type(image_processor).from_dict(settings | {"do_pad": False, "do_center_crop": False})
 
 
+def padding_of(image_processor) -> dict[str, Any] | None:
+    """The description of an image processor's padding; None if it does not pad.
+
+    Raises:
+        ExportError: it pads in a way for which a description has no words.
+    """
+    if not getattr(image_processor, "do_pad", None):
+        return None
+    size = getattr(image_processor, "pad_size", None)
+    multiple = getattr(image_processor, "size_divisor", None) or 1
+    # Seen on an image, because other image processors have these options too, and some of them centre the image.
+    [scene] = draw_scenes("val", 1, ODD_SIZE, seed=0)
+    [drawn] = network_inputs(image_processor, Image.fromarray(scene.image), WHOLE)
+    (height, width), pixel_values = drawn.size, drawn.tensors["pixel_values"]
+    padded = (size["height"], size["width"]) if size else (height + -height % multiple, width + -width % multiple)
+    expected = torch.zeros(1, 3, *padded)
+    expected[..., :height, :width] = pixel_values[..., :height, :width]
+    if drawn.place != (0, 0) or not torch.equal(pixel_values, expected):
+        raise ExportError(
+            f"{type(image_processor).__name__} pads images in a way that {DESCRIPTION_FILE} cannot describe: set do_pad to false "
+            "in its preprocessor_config.json, or export it with --size HEIGHT WIDTH. Nothing was written"
+        )
+    to = {"size": {"height": padded[0], "width": padded[1]}} if size else {"multiple": multiple}
+    return {**to, "is": "rows at the bottom and columns at the right, of 0, after normalization; logits cover them too"}
+
+
 def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
     """The description of an exported network, for programs that do not have this package."""
     config, options = model.config, image_processor
@@ -222,6 +263,7 @@ def describe(model, image_processor, with_argmax: bool) -> dict[str, Any]:
             "rescale_factor": options.rescale_factor if options.do_rescale else 1,
             "mean": list(options.image_mean) if options.do_normalize else [0.0] * 3,
             "std": list(options.image_std) if options.do_normalize else [1.0] * 3,
+            "pad": padding_of(image_processor),
         },
         "output": {"name": "label_map", "is": label_map} if with_argmax else {"name": "logits", "is": logits},
         "labels": [config.id2label[index] for index in range(config.num_labels)],

@@ -18,6 +18,7 @@ from ..hub.leaks import leaks_of
 from ..hub.model_card import refresh_model_card
 from ..hub.push import check_staged, stage_model
 from ..io import refuse_used_folder, remove, write_folder
+from ..models.backbone_maps import fixed_size_in
 from ..models.image_processing_pil_revhrnet import Size
 from ..training.checkpoint_files import write_checksums
 from .agreement import check_agreement, drawn_batches
@@ -57,7 +58,7 @@ def _fill(folder: Path, checkpoint: Path, calibration: Sequence[Path], size: Siz
     agreement = check_agreement(
         model,
         lambda pixel_values: half(pixel_values=pixel_values).logits,
-        drawn_batches(image_processor, None),
+        drawn_batches(image_processor, fixed_size_in(model)),
         HALF_DIFFERENCE,
         HALF_EQUAL,
     )

@@ -18,7 +18,7 @@ from ..io import write_text
 from ..models.backbone import LICENCE_LINKS
 from ..viz.figures import names_and_palette
 from .card import LICENCE_NAMES, PAPERS, Markdown, code_block, code_span, render
-from .record import CODE_LICENCE, EXAMPLE_FILE, ONNX_FILES, OWN_DATA, Record, Result, dataset_title, read_record
+from .record import EXAMPLE_FILE, ONNX_FILES, OWN_DATA, UNKNOWN_LICENCE, Record, Result, dataset_title, read_record
 
 CARD_FILE = "README.md"
 MARK = "<!-- Written by revhrnet_hf from the files beside it. Remove this line to keep a card that you have edited. -->"
@@ -59,7 +59,7 @@ def make_card(record: Record, name: str | None = None) -> str:
 
 def card_data(record: Record, name: str | None) -> dict[str, Any]:
     """What the template names, without the Hub's metadata."""
-    config, base = record.config, record.pretrained_backbone
+    config = record.config
     with torch.device("meta"):
         model = AutoModelForSemanticSegmentation.from_config(config)
     paper = PAPERS.get(config.model_type)
@@ -70,7 +70,7 @@ def card_data(record: Record, name: str | None) -> dict[str, Any]:
         "title": record.title,
         "classes": names_and_palette(config)[0],
         "paper": Markdown(paper) if paper else None,
-        "backbone": code_span(base) if base else None,
+        "backbone": _backbone(record),
         "frozen": getattr(config, "freeze_backbone", False),
         "adapted": any(stage["recipe"].get("trainable_backbone") == "lora" for stage in record.history),
         "parameters": model.num_parameters(),
@@ -88,6 +88,14 @@ def card_data(record: Record, name: str | None) -> dict[str, Any]:
         "licence": _licence(record),
         "datasets": [dataset_title(name) for name in record.datasets],
     }
+
+
+def _backbone(record: Record) -> Markdown | None:
+    """The backbone whose pretrained weights are in the checkpoint."""
+    if record.pretrained_backbone:
+        return code_span(record.pretrained_backbone)
+    kind = record.unnamed_backbone
+    return Markdown(f"a backbone of type {code_span(kind)}, whose name is not recorded") if kind else None
 
 
 def _overview(result: Result) -> dict[str, Any]:
@@ -152,10 +160,11 @@ def _licence(record: Record) -> dict[str, Any]:
     given = record.history[0]["recipe"].get("backbone_weights") if record.history else None
     is_file = given is not None and not given.startswith("pip:")
     return {
-        "name": LICENCE_NAMES.get(identifier, identifier),
+        "name": LICENCE_NAMES.get(identifier, identifier) if identifier != UNKNOWN_LICENCE else None,
         "non_commercial": "-nc" in identifier,
         "file": code_span(Path(given).name) if is_file else None,
-        "from_random": identifier == CODE_LICENCE,
+        "is_of_a_name": record.pretrained_backbone is not None,
+        "from_random": record.began_at_random,
     }
 
 

@@ -25,6 +25,7 @@ ONNX_FILES = {"model.onnx": "float32", "model_int8.onnx": "eight bits"}
 TITLES = {"revhrnet": "RevHRNet", "hrnetv2": "HRNetV2"}
 OWN_DATA = {"folder", "hub"}  # names of datasets that say nothing to others
 CODE_LICENCE = "apache-2.0"
+UNKNOWN_LICENCE = "unknown"
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Record:
     @property
     def pretrained_backbone(self) -> str | None:
         """timm's name for the pretrained weights in a checkpoint, or the Hub's, which has a slash; None where there are none."""
-        if self._began_at_random:
+        if self.began_at_random:
             return None
         config = getattr(self.config, "backbone_config", self.config)
         if config.model_type == "hrnetv2":
@@ -92,7 +93,20 @@ class Record:
         return known if known and timm.is_model_pretrained(known) else None
 
     @property
-    def _began_at_random(self) -> bool:
+    def unnamed_backbone(self) -> str | None:
+        """The kind of a backbone whose weights are pretrained, but have no public name; None if there is no such backbone.
+
+        They come from a folder or file, whose path is not kept.
+        """
+        recorded = self.history or getattr(self.config, "backbone_license", None) or self._has_transformers_backbone
+        if self.began_at_random or self.pretrained_backbone or not recorded:
+            return None
+        config = getattr(self.config, "backbone_config", self.config)
+        return getattr(config, "backbone", None) or config.model_type
+
+    @property
+    def began_at_random(self) -> bool:
+        """Whether it is recorded that all weights were random before training."""
         return bool(self.history) and self.history[0]["recipe"].get("backbone_weights") == "random"
 
     @property
@@ -106,11 +120,13 @@ class Record:
         base, recorded = self.pretrained_backbone, getattr(self.config, "backbone_license", None)
         if recorded:
             return recorded
-        if self._has_transformers_backbone and not self._began_at_random:  # from the Hub, or from a folder, which has no name
-            return backbone_licence(self.config.backbone_config) or "unknown"
+        if self.began_at_random:
+            return CODE_LICENCE
+        if self._has_transformers_backbone:  # from the Hub, or from a folder, which has no name
+            return backbone_licence(self.config.backbone_config) or UNKNOWN_LICENCE
         if base:
-            return timm.get_pretrained_cfg(base).license or "unknown"
-        return CODE_LICENCE if self.history else "unknown"
+            return timm.get_pretrained_cfg(base).license or UNKNOWN_LICENCE
+        return UNKNOWN_LICENCE
 
     @property
     def title(self) -> str:

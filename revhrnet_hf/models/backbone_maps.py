@@ -57,6 +57,12 @@ class BackboneLayout:
             )
 
 
+def fixed_size_in(model: nn.Module) -> tuple[int, int] | None:
+    """(height, width) of the only images that the backbone in `model` accepts; None if it accepts others, or there is none."""
+    layouts = (getattr(module, "layout", None) for module in model.modules())
+    return next((layout.fixed_size for layout in layouts if isinstance(layout, BackboneLayout)), None)
+
+
 def streams_strides(num_streams: int) -> list[int]:
     """Strides of the maps that `num_streams` streams start from, finest first; the last is 32."""
     return [COARSEST_STRIDE >> halvings for halvings in reversed(range(num_streams))]

@@ -77,7 +77,7 @@ class RevHRNetConfig(SegmentationConfig):
         semantic_loss_class_weights, semantic_loss_ohem_threshold, semantic_loss_ohem_min_kept, semantic_loss_terms,
         semantic_loss_label_smoothing, semantic_loss_boundary_relaxation, semantic_loss_focal_gamma,
         semantic_loss_tversky_alpha, semantic_loss_tversky_beta, auxiliary_loss_weight, ocr_channels, ocr_key_channels,
-        palette, training_history:
+        confidence_temperature, palette, untinted, training_history:
             See [`SegmentationConfig`].
 
     Example:

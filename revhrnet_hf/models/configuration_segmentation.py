@@ -28,6 +28,13 @@ TRANSFORMERS_SETTINGS = {
 }
 
 
+CLASS_SETTINGS = ("num_labels", "id2label", "label2id")
+PER_CLASS = ("palette", "semantic_loss_class_weights")
+# They belong to the classes, and are removed with them. The temperature was fitted to the logits of the old classes.
+CLASS_DEPENDENT = (*PER_CLASS, "untinted", "confidence_temperature", "training_history")
+UNFITTED_TEMPERATURE = 1.0
+WITHOUT_CLASSES = {"confidence_temperature": UNFITTED_TEMPERATURE}  # what is set then, where it is not None
+
 CROSS_ENTROPY, FOCAL, DICE, TVERSKY, LOVASZ = LOSS_TERMS = ("cross_entropy", "focal", "dice", "tversky", "lovasz")
 
 
@@ -36,9 +43,10 @@ class SegmentationConfig(PreTrainedConfig):
     r"""
     The settings that [`RevHRNetConfig`] and [`HRNetV2Config`] share. Unknown keywords raise a `TypeError`.
 
-    When the classes change (`num_labels` or `id2label`, in `from_pretrained` or later), `palette` and
-    `semantic_loss_class_weights` are removed, unless new ones are given, and `training_history` becomes `pretraining_history`. A
-    warning in the log says so. Names for classes that had none (`LABEL_0`, …) do not count as a change.
+    When the classes change (`num_labels` or `id2label`, in `from_pretrained` or later), `palette`, `untinted` and
+    `semantic_loss_class_weights` are removed, unless new ones are given, `confidence_temperature` is 1 again, unless another is
+    given, and `training_history` becomes `pretraining_history`. A warning in the log says so. Names for classes that had none
+    (`LABEL_0`, …) do not count as a change.
 
     Args:
         batch_norm_momentum (`float`, defaults to 0.01):
@@ -84,6 +92,8 @@ class SegmentationConfig(PreTrainedConfig):
             sure. It changes no label map. (Not called `temperature`: Transformers refuses to save a config with that name.)
         palette (`list[list[int]]`, *optional*):
             Colour [red, green, blue] of each class, 0 to 255, for drawing label maps.
+        untinted (`list[int]`, *optional*):
+            Ids of the classes that overlays show without colour; by default the class that is called background, if there is one.
         training_history (`list[dict]`, *optional*):
             Data, recipe and scores of each stage of training; the network has the classes of the last stage. Training writes it,
             for people and model cards; the network does not use it.
@@ -108,8 +118,9 @@ class SegmentationConfig(PreTrainedConfig):
     auxiliary_loss_weight: float | int | None = None
     ocr_channels: int = 512
     ocr_key_channels: int = 256
-    confidence_temperature: float | int = 1.0
+    confidence_temperature: float | int = UNFITTED_TEMPERATURE
     palette: list[list[int]] | None = None
+    untinted: list[int] | None = None
     training_history: list[dict] | None = None
     pretraining_history: list[dict] | None = None
 
@@ -183,17 +194,19 @@ class SegmentationConfig(PreTrainedConfig):
 
     def _forget_classes(self):
         """Remove the settings that belong to the old classes."""
-        removed = [name for name in CLASS_DEPENDENT if getattr(self, name) is not None]
+        notes = {
+            "confidence_temperature": f" ({self.confidence_temperature}, now {UNFITTED_TEMPERATURE})",
+            "training_history": " (kept as pretraining_history)",
+        }
+        removed = [name for name in CLASS_DEPENDENT if getattr(self, name) != WITHOUT_CLASSES.get(name)]
         if self.training_history is not None:
             self.pretraining_history = [*(self.pretraining_history or []), *self.training_history]
         for name in removed:
-            setattr(self, name, None)
-        self.confidence_temperature = 1.0  # it was fitted to the old classes' logits
+            setattr(self, name, WITHOUT_CLASSES.get(name))
         if removed:
             logger.warning(
-                "The classes have changed. Removed from the configuration, because they belong to the old classes: %s%s",
-                ", ".join(removed),
-                " (kept as pretraining_history)" if "training_history" in removed else "",
+                "The classes have changed. Removed from the configuration, because they belong to the old classes: %s",
+                ", ".join(name + notes.get(name, "") for name in removed),
             )
 
     def validate_classes(self):
@@ -266,6 +279,12 @@ class SegmentationConfig(PreTrainedConfig):
             if len(colour) != 3 or not all(0 <= channel <= 255 for channel in colour):
                 raise ValueError(f"palette must have colours [red, green, blue], each from 0 to 255, got {colour}")
 
+    def validate_untinted(self):
+        """`strict` calls it on construction. Checks that there is a class for each id."""
+        unknown = [class_id for class_id in self.untinted or [] if not 0 <= class_id < self.num_labels]
+        if unknown:
+            raise ValueError(f"untinted must have ids of classes, 0 to {self.num_labels - 1}, got {unknown[0]}")
+
 
 def loss_fault(
     terms: dict[str, float] | None,
@@ -306,11 +325,6 @@ def loss_fault(
 
 def is_weight(value: float) -> bool:
     return 0 < value < math.inf
-
-
-CLASS_SETTINGS = ("num_labels", "id2label", "label2id")
-PER_CLASS = ("palette", "semantic_loss_class_weights")
-CLASS_DEPENDENT = (*PER_CLASS, "training_history")  # they belong to the classes, and are removed with them
 
 
 def classes_of(num_labels: int | None, id2label: dict | None, label2id: dict | None) -> dict[int, str] | None:

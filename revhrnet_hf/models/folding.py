@@ -15,9 +15,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .backbone_maps import fixed_size_in
 from .multi_scale import ConvOverScales
 
-PROBE_SIZE = 128  # height and width of the image on the meta device
+PROBE_SIZE = (128, 128)  # height and width of the image on the meta device, unless the backbone accepts another size only
 
 
 def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
@@ -44,7 +45,7 @@ def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     for name in norms:
         probe.get_submodule(name).register_forward_pre_hook(lambda _m, x, name=name: norm_inputs.append((id(x[0]), name)))
     with torch.no_grad(), uses:
-        probe(torch.empty(1, 3, PROBE_SIZE, PROBE_SIZE, device="meta"))
+        probe(torch.empty(1, 3, *(fixed_size_in(model) or PROBE_SIZE), device="meta"))
     calls = Counter([*conv_outputs.values(), *(name for _, name in norm_inputs)])
     pairs = [(conv_outputs[x], name) for x, name in norm_inputs if x in conv_outputs and uses.count[x] == 1]
     return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]

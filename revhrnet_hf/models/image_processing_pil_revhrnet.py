@@ -30,6 +30,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .backbone import backbone_normalization
+from .backbone_maps import layout_of
 from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
 from .keywords import LOADING_KEYWORDS, check_keywords
@@ -200,6 +201,8 @@ class RevHRNetImageProcessorMixin:
     def for_backbone(cls, config: PreTrainedConfig, **options) -> Self:
         """The image processor with the mean and standard deviation of the images on which a backbone was trained.
 
+        For a backbone that accepts images of one size only, it resizes images to that size, unless `size` is given.
+
         Args:
             config: configuration of a network of this package, or of a backbone.
             **options: any option of the image processor.
@@ -207,9 +210,15 @@ class RevHRNetImageProcessorMixin:
         Raises:
             ValueError: the mean and standard deviation of the backbone are not known.
         """
+        backbone = getattr(config, "backbone_config", config)
         if not {"image_mean", "image_std"} <= options.keys():
-            mean, std = backbone_normalization(getattr(config, "backbone_config", config))
+            mean, std = backbone_normalization(backbone)
             options = {"image_mean": mean, "image_std": std, **options}
+        is_hrnet = backbone.model_type == HRNetV2Config.model_type  # which takes any size
+        fixed_size = None if is_hrnet else layout_of(backbone).fixed_size
+        if fixed_size is not None and not {"do_resize", "size"} & options.keys():
+            height, width = fixed_size
+            options = {"do_resize": True, "size": {"height": height, "width": width}, **options}
         return cls(**options)
 
     @classmethod

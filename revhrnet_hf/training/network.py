@@ -16,6 +16,7 @@ from ..models import (
     RevHRNetForSemanticSegmentation,
     RevHRNetImageProcessor,
 )
+from ..models.backbone_maps import fixed_size_in
 from ..models.configuration_hrnetv2 import VARIANTS as HRNETV2_VARIANTS
 from ..models.configuration_revhrnet import VARIANTS as REVHRNET_VARIANTS
 from .recipe import LORA, RANDOM, Recipe
@@ -54,12 +55,27 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[PreTrainedMode
             model = model_class(config)
         else:
             model = model_class.from_pretrained_backbone(config, recipe.backbone_weights)
-        resize = {} if recipe.eval_size is None else {"do_resize": True, "size": {"longest_edge": recipe.eval_size}}
+        fixed_size = fixed_size_in(model)
+        # An image processor for a backbone of one size resizes images to that size by itself.
+        resizes = recipe.eval_size is not None and fixed_size is None
+        resize = {"do_resize": True, "size": {"longest_edge": recipe.eval_size}} if resizes else {}
         image_processor = RevHRNetImageProcessor.for_backbone(config, **resize)
     # Of weights, of settings, of a name that timm does not know.
     except (OSError, ValueError, StrictDataclassError, RuntimeError) as error:
         raise RecipeError(f"The recipe's model cannot be built: {_reason(error)}") from error
+    if fixed_size is not None:
+        _check_sizes(recipe, fixed_size)
     return model, image_processor
+
+
+def _check_sizes(recipe: Recipe, fixed_size: tuple[int, int]) -> None:
+    """Raises a RecipeError unless crops and scored images have the only size (height, width) that the backbone accepts."""
+    height, width = fixed_size
+    if tuple(recipe.crop_size) != fixed_size or recipe.eval_size not in (None, max(fixed_size)):
+        raise RecipeError(
+            f"The backbone {recipe.backbone} takes images of {height}×{width} pixels only: set crop_size to [{height}, {width}], "
+            f"and eval_size to {max(fixed_size)} or leave it out; or use a backbone that accepts any size"
+        )
 
 
 def _check_class_weights(recipe: Recipe, label_space: LabelSpace) -> None:
@@ -94,6 +110,7 @@ def _common_settings(recipe: Recipe, label_space: LabelSpace) -> dict[str, Any]:
         "id2label": label_space.id2label,
         "label2id": label_space.label2id,
         "palette": [list(colour) for colour in label_space.colours],
+        "untinted": None if label_space.untinted is None else [label_space.label2id[name] for name in label_space.untinted],
     }
     # Not given, they are the variant's own.
     for name in ("stream_channels", "num_modules", "num_blocks"):

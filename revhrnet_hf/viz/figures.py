@@ -75,10 +75,12 @@ def untinted_classes(names: Sequence[str], chosen: Collection[str] | None = None
     return frozenset(index for index, name in enumerate(names) if name in chosen)
 
 
-def untinted_of(config: PreTrainedConfig, chosen: Collection[str] | None = None) -> frozenset[int]:
-    """`untinted_classes` of a model: those chosen, else those that its label table named, else the background."""
-    names = [config.id2label[index] for index in range(config.num_labels)]
-    return untinted_classes(names, getattr(config, "untinted", None) if chosen is None else chosen)
+def untinted_of(config: PreTrainedConfig) -> frozenset[int]:
+    """The ids of a model's classes that overlays leave untinted: those of its label table, else the background."""
+    untinted = getattr(config, "untinted", None)
+    if untinted is not None:
+        return frozenset(untinted)
+    return untinted_classes([config.id2label[index] for index in range(config.num_labels)])
 
 
 def overlay_legend(

@@ -188,6 +188,15 @@ def test_legend_and_overlay(checkpoints, camvid, tmp_path):
         figure.main(["legend", "camvid11", "-o", str(tmp_path / "o.svg")])
 
 
+def test_overlay_of_untinted_classes(camvid, tmp_path):
+    checkpoint = rev(tmp_path / "checkpoint", untinted=list(range(SPACE.num_classes)))
+    image = next((camvid / "val").glob("*.png"))
+    drawn = _figures.draw_overlay(figure.build_parser().parse_args(["overlay", checkpoint, str(image), "-o", "x.png"]))
+    assert all(text.get_text().endswith(" (untinted)") for text in drawn.legends[0].get_texts())
+    shown, predicted = (np.asarray(axes.images[0].get_array()) for axes in drawn.axes if axes.images)
+    np.testing.assert_array_equal(predicted, shown)
+
+
 def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(RecipeError, match=r"figures need matplotlib: pip install .*\[plots\]"):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.layers.conv2d_same import Conv2dSame
-from transformers import TimmBackboneConfig
+from transformers import DPTImageProcessor, SegformerImageProcessor, TimmBackboneConfig
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation, RevHRNetImageProcessor, export
@@ -19,7 +19,7 @@ from revhrnet_hf.commands import export as export_command
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, ExportError, RecipeError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset, load_checkpoint, predict_label_maps
-from revhrnet_hf.export.folder import Export
+from revhrnet_hf.export.folder import Export, describe
 from revhrnet_hf.export.onnx_network import onnx_session, run_onnx, write_onnx
 from revhrnet_hf.export.program import export_program, logits_or_label_map
 from revhrnet_hf.synthetic import write_camvid
@@ -267,6 +267,33 @@ def test_another_network_is_found_out(tiny_model):
         export.check_agreement(tiny_model, lambda x: torch.zeros(1, 64, 96, dtype=torch.uint8), batches)
 
 
+def test_odd_sizes_are_compared_whether_or_not_images_are_padded():
+    for image_processor in (RevHRNetImageProcessor(), RevHRNetImageProcessor(do_pad=True), SegformerImageProcessor()):
+        batches = export.drawn_batches(image_processor, None)
+        assert [tuple(batch.shape[-2:]) for batch in batches] == [(96, 128), (150, 107), (240, 320)]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"do_pad": True}, {"multiple": 32}),
+        ({"do_pad": True, "size_divisor": 1}, {"multiple": 1}),
+        ({"do_pad": True, "size_divisor": 20, "do_resize": True, "size": {"longest_edge": 70}}, {"multiple": 20}),
+        ({"do_pad": True, "pad_size": {"height": 96, "width": 64}}, {"size": {"height": 96, "width": 64}}),
+    ],
+)
+def test_padding_is_described(tiny_model, options, expected):
+    told = describe(tiny_model, RevHRNetImageProcessor(**options), with_argmax=False)["input"]["pad"]
+    assert json.loads(json.dumps(told)) == (expected and {**expected, "is": told["is"]})
+
+
+def test_padding_that_cannot_be_described(tiny_model):
+    """DPT's centres the image."""
+    with pytest.raises(ExportError, match=r"DPTImageProcessor pads images in a way that model\.json cannot describe"):
+        describe(tiny_model, DPTImageProcessor(do_resize=False, do_pad=True, size_divisor=32), with_argmax=False)
+
+
 class Fixed(torch.nn.Module):
     """A network that gives these logits, whatever it sees."""
 
@@ -344,6 +371,20 @@ def test_what_does_not_fit_together(tmp_path, arguments, said):
     with pytest.raises(RecipeError, match=said):
         export_command.main(["CHECKPOINT", *arguments, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_backbone_that_accepts_one_size_only(tmp_path):
+    settings = {"stream_channels": [8, 12, 16, 20], "num_modules": [1, 1, 1], "num_blocks": 1, "initializer": "he"}
+    model = RevHRNetForSemanticSegmentation(RevHRNetConfig(backbone="cait_xxs24_224", **settings)).eval()
+    image_processor = RevHRNetImageProcessor.for_backbone(model.config)
+    for size in (None, (224, 256)):
+        with pytest.raises(ExportError, match="images of 224×224 pixels only: export it with --size 224 224"):
+            Export(model, image_processor, "torch_export", size).write(tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    Export(model, image_processor, "torch_export", (224, 224)).write(tmp_path / "program")
+    told = json.loads((tmp_path / "program" / "model.json").read_text(encoding="utf-8"))
+    assert told["input"]["resize"]["size"] == {"height": 224, "width": 224}
+    assert told["agreement_with_the_checkpoint"]["equal_pixels"] >= 0.999
 
 
 class TestPlainTransformers:

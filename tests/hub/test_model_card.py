@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
-from transformers import DINOv3ConvNextConfig, TimmBackboneConfig
+from transformers import AutoConfig, DINOv3ConvNextConfig, TimmBackboneConfig
 
 from revhrnet_hf import HRNetV2Config, RevHRNetConfig, RevHRNetImageProcessor
 from revhrnet_hf.errors import CheckpointError
@@ -181,6 +181,36 @@ def test_licence_is_that_of_the_pretrained_weights(config, licence, said, tmp_pa
     card = ModelCard.load(write_model_card(tmp_path))
     assert card.data.license == licence
     assert said in card.text
+
+
+@pytest.mark.parametrize(
+    ("model_type", "weights", "licence", "said"),
+    [
+        ("dinov2", None, "apache-2.0", "these are Apache-2.0."),
+        ("resnet", None, "unknown", "their licence is not known."),
+        ("resnet", "/models/mine.safetensors", "unknown", "read from the file `mine.safetensors`.)"),
+    ],
+)
+def test_pretrained_weights_of_a_folder_have_no_name(model_type, weights, licence, said, tmp_path):
+    """A Transformers checkpoint on this machine, whose path the saved config does not hold."""
+    recipe = {"backbone": f"/models/{model_type}"} | ({"backbone_weights": weights} if weights else {})
+    names = {"out_features": [f"stage{i}" for i in (3, 6, 9, 12)]} if model_type == "dinov2" else {}
+    backbone = AutoConfig.for_model(model_type, name_or_path=f"/models/{model_type}", **names)
+    RevHRNetConfig.from_variant(
+        "w18", backbone_config=backbone, training_history=[{**STAGE, "recipe": recipe}], backbone_license=None
+    ).save_pretrained(tmp_path)
+    card = ModelCard.load(write_model_card(tmp_path))
+    assert (card.data.license, card.data.base_model) == (licence, None)
+    assert f"pretrained weights of a backbone of type `{model_type}`, whose name is not recorded" in card.text
+    assert said in card.text and "random weights" not in card.text
+
+
+def test_a_file_for_a_timm_model_without_published_weights(tmp_path):
+    """It is no training from random weights."""
+    rev("resnet200", backbone_weights="mine.pth").save_pretrained(tmp_path)
+    card = ModelCard.load(write_model_card(tmp_path))
+    assert card.data.license == "unknown"
+    assert "random weights" not in card.text and "`mine.pth`" in card.text
 
 
 @pytest.mark.parametrize("named_by", ["timm", "transformers"])

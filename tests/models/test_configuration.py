@@ -246,6 +246,8 @@ def test_a_checkpoint_keeps_its_backbone(tiny_checkpoint):
         ({"palette": [[0, 0, 0]]}, "1 for 2 classes"),
         ({"palette": [[0, 0, 0], [0, 0]]}, r"\[red, green, blue\]"),
         ({"palette": [[0, 0, 0], [0, 0, 256]]}, "0 to 255"),
+        ({"untinted": [2]}, "untinted must have ids of classes, 0 to 1, got 2"),
+        ({"untinted": ["sky"]}, "untinted"),
         ({"id2label": {1: "a", 2: "b"}}, "ids 0 to 1"),
         ({"id2label": {0: "a", 1: "b"}, "label2id": {"b": 0, "a": 1}}, "label2id says that 'b' is class 0"),
         ({"id2label": {}}, "at least two classes"),
@@ -417,6 +419,29 @@ def test_new_classes_may_bring_their_own_settings(checkpoint):
     assert (config.palette, config.semantic_loss_class_weights, config.training_history) == (palette, weights, [])
     with pytest.raises(StrictDataclassError, match="4 for 15 classes"):
         AutoConfig.from_pretrained(checkpoint, num_labels=15, palette=OLD["palette"])
+
+
+@configs
+def test_untinted_classes_belong_to_the_classes(config_class, tmp_path, caplog):
+    config_class(num_labels=4, untinted=[0, 3]).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, num_labels=4).untinted == [0, 3]
+    assert AutoConfig.from_pretrained(tmp_path, num_labels=3).untinted is None
+    assert "classes have changed" in caplog.text and "untinted" in caplog.text
+    assert AutoConfig.from_pretrained(tmp_path, num_labels=3, untinted=[2]).untinted == [2]
+
+
+@configs
+def test_a_temperature_that_was_fitted_to_other_classes(config_class, tmp_path, caplog):
+    """It is 1 again, which the warning says, unless the new classes bring one."""
+    config_class(num_labels=4, confidence_temperature=1.7).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, num_labels=3).confidence_temperature == 1.0
+    assert "classes have changed" in caplog.text and "confidence_temperature (1.7, now 1.0)" in caplog.text
+    for given in ({"num_labels": 3}, {"id2label": {0: "a", 1: "b"}}, {"num_labels": 4}):
+        assert AutoConfig.from_pretrained(tmp_path, confidence_temperature=2.5, **given).confidence_temperature == 2.5
+    caplog.clear()
+    config = config_class(num_labels=4)
+    config.num_labels = 3
+    assert not caplog.records
 
 
 def test_as_many_other_classes_are_other_classes(checkpoint, caplog):

@@ -8,7 +8,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
-from revhrnet_hf import HRNetV2Config, HRNetV2ForSemanticSegmentation, RevHRNetForSemanticSegmentation, RevHRNetModel
+from revhrnet_hf import (
+    HRNetV2Config,
+    HRNetV2ForSemanticSegmentation,
+    RevHRNetConfig,
+    RevHRNetForSemanticSegmentation,
+    RevHRNetModel,
+)
 from revhrnet_hf.models import modeling_revhrnet
 from revhrnet_hf.models.folding import conv_norm_pairs, fold_batch_norms
 
@@ -245,6 +251,16 @@ class TestOptimizeForInference:
         with pytest.raises(ValueError, match=r"dtype=torch.int8\): give a floating-point dtype"):
             model.optimize_for_inference(dtype=torch.int8)
         assert norms_in(model)
+
+    def test_a_backbone_that_accepts_one_size_only(self):
+        settings = {"stream_channels": [4, 4, 4, 4], "num_modules": [1, 1, 1], "num_blocks": 1, "initializer": "he"}
+        model = shaken(RevHRNetForSemanticSegmentation(RevHRNetConfig(backbone="cait_xxs24_224", **settings)))
+        x = torch.randn(1, 3, 224, 224)
+        with torch.no_grad():
+            expected = model(x).logits
+            model.optimize_for_inference()
+            assert norms_in(model) == []
+            torch.testing.assert_close(model(x).logits, expected, rtol=1e-3, atol=1e-3)
 
     def test_after_use(self, tiny_config):
         """A model that was trained before."""

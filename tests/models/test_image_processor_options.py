@@ -368,6 +368,16 @@ def test_of_a_backbone(processor_class, backbone, mean, std):
     assert (tuple(resizing.image_mean), tuple(resizing.image_std), resizing.size.longest_edge) == (mean, (1, 1, 1), 64)
 
 
+@twins
+def test_of_a_backbone_that_accepts_one_size_only(processor_class):
+    config = revhrnet_hf.RevHRNetConfig.from_variant("w18", backbone="cait_xxs24_224")
+    for given in (config, config.backbone_config):
+        processor = processor_class.for_backbone(given)
+        assert (processor.do_resize, dict(processor.size)) == (True, {"height": 224, "width": 224})
+    assert not processor_class.for_backbone(config, do_resize=False).do_resize
+    assert processor_class.for_backbone(config, do_resize=True, size={"longest_edge": 64}).size.longest_edge == 64
+
+
 def test_of_other_backbones():
     from transformers import ResNetConfig
 

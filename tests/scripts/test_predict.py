@@ -112,6 +112,25 @@ def test_label_map_is_the_pipelines(request, model, image, tmp_path, capsys):
         assert float(line.split()[1]) == pytest.approx(100 * (expected == index).mean(), abs=0.051)
 
 
+def test_untinted_classes_show_the_image_alone(revhrnet, image, tmp_path):
+    """They keep their colour in the palette PNG."""
+    before, after = (tmp_path / name for name in ("tinted", "untinted"))
+    predict.main([revhrnet, str(image), "--output_dir", str(before)])
+    label_map = np.asarray(Image.open(before / "street_labels.png"))
+    chosen = int(np.bincount(label_map.ravel()).argmax())
+    checkpoint = shutil.copytree(revhrnet, tmp_path / "checkpoint")
+    config = RevHRNetConfig.from_pretrained(checkpoint)
+    config.untinted = [chosen]
+    config.save_pretrained(checkpoint)
+    predict.main([str(checkpoint), str(image), "--output_dir", str(after)])
+    assert (after / "street_labels.png").read_bytes() == (before / "street_labels.png").read_bytes()
+    drawn = np.asarray(Image.open(after / "street_overlay.png"))[:50, :75]
+    tinted = np.asarray(Image.open(before / "street_overlay.png"))[:50, :75]
+    expected = np.where((label_map == chosen)[..., None], np.asarray(Image.open(image)), tinted)
+    np.testing.assert_array_equal(drawn, expected)
+    assert not np.array_equal(drawn, tinted)
+
+
 def test_inference_options_are_evaluations(revhrnet, image, tmp_path):
     given = ["--window", "32", "48", "--stride", "20", "30", "--scales", "0.8", "1.4", "--flip", "--batch_size", "2"]
     predict.main([revhrnet, str(image), "--output_dir", str(tmp_path / "out"), *given])

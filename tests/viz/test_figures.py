@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import SegformerConfig
 
+from revhrnet_hf import RevHRNetConfig
 from revhrnet_hf.data.palette import default_palette
 from revhrnet_hf.viz.figures import (
     colourise,
@@ -15,6 +17,7 @@ from revhrnet_hf.viz.figures import (
     overlay,
     palette_png,
     triptych,
+    untinted_of,
     with_legend,
 )
 
@@ -68,6 +71,16 @@ def test_overlay_mixes_by_opacity_and_leaves_ignored_pixels():
     np.testing.assert_allclose(values[0, 0], 0.75 * np.array([200, 100, 0]) + 0.25 * np.array(COLOURS[0]), atol=1)
     assert values[1, 1].tolist() == [200, 100, 0]
     np.testing.assert_array_equal(np.asarray(overlay(image, LABEL_MAP, COLOURS, opacity=0)), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("untinted", "expected"),
+    [(None, {0}), ([], set()), ([1, 2], {1, 2})],  # None, as in checkpoints from before the field
+)
+def test_untinted_classes_of_a_model(untinted, expected):
+    classes = dict(enumerate(["Background", "sky", "car"]))
+    assert untinted_of(RevHRNetConfig(id2label=classes, untinted=untinted)) == expected
+    assert untinted_of(SegformerConfig(id2label=classes)) == {0}
 
 
 def test_overlay_refuses_what_does_not_fit():
