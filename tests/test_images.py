@@ -279,3 +279,17 @@ def test_grey_that_is_no_brightness_is_refused(value, tmp_path):
 def test_float_shares_are_brightness(tmp_path):
     PIL.Image.fromarray(np.array([[0, 0.5, 1]], np.float32)).save(tmp_path / "a.tif")
     assert np.asarray(read_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "clear"), [([0, 0.5, 1.2], False), ([0, 3, 12], True), ([0.5, 99.5], True), ([0, 0.5, 1], True)]
+)
+def test_floating_point_values_whose_range_is_not_clear_are_refused(values, clear):
+    """A tile of 0 to 1 with one pixel above 1 would be black beside others."""
+    image = PIL.Image.fromarray(np.array([values], dtype=np.float32))
+    if clear:
+        shown = np.asarray(to_rgb(image))[0, :, 0]
+        assert shown.tolist() == np.rint(np.array(values) * (255 if max(values) <= 1 else 1)).tolist()
+        return
+    with pytest.raises(DataError, match=r"fractions up to 1\.2, which may be of 0 to 1 or of 0 to 255: scale them"):
+        to_rgb(image)

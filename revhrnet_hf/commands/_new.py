@@ -1,6 +1,7 @@
 """The work of `revhrnet new`. The command line is elsewhere, because it does not wait for PyTorch."""
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +18,21 @@ from ..data.datasets.pairing import images_below
 from ..data.label_table import CVAT_NAME, USUAL_NAME
 from ..data.layout import Layout, find_layout, find_pairs
 from ..data.listing import Sample, check_same_sizes, image_size, locate
-from ..data.proposed_table import MaskContents, ProposedTable, ids_of_labels, notes_on_labels, propose_table
-from ..data.raw_label_map import ids_in, raw_content
+from ..data.proposed_table import MaskContents, ProposedTable, ids_of_labels, no_classes, notes_on_labels, propose_table
+from ..data.raw_label_map import RawContent, ids_in, raw_content
 from ..errors import DataError, first_few
-from ..images import save_image
+from ..images import Colour, save_image
 from ..io import write_text
 from ..text import table as text_table
 from ..training.first_recipe import Images, Machine, first_recipe, recipe_text
 from ..viz.contact_sheet import contact_sheet
 from ..viz.figures import untinted_classes
+from .new import name_of
 
-TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.jpg"
+TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.png"
+
+
+MOST_COLOURS = 256
 
 
 class Start:
@@ -68,7 +73,7 @@ class Start:
                     "masks to train on, arrange them as the others are."
                 )
             is_divided = find_split(layout.splits, SCORED_ON) is not None
-            text = proposed.to_yaml(_name_of(self.folder), layout, None if is_divided else val_fraction, seed)
+            text = proposed.to_yaml(name_of(self.folder), layout, None if is_divided else val_fraction, seed)
             self._write(Path(self.table), text)
             print("\n" + _described(proposed) + "\n")
 
@@ -95,9 +100,7 @@ class Start:
             return self._propose_from_shapes(layout)
         pairs = check_same_sizes(locate(self.data_folder, find_pairs(self.data_folder, layout)))
         masks = list(dict.fromkeys(pair.label_map for pair in pairs))
-        contents = [
-            (mask, raw_content(mask)) for mask in tqdm(masks, desc="reading masks", unit="mask", leave=False, disable=None)
-        ]
+        contents = list(read_masks(tqdm(masks, desc="reading masks", unit="mask", leave=False, disable=None)))
         classes = self._class_list()
         by_colour = classes is not None and not classes.by_id
         return propose_table(MaskContents.of(contents, by_colour), classes)
@@ -172,8 +175,19 @@ class Start:
         print(f"written: {path}")
 
 
-def _name_of(folder: Path) -> str:
-    return folder.absolute().stem
+def read_masks(masks: Iterable[str]) -> Iterator[tuple[str, RawContent]]:
+    """Location and content of each mask; a DataError as soon as there are too many colours for classes.
+
+    So a folder of photos, each of which has a hundred thousand, is not read to its end.
+    """
+    colours: set[Colour] = set()
+    for mask in masks:
+        content = raw_content(mask)
+        if content.ids is None:
+            colours.update(content.colours)
+        if len(colours) > MOST_COLOURS:
+            raise no_classes(f"more than {MOST_COLOURS} colours", mask)
+        yield mask, content
 
 
 def _described(proposed: ProposedTable) -> str:

@@ -8,7 +8,7 @@ Masks may hold ids, palettes, colours, or 0 and 255, or be labelme's JSON files;
 beside each other with a suffix (x.jpg, x_mask.png) or a prefix (img01.jpg, mask01.png), with or without splits: exports of CVAT
 and Roboflow, VOC's layout, Kaggle's. Names of classes are read from labelmap.txt, classes.txt, _classes.csv or class_dict.csv
 where one is there. Nothing in the folder is changed. Files that exist in the output folder are kept and used: give the classes
-their names in labels.yaml, delete masks.jpg, and call the command again for a new sheet.
+their names in labels.yaml, delete masks.png, and call the command again for a new sheet.
 """
 
 import argparse
@@ -59,8 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def beside(folder: Path) -> Path:
     """The output folder beside a data folder, relative to the working directory where that is above it."""
-    output_dir = folder.absolute().parent / f"{folder.absolute().stem}_recipe"
+    output_dir = folder.absolute().parent / f"{name_of(folder)}_recipe"
     return output_dir.relative_to(Path.cwd()) if output_dir.is_relative_to(Path.cwd()) else output_dir
+
+
+def name_of(folder: Path) -> str:
+    """The name of a data folder, or of an archive without its ending."""
+    return folder.absolute().stem if folder.is_file() else folder.absolute().name
 
 
 def next_commands(folder: Path, recipe: Path, table: str, eval_split: str) -> list[str]:

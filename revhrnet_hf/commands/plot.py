@@ -17,7 +17,7 @@ from . import check_installed
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders of `revhrnet train`, or folders of them")
-    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="PNG to write (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="PNG or PDF to write (default: %(default)s)")
     return parser
 
 
@@ -25,8 +25,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     check_installed("curves need", "plots", "matplotlib")
     from ..viz.curves import draw_curves, read_curves
+    from ..viz.plots import check_format, save_figure
 
-    draw_curves(read_curves(args.runs)).savefig(args.output, dpi=150, format="png")
+    check_format(args.output)
+    save_figure(draw_curves(read_curves(args.runs)), args.output)
     print(args.output)
 
 

@@ -34,7 +34,6 @@ from .label_space import LabelSpace
 from .limits import check_pixels
 from .matlab import read_structure_field
 
-BACKGROUND = 0  # train id of pixels that no object covers
 VOID_SEGMENT = 0  # segment id of unlabelled pixels
 LARGEST_SEGMENT = (1 << 24) - 1  # three bytes of colour
 MAX_NAMED = 8
@@ -158,7 +157,7 @@ def _draw_objects(record: dict[str, Any], label_space: LabelSpace, source: str) 
 
     size = record["height"], record["width"]
     objects, boxes = _objects_by_class(record, label_space, source)
-    train_ids, num_classes = np.full(size, BACKGROUND, np.uint8), np.zeros(size, np.uint8)
+    train_ids, num_classes = np.full(size, label_space.background, np.uint8), np.zeros(size, np.uint8)
     for train_id, rles in objects.items():
         covered = mask.decode(mask.merge(rles)).astype(bool)
         train_ids[covered] = train_id
@@ -178,7 +177,7 @@ def _objects_by_class(record: dict[str, Any], label_space: LabelSpace, source: s
             raise DataError(f"{source}: {shown(thing)} is among the annotations, which are JSON objects: take it out.")
         where = f"{source}: annotation {shown(thing.get('id'))}"
         train_id = category_train_id(thing.get("category_id"), label_space, where)
-        if train_id == BACKGROUND:
+        if train_id == label_space.background:
             continue
         if drawable := shapes(thing.get("segmentation"), where):
             objects[train_id] += [rle for shape in drawable for rle in _run_lengths(shape, height, width, where)]

@@ -83,7 +83,11 @@ class DataFolder:
 
     def packed_folders(self) -> list[str]:
         """Sorted names of the top folders that are only in archives."""
-        return [name for name in self.folders() if not self._on_disk(self._full_path(name))]
+        return [name for name in self.folders() if self.is_packed(name)]
+
+    def is_packed(self, folder: str) -> bool:
+        """Whether one of the folders is only in archives."""
+        return not self._on_disk(self._full_path(folder))
 
     def _full_path(self, path: str) -> str:
         return f"{self._base}{path}".rstrip("/")
@@ -95,6 +99,18 @@ class DataFolder:
     @property
     def is_empty(self) -> bool:
         return not any(not is_hidden(path.name) for path in self._folder.iterdir()) if self._folder else not self._packed.members
+
+    @cached_property
+    def _packed_below(self) -> dict[str, set[str]]:
+        """Folder → names of the folders in it, for those in archives; the top folder is empty text."""
+        below: dict[str, set[str]] = defaultdict(set)
+        for key in self._packed.members:
+            while key:
+                key, _, name = key.rpartition("/")
+                if name in below[key]:
+                    break  # and so are those above it
+                below[key].add(name)
+        return below
 
     @cached_property
     def _packed(self) -> "_ArchiveMembers":
@@ -181,8 +197,7 @@ class DataFolder:
     def folders(self, folder: str = "") -> list[str]:
         """Sorted names of the folders in `folder`."""
         folder = self._full_path(folder)
-        prefix = f"{folder}/" if folder else ""
-        names = {key[len(prefix) :].split("/")[0] for key in self._packed.members if key.startswith(prefix) and key != folder}
+        names = set(self._packed_below.get(folder, ()))
         if self._on_disk(folder):
             names.update(self._folders_on_disk(self._folder / folder))
         return sorted(name for name in names - {""} if not is_hidden(name))

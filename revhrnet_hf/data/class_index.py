@@ -29,7 +29,7 @@ from .loader import build_loader
 logger = logging.getLogger(__name__)
 
 PLACES = 16  # pixels of each class that are kept for each label map
-FORMAT = 1  # counts up when the files' contents change, so that older files are not read
+FORMAT = 2  # counts up when the files' contents change, so that older files are not read
 SECONDS_BETWEEN_LOOKS = 0.2  # at another process that is counting the same label maps
 LONG_COUNT = 500  # label maps; counting fewer is too quick for a progress bar
 
@@ -76,27 +76,32 @@ def class_index(dataset: datasets.Dataset, num_workers: int | None = None) -> Cl
     """The index of a dataset's label maps, from the cache or counted now; see [`class_pixel_counts`].
 
     Of several processes on a machine that ask at the same time, one counts, and the others wait for its file. The index does not
-    depend on who counts. An index with unreadable label maps is not kept, because they may be readable next time.
+    depend on who counts. Label maps that could not be read are tried again at each call.
     """
     file = _cache_file(dataset)
-    if (kept := _read(file)) is not None:
-        return kept
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(file):
-        if (kept := _read(file)) is not None:
-            return kept
-        index = _count(dataset, num_workers)
-        if len(index.unreadable):
-            image_ids = dataset.select_columns("image_id")[index.unreadable.tolist()]["image_id"]
-            logger.warning(
-                "%d of %d label maps cannot be read and are not counted: %s",
-                len(image_ids),
-                len(dataset),
-                first_few(image_ids),
-            )
-        else:
-            _write(file, index)
+    index = _kept(file, dataset)
+    if index is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(file):
+            index = _kept(file, dataset)
+            if index is None:
+                index = _count(dataset, num_workers)
+                _write(file, index)
+    if len(index.unreadable):
+        image_ids = dataset.select_columns("image_id")[index.unreadable.tolist()]["image_id"]
+        logger.warning(
+            "%d of %d label maps cannot be read and are not counted: %s", len(image_ids), len(dataset), first_few(image_ids)
+        )
     return index
+
+
+def _kept(file: Path, dataset: datasets.Dataset) -> ClassIndex | None:
+    """The index in a file; None if there is none, or if label maps that could not be read then can be now."""
+    index = _read(file)
+    if index is None or not len(index.unreadable):
+        return index
+    again = _count(dataset.select(index.unreadable.tolist()), num_workers=0)
+    return index if len(again.unreadable) == len(index.unreadable) else None
 
 
 def _cache_file(dataset: datasets.Dataset) -> Path:
@@ -140,7 +145,7 @@ def _read(file: Path) -> ClassIndex | None:
     """The index in a file; None if there is none, or a crash of the machine has left it damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return ClassIndex(arrays["pixels"], arrays["places"], np.zeros(0, np.int64))
+            return ClassIndex(arrays["pixels"], arrays["places"], arrays["unreadable"])
     except FileNotFoundError:
         return None
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
@@ -151,7 +156,7 @@ def _read(file: Path) -> ClassIndex | None:
 def _write(file: Path, index: ClassIndex) -> None:
     with whole_file(file) as partial:
         with partial.open("wb") as stream:
-            np.savez(stream, pixels=index.pixels, places=index.places)
+            np.savez(stream, pixels=index.pixels, places=index.places, unreadable=index.unreadable)
         flush(partial)
 
 

@@ -23,11 +23,13 @@ class ClassList:
     Attributes:
         source: the file.
         by_id, by_colour: id or colour → name.
+        in_order: whether the file gives no ids, and `by_id` has them by the order of the names.
     """
 
     source: str
     by_id: dict[int, str] = field(default_factory=dict)
     by_colour: dict[Colour, str] = field(default_factory=dict)
+    in_order: bool = False
 
 
 def find_class_list(data_folder: DataFolder) -> ClassList | None:
@@ -84,7 +86,7 @@ def _read_csv(data_folder: DataFolder, file: str) -> ClassList:
         try:
             if value is not None:
                 found.by_id[int(row[value])] = row[name]
-            else:
+            if None not in channels:
                 found.by_colour[tuple(int(row[channel]) for channel in channels)] = row[name]
         except (ValueError, IndexError) as error:
             raise DataError(
@@ -106,7 +108,7 @@ def _read_names(data_folder: DataFolder, file: str) -> ClassList:
     names = list(_lines(data_folder, file))
     if names and names[0] in IGNORED_NAMES - {"void"} and names[0].startswith("_"):
         names = names[1:]
-    return ClassList(file, dict(enumerate(names)))
+    return ClassList(file, dict(enumerate(names)), in_order=True)
 
 
 def _lines(data_folder: DataFolder, file: str) -> Iterator[str]:

@@ -42,6 +42,7 @@ class LabelSpace:
         untinted: names of the classes that overlays show without colour; None: the class called background, if there is one.
         counted_apart: so many train ids from `num_classes` on are ignored as well. Only `ClassCounter` uses them, to count
             ignored ids and colours one by one.
+        background: the train id of pixels that no object covers, where label maps are drawn from objects.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LabelSpace:
     raw_colours: Mapping[Colour, int] = field(default_factory=dict, hash=False)
     untinted: tuple[str, ...] | None = None
     counted_apart: int = 0
+    background: int = 0
 
     def __post_init__(self):
         if len(self.names) != len(self.colours):
@@ -120,6 +122,7 @@ class LabelSpace:
                 # Only where it is given, so that the text of other label spaces is as in earlier versions.
                 **({} if self.untinted is None else {"untinted": self.untinted}),
                 **({"counted_apart": self.counted_apart} if self.counted_apart else {}),
+                **({"background": self.background} if self.background else {}),
             },
             ensure_ascii=False,
         )
@@ -138,6 +141,7 @@ class LabelSpace:
                 raw_colours={tuple(colour): train_id for colour, train_id in table["raw_colours"]},
                 untinted=tuple(table["untinted"]) if "untinted" in table else None,
                 counted_apart=table.get("counted_apart", 0),
+                background=table.get("background", 0),
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise DataError(f"No label space can be read from the JSON {text[:80]!r} ({error!r}).") from error

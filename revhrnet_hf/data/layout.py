@@ -28,7 +28,7 @@ from .datasets.folder import (
     sources_without_table,
 )
 from .datasets.labelme import labelme_files
-from .datasets.pairing import IMAGES, LABEL_SUFFIXES, Affix, images_below, pair_files
+from .datasets.pairing import IMAGES, LABEL_SUFFIXES, Affix, images_below, pair_files, read_split_list
 from .label_table import SPLIT
 from .listing import MAX_NAMED, ListedSample
 
@@ -134,16 +134,28 @@ class _Match:
 
 
 def find_pairs(data_folder: DataFolder, layout: Layout) -> list[ListedSample]:
-    """All images with their masks, of all splits; a DataError as `pair_files` raises it."""
+    """All images with their masks, of all splits; DataErrors as of `pair_files` and `read_split_list`."""
+    affixes = Affix.of(layout.image_prefix, layout.image_suffix), Affix.of(layout.label_prefix, layout.label_suffix)
+    found = []
+    for (images, labels), lists in _folders_and_lists(data_folder, layout).items():
+        pairs = pair_files(data_folder, images, labels, *affixes)
+        # What no list names is in no split, and need not have a mask, as most images of VOC.
+        listed = [pair for file in lists for pair in read_split_list(data_folder, file, images, labels, pairs)]
+        found += dict.fromkeys(listed) if lists else pairs.values()
+    return found
+
+
+def _folders_and_lists(data_folder: DataFolder, layout: Layout) -> dict[tuple[str, str], list[str]]:
+    """Folders of images and of masks → the list files that divide them; none if lists do not name what is trained on."""
+    by_split = list_files(data_folder)
+    lists = [file for files in by_split.values() for file in files] if find_split(by_split, HELD_OUT_FROM) else []
     if layout.images is None:
         sources, _ = sources_without_table(data_folder)
-        folders = dict.fromkeys((source.images, source.labels) for source in sources)
-    elif SPLIT in layout.images:
+        return {(source.images, source.labels): lists if source.listed_in else [] for source in sources}
+    if SPLIT in layout.images:
         folders = [tuple(folder.replace(SPLIT, split) for folder in (layout.images, layout.labels)) for split in layout.splits]
-    else:
-        folders = [(layout.images, layout.labels)]
-    affixes = Affix.of(layout.image_prefix, layout.image_suffix), Affix.of(layout.label_prefix, layout.label_suffix)
-    return [pair for images, labels in folders for pair in pair_files(data_folder, images, labels, *affixes).values()]
+        return {pair: [] for pair in folders}
+    return {(layout.images, layout.labels): lists}
 
 
 def _image_folders(data_folder: DataFolder) -> dict[str, list[str]]:

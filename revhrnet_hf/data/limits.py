@@ -5,9 +5,8 @@ Each limit is far above the needs of published datasets. The error messages say 
 
 import os
 
-import PIL.Image
-
 from ..errors import DataError
+from ..images import check_size
 
 MEBIBYTE = 1 << 20
 MEMBER_VARIABLE, TEXT_VARIABLE = "REVHRNET_MAX_MEMBER_MB", "REVHRNET_MAX_TEXT_MB"
@@ -41,12 +40,11 @@ def text_too_long(source: str, most: int) -> DataError:
 
 
 def check_pixels(width: int, height: int, source: str) -> None:
-    """Raises a DataError if a label map that is to be drawn has more pixels than Pillow opens."""
-    if PIL.Image.MAX_IMAGE_PIXELS is not None and width * height > (most := 2 * PIL.Image.MAX_IMAGE_PIXELS):
-        raise DataError(
-            f"{source} is of {width}×{height} pixels, more than the limit of {most}, which is that of images: if that size is "
-            "right, raise Pillow's limit (PIL.Image.MAX_IMAGE_PIXELS)."
-        )
+    """Raises a DataError if a label map that is to be drawn has more pixels than an image may have."""
+    try:
+        check_size((width, height))
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
 
 
 def _from_environment(variable: str) -> int | None:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import yaml
 
@@ -78,15 +78,19 @@ class MaskContents:
             added.masks.update(found.keys())
         if len(added.pixels) > 256 or (not are_ids and len(added.pixels) > MAX_CLASSES and not _soft_edges(added)):
             first = next((location for location, content in contents if len(content.ids or content.colours) > 64), contents[0][0])
-            raise DataError(
-                f"The masks hold {len(added.pixels)} {'ids' if are_ids else 'colours'}, for example {first}, which are no "
-                "classes: they were resized or drawn with soft edges, or are images. Save masks without interpolation, as PNG."
-            )
+            raise no_classes(f"{len(added.pixels)} {'ids' if are_ids else 'colours'}", first)
         return added
 
     def share(self, value: RawValue) -> float:
         """The share of all pixels, 0 to 1."""
         return self.pixels[value] / max(1, self.pixels.total())
+
+
+def no_classes(values: str, location: str) -> DataError:
+    return DataError(
+        f"The masks hold {values}, for example {location}, which are no classes: they were resized or drawn with soft edges, or "
+        "are images. Save masks without interpolation, as PNG."
+    )
 
 
 @dataclass
@@ -145,8 +149,16 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
     Raises:
         DataError: there are fewer than two classes.
     """
+    notes = list(contents.notes)
+    if classes is not None and _lacks_background(contents, classes):
+        count = len(classes.by_id)
+        notes.append(
+            f"{classes.source} has {count} name{'s' if count > 1 else ''} and no background, and the masks have one class more: "
+            "0 is taken for the background, and the names for the others. If that is wrong, correct the names below."
+        )
+        classes = replace(classes, by_id={0: BACKGROUND, **{raw_id + 1: name for raw_id, name in classes.by_id.items()}})
     listed = {} if classes is None else _listed(contents, classes)
-    notes = [*contents.notes, *[f"The names are those of {classes.source}." for _ in listed][:1]]
+    notes += [f"The names are those of {classes.source}." for _ in listed][:1]
     place = {value: number for number, value in enumerate(listed)}
     values = sorted(contents.pixels, key=lambda value: (place.get(value, len(place)), value))  # the list's order counts
     ignored: list[RawValue] = []
@@ -187,11 +199,25 @@ def propose_table(contents: MaskContents, classes: ClassList | None) -> Proposed
     return ProposedTable(contents, names, ignored, unseen, notes)
 
 
+def _lacks_background(contents: MaskContents, classes: ClassList) -> bool:
+    """Whether a list of names has only the objects of masks in which 0 is the background, as lists for detectors have."""
+    count, names = len(classes.by_id), {name.casefold().strip("_") for name in classes.by_id.values()}
+    if not classes.in_order or not count or names & {BACKGROUND, *(name.strip("_") for name in IGNORED_NAMES)}:
+        return False
+    if _is_binary(contents):
+        return count == 1
+    return contents.are_ids and max(value for value in contents.pixels if value != IGNORED or len(contents.pixels) == 1) == count
+
+
+def _is_binary(contents: MaskContents) -> bool:
+    """Whether the masks are black and white, perhaps with soft edges."""
+    return {_grey_level(value) for value in contents.pixels} == {0, WHITE} or bool(_soft_edges(contents))
+
+
 def _listed(contents: MaskContents, classes: ClassList) -> dict[RawValue, str]:
     """Id or colour → name in the list. In masks of 0 and 255, a list's second class, which has the id 1, is 255."""
     listed = classes.by_id if contents.are_ids else classes.by_colour
-    is_binary = {_grey_level(value) for value in contents.pixels} == {0, WHITE} or bool(_soft_edges(contents))
-    if not is_binary or classes.by_id.keys() != {0, 1}:
+    if not _is_binary(contents) or classes.by_id.keys() != {0, 1}:
         return dict(listed)
     levels = {WHITE * raw_id: name for raw_id, name in classes.by_id.items()}
     return levels if contents.are_ids else {(level,) * 3: name for level, name in levels.items()}

@@ -54,4 +54,7 @@ class SplitSlice:
 
 
 def _in_images(bound: str, count: int) -> int:
-    return round(count * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
+    if not bound.endswith("%"):
+        return int(bound)
+    images = round(count * abs(int(bound[:-1])) / 100)
+    return max(0, count - images) if bound.startswith("-") else images  # not `-images`: of few images that may be 0, the first

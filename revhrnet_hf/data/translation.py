@@ -246,7 +246,8 @@ def in_classes_of(source: LabelSpace, target: LabelSpace) -> LabelSpace:
             for raw, train_id in table.items()
         }
 
-    return replace(target, raw_ids=translated(source.raw_ids), raw_colours=translated(source.raw_colours))
+    background = target.ignore_index if source.background == source.ignore_index else train_id_of[source.background]
+    return replace(target, raw_ids=translated(source.raw_ids), raw_colours=translated(source.raw_colours), background=background)
 
 
 def _forwards(table: Table) -> dict[str, str | None]:

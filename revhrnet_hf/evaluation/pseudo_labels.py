@@ -263,7 +263,8 @@ class PseudoLabels:
             remove(self.folder / name)
         used: list[Path] = []
         write_folder(self.folder / self.split, lambda fresh: used.extend(self._fill(fresh, images, least)))
-        report |= {"images": len(used), "images_without_a_sure_pixel": [i.name for i in images if i not in set(used)]}
+        with_labels = set(used)
+        report |= {"images": len(used), "images_without_a_sure_pixel": [i.name for i in images if i not in with_labels]}
         save_image(self._examples(used, least), self.folder / EXAMPLES)
         write_text(self.folder / USUAL_NAME, self._label_table())
         write_json(self.folder / REPORT, report)

@@ -15,6 +15,7 @@ import PIL.Image
 from PIL.Image import Transpose
 
 GREATEST_16_BIT = 65535
+UNCLEAR = 16  # floating-point grey values that end between 1 and this number do not say what white is
 
 # EPS and WMF are left out, because their decoders start other programs, and so are formats that are not used for photographs.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -109,7 +110,7 @@ def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
     values. Mode `F` holds values from 0 to 1 if none is larger, and from 0 to 255 otherwise.
 
     Raises:
-        ValueError: an image of mode `I` has values outside 0–65535, or of mode `F` outside 0–255.
+        ValueError: an image of mode `I` has values outside 0–65535, or of mode `F` outside 0–255, or its range is not clear.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -129,7 +130,12 @@ def _grey_of_integers(values: np.ndarray) -> np.ndarray:
 
 def _grey_of_floats(values: np.ndarray) -> np.ndarray:
     _check_range(values, 255)
-    scale = 255 if values.max(initial=0) <= 1 else 1
+    largest = values.max(initial=0)
+    if 1 < largest < UNCLEAR and (values % 1).any():  # a tile of 0 to 1 in which some pixels are a little brighter?
+        raise ValueError(
+            f"its pixels hold fractions up to {largest:.4g}, which may be of 0 to 1 or of 0 to 255: scale them to 8 or 16 bits"
+        )
+    scale = 255 if largest <= 1 else 1
     return np.rint(values * scale).astype(np.uint8)
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from revhrnet_hf.commands import new, train
+from revhrnet_hf.commands import _new, new, train
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.archive import DataFolder
 from revhrnet_hf.data.datasets.labelme import images_without_file, labelme_files, labelme_pairs
@@ -316,7 +316,7 @@ def test_layouts(write, tmp_path, capsys):
     before = contents(folder)
     new.main([str(folder)])
     assert contents(folder) == before
-    assert sorted(path.name for path in out.iterdir()) == ["labels.yaml", "masks.jpg", "mine.yaml"]
+    assert sorted(path.name for path in out.iterdir()) == ["labels.yaml", "masks.png", "mine.yaml"]
     recipe = recipe_of(out)
     assert recipe.label_space == str(out / "labels.yaml")
     assert [recipe.train_split, recipe.eval_split] == list(splits)
@@ -334,7 +334,7 @@ def test_layouts(write, tmp_path, capsys):
     assert sorted(seen) == sorted(drawn)  # each image in one split
     said = capsys.readouterr().out
     assert "revhrnet train --recipe" in said and all(name in said for name in names)
-    with Image.open(out / "masks.jpg") as sheet:
+    with Image.open(out / "masks.png") as sheet:
         assert sheet.width > 1000
 
 
@@ -613,6 +613,71 @@ def test_the_same_ids_in_two_kinds_of_files(one, other, classes, tmp_path, capsy
         assert not said and list(table["names"].values()) == list(range(classes))
 
 
+@pytest.mark.parametrize(
+    ("values", "listed", "names"),
+    [
+        ([0, 255], "person", {"background": 0, "person": 255}),
+        ([0, 1], "person", {"background": 0, "person": 1}),
+        ([0, 1, 2], "cat\ndog", {"background": 0, "cat": 1, "dog": 2}),
+        ([0, 2, 255], "cat\ndog", {"background": 0, "dog": 2}),  # 255 is ignored
+        ([0, 1, 2], "cat\ndog\nbird", {"cat": 0, "dog": 1, "bird": 2}),  # a name for each
+        ([0, 1, 2], "Background\ndog", {"Background": 0, "dog": 1, "class_2": 2}),  # it has a background
+        ([0, 1, 2, 3], "cat\ndog", {"cat": 0, "dog": 1, "class_2": 2, "class_3": 3}),  # two more
+    ],
+)
+def test_a_list_of_objects_without_the_background(values, listed, names, tmp_path, capsys):
+    """As detectors have it: the first name is that of the id 1."""
+    for number in range(4):
+        for folder, pixels in (("images", np.zeros((8, 8, 3))), ("masks", np.resize(values, (8, 8)))):
+            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / folder / f"{number}.png")
+    (tmp_path / "photos" / "classes.txt").write_text(f"{listed}\n")
+    new.main([str(tmp_path / "photos")])
+    table = yaml.safe_load((tmp_path / "photos_recipe" / "labels.yaml").read_text())
+    assert table["names"] == names
+    assert ("0 is taken for the background" in capsys.readouterr().out) == ("background" in names)
+
+
+def test_ids_and_colours_in_one_table_of_classes(tmp_path):
+    draw(tmp_path / "photos", "images/{}.jpg", "masks/{}.png", as_colours, range(4))
+    rows = [[number, name, *colour] for number, (name, colour) in enumerate(zip(NAMES, COLOURS, strict=True))]
+    write_csv(tmp_path / "photos" / "class_dict.csv", [["id", "name", "r", "g", "b"], *rows])
+    new.main([str(tmp_path / "photos")])
+    table = yaml.safe_load((tmp_path / "photos_recipe" / "labels.yaml").read_text())
+    assert list(table["names"]) == NAMES
+
+
+def test_images_that_no_list_names_need_no_mask(tmp_path, capsys):
+    """As most of VOC's."""
+    voc(tmp_path / "photos")
+    for number in range(6, 20):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "JPEGImages" / f"{number}.jpg")
+    new.main([str(tmp_path / "photos")])
+    rows = loaded(tmp_path / "photos", tmp_path / "photos_recipe", "train")
+    assert sorted(rows["image_id"]) == ["0", "1", "2", "3"] and "splits train, val" in capsys.readouterr().out
+
+
+def test_folders_with_a_dot_in_their_names_get_recipes_of_their_own(tmp_path):
+    for year in (2023, 2024):
+        images_and_masks(tmp_path / f"lake.{year}")
+        new.main([str(tmp_path / f"lake.{year}")])
+    assert {path.name for path in tmp_path.iterdir() if path.name.endswith("_recipe")} == {"lake.2023_recipe", "lake.2024_recipe"}
+
+
+def test_photos_instead_of_masks_are_refused_before_all_are_read(tmp_path, monkeypatch):
+    rng, read = np.random.default_rng(0), []
+    for number in range(9):
+        for folder in ("images", "masks"):
+            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / folder / f"{number}.png")
+    raw_content = _new.raw_content
+    monkeypatch.setattr(_new, "raw_content", lambda mask: read.append(mask) or raw_content(mask))
+    with pytest.raises(DataError, match=r"more than 256 colours.* which are no classes"):
+        new.main([str(tmp_path / "photos")])
+    assert len(read) == 2
+
+
 def test_two_listed_names_in_hard_masks(tmp_path):
     images_and_masks(tmp_path / "photos")
     (tmp_path / "photos" / "classes.txt").write_text("nothing\nperson\n")
@@ -650,11 +715,11 @@ def test_what_is_there_is_kept(tmp_path, capsys):
     new.main(command)
     table = tmp_path / "mine" / "labels.yaml"
     table.write_text(table.read_text().replace("object", "car"))
-    (tmp_path / "mine" / "masks.jpg").unlink()
+    (tmp_path / "mine" / "masks.png").unlink()
     before = contents(tmp_path / "mine")
     capsys.readouterr()
     new.main(command)
-    assert {name: data for name, data in contents(tmp_path / "mine").items() if name != "masks.jpg"} == before
+    assert {name: data for name, data in contents(tmp_path / "mine").items() if name != "masks.png"} == before
     assert capsys.readouterr().out.count("kept:") == 2
     assert label_space_of(loaded(tmp_path / "photos", tmp_path / "mine", "val")).names == ("background", "car")
 

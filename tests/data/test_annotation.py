@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from revhrnet_hf.data import LabelMap, matlab
 from revhrnet_hf.data.annotation import annotation_size, draw_annotation, labelled_pixels, read_matlab, self_contained
-from revhrnet_hf.data.label_space import get_label_space
+from revhrnet_hf.data.label_space import LabelSpace, get_label_space
+from revhrnet_hf.data.translation import in_classes_of
 from revhrnet_hf.errors import DataError
 
 OBJECTS, SEGMENTS = {"objects": []}, {"segments": []}
@@ -36,12 +37,20 @@ def test_more_pixels_than_pillow_opens_are_refused_at_once(kind, use):
     tracemalloc.start()
     try:
         with pytest.raises(
-            DataError, match=r"annotation the_file is of 30000×30000 pixels, more than the limit of \d+.*MAX_IMAGE_PIXELS"
+            DataError, match=r"annotation the_file: 30000×30000 pixels are more than 179 megapixels.*REVHRNET_MAX_MEGAPIXELS"
         ):
             uses.get(use, use)(annotation, "the_file")
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_limit_on_pixels_can_be_raised(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setenv("REVHRNET_MAX_MEGAPIXELS", "0.0003")
+    assert annotation_size(packed(height=1, width=300, **OBJECTS), "x") == (300, 1)
+    with pytest.raises(DataError, match="301×1 pixels are more than"):
+        annotation_size(packed(height=1, width=301, **OBJECTS), "x")
 
 
 @pytest.mark.parametrize(("limit", "allowed"), [(100, False), (101, True), (None, True)])
@@ -52,7 +61,7 @@ def test_limit_on_pixels_is_pillows(monkeypatch, limit, allowed):
     if allowed:
         assert annotation_size(annotation, "x") == (201, 1)
         return
-    with pytest.raises(DataError, match="more than the limit of 200"):
+    with pytest.raises(DataError, match="201×1 pixels are more than 0 megapixels"):
         annotation_size(annotation, "x")
 
 
@@ -213,3 +222,25 @@ def test_label_map_of_matlabs_usual_numbers():
     assert np.asarray(decoded).tolist() == whole.tolist()
     with pytest.raises(DataError, match="the_file holds 1 pixels that are no ids, for example nan"):
         feature.decode_example({"path": "the_file", "bytes": matlab_file({"Segmentation": broken})})
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("road", "car"), [1, 0, 255, 255]),  # there is no background: what no object covers is ignored
+        (("road", "background", "car"), [2, 0, 1, 1]),
+        (("background", "road"), [255, 1, 0, 0]),  # nor a car
+    ],
+)
+def test_objects_in_the_classes_of_another_dataset(names, expected):
+    """Its first class is not the background, and is drawn."""
+    own = LabelSpace("own", ("background", "car", "road"), ((0, 0, 0),) * 3, {7: 1, 8: 2, 9: 0})
+    other = LabelSpace("other", names, ((0, 0, 0),) * len(names), dict(enumerate(range(len(names)))))
+    joined = in_classes_of(own, other)
+    assert LabelSpace.from_json(joined.to_json()) == joined
+    boxes = [
+        {"id": k, "category_id": category, "segmentation": [[k, 0, k + 1, 0, k + 1, 1, k, 1]]}
+        for k, category in enumerate((7, 8, 9))
+    ]
+    drawn = draw_annotation(packed(height=1, width=4, objects=boxes), joined, "x")
+    assert drawn.tolist() == [expected]

@@ -19,11 +19,11 @@ def test_images_are_those_of_python(start, stop, step, count):
     assert list(part.rows(count)) == list(range(count))[start:stop:step]
 
 
-@given(st.integers(0, 100), st.integers(0, 400))
+@given(st.integers(-100, 100), st.integers(0, 400))
 def test_two_parts_in_per_cent_are_the_whole(percent, count):
     first, second = (SplitSlice.of_text(f"train[{bounds}]").rows(count) for bounds in (f":{percent}%", f"{percent}%:"))
     assert [*first, *second] == list(range(count))
-    assert abs(len(first) - count * percent / 100) <= 0.5
+    assert abs(len(first if percent >= 0 else second) - count * abs(percent) / 100) <= 0.5
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def _usual_sources(data_folder: DataFolder) -> dict[str, list[SplitSource]]:
 
 def _is_wrapper(data_folder: DataFolder, folder: str) -> bool:
     """Whether a folder in an archive holds all the data rather than one split."""
-    if not data_folder.archives or folder.lower() in SPLIT_NAMES or folder not in data_folder.packed_folders():
+    if not data_folder.archives or folder.lower() in SPLIT_NAMES or not data_folder.is_packed(folder):
         return False
     inner = data_folder.subfolder(folder)
     splits = [split for source in _unsplit_sources(inner, None) for split in inner.folders(source.images)]
