@@ -164,7 +164,7 @@ def flush(path: Path) -> None:
     """Flushes a file, or the entries of a folder, to the disk."""
     if sys.platform == "win32" and path.is_dir():
         return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)  # Windows flushes what can be written
     try:
         os.fsync(handle)
     finally:

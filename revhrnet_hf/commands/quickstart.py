@@ -32,19 +32,19 @@ def main(arguments: list[str] | None = None) -> None:
     # After parsing, so that --help answers at once.
     from ..data import load_segmentation_dataset
     from ..images import save_image
+    from ..io import write_folder
     from ..synthetic import write_cityscapes, write_mapillary_vistas
     from ..training.chain import run_chain
     from ..training.recipe import read_chain
 
     writers = {"mapillary_vistas": write_mapillary_vistas, "cityscapes": write_cityscapes}
-    recipes, run_dir = read_chain(RECIPE), args.output_dir / "run"
+    recipes = read_chain(RECIPE, {} if args.epochs is None else {"epochs": args.epochs})
+    run_dir = args.output_dir / "run"
     data_dirs = {recipe.dataset: args.output_dir / recipe.dataset for recipe in recipes}
     for name, data_dir in data_dirs.items():
         if not data_dir.exists():
             print(f"Drawing {sum(IMAGES.values())} street scenes in the layout of {name} in {data_dir}")
-            writers[name](data_dir, IMAGES, SIZE)
-    for recipe in recipes:
-        recipe.epochs = args.epochs or recipe.epochs
+            write_folder(data_dir, lambda folder, name=name: writers[name](folder, IMAGES, SIZE))  # whole, or not at all
     last = recipes[-1]
     print(f"Training a reverse HRNet-{last.variant} on a frozen, pretrained {last.backbone}; epoch 0 is before training")
     run_chain(recipes, data_dirs, run_dir, overwrite=True)

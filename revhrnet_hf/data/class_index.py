@@ -5,6 +5,7 @@ Used to draw crops and images by their classes (rare_classes.py) and to weight t
 
 import hashlib
 import logging
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -137,6 +138,8 @@ def _locked(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if sys.platform == "win32":  # which does not delete an open file
+            lock.close()
         lock_name.unlink(missing_ok=True)
         lock.close()
 

@@ -32,6 +32,7 @@ def evaluate_images(
     sources: list[list[int]] | None = None,
     settings: InferenceSettings = WHOLE,
     num_workers: int | None = 0,
+    timeout: float = 0,
     count_on_cpu: bool = False,
     calibration: Calibration | None = None,
     each_image: Callable[[Predicted, ConfusionMatrix], None] | None = None,
@@ -39,7 +40,8 @@ def evaluate_images(
     """Predicts images of a dataset and counts each prediction at its label map's own size.
 
     Args:
-        model, image_processor, dataset, indices, sources, settings, num_workers, calibration: as in `predict_dataset`.
+        model, image_processor, dataset, indices, sources, settings, num_workers, timeout, calibration: as in
+            `predict_dataset`.
         num_labels: number of classes of the label maps, and of the model unless `sources` is given.
         ignore_index: the id of pixels that do not count.
         count_on_cpu: move each predicted label map to the CPU first; an id that is no class is then an error at once, which
@@ -64,6 +66,7 @@ def evaluate_images(
         settings=settings,
         sources=sources,
         num_workers=num_workers,
+        timeout=timeout,
         calibration=calibration,
     ):
         image = replace(image, label_map=image.label_map.to(device))
@@ -88,6 +91,7 @@ def evaluate_dataset(
     process_index: int = 0,
     num_processes: int = 1,
     num_workers: int | None = 0,
+    timeout: float = 0,
     progress: Callable[[int], None] | None = None,
     look: Callable[[Predicted, ConfusionMatrix], None] | None = None,
 ) -> ConfusionMatrix:
@@ -97,7 +101,8 @@ def evaluate_dataset(
     of their matrices (`accelerator.reduce(confusion.matrix, "sum")`) is then exactly the matrix of one process.
 
     Args:
-        model, image_processor, dataset, num_labels, ignore_index, sources, settings, num_workers: as in `evaluate_images`.
+        model, image_processor, dataset, num_labels, ignore_index, sources, settings, num_workers, timeout: as in
+            `evaluate_images`.
         process_index, num_processes: which share of the images to take, of how many.
         progress: is called with 1 after each image (a progress bar's `update`).
         look: is called with each prediction and the image's own confusion matrix.
@@ -128,6 +133,7 @@ def evaluate_dataset(
         sources=sources,
         settings=settings,
         num_workers=num_workers,
+        timeout=timeout,
         each_image=each_image,
     )
 

@@ -233,9 +233,9 @@ def _check_same_size(image_id: str, size: Size, label_map_size: Size) -> None:
         raise DataError(mismatch(f"image {image_id}", size[::-1], 1, "its label map", label_map_size[::-1]))
 
 
-def read_ahead(samples: Samples, num_workers: int | None, device: torch.device) -> Iterator[Sample]:
+def read_ahead(samples: Samples, num_workers: int | None, device: torch.device, timeout: float = 0) -> Iterator[Sample]:
     """The samples in order, prepared by worker processes for a network on `device`; see `build_loader`."""
-    return iter(build_loader(samples, num_workers, device, collate_fn=_no_batch))
+    return iter(build_loader(samples, num_workers, device, collate_fn=_no_batch, timeout=timeout))
 
 
 def _no_batch(sample: Sample) -> Sample:

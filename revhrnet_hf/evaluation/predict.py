@@ -169,6 +169,7 @@ def predict_dataset(
     settings: InferenceSettings = WHOLE,
     sources: list[list[int]] | None = None,
     num_workers: int | None = 0,
+    timeout: float = 0,
     calibration: Calibration | None = None,
 ) -> Iterator[Predicted]:
     """Label maps of a dataset's images, one by one, each at its image's own size.
@@ -182,6 +183,7 @@ def predict_dataset(
             `image_id`.
         indices: which rows.
         num_workers: processes that read and prepare images; 0: this one; None: see `default_num_workers`.
+        timeout: seconds after which a silent one of them is an error (a RuntimeError of torch's); 0: never.
         calibration: what to count of the confidences, or None.
 
     Raises:
@@ -189,7 +191,7 @@ def predict_dataset(
         CheckpointError, RecipeError: as in `segment`.
     """
     samples = Samples(dataset, list(indices), image_processor, settings)
-    for index, image_id, inputs, size, references in read_ahead(samples, num_workers, first_parameter(model).device):
+    for index, image_id, inputs, size, references in read_ahead(samples, num_workers, first_parameter(model).device, timeout):
         with inference(model):
             views = run_at_all_scales(ForwardPass(model, settings, sources, f"image {image_id}"), inputs, size)
             label_map = _label_map(views, size, settings.average)

@@ -14,13 +14,21 @@ from .data import TrainingSet
 
 def fingerprint(train_sets: list[TrainingSet], eval_set: Dataset, eval_split: str) -> dict[str, Any]:
     """Identifies the data: for each split the number of images and a digest of their ids in order; the classes."""
-    space = label_space_of(eval_set)
-    table = (space.names, sorted(space.raw_ids.items()), sorted(space.raw_colours.items()), space.ignore_index)
+    space, (first, *others) = label_space_of(eval_set), train_sets
     return {
-        "trained_on": [_of_split(f"{entry.name}:{entry.split}", entry.images) for entry in train_sets],
-        "scored_on": _of_split(f"{train_sets[0].name}:{eval_split}", eval_set),
-        "classes": {"names": list(space.names), "table": _digest(table)},
+        "trained_on": [
+            _of_split(f"{first.name}:{first.split}", first.images),
+            *({**_of_split(f"{entry.name}:{entry.split}", entry.images), "table": _table_of(entry.images)} for entry in others),
+        ],
+        "scored_on": _of_split(f"{first.name}:{eval_split}", eval_set),
+        "classes": {"names": list(space.names), "table": _table_of(eval_set)},
     }
+
+
+def _table_of(dataset: Dataset) -> str:
+    """A digest of what the ids and colours in label maps mean."""
+    space = label_space_of(dataset)
+    return _digest((space.names, sorted(space.raw_ids.items()), sorted(space.raw_colours.items()), space.ignore_index))
 
 
 def _of_split(name: str, dataset: Dataset) -> dict[str, Any]:
@@ -37,7 +45,8 @@ def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
     The order of the epochs, the learning rates and the best score would fit neither of them.
     """
     splits = [*zip(before["trained_on"], now["trained_on"], strict=True), (before["scored_on"], now["scored_on"])]
-    said = [_difference(old, new) for old, new in splits if old != new]
+    # Runs of earlier versions did not note the tables of further datasets.
+    said = [_difference(old, new) for old, new in splits if old != {name: new[name] for name in old}]
     old, new = before["classes"], now["classes"]
     if old["names"] != new["names"]:
         gone = [name for name in old["names"] if name not in new["names"]]
@@ -55,6 +64,8 @@ def refuse_other_data(before: dict[str, Any], now: dict[str, Any]) -> None:
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     if old["images"] != new["images"]:
         return f"{new['split']} had {old['images']} images, has {new['images']}"
+    if old["ids"] == new["ids"]:
+        return f"the label table of {new['split']} gives the classes other ids or colours"
     return f"{new['split']} has {new['images']} images as before, but other ones or in another order (their ids differ)"
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..adapters import merged
 from ..data import label_space_of
-from ..errors import DataError, RunStopped
+from ..errors import DataError, RecipeError, RunStopped
 from ..evaluation import ConfusionMatrix, Predicted, evaluate_dataset, format_scores, predict_label_maps
 from ..evaluation.report import best_and_worst, shown_images, terms_of
 from ..evaluation.scores import image_mean_ious
@@ -105,7 +105,7 @@ class EvaluationHook:
                 if self.stop.signals.received is not None:
                     raise self.stop.signals.stopped("")
 
-            with suppress(RunStopped), self.stop.errors.hold():  # until the other processes know
+            with suppress(RunStopped), self.stop.errors.hold(), self._enough_memory():  # until the other processes know
                 confusion = evaluate_dataset(
                     self.learner.scored_network,
                     self.learner.image_processor,
@@ -115,6 +115,7 @@ class EvaluationHook:
                     process_index=accelerator.process_index,
                     num_processes=accelerator.num_processes,
                     num_workers=self.recipe.num_workers,
+                    timeout=self.stop.errors.timeout,
                     progress=tick,
                     look=keep,
                 )
@@ -124,6 +125,20 @@ class EvaluationHook:
         confusion.matrix = accelerator.reduce(confusion.matrix, "sum")
         self.mean_ious = self._mean_ious(totals)
         return confusion
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        """Says what to do in training where the GPU's memory is not enough to score an image."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, RecipeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not isinstance(error.__cause__, torch.OutOfMemoryError):
+                raise
+            raise RecipeError(
+                f"The GPU's memory is not enough to score an image (eval_size: {self.recipe.eval_size or 'its own'}): set "
+                "eval_size, the long side of the images that are scored, to less, and go on with --resume. Afterwards "
+                "`revhrnet evaluate --window` scores the images at their full size"
+            ) from error
 
     def _mean_ious(self, totals: dict[int, torch.Tensor]) -> np.ndarray:
         """The mean IoU of each image of the split, of the `class_totals` of this process's images by row."""

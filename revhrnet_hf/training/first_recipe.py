@@ -57,7 +57,7 @@ class Machine:
         if not torch.cuda.is_available():
             return cls(cores, memory, has_avx512)
         gpu = torch.cuda.get_device_properties(0)
-        return cls(cores, memory, has_avx512, gpu.name, gpu.total_memory, torch.cuda.is_bf16_supported())
+        return cls(cores, memory, has_avx512, gpu.name, gpu.total_memory, torch.cuda.is_bf16_supported(including_emulation=False))
 
     def __str__(self) -> str:
         cpu = f"{self.cores} CPU {'core' if self.cores == 1 else 'cores'}, {self.memory / GIBIBYTE:.0f} GiB"

@@ -15,7 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from PIL import Image
 
 from ..errors import CheckpointError, RecipeError
-from ..io import LOG_FILE, without_nan
+from ..io import LOG_FILE, flush, without_nan
 from .output_dir import TRACKER_FOLDER
 
 logger = logging.getLogger(__name__)
@@ -126,8 +126,7 @@ class RunLog:
     def flush(self) -> None:
         """Bring log.jsonl to the disk, before a checkpoint counts its lines."""
         if self.is_main and self.path.exists():
-            with self.path.open("rb") as log:
-                os.fsync(log.fileno())
+            flush(self.path)
 
     def close(self) -> None:
         for name in list(self._trackers):

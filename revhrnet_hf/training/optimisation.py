@@ -35,7 +35,8 @@ SCHEDULES: dict[str, Callable[[float, Recipe], float]] = {
 def build_optimizer(model: nn.Module, recipe: Recipe, device: torch.device = CPU) -> torch.optim.Optimizer:
     """The recipe's optimizer, of what is trained: what is frozen of a backbone is no part of it.
 
-    It is fused on GPUs: also, fp16's loss scaler then skips a step without a wait of the host for the device.
+    It is fused on GPUs, but for SGD in fp16: also, fp16's loss scaler then skips a step without a wait of the host for the
+    device.
 
     Whoever sets the learning rate sets one for all groups; each group has its share of it (`lr_share`) while the optimizer steps.
 
@@ -61,6 +62,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe, device: torch.device = CPU
     # One kernel for all parameters. On CPUs it would be faster too, but it rounds differently (SGD in small tensors, AdamW in
     # all), so that runs of earlier versions could not be repeated.
     fused = device.type == "cuda" or None
+    if recipe.precision == "fp16" and recipe.optimizer == "sgd":
+        # Fused, SGD allocates the momentum in its first step without filling it, and does not fill it if fp16's scaler skips that
+        # step: the second one would then use whatever was in that memory.
+        fused = None
     if recipe.optimizer == EIGHT_BIT:
         return _eight_bit_adamw(settings, recipe, device)
     if recipe.optimizer == "adamw":

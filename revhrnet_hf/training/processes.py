@@ -107,6 +107,8 @@ def start_processes(recipe: Recipe, timeout: float = TIMEOUT) -> Accelerator:
         accelerator.print(
             f"float32 convolutions and matrix products on the GPU: {'TF32' if recipe.tf32 else 'full precision'} (tf32)"
         )
+        if recipe.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            accelerator.print("precision bf16: this GPU emulates bfloat16, which is slow; `--precision fp16` is faster there")
     if cpu and accelerator.is_main_process:
         _warn_on_cpu(recipe, accelerator)
     return accelerator

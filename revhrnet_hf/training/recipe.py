@@ -7,7 +7,7 @@ unless their help says something else.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -150,7 +150,8 @@ class Recipe:
     )
     batch_norm_momentum: float = _setting(
         0.01,
-        "Momentum of the trained BatchNorms: a step's weight in the running statistics; 0.1 for runs below some thousand steps",
+        "Momentum of the network's BatchNorms (those of a trained backbone keep their own): a step's weight in the running "
+        "statistics; 0.1 for runs below some thousand steps",
     )
 
     # augmentation
@@ -684,10 +685,12 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Recipe]:
     """The recipes in a YAML file, one a stage.
 
-    A list `stages` holds the fields of each stage; fields beside it hold for every stage. Without the list there is one stage.
+    A list `stages` holds the fields of each stage; fields beside it hold for every stage, but `init_from` for the first one.
+    Without the list there is one stage.
 
     Args:
-        overrides: fields of the command line, which replace the file's in all stages before the recipes are checked.
+        overrides: fields of the command line, which replace the file's in all stages before the recipes are checked; `init_from`
+            in the first one.
 
     Raises:
         RecipeError: as for `Recipe.from_yaml`; the stage is named.
@@ -696,7 +699,7 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     settings = read_settings(path)
     stages = settings.pop("stages", [{}])
     if "label_space" not in overrides:
-        _find_label_table(settings, find_recipe(path).parent)
+        _find_label_tables([settings, *(stages if isinstance(stages, list) else [])], find_recipe(path).parent)
     for name in RENAMED.keys() & _fields_in(settings, stages):
         logger.info(f"{path}: {name} is called {RENAMED[name]} now")
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
@@ -704,8 +707,23 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     given = f" with {' '.join(f'--{name}' for name in overrides)}" if overrides else ""
     named = [str(path)] if len(stages) == 1 else [f"{path}, stage {number}" for number in range(1, len(stages) + 1)]
     return [
-        Recipe.from_dict({**settings, **stage}, source + given, overrides) for stage, source in zip(stages, named, strict=True)
+        Recipe.from_dict({**_for_stage(number, settings), **stage}, source + given, _for_stage(number, overrides))
+        for number, (stage, source) in enumerate(zip(stages, named, strict=True))
     ]
+
+
+def _for_stage(number: int, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields for all stages, as one of them (from 0) has them: with a checkpoint to begin with only the first one begins."""
+    return {name: value for name, value in shared.items() if number == 0 or name != "init_from"}
+
+
+def _find_label_tables(mappings: Iterable[Any], folder: Path) -> None:
+    """`_find_label_table` for the recipe, its stages, and the datasets that they name by mappings."""
+    for mapping in mappings:
+        if isinstance(mapping, dict):
+            _find_label_table(mapping, folder)
+            more = mapping.get("more_datasets")
+            _find_label_tables([mapping.get("dataset"), *(more if isinstance(more, list) else [])], folder)
 
 
 def _find_label_table(settings: dict[str, Any], folder: Path) -> None:

@@ -6,6 +6,10 @@ import sys
 import PIL.Image
 import pytest
 
+from revhrnet_hf import synthetic
+from revhrnet_hf.commands import quickstart
+from revhrnet_hf.errors import RecipeError
+
 from .. import forked
 
 # The command with a third of its images.
@@ -33,3 +37,17 @@ def test_quickstart(tmp_path):
         assert str(said) in result.stdout
         assert said.exists()
     assert "not supported" not in result.stdout + result.stderr
+
+
+def test_half_drawn_scenes_are_not_kept(tmp_path, monkeypatch):
+    def interrupted(folder, *_):
+        (folder / "training").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthetic, "write_mapillary_vistas", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.main(["--output_dir", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").iterdir())
+    for epochs in ("0", "-1"):
+        with pytest.raises(RecipeError, match="epochs"):
+            quickstart.main(["--output_dir", str(tmp_path / "out"), "--epochs", epochs])

@@ -5,6 +5,7 @@ input is laid over the image as it should be.
 """
 
 import argparse
+import time
 
 import numpy as np
 import PIL.Image
@@ -32,7 +33,7 @@ from transformers.models.auto.modeling_auto import (
 from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation import InferenceSettings, segment
-from revhrnet_hf.evaluation.network_input import network_inputs
+from revhrnet_hf.evaluation.network_input import network_inputs, read_ahead
 
 COLOURS = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], np.uint8)
 SIZES = [(151, 227), (331, 97), (83, 402)]  # odd; tall; wide
@@ -224,3 +225,16 @@ def test_pinned_inputs_are_the_same(monkeypatch):
     assert [x is given.tensors["pixel_values"] for x in pinned] == [True]
     assert type(found.tensors) is type(given.tensors) and (found.place, found.size) == (given.place, given.size)
     assert torch.equal(found.tensors["pixel_values"], given.tensors["pixel_values"])
+
+
+class Silent(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, _):
+        time.sleep(60)
+
+
+def test_a_silent_worker_is_an_error_after_the_timeout():
+    with pytest.raises(RuntimeError, match="DataLoader timed out after 1 seconds"):
+        next(read_ahead(Silent(), 1, torch.device("cpu"), timeout=1))

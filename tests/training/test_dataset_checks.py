@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,40 @@ def test_other_classes():
     ):
         with pytest.raises(CheckpointError, match=said):
             refuse_other_data(before, {**before, "classes": classes})
+
+
+def test_another_table_of_a_further_dataset():
+    def data(table):
+        split = {"split": "scans:all", "images": 3, "ids": "a"} | ({} if table is None else {"table": table})
+        return {
+            "trained_on": [{"split": "photos:train", "images": 2, "ids": "b"}, split],
+            "scored_on": {"split": "photos:val", "images": 3, "ids": "a"},
+            "classes": {"names": ["road"], "table": "b"},
+        }
+
+    refuse_other_data(data("x"), data("x"))
+    refuse_other_data(data(None), data("x"))  # an earlier version did not note it
+    with pytest.raises(CheckpointError, match="the label table of scans:all gives the classes other ids or colours"):
+        refuse_other_data(data("x"), data("y"))
+
+
+def test_an_edited_table_of_a_further_dataset_is_noticed(recipe, camvid, tmp_path):
+    folder = tmp_path / "scans"
+    for kind in ("images", "labels"):
+        (folder / kind / "train").mkdir(parents=True)
+        image = Image.new("RGB" if kind == "images" else "L", (64, 48))
+        image.save(folder / kind / "train" / "a.png")
+    (folder / "labels.yaml").write_text("names: [Road, Car]\n")
+    recipe = replace(recipe, more_datasets=["scans,loader=folder"], dataset_shares=None)
+    folders = {"camvid": camvid, "scans": folder}
+    stage = Stage(recipe, folders, tmp_path / "run")
+    stage.log.start({})
+    stage.save()
+    stage.lock.close()
+    Stage(recipe, folders, tmp_path / "run", resume=True).lock.close()
+    (folder / "labels.yaml").write_text("names: [Car, Road]\n")
+    with pytest.raises(CheckpointError, match="the label table of scans:train gives the classes other ids"):
+        Stage(recipe, folders, tmp_path / "run", resume=True)
 
 
 def test_state_of_an_older_version(recipe, camvid, tmp_path):

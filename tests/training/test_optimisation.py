@@ -285,6 +285,13 @@ def test_optimizers_are_fused_on_gpus(tiny_model, device, name, fused):
     assert optimizer.defaults["fused"] is fused
 
 
+def test_momentum_of_a_skipped_first_step_is_not_taken_from_empty_memory(tiny_model):
+    """Fused SGD allocates it in a step that fp16's scaler skips, and does not fill it."""
+    for name, fused in (("sgd", None), ("adamw", True)):
+        recipe = Recipe(dataset="camvid", optimizer=name, precision="fp16")
+        assert build_optimizer(tiny_model, recipe, torch.device("cuda")).defaults["fused"] is fused
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_fused_steps_are_the_plain_ones(tiny_model, name):
     """To rounding, from the same gradients, for weights in channels-last memory."""

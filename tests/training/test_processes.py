@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from revhrnet_hf.data import load_segmentation_dataset
 from revhrnet_hf.errors import DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import evaluate_dataset, load_checkpoint
-from revhrnet_hf.training import agreement, processes
+from revhrnet_hf.training import agreement, evaluation_hook, processes
 from revhrnet_hf.training.agreement import SharedErrors, _told
 from revhrnet_hf.training.output_dir import claim_output_dir
 from revhrnet_hf.training.processes import out_of_memory, peak_resident_bytes, set_tf32
@@ -255,6 +256,24 @@ class TestOutOfMemory:
         monkeypatch.setattr(stage.learner, "learn", fill_up)
         with pytest.raises(RecipeError, match="The GPU's memory is not enough for a step"):
             stage.run()
+
+    def test_an_evaluation_ends_with_it(self, runs, streets, monkeypatch, tmp_path):
+        """It is resumed with smaller images to score."""
+        recipe = Recipe(dataset="camvid", **runs.settings)
+        stage = Stage(recipe, streets["camvid"], tmp_path / "run")
+
+        def fill_up(*_, **__):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        stage.log.start({})
+        stage.save()
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation_hook, "evaluate_dataset", fill_up)
+            with pytest.raises(RecipeError, match=r"not enough to score an image \(eval_size: .*set eval_size.*--resume"):
+                stage.evaluation.run(epoch=0, step=0)
+        stage.lock.close()
+        smaller = replace(recipe, eval_size=48)
+        assert Stage(smaller, streets["camvid"], tmp_path / "run", resume=True).evaluation.run(epoch=0, step=0)["mean_iou"] >= 0
 
 
 def test_tf32_of_convolutions_and_matrix_products():

@@ -335,6 +335,31 @@ def test_a_label_table_beside_the_recipe(tmp_path, monkeypatch):
     assert read_chain(recipe, {"label_space": "cityscapes"})[0].label_space == "cityscapes"
 
 
+def test_label_tables_beside_the_recipe_of_stages_and_datasets(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "mine" / "labels.yaml"
+    table.write_text("names: [a, b]")
+    dataset = "{name: photos, loader: folder, label_space: labels.yaml}"
+    for text in (
+        "stages: [{dataset: folder, label_space: labels.yaml}]",
+        f"dataset: {dataset}",
+        f"stages: [{{dataset: {dataset}}}]",
+    ):
+        (tmp_path / "mine" / "mine.yaml").write_text(text)
+        assert read_chain(tmp_path / "mine" / "mine.yaml")[0].label_space == str(table), text
+    (tmp_path / "mine" / "mine.yaml").write_text(f"dataset: camvid\nmore_datasets: [{dataset}]")
+    assert read_chain(tmp_path / "mine" / "mine.yaml")[0].datasets[1].label_space == str(table)
+
+
+def test_a_checkpoint_for_a_chain_is_one_to_begin_with(tmp_path):
+    """The later stages begin with the stage before them, unless they name another one."""
+    stages = "stages: [{dataset: cityscapes}, {dataset: camvid}, {dataset: camvid, init_from: own}]"
+    assert [recipe.init_from for recipe in read_chain(write(tmp_path, f"init_from: given\n{stages}"))] == ["given", None, "own"]
+    chain = read_chain(write(tmp_path, stages), {"init_from": "given"})
+    assert [recipe.init_from for recipe in chain] == ["given", None, "own"]
+
+
 def test_an_auxiliary_loss_of_weight_zero_is_none():
     assert Recipe(dataset="camvid", auxiliary_loss_weight=0).auxiliary_loss_weight is None
 
