@@ -101,7 +101,7 @@ def _kept(file: Path, dataset: datasets.Dataset) -> ClassIndex | None:
     index = _read(file)
     if index is None or not len(index.unreadable):
         return index
-    again = _count(dataset.select(index.unreadable.tolist()), num_workers=0)
+    again = _count(dataset.select(index.unreadable.tolist()), 0)
     return index if len(again.unreadable) == len(index.unreadable) else None
 
 

@@ -17,11 +17,9 @@ RECORD = ImageRecord(0, "a", (4, 6), np.array([[0, 24]]))
 
 # Without the package, whose import takes seconds.
 HOLDER = """
-import importlib.util, pathlib, sys
-spec = importlib.util.spec_from_file_location("files", sys.argv[1])
-files = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(files)
-held = files.lock_file(pathlib.Path(sys.argv[2]))
+import pathlib, sys
+from revhrnet_hf.io import lock_file
+held = lock_file(pathlib.Path(sys.argv[1]))
 print("held" if held else "refused", flush=True)
 sys.stdin.read()
 """
@@ -33,7 +31,7 @@ def holder():
     started = []
 
     def start(path):
-        command = [sys.executable, "-c", HOLDER, files.__file__, str(path)]
+        command = [sys.executable, "-c", HOLDER, str(path)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(process)
         return process, process.stdout.readline().strip()

@@ -16,7 +16,7 @@ from revhrnet_hf.hub.record import Record, Result
 from revhrnet_hf.training.recipe import Recipe, read_chain
 
 ROOT = Path(__file__).parents[2]
-COSTS = {name: ModelCosts(name, 12_340_000, 5_670_000, 89_000_000_000, 2**30, 2**30, 2**29) for name in needed_costs()}
+COSTS = {name: ModelCosts(name, 12_340_000, 5_670_000, 89_000_000_000, 2**30, 2**31, 2**29) for name in needed_costs()}
 STAGE = {"dataset": "camvid", "label_space": "camvid11", "images": 367, "epochs": 25, "steps": 1, "recipe": {}, "seconds": 90.0}
 SCORES = {"mean_iou": 0.625, "overall_accuracy": 0.875, "mean_accuracy": 0.75, "per_category_iou": [0.5, None]}
 
@@ -56,7 +56,7 @@ def test_costs_and_licence(tmp_path):
     assert set(needed_costs()) <= set(all_models())
     for path in write_family_cards(tmp_path, COSTS, []):
         card = ModelCard.load(path)
-        assert "| 12.34 | 5.67 | 89.0 | 1.00 | 0.50 |" in card.text
+        assert "| 12.34 | 5.67 | 89.0 | 2.00 | 1.00 | 0.50 |" in card.text
         assert card.data.license == ("mit" if path.stem == "hrnetv2" else "cc-by-nc-4.0")
 
 

@@ -68,4 +68,7 @@ def test_bad_input(tmp_path):
 def test_script(chain, tmp_path):
     output = tmp_path / "curves.png"
     forked.run([sys.executable, SCRIPT, chain, "--output", output], check=True)
-    assert PIL.Image.open(output).size == (1800, 675)
+    width, height = PIL.Image.open(output).size
+    assert width > 1800 and width / height == pytest.approx(12 / 4.5, rel=0.03)
+    forked.run([sys.executable, SCRIPT, chain, "--output", tmp_path / "curves.pdf"], check=True)
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
