@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from .backbone_maps import fixed_size_in
 from .multi_scale import ConvOverScales
 
-PROBE_SIZE = (128, 128)  # height and width of the image on the meta device, unless the backbone accepts another size only
+PROBE_SIZE = (256, 256)  # height and width of the image on the meta device, unless the backbone accepts another size only
 
 
 def conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:

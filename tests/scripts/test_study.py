@@ -209,6 +209,7 @@ def test_costs_of_every_decoder(decoder):
     assert kept[0] // 2 == costs["kept_bytes"] and kept[1] / 4 == pytest.approx(costs["kept_bytes"], rel=0.02)
     assert costs["trained_parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad) < costs["parameters"]
     assert costs["multiply_adds"] > 0
+    model.eval().optimize_for_inference()  # as it is scored
 
 
 def test_costs_are_those_of_the_recipes_recomputation_and_adapters():
