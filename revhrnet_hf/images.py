@@ -270,7 +270,7 @@ def check_size(size: Size) -> None:
     if limit is not None and pixels > 2 * limit:
         raise DataError(
             f"{size[0]}×{size[1]} pixels are more than {2 * limit / 1e6:.0f} megapixels: raise the limit with the environment "
-            f"variable {MEGAPIXELS_VARIABLE}, or with predict's --max_megapixels"
+            f"variable {MEGAPIXELS_VARIABLE}, or with `revhrnet predict --max_megapixels`"
         )
 
 
@@ -294,7 +294,7 @@ def _too_large(error: PIL.Image.DecompressionBombError) -> str:
     size = f"{int(pixels[0]) / 1e6:.0f} megapixels" if pixels else "too many pixels"
     return (
         f"it has {size}, and more than {limit:.0f} are refused because a small file could then fill the memory. If you trust "
-        f"it, raise the limit with the environment variable {MEGAPIXELS_VARIABLE}, or with predict.py's --max_megapixels."
+        f"it, raise the limit with the environment variable {MEGAPIXELS_VARIABLE}, or with `revhrnet predict --max_megapixels`."
     )
 
 

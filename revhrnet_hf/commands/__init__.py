@@ -6,6 +6,7 @@ that `--help` and mistakes are answered at once; the work of the longer commands
 """
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from ..errors import RecipeError
 
@@ -28,6 +29,11 @@ COMMANDS = {
     "cards": "write the cards of the families of networks",
     "quickstart": "draw two small datasets, train a chain on them, look at the result",
 }
+
+
+def name_of(folder: Path) -> str:
+    """The name of a data folder, or of an archive without its ending."""
+    return folder.absolute().stem if folder.is_file() else folder.absolute().name
 
 
 def check_installed(purpose: str, extra: str, *modules: str) -> None:

@@ -27,7 +27,7 @@ from ..text import table as text_table
 from ..training.first_recipe import Images, Machine, first_recipe, recipe_text
 from ..viz.contact_sheet import contact_sheet
 from ..viz.figures import untinted_classes
-from .new import name_of
+from . import name_of
 
 TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.png"
 

@@ -39,6 +39,8 @@ from ..viz.figures import names_and_palette
 
 logger = logging.getLogger(__name__)
 
+FEW = 0.1  # of the pixels; with fewer labels the report says what keeps more
+
 
 def label_images(args: argparse.Namespace) -> None:
     """Does what the command line says; see pseudo_label.py."""
@@ -47,7 +49,7 @@ def label_images(args: argparse.Namespace) -> None:
     check_output_dir(args.output_dir, args.overwrite)
     images = find_images(args.images)
     check_distinct(images)
-    check_not_replaced(images, args.output_dir / args.split)
+    check_not_replaced(images, args.output_dir, args.split)
     # Before the checkpoint is loaded: a run that resumes then notices if a training has replaced it meanwhile.
     basis = basis_of_predictions(args.checkpoint, images, settings, device)
     model, image_processor = load_for_inference(args.checkpoint, device, trust_remote_code=args.trust_remote_code)
@@ -147,6 +149,9 @@ def predict_remaining(
 
 def print_report(folder: Path, report: dict) -> None:
     print(format_report(report))
+    if report["kept"] < FEW * report["pixels"]:
+        share = 100 * report["kept"] / report["pixels"]
+        print(f"only {share:.2g} % of the pixels have labels: a lower --min_confidence keeps more, --class_share some of all")
     said = f"{report['images']} images, confidences at temperature {report['temperature']:.4g}"
     if report["temperature"] == 1:
         said += " (none was fitted: revhrnet evaluate --calibration --save_temperature)"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..cli import ArgumentParser, run
 from ..errors import RecipeError
+from . import name_of
 
 
 def build_parser() -> ArgumentParser:
@@ -61,11 +62,6 @@ def beside(folder: Path) -> Path:
     """The output folder beside a data folder, relative to the working directory where that is above it."""
     output_dir = folder.absolute().parent / f"{name_of(folder)}_recipe"
     return output_dir.relative_to(Path.cwd()) if output_dir.is_relative_to(Path.cwd()) else output_dir
-
-
-def name_of(folder: Path) -> str:
-    """The name of a data folder, or of an archive without its ending."""
-    return folder.absolute().stem if folder.is_file() else folder.absolute().name
 
 
 def next_commands(folder: Path, recipe: Path, table: str, eval_split: str) -> list[str]:

@@ -104,8 +104,10 @@ def _read_colours(data_folder: DataFolder, file: str) -> ClassList:
 
 
 def _read_names(data_folder: DataFolder, file: str) -> ClassList:
-    """One name a line, the first for id 0. labelme begins with `__ignore__`, which is no class, for id -1."""
+    """One name a line, or all in one with commas, the first for id 0. labelme begins with `__ignore__`, no class, for id -1."""
     names = list(_lines(data_folder, file))
+    if len(names) == 1:
+        names = [name.strip() for name in names[0].split(",") if name.strip()]
     if names and names[0] in IGNORED_NAMES - {"void"} and names[0].startswith("_"):
         names = names[1:]
     return ClassList(file, dict(enumerate(names)), in_order=True)

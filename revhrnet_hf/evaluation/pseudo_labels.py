@@ -139,12 +139,13 @@ def check_distinct(images: Sequence[Path]) -> None:
             raise DataError(f"{owner} and {image} would have one label map: label them one after the other, in different folders")
 
 
-def check_not_replaced(images: Sequence[Path], folder: Path) -> None:
-    """Raises a RecipeError if an image lies below the folder of the split that is written, in place of what was there."""
-    inside = [image for image in images if folder.resolve() in Path(os.path.realpath(image)).parents]
-    if inside:
+def check_not_replaced(images: Sequence[Path], output_dir: Path, split: str) -> None:
+    """Raises a RecipeError if an image is the sheet of examples, or lies below the folder of the split: both are replaced."""
+    folder, examples = (output_dir / split).resolve(), (output_dir / EXAMPLES).resolve()
+    places = {image: Path(os.path.realpath(image)) for image in images}
+    if inside := [image for image, place in places.items() if folder in place.parents or place == examples]:
         raise RecipeError(
-            f"{first_few(inside)} would be deleted: {folder} is replaced by the images and label maps that are written. Give "
+            f"{first_few(inside)} would be deleted: {output_dir / split} and {EXAMPLES} are replaced by what is written. Give "
             "another --output_dir, or copies of the images in another folder"
         )
 

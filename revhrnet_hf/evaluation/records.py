@@ -98,6 +98,10 @@ def class_totals_by_image(records: Sequence[ImageRecord], num_classes: int) -> n
     return totals
 
 
+# Settings that are digests, or names and times of files, which tell people nothing.
+OPAQUE = ("checkpoint", "images", "image_ids", "data", "label_space")
+
+
 class WorkFolder:
     """The records of one evaluation on disk.
 
@@ -158,7 +162,9 @@ class WorkFolder:
         """Each setting that the folder's work was begun with and that is another now, as text."""
         begun = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
         different = [key for key in self.settings if begun.get(key) != self.settings[key]]
-        return [f"{key} was {begun.get(key)}, is {self.settings[key]}" for key in different]
+        return [
+            f"{key} changed" if key in OPAQUE else f"{key} was {begun.get(key)}, is {self.settings[key]}" for key in different
+        ]
 
     def read(self) -> dict[int, ImageRecord]:
         """All records so far, by the images' rows in the dataset."""

@@ -81,6 +81,8 @@ def run_chain(
             recipe.init_from = str(folders[position - 1] / BEST)
         if len(recipes) > 1:
             accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
+        if position > 0 and recipe.init_from != str(folders[position - 1] / BEST):
+            accelerator.print(f"this stage begins from {recipe.init_from}, as its init_from says, and not from the stage before")
         stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout, bank_folder(bank_dir, recipes, position))
         if overwrite and position == 0:
             # Otherwise a chain that is killed now and resumed would find later stages finished.

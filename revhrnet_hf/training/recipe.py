@@ -762,7 +762,16 @@ def _overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[
     if isinstance(dataset, Mapping):  # its other keys stand for fields that may not be overridden
         name = {"name": overrides["dataset"]} if "dataset" in overrides else {}
         settings["dataset"] = {**dataset, **name}
-    return {**as_fields(settings), **overrides}
+    if "freeze_backbone" in overrides:  # which says the same in an older way
+        settings.pop("trainable_backbone", None)
+    fields_given = {**as_fields(settings), **overrides}
+    choice = fields_given.get("trainable_backbone")
+    if fields_given.get("freeze_backbone") is True and choice not in (None, "none"):
+        raise RecipeError(
+            f"Recipe fields freeze_backbone: true and trainable_backbone: {choice} contradict each other: leave freeze_backbone "
+            "out"
+        )
+    return fields_given
 
 
 # Fields of 0.1.0's recipes, and their names today.

@@ -73,6 +73,13 @@ class Stage:
             resumes, self.lock = claim_output_dir(self.output_dir, self.recipe, resume, overwrite) if is_main else (None, None)
         (resumes,) = broadcast_object_list([resumes])
         self._assemble(network, image_processor, eval_set)
+        if resume and not resumes:
+            self.accelerator.print(f"no run to resume in {self.output_dir}: a new one begins")
+        if 0 < self.total_steps <= self.recipe.warmup_steps:
+            self.accelerator.print(
+                f"warmup_steps {self.recipe.warmup_steps}: the run has {self.total_steps} steps, in which the learning rate does "
+                "not reach its full height"
+            )
         if resumes:
             with self.errors.together():
                 state = self.checkpoints.restore()

@@ -293,7 +293,7 @@ def _panel_rows(titles, rows, label_maps, names, colours, ignore_index, column_w
     titles = _titles(titles, column_width, gap, font_size)
     strips = []
     for panels in rows:
-        height = round(panels[0].height * column_width / panels[0].width)
+        height = max(1, round(panels[0].height * column_width / panels[0].width))
         strip = Image.new("RGB", (titles.width, height + gap), BACKGROUND)
         for place, panel in enumerate(panels):
             resample = Image.Resampling.NEAREST if place else Image.Resampling.BILINEAR  # no mixed colours in maps

@@ -619,6 +619,7 @@ def test_the_same_ids_in_two_kinds_of_files(one, other, classes, tmp_path, capsy
         ([0, 255], "person", {"background": 0, "person": 255}),
         ([0, 1], "person", {"background": 0, "person": 1}),
         ([0, 1, 2], "cat\ndog", {"background": 0, "cat": 1, "dog": 2}),
+        ([0, 255], "nothing, person", {"nothing": 0, "person": 255}),  # all in one line
         ([0, 2, 255], "cat\ndog", {"background": 0, "dog": 2}),  # 255 is ignored
         ([0, 1, 2], "cat\ndog\nbird", {"cat": 0, "dog": 1, "bird": 2}),  # a name for each
         ([0, 1, 2], "Background\ndog", {"Background": 0, "dog": 1, "class_2": 2}),  # it has a background

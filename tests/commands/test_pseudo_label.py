@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from revhrnet_hf.commands import pseudo_label
+from revhrnet_hf.commands._pseudo_label import print_report
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.audit import audit_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
@@ -230,7 +231,7 @@ def test_a_run_whose_best_has_changed_is_not_resumed(tiny_checkpoint, photos, tm
     label(run, photos, tmp_path / "whole", "--min_confidence", "0.4")
     killed_at("turned", run, photos, tmp_path / "pseudo", "--min_confidence", "0.4")
     save_temperature(run / "best", 2.0)
-    with pytest.raises(CheckpointError, match=r"unfinished run of pseudo_label with other settings \(checkpoint was"):
+    with pytest.raises(CheckpointError, match=r"unfinished run of pseudo_label with other settings \(checkpoint changed\)"):
         label(run, photos, tmp_path / "pseudo", "--min_confidence", "0.4")
     label(run, photos, tmp_path / "pseudo", "--min_confidence", "0.4", "--overwrite")
     label(run / "best", photos, tmp_path / "anew", "--min_confidence", "0.4")
@@ -325,8 +326,14 @@ def test_files_of_others_are_not_deleted(tiny_checkpoint, photos, tmp_path, monk
     assert seen == []
 
     # Its own images, which it would delete before it copies them.
-    with pytest.raises(RecipeError, match=r"a\.png.* would be deleted: .*train is replaced"):
+    with pytest.raises(RecipeError, match=r"a\.png.* would be deleted: .*train and report\.png are replaced"):
         label(tiny_checkpoint, output / "train" / "images", output, *more)
+
+    # Its own sheet of examples, which is an image too.
+    before = {path: path.read_bytes() for path in output.glob("*.*") if path.is_file()}
+    with pytest.raises(RecipeError, match=r"report\.png would be deleted"):
+        label(tiny_checkpoint, output, output, *more)
+    assert before and all(path.read_bytes() == content for path, content in before.items())
 
     # A folder that somebody else has put there.
     (output / "val" / "images").mkdir(parents=True)
@@ -402,3 +409,19 @@ def test_bad_input_is_named(tiny_checkpoint, photos, tmp_path, capsys):
     for names, message in ((["a"], "2 to 255 classes"), (["a", "b", "a"], "called 'a'")):
         with pytest.raises(CheckpointError, match=message):
             check_classes(names)
+
+
+def test_few_labels_are_said(tmp_path, capsys):
+    report = {"classes": [], "pixels": 1000, "kept": 99, "images": 2, "temperature": 1.5, "images_without_a_sure_pixel": []}
+    print_report(tmp_path, report)
+    assert "only 9.9 % of the pixels have labels: a lower --min_confidence keeps more" in capsys.readouterr().out
+    print_report(tmp_path, {**report, "kept": 100})
+    assert "have labels" not in capsys.readouterr().out
+
+
+def test_a_very_wide_image(tiny_checkpoint, tmp_path):
+    """Its row in the sheet of examples has at least one pixel."""
+    (tmp_path / "wide").mkdir()
+    Image.effect_noise((3000, 1), 90).convert("RGB").save(tmp_path / "wide" / "wide.png")
+    label(tiny_checkpoint, tmp_path / "wide", tmp_path / "out", "--class_share", "0.02")
+    assert (tmp_path / "out" / "report.png").is_file() and (tmp_path / "out" / "labels.yaml").is_file()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.loading import DATASETS
@@ -358,6 +359,17 @@ def test_a_checkpoint_for_a_chain_is_one_to_begin_with(tmp_path):
     assert [recipe.init_from for recipe in read_chain(write(tmp_path, f"init_from: given\n{stages}"))] == ["given", None, "own"]
     chain = read_chain(write(tmp_path, stages), {"init_from": "given"})
     assert [recipe.init_from for recipe in chain] == ["given", None, "own"]
+
+
+def test_the_older_way_to_freeze_the_backbone_overrides_a_recipe():
+    """`camvid` has trainable_backbone: last_stage."""
+    for frozen, choice in ((True, "none"), (False, "all")):
+        (recipe,) = read_chain("camvid", {"freeze_backbone": frozen, "backbone_learning_rate": 1.0})
+        assert (recipe.trainable_backbone, recipe.freeze_backbone) == (choice, frozen)
+    with pytest.raises(RecipeError, match="freeze_backbone: true and trainable_backbone: all contradict each other"):
+        read_chain("camvid", {"freeze_backbone": True, "trainable_backbone": "all"})
+    saved = Recipe(dataset="camvid", trainable_backbone="last_stage").to_yaml()
+    assert Recipe.from_dict(yaml.safe_load(saved)).trainable_backbone == "last_stage"
 
 
 def test_an_auxiliary_loss_of_weight_zero_is_none():
