@@ -66,7 +66,8 @@ def _entry(run: Run, seconds: dict[str, float]) -> dict[str, Any]:
 
 def calls(recipe: Recipe, space: LabelSpace, image: Image.Image, device: str) -> tuple[Callable[[], None], Callable[[], None]]:
     """A training step of the recipe's network on random crops, and the label map of an image. The weights are random."""
-    network, image_processor = build_model(replace(recipe, backbone_weights=RANDOM), space)
+    weights = recipe.class_weights and [1.0] * space.num_classes  # not counted: any take the same time
+    network, image_processor = build_model(replace(recipe, backbone_weights=RANDOM, class_weights=weights), space)
     as_trained(network, recipe)
     network.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(network, recipe, torch.device(device))
