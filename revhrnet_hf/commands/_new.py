@@ -18,7 +18,15 @@ from ..data.datasets.pairing import images_below
 from ..data.label_table import CVAT_NAME, USUAL_NAME
 from ..data.layout import Layout, find_layout, find_pairs
 from ..data.listing import Sample, check_same_sizes, image_size, locate
-from ..data.proposed_table import MaskContents, ProposedTable, ids_of_labels, no_classes, notes_on_labels, propose_table
+from ..data.proposed_table import (
+    MOST_VALUES,
+    MaskContents,
+    ProposedTable,
+    ids_of_labels,
+    no_classes,
+    notes_on_labels,
+    propose_table,
+)
 from ..data.raw_label_map import RawContent, ids_in, raw_content
 from ..errors import DataError, first_few
 from ..images import Colour, save_image
@@ -30,9 +38,6 @@ from ..viz.figures import untinted_classes
 from . import name_of
 
 TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.png"
-
-
-MOST_COLOURS = 256
 
 
 class Start:
@@ -185,8 +190,8 @@ def read_masks(masks: Iterable[str]) -> Iterator[tuple[str, RawContent]]:
         content = raw_content(mask)
         if content.ids is None:
             colours.update(content.colours)
-        if len(colours) > MOST_COLOURS:
-            raise no_classes(f"more than {MOST_COLOURS} colours", mask)
+        if len(colours) > MOST_VALUES:
+            raise no_classes(f"more than {MOST_VALUES} colours", mask)
         yield mask, content
 
 

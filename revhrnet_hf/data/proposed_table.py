@@ -21,6 +21,7 @@ WHITE = 255  # the object in a binary mask
 HARD = 0.9  # of the pixels must be black or white in masks whose other values are soft edges
 FEW_VALUES = 8  # fewer values between black and white are classes, as are values that are all small
 BACKGROUND = "background"
+MOST_VALUES = 256  # ids or colours in all masks together, with those of soft edges; more are no classes
 RawValue = int | Colour
 
 
@@ -76,7 +77,7 @@ class MaskContents:
             found = content.ids if are_ids else content.colours
             added.pixels.update(found)
             added.masks.update(found.keys())
-        if len(added.pixels) > 256 or (not are_ids and len(added.pixels) > MAX_CLASSES and not _soft_edges(added)):
+        if len(added.pixels) > MOST_VALUES or (not are_ids and len(added.pixels) > MAX_CLASSES and not _soft_edges(added)):
             first = next((location for location, content in contents if len(content.ids or content.colours) > 64), contents[0][0])
             raise no_classes(f"{len(added.pixels)} {'ids' if are_ids else 'colours'}", first)
         return added
