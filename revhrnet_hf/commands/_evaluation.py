@@ -42,6 +42,7 @@ from ..evaluation.results import (
     check_replaceable,
     confusion_caption,
     digest_of_data,
+    digest_of_weights,
     result_stem,
 )
 from ..evaluation.scores import (
@@ -361,6 +362,7 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
         dtype=args.dtype,
         absent_as_zero=args.absent_as_zero,
         compiled=args.compile,
+        weights=on_main_process(state, lambda: digest_of_weights(args.checkpoint)) if Path(args.checkpoint).is_dir() else None,
     )
     if not args.overwrite and check_replaceable(output, evaluation.identity()) and state.is_main_process:
         logger.info("the scores of an earlier run of the same evaluation in %s will be replaced", output)

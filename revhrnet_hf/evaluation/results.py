@@ -50,6 +50,7 @@ class Evaluation:
         dtype: of the weights: "float32" or "bfloat16".
         absent_as_zero: see `ConfusionMatrix.scores`.
         compiled: whether `torch.compile` compiles the model, which changes the last bits of its logits.
+        weights: `digest_of_weights`, if the checkpoint is a folder.
     """
 
     checkpoint: str
@@ -63,6 +64,7 @@ class Evaluation:
     dtype: str = "float32"
     absent_as_zero: bool = False
     compiled: bool = False
+    weights: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """The values of `IDENTITY`."""
@@ -70,7 +72,7 @@ class Evaluation:
         return {
             # The path of a folder may tell more about this machine than its user wants to publish.
             "checkpoint": Path(self.checkpoint).resolve().name if is_folder else self.checkpoint,
-            "weights": digest_of_weights(self.checkpoint) if is_folder else None,
+            "weights": self.weights,
             "dataset": self.dataset_name,
             "loader": self.loader,
             "split": self.split,
