@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 
 from ..defaults import MOST_IGNORED
-from ..errors import DataError
+from ..errors import DataError, first_few
 from ..images import Colour
 from .features import LabelMap
 from .label_space import LABEL_SPACES, LabelSpace
@@ -185,7 +185,7 @@ def count_classes(sets: Sequence[datasets.Dataset], space: LabelSpace, most: int
 
 
 def warn_of_unseen_classes(sets: Sequence[datasets.Dataset], space: LabelSpace) -> None:
-    """Logs a warning for each class without a pixel in the training data; if there is none, for each id that is ignored on much.
+    """Logs a warning of the classes without a pixel in the training data; if there are none, of each id that is ignored on much.
 
     If only some label maps were read, it does not warn of the classes of published datasets: some are rare.
     """
@@ -194,11 +194,13 @@ def warn_of_unseen_classes(sets: Sequence[datasets.Dataset], space: LabelSpace) 
     where = f"the {counts.total} label maps that are trained on"
     if not is_complete:
         where = f"the {counts.label_maps} label maps that were read, of {counts.total} that are trained on"
-    texts = []
-    if is_complete or not is_published(space):
-        texts += [unseen_text(counts, train_id, where) for train_id in counts.unseen]
-    # The message about an unseen class names the ignored id already.
-    if not texts:
-        texts += [ignored_text(counts, raw, where, MOST_IGNORED) for raw in counts.much_ignored()]
+    unseen = counts.unseen if is_complete or not is_published(space) else []
+    if unseen:  # the message about an unseen class names the ignored id already
+        first, *others = unseen
+        texts = [unseen_text(counts, first, where)]
+        if others:
+            texts.append(f"{len(others)} more classes have no pixel there: {first_few(space.names[other] for other in others)}")
+    else:
+        texts = [ignored_text(counts, raw, where, MOST_IGNORED) for raw in counts.much_ignored()]
     for text in texts:
         logger.warning("%s (`revhrnet audit` reads all of them)", text)

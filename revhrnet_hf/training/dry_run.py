@@ -3,6 +3,7 @@
 The time and room that this takes is multiplied by how often the recipes do it.
 """
 
+import json
 import math
 import os
 import shutil
@@ -19,8 +20,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from ..text import aligned, size_on_disk
 from .agreement import SharedErrors
 from .chain import check_chain
+from .checkpoint_files import damage
 from .data import DataDirs
-from .output_dir import BEST, LAST
+from .dataset_checks import refuse_other_data
+from .output_dir import BEST, LAST, check_same_recipe
 from .processes import TIMEOUT, peak_memory_gib, start_processes
 from .recipe import Recipe
 from .trainer import Stage
@@ -80,7 +83,7 @@ def dry_run(
     estimates, best = [], None
     with ExitStack() as stack:
         with errors.together():
-            check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir)
+            folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir)
             own = stack.enter_context(tempfile.TemporaryDirectory(prefix="revhrnet-dry-run-"))
         (place,) = broadcast_object_list([own])
         for position, recipe in enumerate(recipes):
@@ -88,7 +91,8 @@ def dry_run(
             if best is not None and recipe.init_from is None:
                 recipe.init_from = str(best)
             shared, own_folder = Path(place) / str(position), Path(own) / str(position)
-            before, (estimate, best) = best, _rehearse(recipe, data_dirs, shared, own_folder, timeout)
+            to_resume = folders[position] / LAST if resume else None
+            before, (estimate, best) = best, _rehearse(recipe, data_dirs, shared, own_folder, timeout, to_resume)
             estimates.append(estimate)
             if before is not None and before.is_relative_to(own):
                 shutil.rmtree(before.parent)  # all processes have read it
@@ -97,16 +101,21 @@ def dry_run(
     return estimates
 
 
-def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Path, timeout: float) -> tuple[Estimate, Path]:
+def _rehearse(
+    recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Path, timeout: float, to_resume: Path | None
+) -> tuple[Estimate, Path]:
     """What the stage will take, and its best checkpoint, at a place that this process can read.
 
     Args:
         folder: the stage's output folder, in the main process's temporary folder.
         own_folder: for the checkpoint, where this process, on another machine, does not see that folder.
+        to_resume: a checkpoint from which the run would be resumed, if it is there.
     """
     started = time.perf_counter()
     stage = Stage(recipe, data_dirs, folder, timeout=timeout)
     with stage.errors.together():
+        if to_resume is not None and to_resume.exists():
+            _check_resumable(to_resume, stage)
         stage.log.start({})
     bank_gib = _open_small_bank(stage)
     built = time.perf_counter() - started
@@ -132,6 +141,16 @@ def _rehearse(recipe: Recipe, data_dirs: DataDirs, folder: Path, own_folder: Pat
         bank_step_seconds=bank_step_seconds,
     )
     return estimate, best
+
+
+def _check_resumable(checkpoint: Path, stage: Stage) -> None:
+    """Raises a CheckpointError if the run of a whole checkpoint was started with another recipe or on other data."""
+    if damage(checkpoint) is not None:  # the run is resumed from an earlier one
+        return
+    check_same_recipe(checkpoint / "recipe.yaml", stage.recipe)
+    data = json.loads((checkpoint / "training_state.json").read_text(encoding="utf-8")).get("data")
+    if data is not None:
+        refuse_other_data(data, stage.fingerprint)
 
 
 def _open_small_bank(stage: Stage) -> float:

@@ -90,7 +90,7 @@ def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: 
         resumes = resume and (output_dir / LAST).exists()
         if resumes:
             choose_whole(output_dir)
-            _check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
+            check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
         else:
             remove_run(output_dir)
         _mark(lock, RUN_SAVED if resumes else RUN_BEGUN)
@@ -168,7 +168,8 @@ def _check_entries(output_dir: Path, mark: bytes, resume: bool, overwrite: bool)
         )
 
 
-def _check_same_recipe(path: Path, recipe: Recipe) -> None:
+def check_same_recipe(path: Path, recipe: Recipe) -> None:
+    """Raises a CheckpointError if the recipe of a run to resume, in the file `path`, is another one; it says how."""
     before, now = asdict(Recipe.from_yaml(path)), asdict(recipe)
     changed = [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]
     if changed:

@@ -6,7 +6,8 @@ import json
 import pytest
 from transformers import AutoModelForSemanticSegmentation
 
-from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.errors import CheckpointError, RecipeError
+from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.dry_run import Estimate, _seconds_of_loading, dry_run, format_estimates
 from revhrnet_hf.training.recipe import Recipe
@@ -78,6 +79,29 @@ def test_faults_of_later_stages_are_found(runs, streets, tmp_path):
     with pytest.raises(RecipeError, match="is of another network than the recipe's"):
         dry_run([first, second], streets, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_with_another_recipe_or_on_other_data(runs, streets, tmp_path):
+    """The rehearsal of a resume refuses what the resume would refuse, a later stage's too, and changes nothing."""
+    settings = {**runs.settings, "epochs": 1}
+
+    def chain(**changed):
+        return [Recipe(dataset=name, **settings | (changed if name == "camvid" else {})) for name in streets]
+
+    def state():
+        return {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    write_camvid(tmp_path / "camvid", {"train": 9, "val": 3}, size=(48, 64))
+    fewer = {**streets, "camvid": str(tmp_path / "camvid")}
+    run_chain(chain(), streets, tmp_path / "out")
+    before = state()
+    for train in (dry_run, run_chain):
+        with pytest.raises(CheckpointError, match=r"started with another recipe: learning_rate was .*, is 0\.5"):
+            train(chain(learning_rate=0.5), streets, tmp_path / "out", resume=True)
+        with pytest.raises(CheckpointError, match="started on other data: camvid:train had 10 images, has 9"):
+            train(chain(), fewer, tmp_path / "out", resume=True)
+    dry_run(chain(), streets, tmp_path / "out", resume=True)
+    assert state() == before
 
 
 def test_estimate_adds_up(tmp_path):
