@@ -34,7 +34,12 @@ def build_parser() -> ArgumentParser:
         help="folder to which the results of finished runs are copied: as --output_dir, they need not be done again",
     )
     parser.add_argument("--report_only", action="store_true", help="write table and figures of the finished runs, train nothing")
-    parser.add_argument("--dry_run", action="store_true", help="list the runs and their state, and write nothing")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="list the runs and their state, try a few steps of one run of each network, print what the runs will take, and "
+        "write nothing",
+    )
     parser.add_argument(
         "--times",
         action="store_true",
@@ -52,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     from studies.peers import register_peers
     from studies.plan import Study
     from studies.results import write_results
-    from studies.runner import copy_records, do_run, find_run
+    from studies.runner import copy_records, diverged, do_run, find_run
 
     register_peers()
     study = Study.from_yaml(args.study)
@@ -60,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         do_run(find_run(study, args.output_dir, args.only), args.data_dir, args.output_dir)
         return
     if args.dry_run:
-        list_runs(study, args.output_dir)
+        rehearse(study, args)
         return
     results = args.results or args.output_dir
     if args.times:
@@ -68,28 +73,14 @@ def main(arguments: list[str] | None = None) -> None:
 
         args.output_dir.mkdir(parents=True, exist_ok=True)
         measure_times(study, args.study.stem, args.data_dir, args.output_dir)
-    elif not args.report_only:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        train(study, args)
+    failed = [] if args.report_only or args.times else train(study, args)
     if not results.is_dir():
         raise RecipeError(f"There is no folder {results}: make it first")
     if args.records is not None:
         copy_records(study, args.output_dir, args.records)
     print(f"written: {', '.join(map(str, write_results(study, args.output_dir, results, args.study.stem)))}")
-
-
-def train(study, args: argparse.Namespace) -> None:
-    """Does all runs that are not finished, those that choose learning rates first.
-
-    Raises:
-        RevHRNetError: runs failed; all others have been done.
-    """
-    from studies.runner import chosen_rates, remaining, work_through
-
-    same = [str(args.study), "--data_dir", *args.data_dir, "--output_dir", str(args.output_dir)]
-    command = [sys.executable, str(Path(__file__).resolve()), *same, "--only"]
-    failed = work_through(remaining(study.tuning_runs(), args.output_dir), command, args.devices)
-    failed += work_through(remaining(study.runs(chosen_rates(study, args.output_dir)), args.output_dir), command, args.devices)
+    if without_rate := diverged(study, args.output_dir):
+        print(f"with all learning rates the loss was no number, so that there is no run of {', '.join(without_rate)}")
     if failed:
         raise RevHRNetError(
             f"{len(failed)} runs failed: {', '.join(run.folder for run in failed)}. Their errors are above; the same command "
@@ -97,16 +88,41 @@ def train(study, args: argparse.Namespace) -> None:
         )
 
 
-def list_runs(study, output_dir: Path) -> None:
-    from studies.runner import chosen_rates, read_result
+def train(study, args: argparse.Namespace) -> list:
+    """Does all runs that are not finished, those that choose learning rates first; returns those that failed."""
+    from studies.runner import chosen_rates, remaining, work_through
 
-    rates = chosen_rates(study, output_dir)
-    for item in (*study.tuning_runs(), *study.runs(rates)):
-        state = "finished" if read_result(item, output_dir) else "begun" if (output_dir / item.folder).exists() else "to do"
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    same = [str(args.study), "--data_dir", *args.data_dir, "--output_dir", str(args.output_dir)]
+    command = [sys.executable, str(Path(__file__).resolve()), *same, "--only"]
+    failed = work_through(remaining(study.tuning_runs(), args.output_dir), command, args.devices)
+    return failed + work_through(
+        remaining(study.runs(chosen_rates(study, args.output_dir)), args.output_dir), command, args.devices
+    )
+
+
+def rehearse(study, args: argparse.Namespace) -> None:
+    """Prints each run with its state, and what those that are not finished will take."""
+    from studies.estimates import estimate_runs
+    from studies.runner import chosen_rates, diverged, remaining
+
+    rates = chosen_rates(study, args.output_dir)
+    gone = diverged(study, args.output_dir)
+    # Which rate is chosen makes no difference to what a run takes.
+    later = {name: study.learning_rates[0] for name in study.tuned() if name not in rates and name not in gone}
+    items = [*study.tuning_runs(), *study.runs({**rates, **later})]
+    waiting = [item for item in items if item.network in later and not item.is_tuning]
+    to_do = remaining([item for item in items if item not in waiting], args.output_dir)
+    for item in items:
+        begun = "begun" if (args.output_dir / item.folder).exists() else "to do"
+        state = "waiting" if item in waiting else begun if item in to_do else "finished"
         print(f"{state:9} {item.folder}")
-    if waiting := [name for name in study.tuned() if name not in rates]:
-        print(f"after the choice of their learning rates: {len(study.seeds) * len(study.variations)} runs each of", end=" ")
-        print(", ".join(waiting))
+    if waiting:
+        print("(waiting: for the choice of the learning rate)")
+    if gone:
+        print(f"with all learning rates the loss was no number: {', '.join(gone)}")
+    if to_do or waiting:
+        print(estimate_runs([*to_do, *waiting], args.data_dir, len(args.devices)))
 
 
 if __name__ == "__main__":

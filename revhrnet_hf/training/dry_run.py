@@ -258,7 +258,7 @@ def format_estimates(estimates: list[Estimate], output_dir: str | Path, bank_dir
     for number, one in enumerate(estimates, 1):
         scoring = one.images * one.image_seconds
         row = [f"{number} {one.dataset}", str(one.steps), f"{one.step_seconds:.2f}", str(one.evaluations), f"{scoring:.1f}"]
-        row += [str(one.saves), f"{one.save_seconds:.1f}", _as_time(one.seconds), f"{one.memory_gib:.2f}", f"{one.disk_gib:.2f}"]
+        row += [str(one.saves), f"{one.save_seconds:.1f}", as_time(one.seconds), f"{one.memory_gib:.2f}", f"{one.disk_gib:.2f}"]
         rows.append(row)
     lines = aligned(rows)
     for number, one in enumerate(estimates, 1):
@@ -271,7 +271,7 @@ def format_estimates(estimates: list[Estimate], output_dir: str | Path, bank_dir
     memory = max(one.memory_gib for one in estimates)
     room = _room(needed + banks, output_dir) if bank_dir is None else f"{_room(needed, output_dir)}; {_room(banks, bank_dir)}"
     lines.append(
-        f"together {_as_time(sum(one.seconds for one in estimates))}; peak memory {memory:.2f} GiB a process, without its "
+        f"together {as_time(sum(one.seconds for one in estimates))}; peak memory {memory:.2f} GiB a process, without its "
         f"loader's workers; {room}"
     )
     return "\n".join(lines)
@@ -284,7 +284,8 @@ def _room(needed: float, folder: str | Path) -> str:
     return f"{size_on_disk(needed)} of disk, of {free:.1f} GiB free at {place}{' (TOO LITTLE)' if needed > free else ''}"
 
 
-def _as_time(seconds: float) -> str:
+def as_time(seconds: float) -> str:
+    """Such as `3 d 4 h`, `4 h 5 min` or `5 min 6 s`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -99,7 +99,7 @@ PEERS = {
         out_channels=256,
         output_stride=16,
     ),
-    "pan": Peer(lambda channels: PANDecoder(channels, 5, 32), kernel=3, out_channels=32),
+    "pan": Peer(lambda channels: PANDecoder(channels, 5, 32), kernel=3, out_channels=32, output_stride=16),
     "segformer": Peer(SegformerDecoder, kernel=1, out_channels=256, strides=(2, 4, 8, 16, 32)),
 }
 DECODERS = (*PEERS, "linear", "concat", "late")

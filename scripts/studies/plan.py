@@ -95,7 +95,10 @@ class Study:
                 raise RecipeError(f"{run.network}: there is no architecture {run.recipe.architecture!r}{hint}")
 
     def _check_tuning(self, scored: set[str]) -> None:
-        """Raises a RecipeError if a learning rate could be chosen on images that are trained on, or of the splits in `scored`."""
+        """Raises a RecipeError if a learning rate would be chosen on a whole split, or on a part of one of those in `scored`.
+
+        Whether two parts of a split overlap is not looked at.
+        """
         whole = "give tuning both train_split and eval_split, parts of the training split, such as train[:80%] and train[80%:]"
         for recipe in (run.recipe for run in self.tuning_runs()):
             if not ("[" in recipe.train_split and "[" in recipe.eval_split):

@@ -37,6 +37,8 @@ class Row:
         results: of the finished runs, by seed.
         totals: of the same runs, (runs, images, 3, classes).
         wanted: number of runs in the study.
+        difference: to the baseline's mIoU, and its interval, over the seeds that both have.
+        by_seed: the same of each of these seeds.
     """
 
     network: str
@@ -45,6 +47,7 @@ class Row:
     totals: list[np.ndarray]
     wanted: int
     difference: tuple[float, list[float]] | None = None
+    by_seed: tuple[float, ...] = ()
 
     def mean(self, name: str) -> float:
         """Mean of a value of the results; NaN if no run is finished or one lacks the value."""
@@ -58,8 +61,7 @@ class Row:
             return math.nan
         return float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values)))
 
-    def by_seed(self) -> dict[int, np.ndarray]:
-        """The totals of each finished run by its seed."""
+    def totals_by_seed(self) -> dict[int, np.ndarray]:
         return {result["seed"]: totals for result, totals in zip(self.results, self.totals, strict=True)}
 
     def class_iou(self, name: str) -> float:
@@ -100,19 +102,20 @@ def _compare(rows: list[Row], baseline: str, block: int) -> None:
     by_variation = {row.variation: row for row in rows if row.network == baseline}
     for row in rows:
         other = by_variation[row.variation]
-        own, others = row.by_seed(), other.by_seed()
+        own, others = row.totals_by_seed(), other.totals_by_seed()
         seeds = sorted(own.keys() & others.keys())
         if row is not other and seeds:
             try:
                 both = (np.stack([totals[seed] for seed in seeds]) for totals in (own, others))
                 row.difference = paired_difference(*both, block=block)
+                row.by_seed = tuple(paired_difference(own[seed][None], others[seed][None], block=block)[0] for seed in seeds)
             except ValueError as error:
                 raise CheckpointError(f"{row.network} cannot be compared with {baseline}: {error}") from error
 
 
 def score_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
     """The title row, then the scores of each network with each variation."""
-    versus = [f"to {study.baseline}"] if study.baseline is not None else []
+    versus = [] if study.baseline is None else [f"to {study.baseline}", "with each seed"]
     cells = [[*_names(study), "seeds", "mIoU", *versus, "pixel accuracy", "boundary IoU", *study.classes, "learning rate"]]
     for row in rows:
         rate = row.results[0]["recipe"]["learning_rate"] if row.results else math.nan
@@ -121,7 +124,7 @@ def score_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
                 *_names(study, row),
                 f"{len(row.results)} of {row.wanted}" if len(row.results) < row.wanted else str(row.wanted),
                 _with_interval(row),
-                *([_difference(row, study.baseline)] if versus else []),
+                *([_difference(row, study.baseline), ", ".join(f"{each:+.3f}" for each in row.by_seed)] if versus else []),
                 _number(row.mean("pixel_accuracy")),
                 _number(row.mean("boundary_iou")),
                 *(_number(row.class_iou(name)) for name in study.classes),

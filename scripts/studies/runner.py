@@ -4,9 +4,11 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,7 +21,7 @@ from transformers import PreTrainedModel
 
 from revhrnet_hf.adapters import add_adapters
 from revhrnet_hf.data import label_space_of
-from revhrnet_hf.errors import CheckpointError, DivergedError, RecipeError
+from revhrnet_hf.errors import CheckpointError, DivergedError, RecipeError, RunStopped
 from revhrnet_hf.evaluation.checkpoint import load_for_inference
 from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_records
 from revhrnet_hf.evaluation.records import class_totals_by_image
@@ -82,12 +84,22 @@ def copy_records(study: Study, output_dir: Path, target: Path) -> None:
 
 def chosen_rates(study: Study, output_dir: Path) -> dict[str, float]:
     """The learning rate with the best mIoU for each network whose tuning runs are all finished and have not all diverged."""
-    scores: dict[str, list[tuple[float, float]]] = {}
+    finished = {name: found for name, found in _tried(study, output_dir).items() if all(score is not None for score, _ in found)}
+    return {name: max(found)[1] for name, found in finished.items() if max(found)[0] > DIVERGED}
+
+
+def diverged(study: Study, output_dir: Path) -> list[str]:
+    """The networks whose loss was no number with any learning rate, so that they have none."""
+    return [name for name, found in _tried(study, output_dir).items() if all(score == DIVERGED for score, _ in found)]
+
+
+def _tried(study: Study, output_dir: Path) -> dict[str, list[tuple[float | None, float]]]:
+    """The mIoU, None if it is not known yet, and the learning rate of each tuning run by network."""
+    scores: dict[str, list[tuple[float | None, float]]] = {}
     for run in study.tuning_runs():
         result = read_result(run, output_dir)
         scores.setdefault(run.network, []).append((result and result["mean_iou"], run.recipe.learning_rate))
-    finished = {name: found for name, found in scores.items() if all(score is not None for score, _ in found)}
-    return {name: max(found)[1] for name, found in finished.items() if max(found)[0] > DIVERGED}
+    return scores
 
 
 def remaining(runs: Iterable[Run], output_dir: Path) -> list[Run]:
@@ -122,7 +134,7 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
             running.discard(process)
             free.put(device)
 
-    with ThreadPoolExecutor(max(1, len(devices))) as pool:
+    with ThreadPoolExecutor(max(1, len(devices))) as pool, _stopped_by_sigterm():
         try:
             done = list(pool.map(do, enumerate(runs, 1)))
         except BaseException:  # a signal: each run saves itself and ends
@@ -131,6 +143,20 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
                 process.terminate()
             raise
     return [run for run, succeeded in zip(runs, done, strict=True) if not succeeded]
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which clusters send, stops the program as Ctrl-C does; otherwise its runs would go on without it."""
+
+    def stop(number: int, frame: object) -> None:
+        raise RunStopped("SIGTERM: the study ends with its runs; the same command resumes it", 128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
@@ -194,7 +220,7 @@ def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
 
 def refuse_other_data(made_with: dict[str, Any], output_dir: Path) -> None:
     """Raises a CheckpointError if a run in the output folder was scored on the same split with other images or label maps."""
-    for path in output_dir.rglob(RESULT):
+    for path in output_dir.glob(f"*/*/*/*/{RESULT}"):  # not `rglob`: checkpoints of other runs come and go
         other = json.loads(path.read_text(encoding="utf-8"))
         same_split = all(other["recipe"][name] == made_with["recipe"][name] for name in ("dataset", "eval_split", "label_space"))
         if same_split and other.get("data", made_with["data"]) != made_with["data"]:  # results of earlier versions do not say

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm, t
 
 from revhrnet_hf.evaluation import ConfusionMatrix, format_scores
 from revhrnet_hf.evaluation.scores import NUM_DRAWS, bootstrap_intervals, paired_difference, worst_images, write_image_scores
@@ -83,6 +84,12 @@ def test_table_and_worst_images(tmp_path):
     assert worst_images(totals, 2) == [1, 3] and worst_images(totals, 9) == [1, 3, 0]
 
 
+def ends(values, units):
+    """The expanded percentile interval, with scipy's Student's t."""
+    outside = norm.cdf(-math.sqrt(units / (units - 1)) * t.ppf(0.975, units - 1))
+    return pytest.approx(np.quantile(values, [outside, 1 - outside]).tolist(), rel=1e-12)
+
+
 def test_intervals_are_those_of_a_loop_over_draws():
     rng = np.random.default_rng(0)
     matrices = np.pad(rng.integers(0, 9, (12, 4, 4)), ((0, 0), (0, 1), (0, 1)))  # the fifth class never occurs
@@ -95,27 +102,35 @@ def test_intervals_are_those_of_a_loop_over_draws():
             confusion.matrix = torch.from_numpy(np.repeat(matrices, times, axis=0).sum(0))
             scores.append(confusion.scores())
     for key in ("mean_iou", "overall_accuracy", "mean_accuracy", "frequency_weighted_iou"):
-        expected = np.quantile([draw[key] for draw in scores], [0.025, 0.975])
-        assert found[key] == pytest.approx(expected.tolist(), rel=1e-12)
-    assert found["per_category_iou"][1] == pytest.approx(
-        np.quantile([draw["per_category_iou"][1] for draw in scores], [0.025, 0.975]).tolist(), rel=1e-12
-    )
+        assert found[key] == ends([draw[key] for draw in scores], 12)
+    assert found["per_category_iou"][1] == ends([draw["per_category_iou"][1] for draw in scores], 12)
     assert np.isnan(found["per_category_iou"][4]).all()
     assert str(found) == str(bootstrap_intervals(totals_of(matrices), num_draws=250, seed=3))
 
 
-def test_a_thousand_draws_unless_told_otherwise():
-    """The quantiles of a thousand draws, made here; with fewer or more draws they would differ."""
+def test_four_thousand_draws_unless_told_otherwise():
+    """The quantiles of so many draws, made here; with fewer or more draws they would differ."""
     num_images, right = 40, 28
     totals = totals_of(np.array([[[10, 0], [0, 0]]] * right + [[[0, 10], [0, 0]]] * (num_images - right)))
     generator = np.random.default_rng(0)
-    times = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=1000)
-    accuracies = times[:, :right].sum(1) / num_images
-    assert bootstrap_intervals(totals)["overall_accuracy"] == pytest.approx(np.quantile(accuracies, [0.025, 0.975]).tolist())
+    times = generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=4000)
+    assert bootstrap_intervals(totals)["overall_accuracy"] == ends(times[:, :right].sum(1) / num_images, num_images)
     # With ten draws the interval is narrower.
     narrow = bootstrap_intervals(totals, num_draws=10)["overall_accuracy"]
     assert np.ptp(bootstrap_intervals(totals)["overall_accuracy"]) > np.ptp(narrow)
-    assert NUM_DRAWS == 1000
+    assert NUM_DRAWS == 4000
+
+
+@pytest.mark.parametrize(("images", "block"), [(8, 1), (20, 1), (100, 20)])
+def test_an_interval_of_few_images_covers_what_it_promises(images, block):
+    """95 of 100 intervals hold the true share, also with five blocks, of which the percentiles hold 85."""
+    generator, held, repeats = np.random.default_rng(3), 0, 300
+    for _ in range(repeats):
+        right = generator.integers(200, 601, images)  # of 1000 pixels; the mean is 400
+        totals = totals_of(np.array([[[count, 1000 - count], [0, 0]] for count in right]))
+        low, high = bootstrap_intervals(totals, num_draws=1000, block=block)["overall_accuracy"]
+        held += low <= 0.4 <= high
+    assert 0.92 <= held / repeats <= 0.985
 
 
 def test_interval_of_an_accuracy_is_the_normal_approximation():
@@ -138,7 +153,7 @@ def test_blocks_of_images_are_drawn_one_by_one_here():
         confusion = ConfusionMatrix(3)
         confusion.matrix = torch.from_numpy(matrices[drawn].sum(0))
         means.append(confusion.scores()["mean_iou"])
-    assert found["mean_iou"] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), rel=1e-12)
+    assert found["mean_iou"] == ends(means, 11 / 4)
     for block in (0, 6):
         with pytest.raises(ValueError, match=f"blocks of {block} images cannot be drawn from 11"):
             bootstrap_intervals(totals, block=block)
@@ -175,7 +190,7 @@ def test_paired_difference_against_brute_force():
     ]
     difference, interval = paired_difference(*runs, num_draws=300)
     assert difference == pytest.approx(np.mean([*map(mean_iou, runs[0])]) - np.mean([*map(mean_iou, runs[1])]))
-    assert interval == pytest.approx(np.quantile(by_draw, [0.025, 0.975]).tolist())
+    assert interval == ends(by_draw, 7)
     assert paired_difference(runs[0], runs[0])[1] == [0, 0]
     with pytest.raises(ValueError, match="different images"):
         paired_difference(runs[0], runs[1][:, 1:])

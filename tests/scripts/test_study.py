@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
+import re
+import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -156,21 +160,21 @@ def peer(decoder, **settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("decoder", "name", "settings"),
+    ("decoder", "name"),
     [
-        ("fpn", "FPN", {}),
-        ("unet", "Unet", {}),
-        ("upernet", "UPerNet", {}),
-        ("deeplabv3plus", "DeepLabV3Plus", {}),
-        ("pan", "PAN", {"encoder_output_stride": 32}),
-        ("segformer", "Segformer", {}),
+        ("fpn", "FPN"),
+        ("unet", "Unet"),
+        ("upernet", "UPerNet"),
+        ("deeplabv3plus", "DeepLabV3Plus"),
+        ("pan", "PAN"),
+        ("segformer", "Segformer"),
     ],
 )
-def test_peer_is_the_librarys_network_on_our_backbone(decoder, name, settings):
+def test_peer_is_the_librarys_network_on_our_backbone(decoder, name):
     import segmentation_models_pytorch as smp
 
     ours = peer(decoder).eval()
-    theirs = getattr(smp, name)("tu-tf_efficientnet_lite0", encoder_weights=None, classes=5, **settings).eval()
+    theirs = getattr(smp, name)("tu-tf_efficientnet_lite0", encoder_weights=None, classes=5).eval()
     encoder = theirs.encoder.model
     flat = {key.replace(".", "_"): value for key, value in ours.revhrnet.backbone._backbone.state_dict().items()}
     encoder.load_state_dict({key: flat[key.replace(".", "_")] for key in encoder.state_dict()})
@@ -318,6 +322,7 @@ def test_table_shows_gaps_intervals_and_differences(tmp_path):
     assert (first["seeds"], first["mIoU"], first["to ours"], first["boundary IoU"]) == ("3", "0.600 ± 0.248", "", "–")
     # Of the seed that both have. IoU of each class: 4 / 4, and 2 / (4 + 4 − 2).
     assert (second["seeds"], second["mIoU"], second["to ours"]) == ("1 of 3", "0.400", "-0.667 (-0.667 to -0.667)")
+    assert (first["with each seed"], second["with each seed"]) == ("", "-0.667")
     assert (second["pole"], second["kept MiB"], second["without recomputation"]) == ("0.250", "100", "150")
     assert second["s / step"] == "1.50"
     written = write_results(plan, tmp_path, tmp_path, "name")
@@ -433,13 +438,14 @@ def test_other_data_in_the_same_study_are_refused(tmp_path):
 
 
 def test_a_learning_rate_that_diverges_is_not_chosen(tmp_path):
-    from studies.runner import DIVERGED, chosen_rates, copy_records, remaining
+    from studies.runner import DIVERGED, chosen_rates, copy_records, diverged, remaining
 
     plan = study(networks={"a": {}, "b": {}}, learning_rates=[0.1, 0.2], tuning=TUNING)
     for run in plan.tuning_runs():
         write_run(run, tmp_path, 0.5 if run.recipe.learning_rate == 0.1 and run.network == "a" else DIVERGED, np.zeros((1, 3, 2)))
     (tmp_path / "tuning" / "b" / "lr_0.1" / "seed_0" / "totals.npz").unlink()  # it has no scores
     assert chosen_rates(plan, tmp_path) == {"a": 0.1} and not remaining(plan.tuning_runs(), tmp_path)
+    assert diverged(plan, tmp_path) == ["b"]
     copy_records(plan, tmp_path, tmp_path / "records")
     assert chosen_rates(plan, tmp_path / "records") == {"a": 0.1}
 
@@ -462,6 +468,29 @@ def test_failed_runs_are_named_and_others_are_done(tmp_path):
     failed = work_through(runs, [sys.executable, "-S", "-c", code], [])
     assert [run.seed for run in failed] == [1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no SIGTERM")
+def test_sigterm_ends_the_runs_too(tmp_path):
+    """The program waits for its run, which saves itself; then it ends as after SIGTERM."""
+    code = (
+        "import signal, sys, time; from pathlib import Path; there = Path(sys.argv[1]);"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), (there / 'saved').touch(), sys.exit(143)));"
+        "(there / 'begun').touch(); time.sleep(60)"
+    )
+    program = (
+        "import sys; from types import SimpleNamespace; from revhrnet_hf.cli import run; from studies.runner import work_through;"
+        f"run(lambda: work_through([SimpleNamespace(folder='a')], [sys.executable, '-S', '-c', {code!r}, {str(tmp_path)!r}], []))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": f"{SCRIPTS}:{SCRIPTS.parent}"}, stderr=subprocess.PIPE
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 143 and (tmp_path / "saved").exists()
+    assert b"the same command resumes it" in process.stderr.read()
 
 
 def test_each_device_has_one_run_at_a_time(tmp_path):
@@ -507,6 +536,30 @@ def test_times_are_measured_in_turns_and_take_the_place_of_those_of_the_runs(tmp
     assert "1.50" not in (tmp_path / "small.md").read_text() and "| – | – |" in (tmp_path / "small.md").read_text()
     write_results(added, tmp_path, tmp_path, "other")
     assert "| 1.50 | 0.250 |" in (tmp_path / "other.md").read_text()
+
+
+@pytest.mark.slow
+def test_dry_run_lists_the_runs_and_says_what_they_take(tmp_path, capsys):
+    import study as program
+
+    write_camvid(tmp_path / "camvid", {"train": 8, "val": 3}, size=(48, 64))
+    small = {"epochs": 1, "crop_size": [32, 48], "base_size": 64, "batch_size": 4, "num_blocks": 1, "num_modules": [1, 1, 1]}
+    networks = {"ours": {}, "linear head": {"architecture": "linear", "learning_rate": 0.001, "precision": "bf16"}}
+    content = {"title": "Small", "recipe": "camvid_mini", "settings": {**small, "backbone_weights": "random"}, "seeds": [0, 1]}
+    content |= {"learning_rates": [0.001, 0.002], "tuning": TUNING, "networks": networks}
+    path, out = tmp_path / "small.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(content))
+    plan = study(**content)
+    write_run(plan.tuning_runs()[0], out, 0.5, np.zeros((1, 3, 2)))
+    write_run(plan.runs({})[0], out, 0.5, np.zeros((1, 3, 2)))
+    before = sorted(out.rglob("*"))
+    program.main([str(path), "--data_dir", str(tmp_path / "camvid"), "--output_dir", str(out), "--dry_run"])
+    said = capsys.readouterr().out
+    assert said.count("finished ") == 2 and said.count("to do ") == 2 and said.count("waiting  ") == 2
+    assert [line.split("  ")[0] for line in said.splitlines()[-5:-1]] == ["network", "ours", "linear head", "ours"]
+    assert re.search(r"\nours +plain, choice of the rate +1  +0 min", said) and re.search(r"\nours +plain +2  +0 min", said)
+    assert re.search(r"\nlinear head +plain +1  +0 min", said) and "together 0 min " in said
+    assert sorted(out.rglob("*")) == before
 
 
 def test_pareto_front_against_brute_force():
