@@ -32,8 +32,7 @@ def estimate_runs(runs: Iterable[Run], data_dir: list[str], devices: int) -> str
     """
     kinds: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        variation = f"{run.variation}, choice of the rate" if run.is_tuning else run.variation
-        kinds.setdefault((run.network, variation), []).append(run)
+        kinds.setdefault((run.network, "choice of its rate" if run.is_tuning else run.variation), []).append(run)
     rows, seconds, disk = [list(TITLES)], 0.0, 0.0
     # Processes of their own, because the precision of a process stays what its first run asked for.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:

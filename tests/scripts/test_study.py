@@ -557,8 +557,9 @@ def test_dry_run_lists_the_runs_and_says_what_they_take(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("finished ") == 2 and said.count("to do ") == 2 and said.count("waiting  ") == 2
     assert [line.split("  ")[0] for line in said.splitlines()[-5:-1]] == ["network", "ours", "linear head", "ours"]
-    assert re.search(r"\nours +plain, choice of the rate +1  +0 min", said) and re.search(r"\nours +plain +2  +0 min", said)
-    assert re.search(r"\nlinear head +plain +1  +0 min", said) and "together 0 min " in said
+    for row in (r"ours +choice of its rate +1", r"ours +plain +2", r"linear head +plain +1"):
+        assert re.search(rf"\n{row}  +\d+ min \d+ s  +\d\.\d\d ", said), row
+    assert re.search(r"\ntogether \d+ min \d+ s, 0\.\d\d GiB of disk\n$", said)
     assert sorted(out.rglob("*")) == before
 
 
