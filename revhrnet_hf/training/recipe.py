@@ -776,6 +776,8 @@ def _overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[
         settings["dataset"] = {**dataset, **name}
     if "freeze_backbone" in overrides:  # which says the same in an older way
         settings.pop("trainable_backbone", None)
+    if overrides.get("push_to_hub") is False:  # and then it does not matter where to
+        settings = {name: value for name, value in settings.items() if name not in ("hub_model_id", "hub_private_repo")}
     fields_given = {**as_fields(settings), **overrides}
     choice = fields_given.get("trainable_backbone")
     if fields_given.get("freeze_backbone") is True and choice not in (None, "none"):

@@ -379,6 +379,15 @@ def test_without_a_checkpoint_there_is_no_classifier_to_transfer(tmp_path):
     assert [recipe.transfer_classifier for recipe in read_chain(chain)] == [False, False]
 
 
+def test_a_push_can_be_switched_off(tmp_path):
+    """With what the recipe says of it; what the command line says is refused."""
+    own = write(tmp_path, "dataset: camvid\npush_to_hub: true\nhub_model_id: me/net\nhub_private_repo: true\n")
+    (recipe,) = read_chain(own, {"push_to_hub": False})
+    assert (recipe.push_to_hub, recipe.hub_model_id, recipe.hub_private_repo) == (False, None, False)
+    with pytest.raises(RecipeError, match="hub_model_id would have no effect: push_to_hub is off"):
+        read_chain(own, {"push_to_hub": False, "hub_model_id": "me/other"})
+
+
 def test_the_older_way_to_freeze_the_backbone_overrides_a_recipe():
     """`camvid` has trainable_backbone: last_stage."""
     for frozen, choice in ((True, "none"), (False, "all")):
