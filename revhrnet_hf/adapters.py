@@ -111,13 +111,28 @@ def _is_excitation(module: nn.Module) -> bool:
 
 
 def _is_dense(layer: nn.Module) -> bool:
-    """Whether each output depends on all inputs, which are not the three colours."""
-    return isinstance(layer, nn.Linear) or (layer.groups == 1 and layer.in_channels != 3)
+    """Whether each output depends on all inputs, which are not the three colours; and PEFT can adapt the layer."""
+    return _obstacle(layer) is None and (isinstance(layer, nn.Linear) or layer.in_channels != 3)
+
+
+def _obstacle(layer: nn.Module) -> str | None:
+    """Why one of `PLAIN_LAYERS` cannot have an adapter.
+
+    PEFT's adapter of a convolution has neither its dilation nor its padding mode, and cannot be merged into groups.
+    """
+    if isinstance(layer, nn.Linear):
+        return None
+    if layer.groups != 1:
+        return f"has {layer.groups} groups"
+    if set(layer.dilation) != {1}:
+        return f"has the dilation {max(layer.dilation)}"
+    return None if layer.padding_mode == "zeros" else f"has the padding mode {layer.padding_mode}"
 
 
 def _given_targets(backbone: nn.Module, targets: list[str]) -> list[str]:
     layers = {name: module for name, module in backbone.named_modules() if name}
-    adaptable = sorted({name.rpartition(".")[2] for name, module in layers.items() if type(module) in PLAIN_LAYERS})
+    plain = {name: module for name, module in layers.items() if type(module) in PLAIN_LAYERS}
+    adaptable = sorted({name.rpartition(".")[2] for name, module in plain.items() if _obstacle(module) is None})
     chosen = []
     for target in targets:
         found = [name for name in layers if name == target or name.endswith(f".{target}")]
@@ -127,10 +142,15 @@ def _given_targets(backbone: nn.Module, targets: list[str]) -> list[str]:
                 f"can be adapted are called {first_few(adaptable)}"
             )
         for name in found:
-            if type(layers[name]) not in PLAIN_LAYERS:
+            if name not in plain:
                 raise RecipeError(
                     f"Recipe field lora_targets: {name} is a {type(layers[name]).__name__}, but only a Linear or a Conv2d can "
                     f"have an adapter; layers that can be adapted are called {first_few(adaptable)}"
+                )
+            if (obstacle := _obstacle(plain[name])) is not None:
+                raise RecipeError(
+                    f"Recipe field lora_targets: {name} {obstacle}, and cannot have an adapter; layers that can be adapted are "
+                    f"called {first_few(adaptable)}"
                 )
         chosen += found
     return list(dict.fromkeys(chosen))

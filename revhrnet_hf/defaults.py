@@ -7,4 +7,4 @@ MOST_IGNORED = 5.0  # per cent of the pixels that a single ignored id or colour 
 MIN_CONFIDENCE = 0.9  # of a pseudo-label
 CALIBRATION_IMAGES = 32  # for a network of eight bits
 MAX_DROP = 0.005  # of mIoU by eight bits
-MAX_DOWNLOAD = 100.0  # megabytes of an image or a video from the web
+MAX_DOWNLOAD = 100.0  # megabytes of an image or a video from the web; that of models/fetching.py

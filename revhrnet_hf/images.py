@@ -20,7 +20,7 @@ from PIL.Image import Transpose
 
 from .errors import DataError
 from .io import whole_file
-from .models.rgb import FORMATS, TO_UPRIGHT, as_rgb, exif_orientation
+from .models.rgb import FORMATS, MEGAPIXELS_VARIABLE, TO_UPRIGHT, apply_pixel_limit, as_rgb, exif_orientation
 
 SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jp2", ".j2k", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
@@ -34,8 +34,6 @@ EXCHANGES_SIDES = (5, 6, 7, 8)
 METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 TURNED = "revhrnet_turned"  # key of an image's `info`: the orientation that was applied to it
 PNG_METADATA = (b"eXIf", b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
-
-MEGAPIXELS_VARIABLE = "REVHRNET_MAX_MEGAPIXELS"
 
 Size = tuple[int, int]  # (width, height) in pixels, as in Pillow
 Colour = tuple[int, int, int]  # red, green, blue, 0–255
@@ -182,7 +180,8 @@ def _matches(pattern: Path, suffixes: Sequence[str], without: Path | None) -> li
 
 
 def _is_below(path: Path, folder: Path | None) -> bool:
-    return folder is not None and folder.resolve() in path.resolve().parents
+    # Not `Path.resolve`, which raises for a link to itself.
+    return folder is not None and Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
 def decode_image(data: bytes, source: str) -> PIL.Image.Image:
@@ -275,17 +274,10 @@ def check_size(size: Size) -> None:
 
 
 def _apply_pixel_limit() -> None:
-    """Reads the limit from the environment, because it must reach worker processes however they are started."""
-    text = os.environ.get(MEGAPIXELS_VARIABLE)
-    if text is None:
-        return
     try:
-        megapixels = float(text)
-        if not megapixels > 0:
-            raise ValueError("it must be more than 0")
+        apply_pixel_limit()
     except ValueError as error:
-        raise DataError(f"{MEGAPIXELS_VARIABLE}={text} is no number of megapixels ({error}): give one such as 400.") from error
-    PIL.Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6 / 2)  # Pillow warns above this number and refuses above twice this number
+        raise DataError(str(error)) from error
 
 
 def _too_large(error: PIL.Image.DecompressionBombError) -> str:

@@ -10,7 +10,6 @@ from .errors import DataError
 # This module is imported while Transformers' first import ends (see __init__.py), perhaps in the middle of an import of images.py
 # or models/. So those are imported where they are used.
 TASK = "image-segmentation"
-ADDRESSES = ("http://", "https://")
 DOWNLOAD_SECONDS = 30.0  # for a whole image, unless the pipeline is given a `timeout`
 
 
@@ -43,6 +42,7 @@ def load_rgb(image, timeout: float | None = None):
     """
     from .download import download
     from .images import decode_image, read_image, to_rgb
+    from .models.fetching import is_address
 
     if isinstance(image, Image.Image):
         return to_rgb(image)
@@ -50,7 +50,7 @@ def load_rgb(image, timeout: float | None = None):
         return read_image(image)
     if not isinstance(image, str):
         return image
-    if image.startswith(ADDRESSES):
+    if is_address(image):
         return decode_image(download(image, seconds=DOWNLOAD_SECONDS if timeout is None else timeout), image)
     return read_image(image) if os.path.isfile(image) else _from_base64(image)
 

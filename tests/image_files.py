@@ -67,6 +67,7 @@ def image_of(mode, height=9, width=14, seed=0):
         return PIL.Image.fromarray(values.astype(np.float32)), {}, grey(values)
     if plain in ("I;16", "I"):
         deep = rng.integers(0, 65536, (height, width), dtype=np.uint16)
+        deep[0, 0] |= 256  # 32 bits without a larger number may be of 8 bits, and are refused
         options = {"transparency": int(deep[0, 0])} if extra else {}
         shown = grey(np.rint(deep / 257))
         shown[(deep == deep[0, 0]) & bool(extra)] = 255

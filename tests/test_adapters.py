@@ -151,12 +151,32 @@ class TestRefused:
             ("tf_efficientnet_lite0", ["conv_stem"], "conv_stem is a Conv2dSame, but only"),
             ("beitv2_base_patch16_224", ["qkv"], r"lora_targets: an adapter of .*attn\.qkv, .* would have no effect"),
             ("test_nfnet", None, "finds no layer to adapt in a TimmBackbone: name layers by lora_targets, or use last_stage"),
-            ("mobilenetv3_small_050", ["conv_dw"], "cannot adapt this backbone with lora_rank 3: "),
+            # PEFT adapts groups whose number divides the rank, and cannot merge them.
+            ("mobilenetv3_small_050", ["conv_dw"], r"lora_targets: .*\.0\.conv_dw has 16 groups, and cannot have an adapter"),
         ],
     )
     def test_targets(self, backbone, targets, said):
         with torch.device("meta"), pytest.raises(RecipeError, match=said):
-            add_adapters(network_on(backbone), 3, 2.0, targets)
+            add_adapters(network_on(backbone), 48, 2.0, targets)
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"dilation": (2, 2), "padding": (2, 2)}, r"conv2 has the dilation 2, and cannot"),
+            ({"padding_mode": "reflect"}, r"conv2 has the padding mode reflect, and cannot"),
+        ],
+    )
+    def test_convolutions_that_peft_would_change(self, changes, said):
+        """Its adapter of a convolution has neither the dilation nor the padding mode."""
+        with torch.device("meta"):
+            network = network_on("test_resnet")
+        backbone = network.base_model.backbone
+        changed = [name for name, layer in backbone.named_modules() if name.endswith(".conv2")]
+        for name in changed:
+            vars(backbone.get_submodule(name)).update(changes)
+        with pytest.raises(RecipeError, match=said):
+            add_adapters(network, 2, 2.0, ["conv2"])
+        assert changed and not set(changed) & set(add_adapters(network, 2, 2.0))
 
     def test_without_peft(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "peft", None)

@@ -3,13 +3,14 @@
 import http.server
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
 
 import pytest
 
-from revhrnet_hf import download as module
 from revhrnet_hf.download import download
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.models import fetching
 
 BODY = bytes(range(256)) * 20  # 5,120 bytes
 
@@ -48,6 +49,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for byte in BODY[:50]:
                 self.wfile.write(bytes([byte]))
                 time.sleep(0.05)
+
+    def send_echo(self):
+        """What was asked for, and by whom."""
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{self.headers['User-Agent']} {self.headers['Host'].partition(':')[0]} {self.path}".encode())
 
     def send_silent(self):
         time.sleep(1)
@@ -88,6 +95,28 @@ def server(tmp_path_factory):
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("Straße am Meer/echo", "/Stra%C3%9Fe%20am%20Meer/echo"),
+        ("a%20b/echo", "/a%20b/echo"),
+        ("a?of=größe&x=1&y=%C3%9F+/echo", "/a?of=gr%C3%B6%C3%9Fe&x=1&y=%C3%9F+/echo"),
+    ],
+)
+def test_addresses_are_escaped_once(server, path, asked):
+    assert download(f"{server.url}/{path}").decode() == f"revhrnet_hf 127.0.0.1 {asked}"
+    assert download(f"{server.url.replace('http', 'HTTP')}/{path}").decode().endswith(asked)
+
+
+@pytest.mark.parametrize("host", ["bücher.example", "me@bücher.example:80"])
+def test_hosts_have_their_name_by_idna(host, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fetching, "_read", lambda *_: b"")
+    monkeypatch.setattr(fetching, "_opener", lambda: SimpleNamespace(open=lambda it, timeout: asked.append(it) or nullcontext()))
+    download(f"http://{host}/ä.png")
+    assert asked[0].full_url == f"http://{host.replace('bücher', 'xn--bcher-kva')}/%C3%A4.png"
+
+
 @pytest.mark.parametrize("path", ["plain", "undeclared", "moved"])
 def test_contents(server, path):
     assert download(f"{server.url}/{path}") == BODY
@@ -124,12 +153,11 @@ def test_bad_answers_are_one_error(server, path, reason):
 
 
 def test_time_is_limited(server, monkeypatch):
-    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(fetching, "SILENCE_SECONDS", 0.3)
     with pytest.raises(DataError, match=r"silent cannot be fetched: .*timed out"):
         download(f"{server.url}/silent")
-    monkeypatch.setattr(module, "TOTAL_SECONDS", 0.4)
     with pytest.raises(DataError, match=r"slow takes longer than 0\.4 seconds"):
-        download(f"{server.url}/slow")
+        download(f"{server.url}/slow", seconds=0.4)
 
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:image/png;base64,AA", "/etc/passwd"])

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import sys
 import zlib
 
 import datasets
@@ -20,8 +21,10 @@ from revhrnet_hf.data.features import as_stored
 from revhrnet_hf.errors import DataError
 from revhrnet_hf.images import ImageFile, decode_image, orient_to_fit, read_image, to_rgb
 from revhrnet_hf.models import RevHRNetImageProcessor, RevHRNetImageProcessorPil
+from revhrnet_hf.models.rgb import open_upright
 from revhrnet_hf.pipelines import load_rgb
 
+from . import forked
 from .image_files import COMBINATIONS, ORIENTATION, UPRIGHT, encoded, image_of
 
 
@@ -259,11 +262,16 @@ def test_the_limit_on_pixels_is_said_and_can_be_raised(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=r"large\.png cannot be read: it has 0 megapixels.*--max_megapixels") as caught:
             read(path)
         assert "truncated" not in str(caught.value)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10**6)  # the image processors read the variable too
+    with pytest.raises(ValueError, match=r"large\.png': .*3000.* raise the limit with .* REVHRNET_MAX_MEGAPIXELS$"):
+        open_upright(str(path))
     images.allow_megapixels(0.0031)
-    assert read_image(path).size == (50, 60)
+    assert read_image(path).size == open_upright(str(path)).size == (50, 60)
     monkeypatch.setenv(images.MEGAPIXELS_VARIABLE, "many")
     with pytest.raises(DataError, match="REVHRNET_MAX_MEGAPIXELS=many is no number of megapixels"):
         read_image(path)
+    with pytest.raises(ValueError, match="REVHRNET_MAX_MEGAPIXELS=many is no number of megapixels"):
+        open_upright(str(path))
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
@@ -274,6 +282,44 @@ def test_grey_that_is_no_brightness_is_refused(value, tmp_path):
     PIL.Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "nan.tif")
     with pytest.raises(DataError, match=r"nan\.tif cannot be read"):
         read_image(tmp_path / "nan.tif")
+
+
+@pytest.mark.parametrize(("values", "clear"), [([0, 1, 200], False), ([0, 255], False), ([0, 256], True), ([0, 0], True)])
+def test_32_bit_numbers_whose_range_is_not_clear_are_refused(values, clear, tmp_path):
+    """8-bit grey in an image of 32 bits, as `convert("I")` makes it, would be black."""
+    image = PIL.Image.fromarray(np.array([values], np.int32))
+    image.save(tmp_path / "deep.tif")
+    if clear:
+        assert np.asarray(read_image(tmp_path / "deep.tif"))[0, :, 0].tolist() == [round(value / 257) for value in values]
+        return
+    with pytest.raises(
+        DataError, match=rf"deep\.tif cannot be read .*up to {max(values)}, which may be of 0 to 255 or of 0 to 65535"
+    ):
+        read_image(tmp_path / "deep.tif")
+    with pytest.raises(ValueError, match="convert them to 8 or 16 bits"):
+        to_rgb(image)
+
+
+@pytest.mark.parametrize("suffix", ["png", "pgm", "tif"])
+def test_dark_images_of_16_bits_are_dark(suffix, tmp_path):
+    PIL.Image.fromarray(np.array([[0, 100, 200]], np.uint16)).save(tmp_path / f"dark.{suffix}")
+    assert np.asarray(read_image(tmp_path / f"dark.{suffix}"))[0, :, 0].tolist() == [0, 0, 1]
+
+
+def test_pillow_without_avif_reads_the_other_formats():
+    """AVIF is a format of Pillow 11.3 and newer, and open(formats=…) raises a KeyError for one that is unknown."""
+    program = """
+import base64, io, PIL
+PIL._plugins.remove("AvifImagePlugin")
+import PIL.Image
+PIL.Image.OPEN.pop("AVIF", None)
+from revhrnet_hf.models.rgb import FORMATS, open_upright
+stream = io.BytesIO()
+PIL.Image.new("L", (3, 2)).save(stream, "BMP")
+print(open_upright(base64.b64encode(stream.getvalue()).decode()).size, "AVIF" in FORMATS)
+"""
+    done = forked.run([sys.executable, "-c", program], capture_output=True, text=True, preloaded=forked.BARE)
+    assert done.stdout.split("\n")[0] == "(3, 2) False", done.stderr
 
 
 def test_float_shares_are_brightness(tmp_path):

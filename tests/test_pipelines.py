@@ -65,7 +65,8 @@ def server():
 
 
 def test_an_address_is_read_as_a_file_is(server):
-    assert np.array_equal(np.asarray(load_rgb(f"{server}/image"))[..., 0], SHOWN)
+    for address in (f"{server}/image", f"{server}/image".replace("http", "HTTP")):
+        assert np.array_equal(np.asarray(load_rgb(address))[..., 0], SHOWN)
 
 
 @pytest.mark.parametrize(

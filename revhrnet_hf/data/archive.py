@@ -36,6 +36,7 @@ SYSTEM_NAMES = (
 )  # fmt: skip
 TEXTS = (".txt", ".json", ".yaml", ".yml", ".csv", ".xml")  # lists and tables; a user may have unpacked only one of them
 TAR_BLOCK = 512
+MOST_LINKS = 40  # that follow one another, as in Linux
 MAX_OPEN = 64  # archives that a process keeps open; each open zip file takes a file descriptor
 LONGEST_NAME, DEEPEST = 4096, 128  # characters and folders of a member's name; no file system supports longer ones
 CHUNK = 1 << 20  # bytes that are unpacked at a time
@@ -436,19 +437,25 @@ def _read_exactly(stream: zipfile.ZipExtFile, size: int) -> bytes:
 
 
 class _TarFile:
-    """The members of a tar file. The file is open only while one is read; several threads and processes may read."""
+    """The members of a tar file. The file is open only while one is read; several threads and processes may read.
+
+    Links to files in the archive are followed. Another link is listed as a file, and reading it is an error.
+    """
 
     def __init__(self, file: str):
         self._file = file
         whole = os.stat(file).st_size
         # Uncompressed only: in a compressed tar file, every read would begin at the start.
         with tarfile.open(file, "r:") as tar:
-            members = {member.name.removeprefix("./"): member for member in tar if member.isfile()}
-        self._places = {name: (m.offset_data, m.size) for name, m in members.items() if not m.issparse()}
+            members = {_tar_name(member.name): member for member in tar}
+        self.names = [name for name, member in members.items() if member.isfile() or member.islnk() or member.issym()]
+        files = {name: _followed(name, members) for name in self.names}
+        self._places = {name: (m.offset_data, m.size) for name, m in files.items() if m is not None and not m.issparse()}
+        self._lost_links = {name: members[name].linkname for name, m in files.items() if m is None}
+        self.folder_links = _folder_links(self._lost_links, members)
         # tarfile does not notice that a file was cut off within a header.
         if any(self._bytes(whole - TAR_BLOCK, TAR_BLOCK)):
             raise EOFError("it ends before its end mark")
-        self.names = list(members)
 
     def size_and_crc(self, member: str) -> tuple[int, int]:
         data = self.read(member, -1)
@@ -456,6 +463,9 @@ class _TarFile:
 
     def read(self, member: str, size: int) -> bytes:
         """The member's first `size` bytes, all if it is negative."""
+        if member in self._lost_links:
+            target = self._lost_links[member]
+            raise OSError(f"it is a link to {target}, which is no file in the archive: unpack it where the link leads to one")
         if member not in self._places:
             absent = member not in self.names
             raise FileNotFoundError(f"no member {member}") if absent else OSError("it is a sparse file: unpack the archive")
@@ -472,6 +482,38 @@ class _TarFile:
             return stream.read(size)
 
 
+def _tar_name(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _followed(name: str, members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The member with this name, or to which it is a link; None if that is no file in the archive."""
+    for _ in range(MOST_LINKS):
+        member = members.get(name)
+        if member is None or not (member.islnk() or member.issym()):
+            return member if member is not None and member.isfile() else None
+        name = _link_target(name, member)
+    return None
+
+
+def _link_target(name: str, link: tarfile.TarInfo) -> str:
+    """The member that a link names: a hard link as it is in the archive, a symbolic link relative to its own folder."""
+    if link.islnk():
+        return _tar_name(link.linkname)
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), link.linkname))
+
+
+def _folder_links(names: Iterable[str], members: dict[str, tarfile.TarInfo]) -> dict[str, str]:
+    """Those of the links that lead to a folder in the archive, and the folders; without links to a folder above themselves."""
+    folders = {str(folder) for name in members for folder in PurePosixPath(name).parents}
+    targets = {name: _link_target(name, members[name]) for name in names if not any(map(is_hidden, PurePosixPath(name).parts))}
+    return {
+        name: target
+        for name, target in targets.items()
+        if target in folders and PurePosixPath(target) not in PurePosixPath(name).parents
+    }
+
+
 def _open_archive(file: str) -> _ZipFile | _TarFile:
     """The archive, opened once in each process, and again if the file has changed."""
     status = os.stat(file)
@@ -484,6 +526,10 @@ def _cached_archive(file: str, modified: int, size: int) -> _ZipFile | _TarFile:
         archive = _ZipFile(file) if file.lower().endswith(".zip") else _TarFile(file)
     except (*DAMAGE_ERRORS, OSError) as error:
         raise DataError(f"The archive {file} is damaged ({error or repr(error)}): fetch it again.") from error
+    for name, target in getattr(archive, "folder_links", {}).items():
+        raise DataError(
+            f"The archive {file} holds a link to a folder, {name!a} to {target!a}, which is followed on a disk only: unpack it."
+        )
     for name in archive.names:
         if len(name) > LONGEST_NAME or name.count("/") > DEEPEST:
             raise DataError(

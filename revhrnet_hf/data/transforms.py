@@ -30,6 +30,18 @@ Distortion = Callable[[PIL.Image.Image, torch.Generator | None], PIL.Image.Image
 """Changes the pixels of an image (RGB) but not its size; see augmentation.py."""
 
 
+def scale_fault(scale_range: Sequence[float], scale_step: float | None) -> str | None:
+    """Why scales cannot be drawn from a range in steps; None if they can."""
+    low, high = scale_range
+    steps = 0.0 if scale_step is None else (high - low) / scale_step
+    if abs(steps - round(steps)) <= 1e-6:
+        return None
+    return (
+        f"steps of {scale_step} do not lead from one end of scale_range {list(scale_range)} to the other, and both are to be "
+        "drawn: give a step that divides it"
+    )
+
+
 class Window(NamedTuple):
     """A part of a scaled image, in whole pixels."""
 
@@ -134,6 +146,9 @@ class TrainingTransform:
         max_class_share: a crop is drawn again, up to `MOST_REDRAWS` times, while one class has more than this share of its
             labelled pixels, or none is labelled (`cat_max_ratio` of mmsegmentation, DINOv3 and EoMT); None: never.
         distortions: changes of the crop's pixels, applied one after another (augmentation.py).
+
+    Raises:
+        ValueError: the steps do not lead from one end of the range to the other.
     """
 
     def __init__(
@@ -149,6 +164,8 @@ class TrainingTransform:
         max_class_share: float | None = None,
         distortions: Sequence[Distortion] = (),
     ):
+        if (fault := scale_fault(scale_range, scale_step)) is not None:
+            raise ValueError(f"scale_step: {fault}")
         self.image_processor = image_processor
         self.crop_size = tuple(crop_size)
         self.base_size = base_size

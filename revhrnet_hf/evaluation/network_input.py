@@ -20,6 +20,7 @@ from ..data.listing import mismatch
 from ..data.loader import build_loader
 from ..errors import CheckpointError, DataError
 from ..images import orient_to_fit
+from ..models.rgb import as_rgb
 from .settings import InferenceSettings, Size
 
 CUTTING = ("do_center_crop", "do_split_image")  # options with which an image processor cuts the image
@@ -68,10 +69,15 @@ def network_inputs(image_processor, image: PIL.Image.Image, settings: InferenceS
 
     With windows or scales the image processor's padding is switched off.
 
+    Args:
+        image: of any mode; it is converted to RGB.
+
     Raises:
         CheckpointError: the image processor does not show the whole image and nothing else.
+        ValueError: the image's values are outside the valid range (see `as_rgb`).
     """
     check_shows_whole_images(image_processor)
+    image = as_rgb(image)  # before it is scaled: Pillow resizes palette and 1-bit images by nearest neighbour
     if settings.is_whole:
         return [_whole(image_processor, image)]
     own = _unpadded(image_processor, image)

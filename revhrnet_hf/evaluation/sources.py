@@ -4,6 +4,7 @@ An address is fetched by http or https only, into memory, up to a limit of size 
 server has chosen.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..defaults import MAX_DOWNLOAD
 from ..download import download
 from ..errors import DataError
 from ..images import decode_image, find_files, read_image
+from ..models import fetching
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 LONGEST_NAME = 100  # characters of a name from an address; file systems take 255 bytes, and endings are added
@@ -75,7 +77,7 @@ def find_sources(
             sources.setdefault(text, Source(text, PurePath(name.stem), _is_video(name), limit))
             continue
         for file in find_files([text], recursive, VIDEO_SUFFIXES, without):
-            sources.setdefault(str(file.path.resolve()), Source(str(file.path), file.name, _is_video(file.path)))
+            sources.setdefault(os.path.realpath(file.path), Source(str(file.path), file.name, _is_video(file.path)))
     return list(sources.values())
 
 
@@ -85,12 +87,11 @@ def is_address(text: str) -> bool:
     Raises:
         DataError: it is an address of a scheme that is not fetched, such as ftp:// or file://.
     """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
-    if scheme is None:
-        return False
-    if scheme[1].lower() not in ("http", "https"):
+    if fetching.is_address(text):
+        return True
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise DataError(f"{text} is not fetched: addresses begin with http:// or https://; name a file by its path")
-    return True
+    return False
 
 
 def _is_video(path: PurePath) -> bool:

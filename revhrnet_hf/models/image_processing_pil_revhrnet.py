@@ -4,7 +4,6 @@ Names of options, `segmentation_maps` → `labels` and `post_process_semantic_se
 processors for semantic segmentation, above all SegFormer's, so that this processor can replace them.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from os import PathLike
@@ -28,6 +27,7 @@ from transformers.image_utils import (
     SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import logging
 
 from .backbone import backbone_normalization
 from .backbone_maps import layout_of
@@ -35,9 +35,9 @@ from .configuration_hrnetv2 import HRNetV2Config
 from .configuration_revhrnet import RevHRNetConfig
 from .keywords import LOADING_KEYWORDS, check_keywords
 from .rgb import as_rgb, open_upright
-from .upsampling import upsampled_argmax
+from .upsampling import upsampled_argmax, working_dtype
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -140,8 +140,9 @@ def resize_logits(logits: torch.Tensor, target: Size, canvas: tuple[float, float
         canvas: (height, width) of the padded image at the same scale.
 
     Returns:
-        Logits (num_labels, *target).
+        Logits (num_labels, *target), float32, or float64 for float64: the best classes are those of `upsampled_argmax`.
     """
+    logits = logits.to(working_dtype(logits.dtype))
     if all(float(edge).is_integer() for edge in canvas):
         logits = F.interpolate(logits[None], size=[int(edge) for edge in canvas], mode="bilinear", align_corners=False)[0]
     else:
@@ -159,7 +160,8 @@ class RevHRNetImageProcessorMixin:
         do_resize (`bool`, False): off, because the network accepts any size and images are scored at native size.
         size (`dict`, none): see [`resized_size`]; `do_resize` needs it.
         resample (bilinear): for images; label maps are always resized by nearest neighbour.
-        do_rescale, rescale_factor (True, 1/255); do_normalize, image_mean, image_std (True, ImageNet's).
+        do_rescale, rescale_factor (True, 1/255); do_normalize, image_mean, image_std (True, ImageNet's): one number, or one for
+            each channel.
         do_convert_rgb (`bool`, True): grey, palette, CMYK, 16-bit and transparent images (on white) become RGB.
         do_pad, size_divisor, pad_size (False, 32, none): pad at the bottom and at the right, to the largest height and width
             of the batch, rounded up to a multiple of `size_divisor`; or to exactly `pad_size`. Images are padded with 0 after
@@ -260,10 +262,12 @@ class RevHRNetImageProcessorMixin:
         """Turn images, and label maps if given, into a batch for the network.
 
         Args:
-            images: one image or a list of them: `PIL.Image`, array or tensor with channels first or last, path, or
+            images: one image or a list of them: `PIL.Image`, array or tensor (grey, or with channels first or last), path, or
                 URL. Values are 0 to 255, unless `rescale_factor` says otherwise.
-            segmentation_maps: one label map for each image, (height, width) of class ids at the image's size.
-            **kwargs: any option of the processor, for this call only; `return_tensors="pt"` stacks the batch.
+            segmentation_maps: one label map for each image, (height, width) of class ids at the image's size; an axis for the
+                only channel may come before or after.
+            **kwargs: any option of the processor, for this call only; `return_tensors="pt"` stacks the batch. None counts as
+                not given, but for options that are None by default (`pad_size=None`: no fixed size).
 
         Returns:
             `pixel_values`, float32 (3, height, width) for each image, and with `segmentation_maps` also `labels`, int64
@@ -272,14 +276,24 @@ class RevHRNetImageProcessorMixin:
         Raises:
             TypeError: a keyword is not an option.
             ValueError: images and label maps differ in number or size, images of different sizes cannot be stacked, a label map
-                has values that are not whole numbers, or an option is not supported.
+                has values that are not whole numbers, an array of integers has values above 255 and no `rescale_factor` of its
+                own, or an option is not supported.
         """
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or getattr(type(self), name, None) is None}
         known = ["images", "segmentation_maps", *self.valid_kwargs.__annotations__]
         check_keywords(kwargs, known, f"A call of {type(self).__name__}")
         check_switches(kwargs, switches_of(self))
         if kwargs.get("default_to_square") is not None and not isinstance(kwargs.get("size"), int):
             raise ValueError("default_to_square has no effect unless size is one number: give both")
         return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
+        """As in Transformers; but one mean or standard deviation for all channels becomes three, which other code relies on."""
+        options = super()._standardize_kwargs(**kwargs)
+        for name in ("image_mean", "image_std"):
+            if isinstance(options[name], int | float):
+                options[name] = (float(options[name]),) * 3
+        return options
 
     def _validate_preprocess_kwargs(self, **kwargs):
         self._check_options(**kwargs)
@@ -331,6 +345,9 @@ class RevHRNetImageProcessorMixin:
         prepared = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
+        if kwargs["do_rescale"]:
+            for image in prepared:
+                check_range(image, kwargs["rescale_factor"])
         native_sizes = [tuple(image.shape[-2:]) for image in prepared]
         new_sizes = [resized_size(native, size) for native in native_sizes] if do_resize else native_sizes
         if do_pad:
@@ -368,23 +385,35 @@ class RevHRNetImageProcessorMixin:
             return open_upright(str(image_url_or_urls))
         return super().fetch_images(image_url_or_urls)
 
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
+        """A flat list of images; those of grey arrays may be (height, width)."""
+        images = self.fetch_images(images)
+        first = images[0] if isinstance(images, (list, tuple)) and images else images
+        ndim = getattr(first, "ndim", expected_ndims)  # a PIL image has none
+        if not 2 <= ndim <= 4:
+            raise ValueError(
+                f"an image is (height, width), or this with channels; a batch has one axis more; got {tuple(first.shape)}"
+            )
+        return super()._prepare_images_structure(images, expected_ndims=2 if ndim == 2 else expected_ndims)
+
     def process_image(self, image: ImageInput, **kwargs) -> "torch.Tensor | np.ndarray":
         """One image as an array or tensor of the backend, (channels, height, width); see the backend's `process_image`."""
-        if kwargs.get("do_convert_rgb") and isinstance(image, PIL.Image.Image):
-            image = as_rgb(image)
+        # PyTorch has neither big-endian numbers nor negative strides, such as those of `bgr[..., ::-1]`.
+        if isinstance(image, PIL.Image.Image):
+            image = as_rgb(image) if kwargs.get("do_convert_rgb") else image.convert("I") if image.mode == "I;16B" else image
+        elif isinstance(image, np.ndarray):
+            image = np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("="))
+        if getattr(image, "ndim", None) == 2:
+            image, kwargs["input_data_format"] = image[None], ChannelDimension.FIRST
         return super().process_image(image, **kwargs)
 
     def _prepare_label_maps(
         self, segmentation_maps: ImageInput, image_sizes: list[Size], device: "str | torch.device | None"
     ) -> list:
         """Label maps as arrays or tensors of the backend, int64 (1, height, width), each as large as its image."""
-        label_maps = self._prepare_image_like_inputs(
-            images=segmentation_maps,
-            expected_ndims=2,
-            do_convert_rgb=False,
-            input_data_format=ChannelDimension.FIRST,
-            device=device,
-        )
+        settings = {"do_convert_rgb": False, "input_data_format": ChannelDimension.FIRST, "device": device}
+        given = flat_label_maps(self.fetch_images(segmentation_maps), image_sizes)
+        label_maps = [self.process_image(label_map, **settings) for label_map in given]
         if len(label_maps) != len(image_sizes):
             raise ValueError(f"{len(image_sizes)} images but {len(label_maps)} segmentation maps were given")
         for index, (label_map, image_size) in enumerate(zip(label_maps, image_sizes, strict=True)):
@@ -422,7 +451,7 @@ class RevHRNetImageProcessorMixin:
         Returns:
             A list of int64 maps (height, width), one for each image; with `return_segmentation_scores` a list of
             [`SemanticSegmentationPostProcessorOutput`] with `segmentation`, the same map, and `segmentation_scores`,
-            (num_labels, height, width).
+            (num_labels, height, width), float32 for half precision.
 
         Raises:
             ValueError: the number of target sizes is not the batch size, or one of them is not a positive (height, width).
@@ -462,6 +491,7 @@ class RevHRNetImageProcessorMixin:
         from .image_processing_revhrnet import RevHRNetImageProcessor
 
         output = super().to_dict()
+        output.pop("device", None)  # of this machine
         if self._auto_class is not None:
             backends = {"torchvision": RevHRNetImageProcessor, "pil": RevHRNetImageProcessorPil}
             output["auto_map"] = {
@@ -470,6 +500,46 @@ class RevHRNetImageProcessorMixin:
                 }
             }
         return output
+
+
+def check_range(image: "torch.Tensor | np.ndarray", rescale_factor: float) -> None:
+    """Warns of an image of 0 to 1 that the usual factor, for 0 to 255, would make black.
+
+    Raises:
+        ValueError: whole numbers above 255 and the usual factor. They may be of 10, 12 or 16 bits, which only the caller knows.
+    """
+    # A tensor of the meta device has no values.
+    if not math.isclose(rescale_factor, 1 / 255) or image.dtype.itemsize == 1 or 0 in image.shape or str(image.device) == "meta":
+        return
+    is_tensor = isinstance(image, torch.Tensor)
+    is_float = image.is_floating_point() if is_tensor else image.dtype.kind == "f"
+    largest = (image.long() if is_tensor and not is_float else image).max().item()  # PyTorch has no maximum of uint16
+    if is_float and 0 < largest <= 1:
+        logger.warning_once(
+            "Images have floating-point values of 0 to 1, which rescale_factor 1/255 makes black: give do_rescale=False for "
+            "such images"
+        )
+    if not is_float and largest > 255:
+        raise ValueError(
+            f"an image of {image.dtype} has values up to {largest}, and rescale_factor 1/255 is for those up to 255: give the "
+            "factor that makes its white 1, such as rescale_factor=1/65535 for 16 bits"
+        )
+
+
+def flat_label_maps(given: Any, image_sizes: Sequence[Size]) -> list:
+    """Label maps one by one, without an axis for their only channel; what is no label map is left for an error.
+
+    Args:
+        given: a label map, (height, width), (1, height, width) or (height, width, 1), a batch of them, or a list of any.
+        image_sizes: (height, width) of the images.
+    """
+    if isinstance(given, (list, tuple)):
+        return [label_map for each in given for label_map in flat_label_maps(each, image_sizes)]
+    shape = tuple(given.shape) if getattr(given, "ndim", 2) > 2 else ()  # a PIL image has none
+    if len(shape) == 3 and shape[2] == 1 and shape[:2] in image_sizes:
+        return [given[..., 0]]
+    is_batch = len(shape) == 4 or (len(shape) == 3 and (shape[1:] in image_sizes or shape[0] == len(image_sizes)))
+    return flat_label_maps(list(given), image_sizes) if is_batch else [given]
 
 
 def resize_label_map(label_map: "torch.Tensor | np.ndarray", new_size: Size) -> "torch.Tensor | np.ndarray":

@@ -8,17 +8,21 @@ import base64
 import io
 import os
 from pathlib import Path
-from urllib.request import urlopen
 
 import numpy as np
 import PIL.Image
 from PIL.Image import Transpose
 
-GREATEST_16_BIT = 65535
+from .fetching import fetch, is_address
+
+GREATEST_8_BIT, GREATEST_16_BIT = 255, 65535
 UNCLEAR = 16  # floating-point grey values that end between 1 and this number do not say what white is
 
 # EPS and WMF are left out, because their decoders start other programs, and so are formats that are not used for photographs.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Pillow raises a KeyError for a format that it does not know, as AVIF before Pillow 11.3.
+PIL.Image.init()
+KNOWN = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = tuple(name for name in KNOWN if name in PIL.Image.OPEN)
 
 ORIENTATION = 0x0112  # the EXIF tag
 # EXIF orientation → the operation that turns the stored image upright; orientation 1 is upright already.
@@ -31,8 +35,7 @@ TO_UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-ADDRESSES = ("http://", "https://")
-ANSWER_SECONDS = 30  # that a server may be silent
+MEGAPIXELS_VARIABLE = "REVHRNET_MAX_MEGAPIXELS"
 QUOTED_CHARACTERS = 120
 
 
@@ -40,11 +43,16 @@ def open_upright(source: str) -> PIL.Image.Image:
     """Opens a file, an http address, or base64 text as an upright image in its own mode.
 
     Raises:
-        ValueError: the text is none of these, or of no image in one of `FORMATS`.
+        ValueError: the text is none of these, or of no image in one of `FORMATS`, or the image is too large.
         OSError: the file or address cannot be read, or is damaged.
     """
+    apply_pixel_limit()
     try:
         image = PIL.Image.open(io.BytesIO(_bytes_of(source)), formats=FORMATS)
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{quoted(source)}: {error} If you trust it, raise the limit with the environment variable {MEGAPIXELS_VARIABLE}"
+        ) from error
     except (ValueError, PIL.UnidentifiedImageError) as error:
         raise ValueError(
             f"{quoted(source)} must be a file, http address or base64 text of an image in a known format ({', '.join(FORMATS)})"
@@ -55,10 +63,29 @@ def open_upright(source: str) -> PIL.Image.Image:
 
 
 def _bytes_of(source: str) -> bytes:
-    if source.startswith(ADDRESSES):
-        with urlopen(source, timeout=ANSWER_SECONDS) as answer:
-            return answer.read()
+    if is_address(source):
+        return fetch(source)
     return Path(source).read_bytes() if os.path.isfile(source) else base64_bytes(source)
+
+
+def apply_pixel_limit() -> None:
+    """Gives Pillow the limit on pixels that the environment sets; without it, Pillow's own is 179 megapixels.
+
+    It is read before each image, because it must reach worker processes however they are started.
+
+    Raises:
+        ValueError: the environment variable is no positive number.
+    """
+    text = os.environ.get(MEGAPIXELS_VARIABLE)
+    if text is None:
+        return
+    try:
+        megapixels = float(text)
+        if not megapixels > 0:
+            raise ValueError("it must be more than 0")
+    except ValueError as error:
+        raise ValueError(f"{MEGAPIXELS_VARIABLE}={text} is no number of megapixels ({error}): give one such as 400.") from error
+    PIL.Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6 / 2)  # Pillow warns above this number and refuses above twice this number
 
 
 def base64_bytes(text: str) -> bytes:
@@ -110,26 +137,38 @@ def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
     values. Mode `F` holds values from 0 to 1 if none is larger, and from 0 to 255 otherwise.
 
     Raises:
-        ValueError: an image of mode `I` has values outside 0–65535, or of mode `F` outside 0–255, or its range is not clear.
+        ValueError: an image of mode `I` has values outside 0–65535, or of mode `F` outside 0–255; or its range is not clear: mode
+            `I` without a value above 255 (but a PGM file always has 16 bits), or mode `F` with fractions up to a little above 1.
     """
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
-    grey = _grey_of_floats(values) if image.mode == "F" else _grey_of_integers(values)
+    grey = _grey_of_floats(values) if image.mode == "F" else _grey_of_integers(values, _has_16_bits(image))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # a grey PNG may declare one value as transparent; the new image would lose this
         grey[values == transparent] = 255
     return PIL.Image.fromarray(grey)
 
 
-def _grey_of_integers(values: np.ndarray) -> np.ndarray:
+def _has_16_bits(image: PIL.Image.Image) -> bool:
+    """Whether it is sure, however dark the image is. Mode `I` has 32 bits; Pillow scales a PGM file's values to 16 of them."""
+    return image.mode != "I" or image.format == "PPM"
+
+
+def _grey_of_integers(values: np.ndarray, have_16_bits: bool) -> np.ndarray:
     values = values.astype(np.int64)
     _check_range(values, GREATEST_16_BIT)
+    largest = values.max(initial=0)
+    if 0 < largest <= GREATEST_8_BIT and not have_16_bits:  # black, or numbers of 8 bits in an image of 32?
+        raise ValueError(
+            f"its pixels hold 32-bit numbers up to {largest}, which may be of 0 to {GREATEST_8_BIT} or of 0 to "
+            f"{GREATEST_16_BIT}: convert them to 8 or 16 bits"
+        )
     return ((values + 128) // 257).astype(np.uint8)
 
 
 def _grey_of_floats(values: np.ndarray) -> np.ndarray:
-    _check_range(values, 255)
+    _check_range(values, GREATEST_8_BIT)
     largest = values.max(initial=0)
     if 1 < largest < UNCLEAR and (values % 1).any():  # a tile of 0 to 1 in which some pixels are a little brighter?
         raise ValueError(

@@ -385,18 +385,17 @@ class Recipe:
                 raise RecipeError(f"Recipe field {name} must not be negative, got {getattr(self, name)}")
 
     def _check_crops_and_scales(self):
+        from ..data.transforms import scale_fault  # PyTorch, for which --help does not wait
+
         for name in ("crop_size", "scale_range"):
             pair = getattr(self, name)
             if len(pair) != 2 or min(pair) <= 0:
                 raise RecipeError(f"Recipe field {name} must be two positive numbers, got {pair}")
         if self.scale_range[0] > self.scale_range[1]:
             raise RecipeError(f"Recipe field scale_range must be smallest first, got {self.scale_range}")
-        steps = (self.scale_range[1] - self.scale_range[0]) / self.scale_step
-        if abs(steps - round(steps)) > 1e-6:
-            raise RecipeError(
-                f"Recipe field scale_step: steps of {self.scale_step} do not lead from one end of scale_range {self.scale_range} "
-                "to the other, and both are to be drawn: give a step that divides it"
-            )
+        fault = scale_fault(self.scale_range, self.scale_step)
+        if fault is not None:
+            raise RecipeError(f"Recipe field scale_step: {fault}")
 
     def _check_augmentation(self):
         limits = {"brightness": (0, 255), "contrast": (0, 10), "saturation": (0, 10), "hue": (0, 180), "blur_sigma": (0, 100)}
@@ -433,6 +432,11 @@ class Recipe:
             raise RecipeError(f"Recipe field ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
     def _check_backbone(self):
+        if self.architecture == "hrnetv2" and self.trainable_backbone is None and not self.freeze_backbone:
+            raise RecipeError(
+                "Recipe field freeze_backbone would have no effect: architecture hrnetv2 has no backbone, and is trained whole. "
+                "Change that, or leave the field out (default: True)"
+            )
         if self.trainable_backbone is None:
             self.trainable_backbone = "none" if self.freeze_backbone else "all"
         elif self.trainable_backbone == "none" and not self.freeze_backbone:
@@ -637,7 +641,7 @@ CONDITIONS = (
         lambda recipe: "hub" in (recipe.loader, recipe.dataset),
         "only the loader hub reads columns with names of your own",
     ),
-    (("hub_private_repo",), lambda recipe: recipe.push_to_hub, "push_to_hub is off"),
+    (("hub_model_id", "hub_private_repo"), lambda recipe: recipe.push_to_hub, "push_to_hub is off"),
     (("dataset_shares",), lambda recipe: bool(recipe.more_datasets), "there are no more_datasets to share an epoch with"),
 )
 
@@ -693,7 +697,8 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
             in the first one.
 
     Raises:
-        RecipeError: as for `Recipe.from_yaml`; the stage is named.
+        RecipeError: as for `Recipe.from_yaml`; the stage is named. Or there is one stage, and no checkpoint whose classifier
+            could be transferred (`transfer_classifier: false` without `init_from`).
     """
     overrides = overrides or {}
     settings = read_settings(path)
@@ -706,10 +711,17 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         raise RecipeError(f"{path}: stages must be a list of mappings of recipe fields, one a stage")
     given = f" with {' '.join(f'--{name}' for name in overrides)}" if overrides else ""
     named = [str(path)] if len(stages) == 1 else [f"{path}, stage {number}" for number in range(1, len(stages) + 1)]
-    return [
+    recipes = [
         Recipe.from_dict({**_for_stage(number, settings), **stage}, source + given, _for_stage(number, overrides))
         for number, (stage, source) in enumerate(zip(stages, named, strict=True))
     ]
+    # Not in `Recipe`: a later stage of a chain begins from the stage before, without an init_from in its recipe.
+    if len(recipes) == 1 and not recipes[0].transfer_classifier and recipes[0].init_from is None:
+        raise RecipeError(
+            f"{path}{given}: Recipe field transfer_classifier would have no effect: there is no init_from to transfer a "
+            "classifier from. Change that, or leave the field out (default: True)"
+        )
+    return recipes
 
 
 def _for_stage(number: int, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -764,6 +776,8 @@ def _overridden(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[
         settings["dataset"] = {**dataset, **name}
     if "freeze_backbone" in overrides:  # which says the same in an older way
         settings.pop("trainable_backbone", None)
+    if overrides.get("push_to_hub") is False:  # and then it does not matter where to
+        settings = {name: value for name, value in settings.items() if name not in ("hub_model_id", "hub_private_repo")}
     fields_given = {**as_fields(settings), **overrides}
     choice = fields_given.get("trainable_backbone")
     if fields_given.get("freeze_backbone") is True and choice not in (None, "none"):

@@ -15,6 +15,7 @@ from revhrnet_hf import defaults
 from revhrnet_hf.commands import COMMANDS
 from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
 from revhrnet_hf.models.configuration_segmentation import LOSS_TERMS
+from revhrnet_hf.models.fetching import MOST_MEGABYTES
 from revhrnet_hf.training.recipe import Recipe
 
 from .. import forked
@@ -132,6 +133,10 @@ def test_help_groups_the_recipe_as_its_comments_do(said_lightly):
 
 def test_the_default_backbone_is_that_of_the_network():
     assert defaults.BACKBONE == DEFAULT_BACKBONE
+
+
+def test_the_limit_of_downloads_is_that_of_the_image_processors():
+    assert defaults.MAX_DOWNLOAD == MOST_MEGABYTES
 
 
 def test_the_terms_of_the_loss_are_those_of_the_network():

@@ -392,3 +392,51 @@ def test_members_that_begin_with_a_slash_lie_below_the_folder(tmp_path, name):
     write_export(tmp_path / "a.zip", {name: b"content", "m/x.png": b"x"})
     data_folder = DataFolder(tmp_path)
     assert data_folder.read_text(name.replace("\\", "/").lstrip("/")) == "content"
+
+
+def pack_links(folder, links):
+    """A tar file with the file photos/a.txt, the folder photos, and these links: (type, name, target)."""
+    with tarfile.open(folder / "data.tar", "w") as packed:
+        (folder / "a.txt").write_text("hello")
+        packed.add(folder / "a.txt", "./photos/a.txt")
+        (folder / "a.txt").unlink()
+        for kind, name, target in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            packed.addfile(member)
+    return DataFolder(folder)
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        [(tarfile.LNKTYPE, "./photos/b.txt", "./photos/a.txt")],  # as tar packs a file that has two names
+        [(tarfile.SYMTYPE, "photos/b.txt", "a.txt")],
+        [(tarfile.SYMTYPE, "photos/b.txt", "../photos/./a.txt")],
+        [(tarfile.SYMTYPE, "photos/b.txt", "../c.txt"), (tarfile.LNKTYPE, "c.txt", "photos/a.txt")],
+        [(tarfile.SYMTYPE, "photos/b.txt", "a.txt"), (tarfile.SYMTYPE, "photos/all", "../photos")],  # a folder above itself
+    ],
+    ids=str,
+)
+def test_links_in_a_tar_file_are_followed(tmp_path, links):
+    data_folder = pack_links(tmp_path, links)
+    assert data_folder.files("photos", [".txt"]) == ["a.txt", "b.txt"]
+    assert data_folder.read_text("photos/b.txt") == "hello"
+    assert read_location(data_folder.location("photos/b.txt"), 2) == b"he"
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "../../photos/a.txt", "none.txt", "b.txt"])
+def test_links_that_lead_to_no_file_of_the_tar_file(tmp_path, target):
+    data_folder = pack_links(tmp_path, [(tarfile.SYMTYPE, "photos/b.txt", target)])
+    assert data_folder.files("photos") == ["a.txt", "b.txt"]
+    with pytest.raises(
+        DataError, match=rf"photos/b\.txt.* cannot be read \(it is a link to {target}, which is no file .*unpack it"
+    ):
+        data_folder.read_text("photos/b.txt")
+
+
+@pytest.mark.parametrize("name", ["images", "set/images", "photos2"])
+def test_links_to_folders_of_a_tar_file(tmp_path, name):
+    data_folder = pack_links(tmp_path, [(tarfile.SYMTYPE, name, "../photos" if "/" in name else "photos")])
+    with pytest.raises(DataError, match=rf"data\.tar holds a link to a folder, '{name}' to 'photos', .*: unpack it"):
+        data_folder.folders()

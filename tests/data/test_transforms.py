@@ -544,3 +544,18 @@ def test_a_bad_image_that_was_drawn_is_replaced(drawn_by_class, tmp_path):
     (tmp_path / "6.png").write_bytes((tmp_path / "6.png").read_bytes()[:60])
     assert all((samples[index]["labels"] == 3).any() for index in range(20))
     assert samples.bad.tolist() == [0, 0, 0, 0, 0, 0, 1, 0]
+
+
+def test_steps_that_miss_the_largest_scale_are_refused():
+    """0.5, 0.6 … 1.3 would be drawn."""
+    with pytest.raises(ValueError, match=r"scale_step: steps of 0\.1 do not lead .* of scale_range \[0\.5, 1\.25\] to the other"):
+        TrainingTransform(processor(), (8, 8), base_size=60, scale_range=(0.5, 1.25))
+
+
+def test_one_mean_for_all_channels():
+    """What lies beyond a turned image has the mean colour; `image_mean` may be one number."""
+    one = RevHRNetImageProcessor(image_mean=0.5, image_std=0.25)
+    transform = TrainingTransform(one, (60, 60), base_size=60, scale_range=(1.0, 1.0), flip=0.0, rotation=45.0)
+    image, label_map = PIL.Image.new("RGB", (60, 60)), PIL.Image.new("L", (60, 60))
+    pixels = np.concatenate([np.asarray(transform.crop(image, label_map)[0]).reshape(-1, 3) for _ in range(5)])
+    assert {tuple(colour) for colour in pixels.tolist()} >= {(0, 0, 0), (128, 128, 128)}

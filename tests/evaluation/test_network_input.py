@@ -238,3 +238,12 @@ class Silent(torch.utils.data.Dataset):
 def test_a_silent_worker_is_an_error_after_the_timeout():
     with pytest.raises(RuntimeError, match="DataLoader timed out after 1 seconds"):
         next(read_ahead(Silent(), 1, torch.device("cpu"), timeout=1))
+
+
+@pytest.mark.parametrize("mode", ["P", "1"])
+def test_scales_of_images_that_pillow_would_resize_by_nearest_neighbour(mode):
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).convert(mode)
+    settings = InferenceSettings(scales=(0.5, 1.0, 1.5))
+    found, expected = (network_inputs(RevHRNetImageProcessor(), each, settings) for each in (image, image.convert("RGB")))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.tensors["pixel_values"], other.tensors["pixel_values"])

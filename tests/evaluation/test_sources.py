@@ -52,3 +52,12 @@ def test_no_address_leads_out_of_the_output_folder(path):
 def test_other_schemes_are_refused(address):
     with pytest.raises(DataError, match=r"is not fetched: addresses begin with http:// or https://"):
         find_sources([address])
+
+
+def test_a_link_to_itself_is_no_traceback(tmp_path):
+    """`Path.resolve` raises a RuntimeError for it."""
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    assert [name for name, _ in seen(find_sources([tmp_path], without=out))] == ["a", "loop"]
+    assert [name for name, _ in seen(find_sources([tmp_path / "*.png"], without=out))] == ["a"]

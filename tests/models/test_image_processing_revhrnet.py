@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, SegformerImageProcessor
 from transformers.image_utils import SizeDict
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
+from revhrnet_hf.models import image_processing_pil_revhrnet
 from revhrnet_hf.models.image_processing_pil_revhrnet import (
     RevHRNetImageProcessorPil,
     nearest_source_indices,
@@ -192,6 +193,75 @@ def test_what_is_no_image_is_named(processor_class, tmp_path):
         processor_class()(tmp_path / "page.png")
 
 
+@twins
+@pytest.mark.parametrize("form", ["reversed channels", "upside down", "big-endian"])
+def test_arrays_that_pytorch_does_not_have(processor_class, form):
+    plain, label_map = np.asarray(random_image(12, 17)), random_label_map(12, 17)
+    image, labels = {
+        "reversed channels": (plain[..., ::-1].copy()[..., ::-1], label_map),
+        "upside down": (plain[::-1].copy()[::-1], label_map[::-1].copy()[::-1]),
+        "big-endian": (plain.astype(">i4"), label_map.astype(">u2")),
+    }[form]
+    batch = processor_class(do_rescale=False, do_normalize=False)(image, labels, return_tensors="np")
+    np.testing.assert_array_equal(batch["pixel_values"][0], plain.transpose(2, 0, 1))
+    np.testing.assert_array_equal(batch["labels"][0], label_map)
+
+
+@twins
+def test_big_endian_label_maps_of_files(processor_class, tmp_path):
+    label_map = random_label_map(12, 17, highest=1000)
+    Image.fromarray(label_map.astype(">u2")).save(tmp_path / "labels.tif")
+    assert Image.open(tmp_path / "labels.tif").mode == "I;16B"
+    batch = processor_class()(random_image(12, 17), str(tmp_path / "labels.tif"), return_tensors="np")
+    np.testing.assert_array_equal(batch["labels"][0], label_map)
+
+
+@twins
+@pytest.mark.parametrize("options", [{}, {"input_data_format": "channels_last"}])
+def test_grey_arrays(processor_class, options):
+    grey = np.asarray(random_image(12, 17))[..., 0]
+    processor = processor_class(do_rescale=False, do_normalize=False)
+    for given in (grey, torch.from_numpy(grey.copy()), [grey, grey]):
+        for found in processor(given, **options)["pixel_values"]:
+            np.testing.assert_array_equal(np.asarray(found), np.stack([grey] * 3))
+
+
+@twins
+@pytest.mark.parametrize("shape", [(100,), (1, 1, 3, 12, 17)])
+def test_arrays_that_are_no_images(processor_class, shape):
+    for given in (np.zeros(shape), torch.zeros(shape)):
+        with pytest.raises(ValueError, match=r"an image is \(height, width\).*; got \(1"):
+            processor_class()(given)
+
+
+@twins
+def test_fractions_that_would_be_rescaled_again_are_warned_of(processor_class, monkeypatch):
+    said = []
+    monkeypatch.setattr(image_processing_pil_revhrnet.logger, "warning_once", said.append)
+    share = np.asarray(random_image(12, 17)) / 255
+    for silent in (share * 255, share * 0):
+        processor_class()(silent)
+    for options in ({"do_rescale": False}, {"rescale_factor": 1.0}):
+        processor_class(**options)(share)
+    assert said == []
+    processor_class()(share)
+    processor_class()(torch.from_numpy(share))
+    assert len(said) == 2 and "give do_rescale=False" in said[0]
+
+
+@twins
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_whole_numbers_of_more_bits_need_a_factor_of_their_own(processor_class, dtype):
+    plain = np.asarray(random_image(12, 17)).astype(dtype)
+    expected = processor_class()(plain.astype(np.uint8))["pixel_values"][0]
+    np.testing.assert_allclose(np.asarray(processor_class()(plain)["pixel_values"][0]), np.asarray(expected), atol=1e-6)
+    for given in (plain * 257, torch.from_numpy(plain * 257)):
+        with pytest.raises(ValueError, match=r"values up to 65\d+, .* such as rescale_factor=1/65535 for 16 bits"):
+            processor_class()(given)
+        found = processor_class(rescale_factor=1 / 65535)(given)["pixel_values"][0]
+        np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=1e-5)
+
+
 # Batches
 
 
@@ -270,8 +340,21 @@ def test_label_maps_that_do_not_fit_are_errors(processor_class):
         processor([image, image], [np.zeros((12, 17), int), np.zeros((17, 12), int)])
     with pytest.raises(ValueError, match="2 images but 1 segmentation map"):
         processor([image, image], [np.zeros((12, 17), int)])
-    with pytest.raises(ValueError, match="one channel of class ids"):
-        processor(image, image)
+    for given in (image, np.asarray(image), [np.asarray(image)]):
+        with pytest.raises(ValueError, match="one channel of class ids"):
+            processor(image, given)
+
+
+@twins
+def test_label_maps_may_have_one_channel(processor_class):
+    image, label_map = random_image(12, 17), random_label_map(12, 17)
+    first, last = label_map[None], label_map[..., None]
+    for given in (label_map, first, last, [first], [last], first[None], last[None], torch.from_numpy(last), [[label_map]]):
+        [found] = processor_class()(image, given)["labels"]
+        np.testing.assert_array_equal(np.asarray(found), label_map)
+    for given in ([label_map] * 2, [first, last], np.stack([label_map] * 2), np.stack([first] * 2), np.stack([last] * 2)):
+        found = processor_class()([image, image], given)["labels"]
+        np.testing.assert_array_equal(np.stack([np.asarray(each) for each in found]), np.stack([label_map] * 2))
 
 
 # Post-processing

@@ -193,6 +193,49 @@ def test_the_torchvision_backend_computes_where_it_is_told(image, label_map):
         assert {tensor.device.type for tensor in batch.values()} == {"meta"}
 
 
+def test_the_device_is_of_this_machine(tmp_path):
+    """So it is not saved; as a `torch.device` it would be no JSON either."""
+    processor = RevHRNetImageProcessor(device=torch.device("meta"))
+    processor.save_pretrained(tmp_path)
+    assert "device" not in json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert "device" not in processor.to_dict() and processor.device.type == "meta"
+
+
+@twins
+@pytest.mark.parametrize(
+    ("made", "without"),
+    [
+        ({}, "do_normalize"),
+        ({}, "do_rescale"),
+        ({}, "image_mean"),
+        ({}, "do_convert_rgb"),
+        ({"do_pad": True}, "do_pad"),
+        ({"do_pad": True}, "size_divisor"),
+        ({"do_resize": True, "size": {"height": 8, "width": 8}}, "do_resize"),
+    ],
+)
+def test_none_in_a_call_counts_as_not_given(processor_class, made, without, image):
+    processor = processor_class(**made)
+    [expected], [found] = processor(image)["pixel_values"], processor(image, **{without: None})["pixel_values"]
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+@twins
+def test_none_says_something_of_options_that_are_none_by_default(processor_class, image):
+    processor = processor_class(do_pad=True, pad_size={"height": 99, "width": 99}, return_tensors="pt")
+    found = processor(image, pad_size=None, return_tensors=None)["pixel_values"]
+    assert isinstance(found, list) and found[0].shape == (3, 32, 32)
+
+
+@twins
+def test_one_mean_and_deviation_for_all_channels(processor_class, image):
+    expected = (np.asarray(image).transpose(2, 0, 1) / 255 - 0.5) / 0.25
+    made = processor_class(image_mean=0.5, image_std=0.25)
+    assert list(made.image_mean) == [0.5] * 3 and list(made.image_std) == [0.25] * 3
+    for found in (made(image), processor_class()(image, image_mean=0.5, image_std=0.25)):
+        np.testing.assert_allclose(np.asarray(found["pixel_values"][0]), expected, atol=1e-6)
+
+
 @twins
 def test_format_of_arrays_whose_shape_leaves_it_open(processor_class):
     array = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)

@@ -134,6 +134,11 @@ def test_logits_of_inference_mode_and_half_precision(processor_class):
         (found,) = processor_class().post_process_semantic_segmentation(SimpleNamespace(logits=given_logits), [(20, 30)])
         precise = F.interpolate(given_logits.double(), size=(20, 30), mode="bilinear", align_corners=False)[0]
         assert_best(found, precise)
+        (with_scores,) = processor_class().post_process_semantic_segmentation(
+            SimpleNamespace(logits=given_logits), [(20, 30)], return_segmentation_scores=True
+        )
+        assert torch.equal(with_scores.segmentation, found)
+        torch.testing.assert_close(with_scores.segmentation_scores.double(), precise, rtol=1e-5, atol=1e-5)
 
 
 @twins

@@ -170,6 +170,14 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\nfeature_bank: 2\ntrainable_backbone: norms", "feature_bank would have no effect: it keeps the maps"),
         ("dataset: camvid\nloss: {dice: 1}\nclass_weights: auto", "class_weights would have no effect: loss has neither"),
         ("dataset: camvid\nhub_private_repo: true", "hub_private_repo would have no effect: push_to_hub is off"),
+        (
+            "dataset: camvid\nhub_model_id: me/net",
+            r"hub_model_id would have no effect: push_to_hub is off.*\(default: not given\)",
+        ),
+        (
+            "dataset: camvid\narchitecture: hrnetv2\nfreeze_backbone: false",
+            "freeze_backbone would have no effect: architecture hrnetv2 has no backbone, and is trained whole",
+        ),
         ("dataset: camvid\nohem_min_kept: 5", "ohem_min_kept would have no effect: there is no ohem_threshold"),
         ("dataset: camvid\nimage_column: photo", "image_column would have no effect: only the loader hub"),
         (
@@ -359,6 +367,25 @@ def test_a_checkpoint_for_a_chain_is_one_to_begin_with(tmp_path):
     assert [recipe.init_from for recipe in read_chain(write(tmp_path, f"init_from: given\n{stages}"))] == ["given", None, "own"]
     chain = read_chain(write(tmp_path, stages), {"init_from": "given"})
     assert [recipe.init_from for recipe in chain] == ["given", None, "own"]
+
+
+def test_without_a_checkpoint_there_is_no_classifier_to_transfer(tmp_path):
+    """A stage after the first has that of the stage before."""
+    own = write(tmp_path, "dataset: camvid\n")
+    with pytest.raises(RecipeError, match=r"transfer_classifier would have no effect: there is no init_from.*\(default: True\)"):
+        read_chain(own, {"transfer_classifier": False})
+    assert not read_chain(own, {"transfer_classifier": False, "init_from": "given"})[0].transfer_classifier
+    chain = write(tmp_path, "dataset: camvid\ntransfer_classifier: false\nstages: [{}, {}]\n")
+    assert [recipe.transfer_classifier for recipe in read_chain(chain)] == [False, False]
+
+
+def test_a_push_can_be_switched_off(tmp_path):
+    """With what the recipe says of it; what the command line says is refused."""
+    own = write(tmp_path, "dataset: camvid\npush_to_hub: true\nhub_model_id: me/net\nhub_private_repo: true\n")
+    (recipe,) = read_chain(own, {"push_to_hub": False})
+    assert (recipe.push_to_hub, recipe.hub_model_id, recipe.hub_private_repo) == (False, None, False)
+    with pytest.raises(RecipeError, match="hub_model_id would have no effect: push_to_hub is off"):
+        read_chain(own, {"push_to_hub": False, "hub_model_id": "me/other"})
 
 
 def test_the_older_way_to_freeze_the_backbone_overrides_a_recipe():

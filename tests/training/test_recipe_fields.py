@@ -95,12 +95,14 @@ class Entry:
         read: of what was built.
         seen: what is to be read for a value of the field.
         also: settings of both recipes, with and without `value`.
+        needs: settings of the recipe with `value` only.
     """
 
     value: Any
     read: Callable[[Built], Any]
     seen: Callable[[Any], Any] = lambda value: value
     also: dict[str, Any] = field(default_factory=dict)
+    needs: dict[str, Any] = field(default_factory=dict)
 
 
 # The network
@@ -608,7 +610,7 @@ REACHES = {
     "log_every": Entry(2, losses_logged, {STEPS: 1, 2: 3}.get),
     "log_images": Entry(2, images_drawn, lambda count: [count]),
     "trackers": Entry(["tensorboard"], has_tensorboard, bool),
-    "push_to_hub": Entry(True, lambda built: len(pushes(built)), int, {"hub_model_id": "someone/net"}),
+    "push_to_hub": Entry(True, lambda built: len(pushes(built)), int, needs={"hub_model_id": "someone/net"}),
     "hub_model_id": Entry("someone/other", pushes, lambda name: [(name, False)], PUSH),
     "hub_private_repo": Entry(True, pushes, lambda private: [("someone/net", private)], PUSH),
 }
@@ -643,7 +645,7 @@ def test_every_field_has_an_entry():
 def test_field_reaches_what_it_names(name, fresh_accelerate, folders, tmp_path):
     entry = REACHES[name]
     settings = {**BASE, **{key: placed(value, folders) for key, value in entry.also.items()}}
-    base, changed = Recipe(**settings), Recipe(**{**settings, name: placed(entry.value, folders)})
+    base, changed = Recipe(**settings), Recipe(**{**settings, **entry.needs, name: placed(entry.value, folders)})
     assert getattr(changed, name) != getattr(base, name)
     for recipe, other in ((base, changed), (changed, base)):
         fresh_accelerate()
