@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from transformers import PreTrainedConfig
 
-from ..data.label_space import LabelSpace, label_space_of_names
+from ..data.label_space import LabelSpace, known_label_space
 from ..data.palette import default_palette
 from ..errors import CheckpointError, RecipeError, did_you_mean, first_few
 from ..images import Colour
@@ -48,8 +48,8 @@ def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]
 
 
 def _known_palette(names: list[str]) -> list[Colour] | None:
-    space = label_space_of_names(names)
-    return list(space.colours) if any(map(any, space.colours)) else None
+    space = known_label_space(names)
+    return list(space.colours) if space and any(map(any, space.colours)) else None
 
 
 def colours_of(label_space: LabelSpace) -> list[Colour]:
