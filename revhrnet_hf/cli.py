@@ -11,9 +11,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from .deferred import when_imported
 from .errors import RecipeError, RevHRNetError, RunStopped, did_you_mean
-from .escape import PROGRESS_BAR, PrintableStream
+from .escape import PROGRESS_BAR, PrintableStream, ReaderEndedError
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+BROKEN_PIPE = 141  # and for a program whose reader, such as `head`, has ended before it
 
 # The number of this process among all that a launcher started, under the names that Accelerate reads.
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -77,7 +78,8 @@ def run(main: Callable[[], None]) -> None:
     code that calls it says so with a `RevHRNetError`.
 
     Raises:
-        SystemExit: status 1 after an error, 130 after Ctrl-C, 143 after a SIGTERM that was heeded.
+        SystemExit: status 1 after an error, 130 after Ctrl-C, 143 after a SIGTERM that was heeded, 141 if the program that
+            reads the output has ended.
     """
     # Names of classes, files and images come from elsewhere.
     streams = redirect_stdout(PrintableStream(sys.stdout)), redirect_stderr(PrintableStream(sys.stderr, PROGRESS_BAR))
@@ -135,9 +137,11 @@ class _MessageLine(logging.Formatter):
 
 def _run(main: Callable[[], None]) -> None:
     try:
-        main()
+        _call_and_flush(main)
     except RevHRNetError as error:
         _fail(error)
+    except ReaderEndedError:
+        sys.exit(BROKEN_PIPE)
     except OSError as error:
         if error.filename is None:
             raise
@@ -148,6 +152,27 @@ def _run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        _leave_ended_readers()
+
+
+def _call_and_flush(main: Callable[[], None]) -> None:
+    """Calls `main` and flushes what it has printed; Python would flush at the end, where no error can be caught."""
+    try:
+        main()
+    except SystemExit:  # of --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def _leave_ended_readers() -> None:
+    """Keeps Python, which flushes at the end what it could not write, from another error."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except ReaderEndedError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
@@ -200,6 +225,12 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch_size", type=int, default=1, help="windows in one forward pass (default: %(default)s)")
 
 
+def add_column_arguments(parser: argparse._ActionsContainer) -> None:
+    """Adds the options that say where a dataset of the Hub has its images and label maps, to a parser or a group."""
+    parser.add_argument("--image_column", help="for hub, the column of images (default: image)")
+    parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
+
+
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Adds the option `--device`; see `choose_device`."""
     parser.add_argument(
@@ -210,8 +241,8 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def choose_device(name: str) -> str:
-    """The device of an option `--device`: auto takes a GPU if there is one.
+def choose_device(name: str, option: str = "--device") -> str:
+    """The device of an option such as `--device`: auto takes a GPU if there is one.
 
     Raises:
         RecipeError: a GPU is asked for and there is none.
@@ -219,7 +250,7 @@ def choose_device(name: str) -> str:
     import torch  # which --help does without
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("--device cuda: PyTorch sees no GPU here; use --device cpu or auto")
+        raise RecipeError(f"{option} cuda: PyTorch sees no GPU here; use {option} cpu" + " or auto" * (option == "--device"))
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 

@@ -67,6 +67,11 @@ def strict_reason(error: Exception) -> str:
     return re.split(r"^ *\w+Error: ", str(error), flags=re.M)[-1].strip()
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's kind where it has no message."""
+    return next((" ".join(line.split()) for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def first_few(entries: Iterable[object], most: int = 20) -> str:
     """The first entries, separated by commas, and the number of the others: `a, b and 3 more`."""
     texts = [str(entry) for entry in entries]

@@ -2,6 +2,8 @@
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 # Control characters other than tab and line feed; marks that change the direction of text; line separators.
@@ -49,18 +51,35 @@ def _longer_run(text: str, at_least: int) -> str:
     return "`" * max([at_least, *(len(run) + 1 for run in BACKTICKS.findall(text))])
 
 
+@contextmanager
+def _own_error() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderEndedError(*error.args) from error
+
+
+class ReaderEndedError(BrokenPipeError):
+    """The program that reads a stream of this one, such as `head`, has ended."""
+
+
 class PrintableStream(io.TextIOBase):
-    """A text stream that passes all text through `printable` and writes it to another stream."""
+    """A text stream that passes all text through `printable` and writes it to another stream.
+
+    Where nobody reads the stream, `write` and `flush` raise a ReaderEndedError, which no other pipe does.
+    """
 
     def __init__(self, stream: TextIO, kept: tuple[str, ...] = ()):
         self._stream, self._kept = stream, kept
 
     def write(self, text: str) -> int:
-        self._stream.write(printable(text, self._kept))
+        with _own_error():
+            self._stream.write(printable(text, self._kept))
         return len(text)
 
     def flush(self) -> None:
-        self._stream.flush()
+        with _own_error():
+            self._stream.flush()
 
     def isatty(self) -> bool:
         return self._stream.isatty()

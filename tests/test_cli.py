@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,36 @@ def test_interruption_has_the_shells_status(capsys):
         run(raising(KeyboardInterrupt()))
     assert exit_.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("[print('x' * 99) for _ in range(9999)]", 141, ""),
+        ("print('x')", 141, ""),  # it stays in Python's buffer until the end
+        ("argparse.ArgumentParser().parse_args(['--help'])", 141, ""),
+        ("print('x') or fail(RecipeError('of the user'))", 1, "error: of the user\n"),
+        ("fail(BrokenPipeError(32, 'of another pipe'))", 1, "Traceback"),
+    ],
+)
+def test_a_reader_that_has_ended(body, status, said):
+    """As of `revhrnet table | head -1`: quietly, with the status that shells report."""
+    program = f"""
+import argparse
+from revhrnet_hf.cli import run
+from revhrnet_hf.errors import RecipeError
+def fail(error): raise error
+run(lambda: {body})
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert done.returncode == status and done.stderr.startswith(said) and bool(done.stderr) == bool(said)
 
 
 def speak():

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from transformers.image_utils import SizeDict
 
 from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.commands import quickstart
 from revhrnet_hf.data.label_table import read_label_table
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps
 from revhrnet_hf.export.folder import Export
+from revhrnet_hf.models.image_processing_pil_revhrnet import resized_size
 from revhrnet_hf.synthetic import draw_scenes, write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training.recipe import Recipe
 
@@ -223,22 +225,56 @@ def test_exporting(two_streams_checkpoint, tmp_path):
         {"do_pad": True, "size_divisor": 64},
         {"do_pad": True, "pad_size": {"height": 128, "width": 160}},
         {"do_pad": True, "size_divisor": 64, "do_resize": True, "size": {"longest_edge": 100}},
+        {"do_resize": True, "size": {"shortest_edge": 50}, "resample": Image.Resampling.NEAREST},
     ],
 )
-def test_program_for_an_export_pads_as_the_checkpoint_does(options, two_streams_checkpoint, tmp_path):
+def test_program_for_an_export_sees_what_the_checkpoint_sees(options, two_streams_checkpoint, tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     model, _ = load_checkpoint(two_streams_checkpoint)
     image_processor = RevHRNetImageProcessor(**options)
     Export(model, image_processor, "onnx").write(tmp_path / "exported")
     [(_, program)] = blocks("exporting.md", "python")
-    (tmp_path / "label_image.py").write_text(program, encoding="utf-8")
+    check_program(program, model, image_processor, tmp_path)
+
+
+@pytest.mark.slow
+def test_program_for_an_export_to_openvino(two_streams_checkpoint, tmp_path):
+    """The page's program with the lines that the page has for OpenVINO."""
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    model, image_processor = load_checkpoint(two_streams_checkpoint)
+    Export(model, image_processor, "openvino").write(tmp_path / "exported")
+    text = (ROOT / "docs" / "exporting.md").read_text(encoding="utf-8")
+    [of_openvino] = re.findall(r"^    (network = openvino.*\n)    (logits = network.*\n)", text, re.M)
+    exactly = "".join(of_openvino).replace('"CPU"', '"CPU", {"INFERENCE_PRECISION_HINT": "f32"}')  # as the page has it too
+    [(_, program)] = blocks("exporting.md", "python")
+    program = program.replace("import onnxruntime\n", "import openvino\n")
+    program, count = re.subn(r"^session = onnxruntime.*\n.*session\.run.*\n", lambda _: exactly, program, flags=re.M)
+    assert count == 1
+    check_program(program, model, image_processor, tmp_path)
+
+
+def check_program(program, model, image_processor, folder):
+    """It finds in a drawn image, with the network in `exported`, what the checkpoint finds."""
+    (folder / "label_image.py").write_text(program, encoding="utf-8")
     [scene] = draw_scenes("val", 1, (75, 107), seed=0)
     image = Image.fromarray(scene.image)
-    image.save(tmp_path / "street.png")
-    said = finish(*start([sys.executable, "label_image.py", "exported", "street.png"], tmp_path))
+    image.save(folder / "street.png")
+    said = finish(*start([sys.executable, "label_image.py", "exported", "street.png"], folder))
     [label_map] = predict_label_maps(model, image_processor, [image])
     shares = [float(share) for share in re.findall(r": ([\d.]+) %", said)]
     np.testing.assert_allclose(shares, [100 * (label_map == index).mean() for index in range(4)], atol=0.2)
+
+
+def test_program_for_an_export_resizes_as_image_processors_do():
+    [(_, program)] = blocks("exporting.md", "python")
+    found = {}
+    exec(re.search(r"^def resized.*?\n\n\n", program, re.S | re.M)[0], found)
+    for height, width in ((75, 107), (107, 75), (1, 900), (480, 640), (33, 33), (375, 1242)):
+        for size in ({"height": 8, "width": 9}, {"shortest_edge": 50}, {"longest_edge": 101}, {"longest_edge": 7}):
+            assert found["resized"]((width, height), size) == resized_size((height, width), SizeDict(**size))[::-1]
+        both = {"shortest_edge": 50, "longest_edge": 80}
+        difference = np.subtract(found["resized"]((width, height), both), resized_size((height, width), SizeDict(**both))[::-1])
+        assert abs(difference).max() <= 1
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ accelerate and torchrun start several processes. A module imports PyTorch and th
 that `--help` and mistakes are answered at once; the work of the longer commands is in _NAME.py.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +35,12 @@ COMMANDS = {
 def name_of(folder: Path) -> str:
     """The name of a data folder, or of an archive without its ending."""
     return folder.absolute().stem if folder.is_file() else folder.absolute().name
+
+
+def check_image_size(size: Sequence[int] | None) -> None:
+    """Raises a RecipeError unless both edges of an option `--size` are 1 pixel at least."""
+    if size and min(size) < 1:
+        raise RecipeError(f"--size {size[0]} {size[1]}: give at least 1 pixel each")
 
 
 def check_installed(purpose: str, extra: str, *modules: str) -> None:

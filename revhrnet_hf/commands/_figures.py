@@ -21,7 +21,7 @@ from ..evaluation import (
 )
 from ..evaluation.network_input import network_inputs
 from ..evaluation.results import confusion_caption
-from ..images import find_images, read_image
+from ..images import find_images, orient_to_fit, read_image
 from ..viz import figures, plots
 from ..viz.feature_maps import component_images, feature_maps, mean_images
 
@@ -104,20 +104,28 @@ def draw_overlay(args):
 
 
 def draw_errors(args):
-    dataset = load_segmentation_dataset(args.dataset, args.data_dir, args.split, label_space=args.label_space, loader=args.loader)
+    dataset = load_segmentation_dataset(
+        args.dataset,
+        args.data_dir,
+        args.split,
+        label_space=args.label_space,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        loader=args.loader,
+    )
     space = label_space_of(dataset)
     dataset = dataset.select(chosen_images(dataset["image_id"], args.image_ids, args.count))
     model, image_processor = load_for_inference(args.checkpoint, trust_remote_code=args.trust_remote_code)
     sources = class_sources(model.config, space, args.dataset)
     blocks, maps, counts = [], [], np.zeros(2)
     for row in dataset:
-        truth = np.array(row["label_map"])
+        truth, image = np.array(row["label_map"]), orient_to_fit(row["image"], row["label_map"].size)
         prediction = segment(
-            model, image_processor, row["image"], target_size=truth.shape, sources=sources, name=row["image_id"]
+            model, image_processor, image, target_size=truth.shape, sources=sources, name=row["image_id"]
         ).label_map
         panels = [figures.colourise(x, space.colours, space.ignore_index) for x in (truth, prediction)]
         judged = figures.right_and_wrong(truth, prediction, figures.ignored_colour(space.colours), space.ignore_index)
-        blocks.append(plots.Block(row["image"], [("", [*panels, judged])]))
+        blocks.append(plots.Block(image, [("", [*panels, judged])]))
         maps += [truth, prediction]
         counts += (truth == prediction).sum(), (truth != space.ignore_index).sum()
     legend = legend_of(maps, space.names, space.colours, space.ignore_index) + list(figures.JUDGEMENTS.items())

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..cli import ArgumentParser, run
+from ..cli import ArgumentParser, add_column_arguments, run
 from ..defaults import MOST_IGNORED, MOST_WORKERS
 from ..errors import RecipeError
 from ..io import write_json
@@ -28,8 +28,7 @@ def build_parser() -> ArgumentParser:
         "--loader", help="how to read it, where NAME is a name of your own: folder, or a published dataset's name"
     )
     parser.add_argument("--split", nargs="+", default=(), help="parts of the dataset (default: all that are there)")
-    parser.add_argument("--image_column", help="for hub, the column of images (default: image)")
-    parser.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
+    add_column_arguments(parser)
     parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
     parser.add_argument(
         "--max_ignored",

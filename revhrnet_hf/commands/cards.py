@@ -9,7 +9,6 @@ written when the checkpoint is saved.)
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from ..cli import ArgumentParser, run
@@ -19,7 +18,9 @@ from ..io import write_json
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", metavar="CHECKPOINT", type=Path, nargs="*", help="folders with recorded scores")
+    parser.add_argument(
+        "checkpoints", metavar="CHECKPOINT", type=Path, nargs="*", help="folders with recorded scores, also of runs"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("model_cards"), help="folder of the cards (default: %(default)s)")
     return parser
 
@@ -31,11 +32,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     from ..hub.family_cards import merge_results, needed_costs, write_family_cards
     from ..hub.model_table import all_models, measure
+    from ..hub.record import read_values
 
     new = [result for checkpoint in args.checkpoints for result in recorded(checkpoint)]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     file = args.output_dir / "results.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    known = read_values(file, kind=list) if file.exists() else []
     results = merge_results(known, new)
     models = all_models()
     costs = {name: measure(name, models[name]) for name in tqdm(needed_costs(), unit="network", disable=None)}
@@ -45,10 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def recorded(checkpoint: Path) -> list[dict]:
+    from ..evaluation.checkpoint import find_checkpoint
     from ..hub.family_cards import results_of
     from ..hub.record import read_record
 
-    results = results_of(read_record(checkpoint))
+    results = results_of(read_record(find_checkpoint(checkpoint)))
     if not results:
         raise CheckpointError(
             f"{checkpoint} has no scores with their recipe: score it with `revhrnet evaluate`, or give another checkpoint"

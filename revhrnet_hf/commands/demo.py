@@ -13,9 +13,11 @@ and the checkpoints that are folders here.
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, add_compile_argument, add_trust_argument, choose_device, run
+from ..cli import ArgumentParser, add_compile_argument, add_device_argument, add_trust_argument, choose_device, run
 from ..errors import RecipeError
 from . import check_installed
+
+THIS_MACHINE = "127.0.0.1"
 
 
 def build_parser() -> ArgumentParser:
@@ -33,9 +35,9 @@ def build_parser() -> ArgumentParser:
         default=[],
         help="images to choose from (default: those in the checkpoint's folder `examples`, else two drawn streets)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
+    parser.add_argument("--host", help=f"address to listen on (default: {THIS_MACHINE}, this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the models run (default: auto)")
+    add_device_argument(parser)
     add_compile_argument(parser)
     add_trust_argument(parser)
     parser.add_argument("--export_space", type=Path, metavar="DIR", help="write a Space to this new folder, and serve nothing")
@@ -44,8 +46,9 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
+    check_arguments(args)
     check_installed("the page needs", "demo", "gradio")
-    from ..demo.page import build_page, load_segmenter, serve
+    from ..demo.page import build_page, check_address, load_segmenter, serve
     from ..demo.space import export_space
     from ..evaluation import find_checkpoint
     from ..images import find_images, read_image
@@ -54,15 +57,22 @@ def main(arguments: list[str] | None = None) -> None:
     examples = find_images(args.examples)
     for path in examples:
         read_image(path)  # a broken example is said now, not to the page's visitors
-    if args.export_space and args.compile:
-        raise RecipeError("--compile is for the page that is served here: leave it out with --export_space")
     if args.export_space:
         export_space(args.export_space, checkpoints, examples, args.trust_remote_code)
         print(f"written: {args.export_space}")
         return
-    device = choose_device(args.device)
+    host, device = args.host or THIS_MACHINE, choose_device(args.device)
+    check_address(host, args.port)  # before the checkpoints are loaded
     segmenters = [load_segmenter(checkpoint, device, args.trust_remote_code, args.compile) for checkpoint in checkpoints]
-    serve(build_page(segmenters, examples), args.host, args.port)
+    serve(build_page(segmenters, examples), host, args.port)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises a RecipeError for options that would have no effect."""
+    given = {"host": args.host, "port": args.port, "device": args.device != "auto" or None, "compile": args.compile or None}
+    unused = [f"--{name}" for name, value in given.items() if value is not None]
+    if args.export_space and unused:
+        raise RecipeError(f"{', '.join(unused)}: for the page that is served here; leave it out with --export_space")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,15 @@ interrupted evaluation is resumed by the same command.
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, add_compile_argument, add_inference_arguments, add_trust_argument, run
+from ..cli import (
+    ArgumentParser,
+    add_column_arguments,
+    add_compile_argument,
+    add_device_argument,
+    add_inference_arguments,
+    add_trust_argument,
+    run,
+)
 from ..defaults import MOST_WORKERS
 from ..errors import RecipeError
 from . import check_installed
@@ -62,8 +70,7 @@ def _add_data_arguments(group) -> None:
     )
     group.add_argument("--split", default="val", help="part of the dataset to score (default: %(default)s)")
     group.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
-    group.add_argument("--image_column", help="for hub, the column of images (default: image)")
-    group.add_argument("--label_column", help="for hub, the column of label maps (default: label_map)")
+    add_column_arguments(group)
 
 
 def _add_result_arguments(group) -> None:
@@ -134,12 +141,7 @@ def _add_result_arguments(group) -> None:
 
 
 def _add_device_arguments(group) -> None:
-    group.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the model runs; auto takes a GPU if there is one (default: %(default)s)",
-    )
+    add_device_argument(group)
     group.add_argument(
         "--num_workers",
         type=int,

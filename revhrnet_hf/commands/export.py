@@ -19,11 +19,11 @@ costs them more mIoU than --max_drop stays in 32 bits.
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, run
+from ..cli import ArgumentParser, add_column_arguments, add_trust_argument, run
 from ..defaults import CALIBRATION_IMAGES, MAX_DROP
 from ..errors import RecipeError
 from ..io import refuse_used_folder
-from . import check_installed
+from . import check_image_size, check_installed
 
 
 def build_parser() -> ArgumentParser:
@@ -67,8 +67,14 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--loader", help="how to read it, where --dataset is a name of your own: folder, hub, camvid …")
     parser.add_argument("--data_dir", type=Path, help="the dataset's folder")
     parser.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
-    parser.add_argument("--split", default="val", help="part of the dataset to compare them on (default: %(default)s)")
+    parser.add_argument("--split", help="part of the dataset to compare them on (default: val)")
+    add_column_arguments(parser)
+    add_trust_argument(parser)
     return parser
+
+
+OF_DATASET = ("data_dir", "loader", "split", "label_space", "image_column", "label_column")
+"""Options that have no effect without --dataset."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -85,12 +91,20 @@ def main(arguments: list[str] | None = None) -> None:
         read_image(path)
 
     def labelled(split: str) -> ScoredDataset:
-        rows = load_segmentation_dataset(args.dataset, args.data_dir, split, label_space=args.label_space, loader=args.loader)
+        rows = load_segmentation_dataset(
+            args.dataset,
+            args.data_dir,
+            split,
+            label_space=args.label_space,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            loader=args.loader,
+        )
         return ScoredDataset(args.dataset, split, rows)
 
-    scored = labelled(args.split) if args.dataset else None
+    scored = labelled(args.split or "val") if args.dataset else None
     control = labelled(args.calibration_split or "train") if args.dataset and args.format == "openvino" else None
-    model, image_processor = load_checkpoint(args.checkpoint)
+    model, image_processor = load_checkpoint(args.checkpoint, trust_remote_code=args.trust_remote_code)
     if scored:
         class_sources(model.config, label_space_of(scored.rows), args.dataset)  # an error now, not after minutes
     export = Export(
@@ -116,8 +130,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.opset and args.format != "onnx":
         raise RecipeError("--opset needs --format onnx")
     check_int8_arguments(args)
-    if args.size and min(args.size) < 1:
-        raise RecipeError(f"--size {args.size}: give at least 1 pixel each")
+    check_image_size(args.size)
     if args.format == "onnx":
         check_installed("--format onnx needs", "export", "onnx", "onnxruntime", "onnxscript")
     if args.format == "openvino":
@@ -130,8 +143,9 @@ def check_int8_arguments(args: argparse.Namespace) -> None:
         raise RecipeError("--quantize needs --format onnx or openvino")
     if not args.quantize and (args.calibration or args.dataset):
         raise RecipeError("--calibration and --dataset need --quantize int8")
-    if args.label_space and not args.dataset:
-        raise RecipeError("--label_space is for the label maps of --dataset, which is not given")
+    alone = [f"--{name}" for name in OF_DATASET if getattr(args, name) is not None]
+    if alone and not args.dataset:
+        raise RecipeError(f"{', '.join(alone)}: for the label maps of --dataset, which is not given")
     if args.quantize and args.format == "onnx" and not args.calibration:
         raise RecipeError("--quantize int8 needs --calibration IMAGES, such as the training images")
     if args.quantize and args.format == "openvino" and (args.calibration or not args.dataset):

@@ -14,8 +14,7 @@ feature maps at strides 4, 8, 16 and 32. `confusion` takes the JSON file of `rev
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, add_trust_argument, run
-from ..errors import RecipeError
+from ..cli import ArgumentParser, add_column_arguments, add_trust_argument, run
 from . import check_installed
 
 FIGURES = ("compare", "maps", "overlay", "errors", "confusion", "legend")
@@ -86,6 +85,7 @@ def _add_errors_arguments(errors: ArgumentParser) -> None:
     errors.add_argument("--data_dir", required=True, type=Path, help="the dataset's folder; for hub, its name or folder")
     errors.add_argument("--split", default="val", help="part of the dataset (default: %(default)s)")
     errors.add_argument("--label_space", help="classes by name, or a label table (default: the dataset's usual ones)")
+    add_column_arguments(errors)
     errors.add_argument("--image_ids", nargs="+", metavar="ID", help="images to draw (default: --count of them)")
     errors.add_argument("--count", type=int, default=3, help="images, evenly spread over the split (default: %(default)s)")
 
@@ -99,9 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ..viz import plots
     from ._figures import DRAWINGS
 
-    plots.check_format(args.output)
-    if args.output.exists() and not args.overwrite:
-        raise RecipeError(f"{args.output} is there already: give --overwrite, or another --output")
+    plots.check_output(args.output, args.overwrite)
     plots.save_figure(DRAWINGS[args.command](args), args.output)
     print(f"written: {args.output}")
 

@@ -18,6 +18,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders of `revhrnet train`, or folders of them")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="PNG or PDF to write (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     return parser
 
 
@@ -25,9 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     check_installed("curves need", "plots", "matplotlib")
     from ..viz.curves import draw_curves, read_curves
-    from ..viz.plots import check_format, save_figure
+    from ..viz.plots import check_output, save_figure
 
-    check_format(args.output)
+    check_output(args.output, args.overwrite)
     save_figure(draw_curves(read_curves(args.runs)), args.output)
     print(args.output)
 

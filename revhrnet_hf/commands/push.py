@@ -17,7 +17,12 @@ from ..cli import ArgumentParser, run
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder, such as runs/camvid/best")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="folder, such as runs/camvid/best, or a run's output folder (its best is used)",
+    )
     parser.add_argument("name", metavar="NAME", help="on the Hub: NAMESPACE/NAME, or NAME in your own namespace")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--revision", help="branch to send to, created if it does not exist (default: main)")
@@ -34,10 +39,12 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
-    from ..hub.push import push_checkpoint  # after parsing, so that --help answers at once
+    # After parsing, so that --help answers at once.
+    from ..evaluation.checkpoint import find_checkpoint
+    from ..hub.push import push_checkpoint
 
     push_checkpoint(
-        args.checkpoint,
+        find_checkpoint(args.checkpoint),
         args.name,
         private=args.private,
         revision=args.revision,

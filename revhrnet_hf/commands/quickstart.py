@@ -21,7 +21,11 @@ SIZE = (240, 320)  # height, width
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("quickstart"), help="where everything goes (default: %(default)s)"
+        "--output_dir",
+        type=Path,
+        default=Path("quickstart"),
+        help="where everything goes; its folder `run` and predictions.png, of an earlier quickstart, are replaced (default: "
+        "%(default)s)",
     )
     parser.add_argument("--epochs", type=int, help="passes over the images in each stage (default: the recipe's)")
     return parser

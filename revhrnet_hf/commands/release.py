@@ -13,10 +13,10 @@ drawn images. Needs the extra `export`: pip install "revhrnet_hf[export]"
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, run
+from ..cli import ArgumentParser, add_trust_argument, run
 from ..defaults import CALIBRATION_IMAGES
 from ..errors import RecipeError
-from . import check_installed
+from . import check_image_size, check_installed
 
 
 def build_parser() -> ArgumentParser:
@@ -40,11 +40,15 @@ def build_parser() -> ArgumentParser:
         metavar=("HEIGHT", "WIDTH"),
         help="size of the image that the ONNX networks take, for networks on plain vision transformers (default: any)",
     )
+    add_trust_argument(parser)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
+    check_image_size(args.size)
+    if args.without_int8 and args.calibration:
+        raise RecipeError("--calibration is for the network of eight bits, which --without_int8 leaves out: give one of them")
     check_installed("a release needs", "export", "onnx", "onnxruntime", "onnxscript")
     # After parsing, so that --help answers at once.
     from ..evaluation import find_checkpoint
@@ -63,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     for path in images:
         read_image(path)
-    write_release(checkpoint, args.output_dir, images, args.size and tuple(args.size))
+    write_release(checkpoint, args.output_dir, images, args.size and tuple(args.size), args.trust_remote_code)
     for path in sorted(args.output_dir.iterdir()):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 

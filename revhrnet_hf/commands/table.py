@@ -14,7 +14,7 @@ values.
 import argparse
 from pathlib import Path
 
-from ..cli import ArgumentParser, run
+from ..cli import ArgumentParser, choose_device, run
 from ..errors import RecipeError
 from ..io import write_json
 
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     if args.output and not args.output.parent.is_dir():
         raise RecipeError(f"--output {args.output}: there is no folder {args.output.parent}; make it first")
+    if args.share:
+        choose_device(args.share, "--share")  # an error now, not after the networks are measured
     # After parsing, so that --help answers at once.
     from tqdm import tqdm
 

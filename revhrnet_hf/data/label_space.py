@@ -478,12 +478,30 @@ LABEL_SPACES: dict[str, LabelSpace] = {}
 """Name → label space; each dataset's module adds its own."""
 
 
+class Classes(NamedTuple):
+    """The classes of a model that are those of no registered label space; they may be more than the ids of a label map."""
+
+    name: str
+    names: tuple[str, ...]
+
+
+def known_label_space(names: Iterable[str]) -> LabelSpace | None:
+    """The registered label space with these class names in this order, if there is one."""
+    names = tuple(names)
+    return next((label_space for label_space in LABEL_SPACES.values() if label_space.names == names), None)
+
+
+def classes_of_names(names: Iterable[str]) -> LabelSpace | Classes:
+    """The registered label space with these class names in this order, else the names alone."""
+    names = tuple(names)
+    return known_label_space(names) or Classes("unnamed", names)
+
+
 def label_space_of_names(names: Iterable[str]) -> LabelSpace:
     """The registered label space with these class names in this order, or a new one without colours."""
     names = tuple(names)
-    for label_space in LABEL_SPACES.values():
-        if label_space.names == names:
-            return label_space
+    if known := known_label_space(names):
+        return known
     ids = {train_id: train_id for train_id in range(len(names))}
     return LabelSpace("unnamed", names, ((0, 0, 0),) * len(names), ids)
 

@@ -16,7 +16,7 @@ from ..errors import DataError
 from .datasets.camvid import CLASSES
 from .datasets.coco import CATEGORIES
 from .datasets.mapillary_vistas import VISTAS_V12, VISTAS_V20
-from .label_space import LabelSpace
+from .label_space import Classes, LabelSpace
 
 Table = dict[str | None, tuple[str, ...]]
 
@@ -183,7 +183,7 @@ TABLES: dict[tuple[str, str], Table] = {
 """(source, target) → table. In the other direction, a class has a partner if the table names exactly one."""
 
 
-def translate(source: LabelSpace, target: LabelSpace) -> dict[str, str | None]:
+def translate(source: LabelSpace | Classes, target: LabelSpace) -> dict[str, str | None]:
     """For each class of `source`, in the order of its train ids: its partner in `target`, or None.
 
     Spaces without a table (such as a user's own) are joined by equal names; upper and lower case do not matter.
@@ -202,12 +202,12 @@ def translate(source: LabelSpace, target: LabelSpace) -> dict[str, str | None]:
     return {name: partner_of.get(name) for name in source.names}
 
 
-def are_joined(source: LabelSpace, target: LabelSpace) -> bool:
+def are_joined(source: LabelSpace | Classes, target: LabelSpace) -> bool:
     """Whether the two have the same classes or a table joins them."""
     return source.names == target.names or bool(_table(source.name, target.name) or _table(target.name, source.name))
 
 
-def sources_of(source: LabelSpace, target: LabelSpace) -> list[list[int]]:
+def sources_of(source: LabelSpace | Classes, target: LabelSpace) -> list[list[int]]:
     """For each class of `target`, the train ids of `source` that are its partners; empty where there is none."""
     partner_of = translate(source, target)
     return [[train_id for train_id, name in enumerate(source.names) if partner_of[name] == wanted] for wanted in target.names]
@@ -261,7 +261,7 @@ def _backwards(table: Table) -> dict[str, str | None]:
     return partner_of | {name: name for name in same}
 
 
-def _by_equal_names(source: LabelSpace, target: LabelSpace) -> dict[str, str | None]:
+def _by_equal_names(source: LabelSpace | Classes, target: LabelSpace) -> dict[str, str | None]:
     names = {name.casefold(): name for name in target.names}
     partner_of = {name: names.get(name.casefold()) for name in source.names}
     if not any(partner_of.values()):

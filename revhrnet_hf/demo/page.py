@@ -280,10 +280,9 @@ def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = No
         port: None: the first free one from 7860 on.
 
     Raises:
-        RecipeError: the port is not free.
+        RecipeError: the host is no address of this machine, or the port is not free.
     """
-    if port is not None:
-        check_port(host or "127.0.0.1", port)
+    check_address(host or "127.0.0.1", port)
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -306,10 +305,25 @@ def serve(page: gr.Blocks, host: str | None = "127.0.0.1", port: int | None = No
         page.close()
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise a RecipeError unless the port is free: Gradio would fail too, and leave a process that does not end."""
+def check_address(host: str, port: int | None = None) -> None:
+    """Raise a RecipeError unless this machine can listen on `host`, and on `port` if one is given.
+
+    Gradio would fail too, but on each of a hundred ports, or leave a process that does not end.
+    """
     try:
-        with socket.create_server((host, port)):
-            pass
+        _listen(host, 0)
+    except (OSError, UnicodeError) as error:
+        raise RecipeError(
+            f"--host {host} is no address of this machine ({error}): give one of its own, 127.0.0.1 for this machine only, or "
+            "0.0.0.0 for all of its networks"
+        ) from error
+    try:
+        _listen(host, port or 0)
     except (OSError, OverflowError) as error:
         raise RecipeError(f"--port {port}: {error}") from error
+
+
+def _listen(host: str, port: int) -> None:
+    bare = host.removeprefix("[").removesuffix("]")  # of an IPv6 address, as Gradio takes it
+    with socket.create_server((bare, port), family=socket.AF_INET6 if ":" in bare else socket.AF_INET):
+        pass

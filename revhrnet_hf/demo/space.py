@@ -1,4 +1,4 @@
-"""The page as a Space of the Hugging Face Hub: a folder that `huggingface-cli upload --repo-type space` can send as it is."""
+"""The page as a Space of the Hugging Face Hub: a folder that `hf upload --repo-type space` can send as it is."""
 
 import re
 import shutil
@@ -141,9 +141,12 @@ def package_files(package: Path) -> list[Path]:
 
 
 def requirements() -> list[str]:
-    """The packages that this one needs, at the versions that are installed here; Gradio's is the Space's `sdk_version`."""
+    """The packages that this one needs, at the versions that are installed here; Gradio's is the Space's `sdk_version`.
+
+    The local part of a version (`+cpu`) is left out: the package index, from which a Space installs, has none of these.
+    """
     needed = [re.match(r"[\w.-]+", line)[0] for line in requires("revhrnet_hf") if "extra ==" not in line]
-    return [f"{name}=={version(name)}" for name in needed]
+    return [f"{name}=={version(name).partition('+')[0]}" for name in needed]
 
 
 def _copy_image(source: Path, folder: Path, number: int) -> str:

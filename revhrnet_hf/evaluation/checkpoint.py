@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.utils import CONFIG_NAME
 
-from ..data.label_space import LabelSpace, label_space_of_names
+from ..data.label_space import LabelSpace, classes_of_names
 from ..data.translation import are_joined, sources_of
-from ..errors import CheckpointError, RecipeError, first_few, strict_reason
+from ..errors import CheckpointError, RecipeError, first_few, first_line, strict_reason
 from ..io import BEST, LAST, LOG_FILE
 from ..models.high_resolution import HighResolutionPreTrainedModel
 
@@ -77,8 +77,7 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
             checkpoint, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        said = strict_reason(error) if isinstance(error, StrictDataclassError) else str(error).strip().splitlines()[0]
-        reason = " ".join(said.split())
+        reason = " ".join(strict_reason(error).split()) if isinstance(error, StrictDataclassError) else first_line(error)
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"the checkpoint {checkpoint} brings Python code of its own, which loading it would run: read its *.py files, "
@@ -141,9 +140,9 @@ def check_compiler(device: torch.device | str) -> None:
         torch.compile(torch.sin, fullgraph=True)(torch.zeros(8, device=device))
     except TorchDynamoException as error:
         needed = "a C++ compiler (such as g++, or the one that CXX names)" if torch.device(device).type == "cpu" else "Triton"
-        reason = " ".join(str(error).strip().splitlines()[0].split())
         raise RecipeError(
-            f"--compile needs {needed}, and torch.compile does not work here ({reason}): install it, or leave --compile out"
+            f"--compile needs {needed}, and torch.compile does not work here ({first_line(error)}): install it, or leave "
+            "--compile out"
         ) from error
 
 
@@ -161,7 +160,7 @@ def class_sources(config, label_space: LabelSpace, dataset_name: str) -> list[li
     names = [config.id2label[class_id] for class_id in range(config.num_labels)]
     if _difference(names, label_space.names) is None:
         return None
-    theirs = label_space_of_names(names)
+    theirs = classes_of_names(names)
     equal = {name.casefold() for name in names} & {name.casefold() for name in label_space.names}
     if equal or are_joined(theirs, label_space):
         return sources_of(theirs, label_space)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..data.label_space import LabelSpace
 from ..images import save_image
@@ -20,6 +20,7 @@ from ..viz.figures import (
     untinted_classes,
     with_legend,
 )
+from ..viz.fonts import font_for
 from ..viz.report import ShownImage
 
 OPACITY = 0.6
@@ -55,7 +56,7 @@ def truth_above_prediction(shown: ShownImage, label_space: LabelSpace) -> Image.
 def heading(text: str, width: int) -> Image.Image:
     """A line of text; the beginning of a long one is left out, because names of images differ at their ends."""
     size = text_size(width)
-    font, line = ImageFont.load_default(size=size), Image.new("RGB", (width, round(1.7 * size)), BACKGROUND)
+    font, line = font_for(text, size), Image.new("RGB", (width, round(1.7 * size)), BACKGROUND)
     draw = ImageDraw.Draw(line)
     draw.text((size // 2, line.height / 2), shortened(text, font, width - size), fill=INK, font=font, anchor="lm")
     return line

@@ -29,7 +29,13 @@ OUTCOME = "no release was written"
 HALF_DIFFERENCE, HALF_EQUAL = 0.5, 0.99
 
 
-def write_release(checkpoint: Path, output_dir: Path, calibration: Sequence[Path], size: Size | None = None) -> None:
+def write_release(
+    checkpoint: Path,
+    output_dir: Path,
+    calibration: Sequence[Path],
+    size: Size | None = None,
+    trust_remote_code: bool = False,
+) -> None:
     """Write the folder of a release, whole or not at all, and print what was checked.
 
     Args:
@@ -37,6 +43,7 @@ def write_release(checkpoint: Path, output_dir: Path, calibration: Sequence[Path
         output_dir: to write; it must not exist, or be empty.
         calibration: image files for the network of eight bits, which is left out if there are none.
         size: (height, width) of the image that the ONNX networks take, pixels; None: any.
+        trust_remote_code: run and copy Python files of the checkpoint that differ from this package's.
 
     Raises:
         CheckpointError: `output_dir` is in use, or the checkpoint cannot be loaded.
@@ -44,17 +51,17 @@ def write_release(checkpoint: Path, output_dir: Path, calibration: Sequence[Path
         ExportError: the weights do not fit into 16 bits, or a written network does not agree with the checkpoint.
     """
     refuse_used_folder(output_dir)
-    write_folder(output_dir, lambda folder: _fill(folder, checkpoint, calibration, size))
+    write_folder(output_dir, lambda folder: _fill(folder, checkpoint, calibration, size, trust_remote_code))
 
 
-def _fill(folder: Path, checkpoint: Path, calibration: Sequence[Path], size: Size | None) -> None:
-    stage_model(checkpoint, folder)
+def _fill(folder: Path, checkpoint: Path, calibration: Sequence[Path], size: Size | None, trust_remote_code: bool) -> None:
+    stage_model(checkpoint, folder, trust_remote_code=trust_remote_code)
     remove(folder / EXAMPLES)  # a release has no sub-folders
     for path in folder.glob("*.safetensors"):
         store_in_16_bits(path)
     check_staged(folder, OUTCOME)
-    model, image_processor = load_checkpoint(checkpoint)
-    half, _ = load_checkpoint(folder)
+    model, image_processor = load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
+    half, _ = load_checkpoint(folder, trust_remote_code=trust_remote_code)
     agreement = check_agreement(
         model,
         lambda pixel_values: half(pixel_values=pixel_values).logits,

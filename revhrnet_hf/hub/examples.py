@@ -8,13 +8,14 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from ..errors import DataError
 from ..images import find_images, read_image
 
 EXAMPLES = "examples"
 
 
 def own_examples(checkpoint: str | Path) -> list[Path]:
-    """The example images of a checkpoint, by name; none where it has no folder of them.
+    """The example images of a checkpoint, by name; none where it has no folder of them, or no image in it.
 
     Args:
         checkpoint: its folder, or a name on the Hub, from where they are downloaded (from the cache if the Hub is switched off).
@@ -25,7 +26,10 @@ def own_examples(checkpoint: str | Path) -> list[Path]:
     folder = Path(checkpoint)
     if not folder.is_dir():
         folder = Path(snapshot_download(str(checkpoint), allow_patterns=f"{EXAMPLES}/*"))
-    examples = find_images([folder / EXAMPLES]) if (folder / EXAMPLES).is_dir() else []
+    try:
+        examples = find_images([folder / EXAMPLES])
+    except DataError:  # no folder, or no image in it
+        return []
     for path in examples:
         read_image(path)  # a broken one is said now, not to those who are to see it
     return examples

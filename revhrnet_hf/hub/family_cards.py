@@ -16,7 +16,7 @@ from ..models.configuration_revhrnet import DEFAULT_BACKBONE
 from .card import LICENCE_NAMES, PAPERS, Markdown, code_span, render
 from .model_card import METRICS
 from .model_table import ModelCosts
-from .record import Record, dataset_title, number_of_images
+from .record import Record, dataset_title, number_of_images, place_of
 
 MARK = "<!-- Written by `revhrnet cards`: change what it reads, not this file. -->"
 
@@ -125,6 +125,7 @@ def results_of(record: Record) -> list[dict[str, Any]]:
             "revision": record.versions.get("revision"),
             "dataset": result.dataset,
             "split": result.split,
+            "loader": result.loader,
             "how": result.how,
             "scores": {metric: result.scores[metric] for metric in METRICS},
             "class_iou": dict(zip(result.names, result.scores["per_category_iou"], strict=True)),
@@ -174,7 +175,7 @@ def family_card(family: Family, costs: dict[str, ModelCosts], results: list[dict
 def _shown(result: dict[str, Any]) -> dict[str, Any]:
     """A recorded result as the card's table has it."""
     network = result["variant"] + (f" on {result['backbone']}" if result["backbone"] else "")
-    where = f"{dataset_title(result['dataset'])} {result['split']}"
+    where = place_of(result["dataset"], result["split"], result.get("loader"))  # 0.1.0 recorded no loader
     classes = [{"name": name, "iou": iou} for name, iou in result["class_iou"].items()]
     return {**result, "network": network, "where": where, "images": number_of_images(result), "classes": classes}
 

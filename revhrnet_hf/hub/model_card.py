@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoModelForSemanticSegmentation
 
 from ..data.loading import DATASETS
+from ..errors import HubError
 from ..io import write_text
 from ..models.backbone import LICENCE_LINKS
 from ..viz.figures import names_and_palette
@@ -41,7 +42,7 @@ def write_model_card(folder: str | Path, name: str | None = None) -> Path:
         CheckpointError: the folder's files cannot be read; the message names the file.
     """
     path = Path(folder) / CARD_FILE
-    if not path.exists() or MARK in path.read_text(encoding="utf-8"):
+    if not path.exists() or MARK.encode() in path.read_bytes():  # somebody's own card may have another encoding
         write_text(path, make_card(read_record(folder), name))  # two evaluations may end at once
     return path
 
@@ -218,11 +219,21 @@ def _by_place(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def missing_from_card(folder: str | Path) -> list[str]:
-    """What a card lacks that people and the Hub look for: fields of its metadata, and the section that says how to use it."""
+    """What a card lacks that people and the Hub look for: fields of its metadata, and the section that says how to use it.
+
+    Raises:
+        HubError: the card cannot be read.
+    """
     path = Path(folder) / CARD_FILE
     if not path.exists():
         return [CARD_FILE]
-    card = ModelCard.load(path)
+    try:
+        card = ModelCard.load(path)
+    except (ValueError, yaml.YAMLError) as error:
+        raise HubError(
+            f"{CARD_FILE} cannot be read as a card ({' '.join(str(error).split())}): correct it (UTF-8, its metadata in YAML "
+            "between two lines of ---), or remove it to have it written"
+        ) from error
     lacking = [f"{name} in the metadata" for name in ("library_name", "pipeline_tag", "license") if not card.data.get(name)]
     if list(Path(folder).glob("scores*.json")) and not card.data.get("eval_results"):
         lacking.append("the scores (model-index) in the metadata")

@@ -5,7 +5,6 @@ versions and scores, example images, and the curves of training. It leaves out w
 averages) and what identifies the machine: paths in the recipe, the host in the names of TensorBoard's files.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -22,11 +21,12 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import models
-from ..errors import HubError
+from ..errors import HubError, first_line
 from ..io import PICKLES
 from .examples import EXAMPLES, own_examples
 from .leaks import leaks_of
 from .model_card import missing_from_card, write_model_card
+from .record import read_values
 
 SENT = (
     "config.json",
@@ -134,6 +134,7 @@ def stage_model(checkpoint: Path, staged: Path, name: str | None = None, trust_r
     Raises:
         HubError: there are pickles in the checkpoint's folder, a link that leads out of it, or code that is not this package's
             (unless `trust_remote_code`).
+        CheckpointError: a settings file (JSON, YAML) is damaged.
         DataError: an example image cannot be read.
     """
     pickles = sorted(path.name for path in checkpoint.iterdir() if path.suffix.lower() in PICKLES)
@@ -156,7 +157,7 @@ def stage_model(checkpoint: Path, staged: Path, name: str | None = None, trust_r
             shutil.copyfile(path, target)
     recipe = staged / "recipe.yaml"
     if recipe.exists():
-        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        settings = read_values(recipe, yaml.safe_load)
         recipe.write_text(yaml.safe_dump(_without_places(settings), sort_keys=False), encoding="utf-8")
     write_model_card(staged, name)
     sent = {checkpoint / path.relative_to(checkpoint).parts[0] for path in chosen}
@@ -174,7 +175,7 @@ def model_code(checkpoint: Path) -> set[Path]:
         if not path.is_file():
             continue
         # A reference to another repository, `someone/else--modeling.Class`, is no file here.
-        references = [text for text in _texts(json.loads(path.read_text(encoding="utf-8")).get("auto_map")) if "--" not in text]
+        references = [text for text in _texts(read_values(path).get("auto_map")) if "--" not in text]
         files |= {checkpoint / f"{reference.rpartition('.')[0]}.py" for reference in references}
     files = {path for path in files if path.is_file()}
     for path in tuple(files):
@@ -307,7 +308,7 @@ def _token() -> str:
     if token is None:
         raise HubError(
             "there is no token for the Hub: make one with write access at https://huggingface.co/settings/tokens, then run "
-            "`hf auth login` or set HF_TOKEN (--dry_run needs none)"
+            "`hf auth login` or set HF_TOKEN"
         )
     return token
 
@@ -322,7 +323,7 @@ def _log_in(name: str) -> tuple[HfApi, str]:
 
 def _send(api: HfApi, name: str, staged: Path, files: list[Path], private: bool, revision: str | None, say) -> str:
     with _hub_errors("nothing was sent"):
-        _claim(api, name, private, json.loads((staged / "config.json").read_text(encoding="utf-8")), say)
+        _claim(api, name, private, read_values(staged / "config.json"), say)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
     operations = [CommitOperationAdd(path.relative_to(staged).as_posix(), str(path)) for path in files]
@@ -357,7 +358,7 @@ def _claim(api: HfApi, name: str, private: bool, config: dict, say) -> None:
     held = {file.rfilename for file in there.siblings or ()} - {".gitattributes", "README.md"}
     kind = None
     if "config.json" in held:
-        kind = json.loads(Path(api.hf_hub_download(name, "config.json")).read_text(encoding="utf-8")).get("model_type")
+        kind = read_values(Path(api.hf_hub_download(name, "config.json"))).get("model_type")
     if held and kind != config["model_type"]:
         what = f"a {kind}" if kind else "something else"
         raise HubError(f"the name {name} is taken: the repository holds {what}, no {config['model_type']}; choose another name")
@@ -394,7 +395,7 @@ def _http_error(error: BaseException | None) -> BaseException | None:
 def _advice(error: BaseException) -> str:
     if not isinstance(error, HfHubHTTPError):
         return f"the connection to the Hub was lost ({type(error).__name__}: {error})"
-    status, said = error.response.status_code, error.server_message or str(error).strip().splitlines()[0]
+    status, said = error.response.status_code, error.server_message or first_line(error)
     if status == 401:
         return f"the Hub does not accept the token ({said}): run `hf auth login` again"
     if status == 403:

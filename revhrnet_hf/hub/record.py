@@ -52,8 +52,7 @@ class Result:
     @property
     def where(self) -> str:
         """The dataset and its split, as the card calls them."""
-        is_own = self.loader in OWN_DATA and self.dataset not in OWN_DATA
-        return f"{f'{self.dataset} (own data)' if is_own else dataset_title(self.dataset)} {self.split}"
+        return place_of(self.dataset, self.split, self.loader)
 
 
 @dataclass
@@ -148,20 +147,35 @@ def read_record(folder: str | Path) -> Record:
     record = Record(config, has_example=(folder / EXAMPLE_FILE).exists(), onnx_files=exported)
     for name, read, attribute in (("recipe.yaml", yaml.safe_load, "recipe"), ("versions.json", json.loads, "versions")):
         if (folder / name).exists():
-            setattr(record, attribute, _read(folder / name, read))
-    evaluated = [_evaluated(_read(path, json.loads), path) for path in sorted(folder.glob("scores_*.json"))]
+            setattr(record, attribute, read_values(folder / name, read))
+    evaluated = [_evaluated(read_values(path), path) for path in sorted(folder.glob("scores_*.json"))]
     trained = _trained(record, folder)
-    # A plain evaluation measures anew what training has measured; with windows or scales it is another measurement.
-    covered = {(result.dataset, result.split) for result in evaluated if result.is_plain}
-    record.results = [result for result in trained if (result.dataset, result.split) not in covered] + evaluated
+    record.results = [result for result in trained if not any(_covers(other, result) for other in evaluated)] + evaluated
     return record
 
 
-def _read(path: Path, read: Callable[[str], Any]) -> Any:
+def _covers(evaluated: Result, trained: Result) -> bool:
+    """Whether an evaluation measures anew what training has measured; with windows or scales it is another measurement.
+
+    Training knows data of one's own by the loader, an evaluation by the folder's name: the pixels of each class tell whether they
+    are the same data.
+    """
+    of_both = [(result.loader or result.dataset, result.split, result.label_space) for result in (evaluated, trained)]
+    if not evaluated.is_plain or of_both[0] != of_both[1]:
+        return False
+    pixels = [result.scores.get("per_category_pixels") for result in (evaluated, trained)]
+    return evaluated.dataset == trained.dataset or pixels[0] == pixels[1]
+
+
+def read_values(path: Path, read: Callable[[str], Any] = json.loads, kind: type = dict) -> Any:
+    """The values in a JSON or YAML file, a mapping unless `kind` says otherwise; a CheckpointError that names the file."""
     try:
-        return read(path.read_text(encoding="utf-8"))
+        values = read(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} cannot be read for the model card: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, kind):
+        raise CheckpointError(f"{path} cannot be read: it holds a {type(values).__name__}, no {kind.__name__}")
+    return values
 
 
 def _trained(record: Record, folder: Path) -> list[Result]:
@@ -173,7 +187,8 @@ def _trained(record: Record, folder: Path) -> list[Result]:
     names, _ = names_and_palette(record.config)
     how = f"during training in {'float32' if precision == 'no' else precision}, whole image"
     dataset = record.recipe["dataset"]
-    return [Result(dataset, stage["label_space"], record.recipe["eval_split"], _read(path, json.loads), names, how)]
+    where = (dataset, stage["label_space"], record.recipe["eval_split"])
+    return [Result(*where, read_values(path), names, how, loader=record.recipe.get("loader") or dataset)]
 
 
 def number_of_images(record: dict[str, Any]) -> int:
@@ -194,6 +209,12 @@ def _evaluated(record: dict[str, Any], path: Path) -> Result:
         return Result(*where, *measured)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no record of `revhrnet evaluate` ({error!r}): remove it, or score again") from error
+
+
+def place_of(dataset: str, split: str, loader: str | None) -> str:
+    """A dataset and its split, as the cards call them."""
+    is_own = loader in OWN_DATA and dataset not in OWN_DATA
+    return f"{f'{dataset} (own data)' if is_own else dataset_title(dataset)} {split}"
 
 
 def dataset_title(name: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..data.label_space import LabelSpace, label_space_of_names
+from ..data.label_space import Classes, LabelSpace, classes_of_names
 from ..data.translation import sources_of
 from ..errors import DataError, RecipeError, first_few
 from ..evaluation import load_checkpoint
@@ -52,7 +52,7 @@ def transfer(model, label_space: LabelSpace, checkpoint: str, with_classifier: b
     expected = model.state_dict()
     weights = {name: tensor for name, tensor in before.state_dict().items() if name in expected or not name.startswith(AUXILIARY)}
     _check_same_network(weights, expected, checkpoint)
-    before_space = label_space_of_names(before.config.id2label[row] for row in range(before.config.num_labels))
+    before_space = classes_of_names(before.config.id2label[row] for row in range(before.config.num_labels))
     sources = _sources(before_space, label_space, checkpoint) if with_classifier else [[] for _ in label_space.names]
     for name in filter(_is_classifier, expected):
         rows = expected[name].clone()
@@ -69,7 +69,7 @@ def transfer(model, label_space: LabelSpace, checkpoint: str, with_classifier: b
     return Transfer(str(checkpoint), named, [stage for history in histories for stage in history])
 
 
-def _sources(before: LabelSpace, after: LabelSpace, checkpoint: str) -> list[list[int]]:
+def _sources(before: LabelSpace | Classes, after: LabelSpace, checkpoint: str) -> list[list[int]]:
     try:
         return sources_of(before, after)
     except DataError as error:

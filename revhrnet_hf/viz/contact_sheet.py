@@ -3,10 +3,11 @@
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..images import Colour
 from .figures import BACKGROUND, INK, ignored_colour, legend, overlay, overlay_legend, shortened, stack_vertically
+from .fonts import font_for
 
 THUMBNAIL = 320  # pixels, width of an image
 COLUMNS = 2  # of pairs
@@ -57,7 +58,7 @@ def _pair(title, image, label_map, colours, ignore_index, opacity, untinted) -> 
     pair = _side_by_side([small, overlay(small, ids, colours, opacity, ignore_index, untinted)])
     canvas = Image.new("RGB", (pair.width, pair.height + 2 * TEXT), BACKGROUND)
     canvas.paste(pair, (0, 2 * TEXT))
-    font = ImageFont.load_default(size=TEXT)
+    font = font_for(title, TEXT)
     title = shortened(title, font, pair.width - 2 * GAP)
     ImageDraw.Draw(canvas).text((GAP, TEXT), title, fill=INK, font=font, anchor="lm")
     return canvas

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..images import Colour
 from .figures import BACKGROUND, INK, colourise, ignored_colour, legend, stack_vertically, text_size
+from .fonts import font_for
 
 PANEL_WIDTH = 384  # pixels
 
@@ -45,7 +46,7 @@ def _tile(crop: DrawnCrop, size: tuple[int, int], colours: Sequence[Colour], ign
     font_size = text_size(PANEL_WIDTH)
     top, gap = round(1.6 * font_size), 2
     tile = Image.new("RGB", (2 * size[0] + 3 * gap, top + size[1] + gap), BACKGROUND)
-    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(size=font_size)
+    draw, font = ImageDraw.Draw(tile), font_for(crop.title, font_size)
     draw.text((gap, top / 2), crop.title, fill=INK, font=font, anchor="lm")
     tile.paste(crop.image.resize(size, Image.Resampling.BILINEAR), (gap, top))
     label_map = colourise(crop.labels, colours, ignore_index)

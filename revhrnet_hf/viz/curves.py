@@ -53,7 +53,11 @@ def read_log(path: Path) -> Curves:
     """The curves of one log.jsonl; a CheckpointError if it is none."""
     curves = Curves(str(path.parent), [], [])
     by_name = {"loss": curves.losses, "validation_loss": curves.validation_losses, "mean_iou": curves.mean_ious}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is no log of a run: {error}") from error
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             for name, points in by_name.items():
@@ -71,6 +75,8 @@ def draw_curves(curves: list[Curves]) -> "Figure":
     """Loss (values faint, moving mean strong, validation loss dashed) beside mIoU, over steps, in one colour for each run."""
     from matplotlib.figure import Figure
 
+    from .plots import legend_label
+
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     loss_axes, iou_axes = figure.subplots(1, 2)
     for number, run in enumerate(curves):
@@ -79,20 +85,22 @@ def draw_curves(curves: list[Curves]) -> "Figure":
             steps, losses = zip(*run.losses, strict=True)
             loss_axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
             alone = "." if len(losses) == 1 else None  # a line of one point is invisible
-            loss_axes.plot(steps, moving_mean(losses), color=colour, marker=alone, label=run.name)
+            loss_axes.plot(steps, moving_mean(losses), color=colour, marker=alone, label=legend_label(run.name))
         if run.validation_losses:
             points = zip(*run.validation_losses, strict=True)
-            loss_axes.plot(*points, color=colour, marker=".", linestyle="--", label=f"{run.name} (validation)")
+            loss_axes.plot(*points, color=colour, marker=".", linestyle="--", label=legend_label(f"{run.name} (validation)"))
         if run.mean_ious:
             best_step, best = max(run.mean_ious, key=lambda point: point[1])
-            iou_axes.plot(*zip(*run.mean_ious, strict=True), color=colour, marker=".", label=f"{run.name} (best {best:.3f})")
+            label = legend_label(f"{run.name} (best {best:.3f})")
+            iou_axes.plot(*zip(*run.mean_ious, strict=True), color=colour, marker=".", label=label)
             iou_axes.plot(best_step, best, color=colour, marker="o", fillstyle="none", markersize=10)
     for axes, what in ((loss_axes, "loss"), (iou_axes, "mIoU")):
         axes.set(xlabel="step", ylabel=what)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+            for text in axes.legend(fontsize="small").get_texts():
+                text.set_parse_math(False)  # a folder may be called `$x_1$`
     return figure
 
 

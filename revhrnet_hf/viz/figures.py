@@ -6,10 +6,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from transformers import PreTrainedConfig
 
-from ..data.label_space import LabelSpace, label_space_of_names
+from ..data.label_space import LabelSpace, known_label_space
 from ..data.palette import default_palette
 from ..errors import CheckpointError, RecipeError, did_you_mean, first_few
 from ..images import Colour
+from .fonts import font_for
 
 MOST_CLASSES = 256  # of a palette PNG
 
@@ -47,8 +48,8 @@ def names_and_palette(config: PreTrainedConfig) -> tuple[list[str], list[Colour]
 
 
 def _known_palette(names: list[str]) -> list[Colour] | None:
-    space = label_space_of_names(names)
-    return list(space.colours) if any(map(any, space.colours)) else None
+    space = known_label_space(names)
+    return list(space.colours) if space and any(map(any, space.colours)) else None
 
 
 def colours_of(label_space: LabelSpace) -> list[Colour]:
@@ -223,7 +224,7 @@ def legend(
         font_size: in pixels.
     """
     present = list(range(len(names)) if present is None else present)
-    font = ImageFont.load_default(size=font_size)
+    font = font_for("".join(names[index] for index in present), font_size)
     line, gap = round(font_size * 1.6), font_size // 2
     column = max((font.getlength(names[index]) for index in present), default=0) + line + 2 * gap
     num_columns = min(max(1, int((width - gap) // column)), max(1, len(present)))
@@ -357,7 +358,7 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 def _titles(titles: Sequence[str], column_width: int, gap: int, font_size: int) -> Image.Image:
     width = len(titles) * (column_width + gap) - gap
     canvas = Image.new("RGB", (width, round(font_size * 1.7)), BACKGROUND)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=font_size)
+    draw, font = ImageDraw.Draw(canvas), font_for("".join(titles), font_size)
     for place, title in enumerate(titles):
         middle = place * (column_width + gap) + column_width / 2
         draw.text((middle, canvas.height / 2), title, fill=INK, font=font, anchor="mm")

@@ -65,13 +65,12 @@ class Chart:
     bottom: int = HEIGHT - BOTTOM
 
 
-def line_chart(title: str, x_title: str, lines: Sequence[Line], y_range: tuple[float, float] | None = None) -> Chart:
+def line_chart(title: str, x_title: str, lines: Sequence[Line]) -> Chart:
     """The geometry of a chart.
 
     Args:
         title: of the y axis.
         lines: at least one point in all. Points that are not finite are left out.
-        y_range: by default from the least to the largest value.
     """
     kept = [[(x, y) for x, y in line.points if math.isfinite(y)] for line in lines]
     points = [point for line in kept for point in line]
@@ -79,7 +78,7 @@ def line_chart(title: str, x_title: str, lines: Sequence[Line], y_range: tuple[f
         raise ValueError("a chart needs at least one point")
     xs, ys = zip(*points, strict=True)
     x_low, x_high = _widened(min(xs), max(xs))
-    y_low, y_high = y_range or _widened(min(ys), max(ys))
+    y_low, y_high = _widened(min(ys), max(ys))
 
     def across(x: float) -> float:
         return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)

@@ -50,7 +50,7 @@ class Block:
     rows: list[tuple[str, list[Image.Image | np.ndarray | None]]]
 
 
-# A class may be called `$x_1$`: no text is a formula.
+# A class or a folder may be called `$x_1$`: no text is a formula.
 _plain_text = rc_context({"text.parse_math": False})
 
 
@@ -270,12 +270,14 @@ def _draw_reliability(upper: Axes, lower: Axes, bins: Sequence[Mapping[str, Any]
     lower.tick_params(labelsize=SMALL)
 
 
-def check_format(path: Path) -> None:
-    """Raise a RecipeError unless `save_figure` can write a file of this name."""
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Raise a RecipeError unless `save_figure` can write a file of this name, and replaces none (unless `overwrite`)."""
     if path.suffix.lower() not in FORMATS:
         raise RecipeError(f"--output {path}: figures are written as {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise RecipeError(f"--output {path}: there is no folder {path.parent}; make it first")
+    if path.exists() and not overwrite:
+        raise RecipeError(f"{path} is there already: give --overwrite, or another --output")
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -292,6 +294,11 @@ def _small_enough(image: Image.Image | np.ndarray) -> np.ndarray:
     return pixels[step // 2 :: step, step // 2 :: step]
 
 
+def legend_label(name: str) -> str:
+    """The name as the label of a line or patch: legends leave out labels that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
     """Columns and rows of a legend."""
     if not names:
@@ -303,7 +310,10 @@ def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
 
 def _add_legend(figure: Figure, legend: Sequence[tuple[str, Colour]], columns: int, corner: tuple[float, float]) -> None:
     """Add a legend; `corner` is its upper left corner, in shares of the figure."""
-    handles = [Patch(facecolor=np.divide(colour, 255), edgecolor=EDGE, linewidth=0.5, label=name) for name, colour in legend]
+    handles = [
+        Patch(facecolor=np.divide(colour, 255), edgecolor=EDGE, linewidth=0.5, label=legend_label(name))
+        for name, colour in legend
+    ]
     figure.legend(
         handles=handles,
         loc="upper left",

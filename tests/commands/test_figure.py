@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,8 @@ from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.evaluation import load_checkpoint, predict_label_maps, segment
 from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.viz.figures import JUDGEMENTS, colourise
+
+from ..image_files import encoded
 
 SPACE = get_label_space("camvid11")
 
@@ -158,6 +161,23 @@ def test_errors(checkpoints, camvid, tmp_path):
         figure.main([*arguments, "--image_ids", "absent"])
     figure.main([*arguments, "--count", "2"])
     assert Image.open(tmp_path / "e.png").width > 1000
+
+
+def test_errors_of_a_turned_image_with_columns_of_its_own(checkpoints, camvid, tmp_path):
+    """Its label map was drawn by a tool that does not know EXIF: the image is shown, and segmented, as it is stored."""
+    row = load_segmentation_dataset("camvid", camvid, "val")[0]
+    label_map = np.array(row["label_map"])
+    label_map[label_map == 255] = 11  # CamVid's own id of ignored pixels
+    turned, mask = encoded(row["image"], "PNG", 6), encoded(Image.fromarray(label_map), "PNG")
+    columns = {"photo": [{"bytes": turned, "path": None}], "mask": [{"bytes": mask, "path": None}]}
+    features = datasets.Features(dict.fromkeys(columns, datasets.Image()))
+    datasets.Dataset.from_dict(columns, features=features, split="train").save_to_disk(tmp_path / "saved")
+    arguments = ["errors", checkpoints[0], "--dataset", "hub", "--data_dir", str(tmp_path / "saved"), "--split", "train"]
+    arguments += ["--image_column", "photo", "--label_column", "mask", "--label_space", "camvid11", "-o", str(tmp_path / "e.png")]
+    image, _, predicted, _ = panels(_figures.draw_errors(figure.build_parser().parse_args(arguments)))
+    assert np.array_equal(image, np.asarray(row["image"]))
+    [expected] = predict_label_maps(*load_checkpoint(checkpoints[0]), [row["image"]])
+    assert np.array_equal(predicted, np.asarray(colourise(expected, SPACE.colours)))
 
 
 def test_confusion(tmp_path):

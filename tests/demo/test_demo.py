@@ -31,9 +31,10 @@ pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 
 from revhrnet_hf.commands import demo
 from revhrnet_hf.demo import page as demo_page
+from revhrnet_hf.demo import space
 from revhrnet_hf.demo.page import SLIDING, WHOLE, answers_to, load_segmenter
 from revhrnet_hf.demo.space import export_space
-from revhrnet_hf.errors import CheckpointError, DataError, HubError
+from revhrnet_hf.errors import CheckpointError, DataError, HubError, RecipeError
 
 from .. import forked
 from ..browser import open_chromium
@@ -375,7 +376,54 @@ def test_what_the_page_is_served_with(monkeypatch):
     demo_page.serve(page)
     assert launched["server_name"] == "127.0.0.1" and launched["share"] is False
     assert launched["max_file_size"] == f"{demo_page.MOST_MEGABYTES}mb"
-    assert demo.build_parser().parse_args(["checkpoint"]).host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "[2001:db8::1]"])  # of documentation (RFC 5737, RFC 3849), and no name
+def test_an_address_of_another_machine(monkeypatch, host):
+    """It is said at once, and not after Gradio has tried a hundred ports."""
+    launched = {}
+    page = build_page_with_stub(monkeypatch, launched)
+    for port in (None, 7860):
+        with pytest.raises(RecipeError, match=rf"^--host {re.escape(host)} is no address of this machine \("):
+            demo_page.serve(page, host, port)
+    assert launched == {}
+    demo_page.serve(page, "localhost")
+    assert launched["server_name"] == "localhost"
+
+
+def test_the_commands_page_is_for_this_machine(tiny_checkpoint, monkeypatch):
+    served = []
+    monkeypatch.setattr(demo_page, "load_segmenter", lambda *_: None)
+    monkeypatch.setattr(demo_page, "build_page", lambda *_: None)
+    monkeypatch.setattr(demo_page, "serve", lambda page, *address: served.append(address))
+    demo.main([str(tiny_checkpoint)])
+    assert served == [("127.0.0.1", None)]
+
+
+def test_the_address_is_checked_before_the_checkpoints_are_loaded(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(demo_page, "load_segmenter", None)
+    with pytest.raises(RecipeError, match="--host"):
+        demo.main([str(tiny_checkpoint), "--host", "192.0.2.1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "127.0.0.1", "--port", "7860"], "--host, --port: "),
+        (["--device", "cpu"], "--device: "),
+        (["--compile"], "--compile: "),
+    ],
+)
+def test_a_space_is_not_served_here(tmp_path, options, said):
+    with pytest.raises(RecipeError, match=f"^{said}for the page that is served here"):
+        demo.main(["checkpoint", "--export_space", str(tmp_path / "space"), *options])
+
+
+def test_a_space_installs_from_the_package_index(monkeypatch):
+    """Which has no `torch==2.9.1+cpu`."""
+    monkeypatch.setattr(space, "version", lambda name: "2.9.1+cpu" if name == "torch" else "1.0")
+    pins = space.requirements()
+    assert "torch==2.9.1" in pins and "timm==1.0" in pins
 
 
 def build_page_with_stub(monkeypatch, launched):
@@ -413,8 +461,9 @@ def test_a_checkpoints_own_examples(tiny_checkpoint, image, tmp_path):
     """They are offered in place of drawn streets, and go into a Space; one that cannot be read is an error before the page."""
     checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "run" / "best")
     (checkpoint / "examples").mkdir()
-    shutil.copyfile(image, checkpoint / "examples" / "street.png")
     (checkpoint / "examples" / "notes.txt").write_text("not an image")
+    assert load_segmenter(checkpoint).examples == []
+    shutil.copyfile(image, checkpoint / "examples" / "street.png")
     page = demo_page.build_page([load_segmenter(checkpoint)])
     assert page.drawn_examples is None and "street.png" in json.dumps(page.get_config_file())
     export_space(tmp_path / "space", [checkpoint])

@@ -96,6 +96,14 @@ def test_classes_of_equal_names_are_the_same(own_names, names, expected):
     assert sources_of(label_space_of_names(own_names), space) == expected
 
 
+def test_more_classes_than_a_label_map_holds():
+    """Of a model alone: its classes count as those of the dataset, which are fewer."""
+    config = config_of([f"class {index}" for index in range(300)] + ["Road"])
+    assert class_sources(config, label_space_of_names(["road", "sky"]), "own") == [[300], []]
+    with pytest.raises(CheckpointError, match="none of the checkpoint's 256 classes"):
+        class_sources(config_of([f"class {index}" for index in range(256)]), label_space_of_names(["road"]), "own")
+
+
 @pytest.mark.parametrize("own_names", [["cat", "dog"], ["cat", "dog", "cow"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
 def test_no_class_with_a_partner_is_refused(own_names):
     said = rf"none of the checkpoint's {len(own_names)} classes \({', '.join(own_names)}\) is among the 2 of own \(road, sky\)"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -287,6 +288,19 @@ def test_file_that_cannot_be_read(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds no state dict"):
         read_official(tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
+@pytest.mark.parametrize("share", [0, 0.02, 0.6])
+def test_file_that_is_cut(tmp_path, kind, share):
+    path = tmp_path / f"cut.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    if kind == "safetensors":
+        save_file({"conv1.weight": torch.zeros(1000)}, path)
+    else:
+        torch.save({"conv1.weight": torch.zeros(1000)}, path, _use_new_zipfile_serialization=kind == "zip")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CheckpointError, match=r"cannot read .*cut\..* as weights only: \w"):
+        read_official(path)
 
 
 def test_nothing_is_written_over_or_by_halves(tmp_path):

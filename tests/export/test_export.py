@@ -365,12 +365,56 @@ def test_what_is_allowed_passes():
         ),
         (["--format", "onnx", "--dynamic", "--quantize", "int8"], "needs --calibration"),
         (["--format", "onnx", "--dynamic", "--calibration", "."], "need --quantize int8"),
+        (["--format", "onnx", "--dynamic", "--data_dir", ".", "--split", "val"], "^--data_dir, --split: for the label maps of"),
+        (["--format", "onnx", "--dynamic", "--loader", "folder"], "^--loader: for the label maps of --dataset"),
+        (["--format", "onnx", "--dynamic", "--image_column", "x"], "^--image_column: for the label maps of --dataset"),
+        (["--format", "onnx", "--size", "0", "9"], "--size 0 9: give at least 1 pixel each"),
     ],
 )
 def test_what_does_not_fit_together(tmp_path, arguments, said):
     with pytest.raises(RecipeError, match=said):
         export_command.main(["CHECKPOINT", *arguments, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_trusts_code_on_request(tmp_path, monkeypatch):
+    class Told(Exception):
+        pass
+
+    def load(checkpoint, trust_remote_code):
+        raise Told(trust_remote_code)
+
+    monkeypatch.setattr("revhrnet_hf.evaluation.load_checkpoint", load)
+    arguments = ["CHECKPOINT", "--format", "torch_export", "--dynamic", "--output_dir", str(tmp_path / "out")]
+    for options, expected in (([], "False"), (["--trust_remote_code"], "True")):
+        with pytest.raises(Told, match=expected):
+            export_command.main([*arguments, *options])
+
+
+def test_columns_of_the_dataset(tmp_path, monkeypatch):
+    asked = {}
+
+    def load(*_, **options):
+        asked.update(options)
+        raise RecipeError("far enough")
+
+    monkeypatch.setattr("revhrnet_hf.data.load_segmentation_dataset", load)
+    arguments = ["CHECKPOINT", "--format", "onnx", "--dynamic", "--quantize", "int8", "--dataset", "hub", "--data_dir", "x/y"]
+    image = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(image)
+    arguments += [
+        "--calibration",
+        str(image),
+        "--image_column",
+        "photo",
+        "--label_column",
+        "mask",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(RecipeError, match="far enough"):
+        export_command.main(arguments)
+    assert (asked["image_column"], asked["label_column"]) == ("photo", "mask")
 
 
 def test_a_backbone_that_accepts_one_size_only(tmp_path):

@@ -118,6 +118,36 @@ def test_what_stops_a_release(run, tmp_path):
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
+def test_options_that_do_not_fit(run, tmp_path):
+    out = tmp_path / "assets" / "release"
+    out.parent.mkdir()
+    refused(RecipeError, "--size 0 -5: give at least 1 pixel each", run, out, "--size", "0", "-5")
+    refused(RecipeError, "give one of them", run, out, "--without_int8", "--calibration", str(run / "best" / "examples"))
+
+
+def test_code_of_the_checkpoints_own(run, tmp_path, monkeypatch):
+    """It is refused, unless it is trusted: then it is copied, and runs."""
+    code = run / "best" / "modeling_revhrnet.py"
+    code.write_text(code.read_text() + "\n# mine\n")
+    out = tmp_path / "assets" / "release"
+    out.parent.mkdir()
+    refused(HubError, "give --trust_remote_code", run, out)
+    staged, loaded = [], []
+
+    def load(checkpoint, trust_remote_code=False):
+        loaded.append(trust_remote_code)
+        if len(loaded) == 2:
+            raise CheckpointError("far enough")
+        return None, None
+
+    monkeypatch.setattr(
+        "revhrnet_hf.export.release.check_staged", lambda folder, _: staged.append((folder / code.name).read_text())
+    )
+    monkeypatch.setattr("revhrnet_hf.export.release.load_checkpoint", load)
+    refused(CheckpointError, "far enough", run, out, "--trust_remote_code")
+    assert staged == [code.read_text()] and loaded == [True, True]
+
+
 def test_a_failure_at_the_end_leaves_nothing(run, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -9,7 +9,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from revhrnet_hf import RevHRNetConfig
-from revhrnet_hf.commands import COMMANDS
+from revhrnet_hf.commands import COMMANDS, cards
+from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.hub.family_cards import FAMILIES, family_card, merge_results, needed_costs, results_of, write_family_cards
 from revhrnet_hf.hub.model_table import ModelCosts, all_models
 from revhrnet_hf.hub.record import Record, Result
@@ -39,6 +40,20 @@ def test_a_result_stands_in_its_familys_card_only():
     again = merge_results(results, results_of(record("w18", mean_iou=0.5)))
     assert len(again) == 1 and again[0]["scores"]["mean_iou"] == 0.5
     assert len(merge_results(results, results_of(record("w32")))) == 2
+
+
+def test_own_data_are_called_so():
+    found = record("w18")
+    found.results[0].dataset, found.results[0].loader = "photos", "folder"
+    text = family_card(next(family for family in FAMILIES if family.file == "revhrnet-w18"), COSTS, results_of(found))
+    assert "| CamVid | photos (own data) val | 0.625 |" in text
+
+
+def test_known_results_that_cannot_be_read_are_named(tmp_path):
+    for content in ("[", "{}"):
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"results\.json cannot be read: "):
+            cards.main(["--output_dir", str(tmp_path)])
 
 
 def test_recorded_names_are_no_markup():

@@ -5,6 +5,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from revhrnet_hf.hub.leaks import ABSOLUTE_PATH, leaks_of
+from revhrnet_hf.images import SUFFIXES
 
 # Invented, in the form and of the length that each provider documents.
 TOKENS = [
@@ -93,3 +94,58 @@ def test_pixels_are_no_text(tmp_path):
     Image.frombytes("RGB", (36, 36), data).save(tmp_path / "noise.tif")
     assert b"/home/me/x" in (tmp_path / "noise.tif").read_bytes()
     assert list(leaks_of(tmp_path / "noise.tif", "noise.tif")) == []
+
+
+def exif_of_a_place() -> Image.Exif:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (52.0, 31.0, 12.0)
+    return exif
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_suffix_of_an_image(suffix, tmp_path):
+    """Files with each of them are copied from a checkpoint's examples to the Hub and to a Space."""
+    path = tmp_path / f"photo{suffix}"
+    Image.new("RGB", (8, 8)).save(path, "JPEG", exif=exif_of_a_place())
+    assert "says where it was taken" in " ".join(leaks_of(path, path.name))
+    data = (b"/home/me/x " * 400)[: 36 * 36 * 3]
+    Image.frombytes("RGB", (36, 36), data).save(path, "PPM")
+    assert list(leaks_of(path, path.name)) == []
+
+
+@pytest.mark.parametrize("place", ['<rdf exif:GPSLatitude="52,31.2N"/>', "<exif:GPSLatitude>52,31.2N</exif:GPSLatitude>"])
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.webp", "photo.avif"])
+def test_place_in_xmp(name, place, tmp_path):
+    settings = {"xmp": place.encode()}
+    if name.endswith("png"):
+        settings = {"pnginfo": PngInfo()}
+        settings["pnginfo"].add_itxt("XML:com.adobe.xmp", place)
+    Image.new("RGB", (8, 8)).save(tmp_path / name, **settings)
+    assert "says where it was taken" in " ".join(leaks_of(tmp_path / name, name))
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.jpg", xmp=b'<x exif:GPSLatitude=""/>')
+    assert list(leaks_of(tmp_path / "other.jpg", "other.jpg")) == []
+
+
+def test_comments_of_pnm(tmp_path):
+    (tmp_path / "a.ppm").write_bytes(b"P6\n# from /home/me/a\n4 4\n255\n" + bytes(48))
+    (tmp_path / "b.pgm").write_bytes(b"P2 2 1 255\n1 2\n# from /home/me/b\n")
+    for name in ("a.ppm", "b.pgm"):
+        assert f"/home/me/{name[0]}" in " ".join(leaks_of(tmp_path / name, name))
+
+
+def test_boxes_of_jpeg_2000(tmp_path):
+    """Pillow reads neither EXIF nor XMP of such a file."""
+    path = tmp_path / "photo.jp2"
+    Image.new("RGB", (8, 8)).save(path)
+    assert list(leaks_of(path, "photo.jp2")) == []
+    data = path.read_bytes()
+    place = data.index(b"jp2c") - 4
+    start, pixels = data[:place], data[place:]
+    exif = exif_of_a_place().tobytes().removeprefix(b"Exif\0\0")
+    for kind, content, said in (
+        (b"xml ", b'<x from="/home/me/x"/>', "absolute path /home/me/x"),
+        (b"xml ", b'<x exif:GPSLatitude="52,3N"/>', "says where"),
+        (b"uuid", b"JpgTiffExif->JP2" + exif, "says where"),
+    ):
+        path.write_bytes(start + (8 + len(content)).to_bytes(4) + kind + content + pixels)
+        assert said in " ".join(leaks_of(path, "photo.jp2"))

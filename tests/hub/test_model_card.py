@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoConfig, DINOv3ConvNextConfig, TimmBackboneConfig
 
 from revhrnet_hf import HRNetV2Config, RevHRNetConfig, RevHRNetImageProcessor
-from revhrnet_hf.errors import CheckpointError
+from revhrnet_hf.errors import CheckpointError, HubError
 from revhrnet_hf.evaluation import ConfusionMatrix, InferenceSettings
 from revhrnet_hf.hub.card import duration
 from revhrnet_hf.hub.model_card import CARD_FILE, MARK, missing_from_card, refresh_model_card, write_model_card
@@ -145,6 +145,56 @@ def test_scores_of_evaluate_seg_take_the_place_of_the_trainings(checkpoint):
     (checkpoint / "scores_camvid_val.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"scores_camvid_val\.json is no record of `revhrnet evaluate`"):
         refresh_model_card(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({}, ["0.250"]),
+        ({"split": "test"}, ["0.514", "0.250"]),
+        ({"label_space": "other"}, ["0.514", "0.250"]),
+        ({"settings": {"dtype": "float32", "inference": "windows", "window": [64, 96]}}, ["0.514", "0.250"]),
+        ({"pixels": [8, 16, 4, 4, 1]}, ["0.514", "0.250"]),  # another folder's, whose classes have other pixels
+    ],
+)
+def test_own_data_are_listed_once(checkpoint, change, rows):
+    """Training calls them `folder`, an evaluation by the folder's name."""
+    recipe = yaml.safe_load((checkpoint / "recipe.yaml").read_text())
+    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "dataset": "folder"}))
+    found = {**scores(), "mean_iou": 0.25}
+    found |= {"per_category_pixels": change.pop("pixels", found["per_category_pixels"])}
+    record = {"checkpoint": "best", "dataset": "photos", "loader": "folder", "split": "val", "label_space": "camvid11"}
+    record |= {"images": 9, "class_names": NAMES, "scores": found}
+    record |= {"settings": {"dtype": "float32", "inference": "whole image"}, **change}
+    write_json(checkpoint / "scores_photos_val.json", record)
+    text = write_model_card(checkpoint).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if re.match(r"\| (own data|photos \(own data\)) (val|test)", line)]
+    assert [line.split(" | ")[1] for line in lines] == rows
+
+
+def test_own_data_with_a_name_are_called_alike(checkpoint):
+    recipe = yaml.safe_load((checkpoint / "recipe.yaml").read_text())
+    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "dataset": "photos", "loader": "folder"}))
+    assert "| photos (own data) val" in write_model_card(checkpoint).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"---\ntags: [a\n---\nmine\n", b"---\n- a\n---\nmine\n", b"---\ntags: a\n---\nGeb\xe4ude\n"])
+def test_a_card_that_cannot_be_read_is_named(checkpoint, content):
+    """It is left as it is, and said where it is needed."""
+    (checkpoint / CARD_FILE).write_bytes(content)
+    refresh_model_card(checkpoint)
+    assert (checkpoint / CARD_FILE).read_bytes() == content
+    with pytest.raises(HubError, match=rf"^{CARD_FILE} cannot be read as a card \("):
+        missing_from_card(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("recipe.yaml", "a: [1"), ("recipe.yaml", "- a"), ("versions.json", "{"), ("scores.json", "[]")]
+)
+def test_a_record_that_cannot_be_read_is_named(checkpoint, name, content):
+    (checkpoint / name).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} cannot be read: "):
+        write_model_card(checkpoint)
 
 
 def test_a_card_that_somebody_wrote_is_kept(checkpoint):

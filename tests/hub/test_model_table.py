@@ -10,6 +10,7 @@ from transformers import TimmBackboneConfig
 
 import revhrnet_hf
 from revhrnet_hf.commands import table
+from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.hub import model_table
 from revhrnet_hf.hub.model_table import (
     QuickShapes,
@@ -174,6 +175,13 @@ def test_models_on_backbones():
     assert (
         f"| `vit_small_patch16_dinov3.lvd1689m` | w18 | 30.48 | 8.90 | {multiply_adds} | {none} | {norms} | {modules} |" in page
     )
+
+
+def test_a_share_on_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(model_table, "measure", None)  # nothing is measured before
+    with pytest.raises(RecipeError, match=r"^--share cuda: PyTorch sees no GPU here; use --share cpu$"):
+        table.main(["--share", "cuda"])
 
 
 def test_share_of_a_step(tiny_config):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from revhrnet_hf import RevHRNetImageProcessor
-from revhrnet_hf.errors import HubError
+from revhrnet_hf.commands import push
+from revhrnet_hf.errors import CheckpointError, HubError
 from revhrnet_hf.hub import push as hub_module
 from revhrnet_hf.hub.model_card import CARD_FILE
 from revhrnet_hf.hub.push import push_checkpoint
@@ -219,6 +221,29 @@ def test_dry_run_needs_neither_token_nor_network(checkpoint, loads, monkeypatch,
     assert "  model.safetensors" in printed and "  modeling_revhrnet.py" in printed and "nothing was sent" in printed
     with pytest.raises(HubError, match=r"no token for the Hub.*HF_TOKEN"):
         push_checkpoint(checkpoint, NAME)
+
+
+def test_the_missing_token_has_no_hint_of_another_command(monkeypatch):
+    """`train --dry_run` asks as well, and needs a token there."""
+    monkeypatch.setattr(hub_module, "get_token", lambda: None)
+    with pytest.raises(HubError, match="no token") as caught:
+        hub_module.check_ready(NAME)
+    assert "--dry_run" not in str(caught.value)
+
+
+def test_of_a_runs_folder_its_best_is_pushed(checkpoint, loads, capsys):
+    push.main([str(checkpoint.parent), NAME, "--dry_run"])
+    assert "  model.safetensors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", "{"), ("preprocessor_config.json", "[]"), ("recipe.yaml", "a: [1"), ("config.json", "\xff")],
+)
+def test_damaged_settings_are_named(checkpoint, loads, name, content):
+    (checkpoint / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} cannot be read: "):
+        push_checkpoint(checkpoint, NAME, dry_run=True)
 
 
 def test_names(hub, checkpoint, loads, monkeypatch, capsys):

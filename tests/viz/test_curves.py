@@ -7,7 +7,8 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from revhrnet_hf.errors import CheckpointError
+from revhrnet_hf.commands import plot
+from revhrnet_hf.errors import CheckpointError, RecipeError
 
 pytest.importorskip("matplotlib")
 from revhrnet_hf.viz.curves import draw_curves, moving_mean, read_curves
@@ -63,6 +64,33 @@ def test_bad_input(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\nnonsense\n')
     with pytest.raises(CheckpointError, match="line 2 is no entry of a log"):
         read_curves([tmp_path])
+
+
+def test_a_log_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1, "time": 0.0}\n\xff\xfe\n')
+    with pytest.raises(CheckpointError, match=r"log\.jsonl is no log of a run: .*can't decode"):
+        read_curves([tmp_path])
+
+
+def test_names_of_runs_in_the_legend(tmp_path, monkeypatch):
+    """matplotlib would leave out the first, and draw the second as a formula."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("_old", "$x_1$"):
+        write_log(Path(name), [(1, 2.0), (2, 1.0)], [(2, 0.5)])
+    for axes in draw_curves(read_curves(["_old", "$x_1$"])).axes:
+        texts = axes.get_legend().get_texts()
+        assert [text.get_text().split(" (")[0].strip() for text in texts] == ["_old", "$x_1$"]
+        assert not any(text.get_parse_math() for text in texts)
+
+
+def test_a_file_that_is_there_is_kept(chain, tmp_path):
+    output = tmp_path / "curves.png"
+    output.write_text("mine")
+    with pytest.raises(RecipeError, match=r"curves\.png is there already: give --overwrite"):
+        plot.main([str(chain), "--output", str(output)])
+    assert output.read_text() == "mine"
+    plot.main([str(chain), "--output", str(output), "--overwrite"])
+    assert PIL.Image.open(output).format == "PNG"
 
 
 def test_script(chain, tmp_path):

@@ -10,10 +10,12 @@ from transformers import SegformerConfig
 
 from revhrnet_hf import RevHRNetConfig
 from revhrnet_hf.data.palette import default_palette
+from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.viz.figures import (
     colourise,
     label_map_strip,
     legend,
+    names_and_palette,
     overlay,
     palette_png,
     triptych,
@@ -41,6 +43,14 @@ def test_colourise_gives_each_id_its_colour(dtype):
 
 def test_ignored_pixels_stand_out_from_a_black_class():
     assert colourise(LABEL_MAP, [(0, 0, 0), *COLOURS[1:]]).getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_as_many_classes_as_a_palette_holds():
+    config = SegformerConfig(num_labels=256)
+    names, colours = names_and_palette(config)
+    assert names[255] == "LABEL_255" and colours == [tuple(colour) for colour in default_palette(256)]
+    with pytest.raises(CheckpointError, match="257 classes; a palette PNG holds at most 256"):
+        names_and_palette(SegformerConfig(num_labels=257))
 
 
 @pytest.mark.parametrize("stranger", [3, -1, 300])
