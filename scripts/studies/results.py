@@ -227,7 +227,10 @@ def score_figure(study: Study, rows: Sequence[Row]) -> Figure:
 
 @rc_context({"text.parse_math": False})
 def cost_figure(study: Study, rows: Sequence[Row]) -> Figure:
-    """mIoU against memory, step time and inference time; the line joins the networks that none beats in both."""
+    """mIoU against memory, step time and inference time; the line joins the networks that none beats in both.
+
+    Filled marks are means over several seeds, the others are single runs.
+    """
     shown = [row for row in rows if row.results and not any(math.isnan(row.mean(name)) for name in COSTS)]
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
@@ -237,7 +240,8 @@ def cost_figure(study: Study, rows: Sequence[Row]) -> Figure:
             axes.step(*zip(*pareto_front(points), strict=True), where="post", color="0.7", zorder=0)
         for number, (row, (cost, score)) in enumerate(zip(shown, points, strict=True)):
             marker = MARKERS[number // 10 % len(MARKERS)]
-            axes.plot(cost, score, marker, color=f"C{number % 10}", markersize=8, label=_label(row))
+            face = {} if len(row.results) > 1 else {"markerfacecolor": "white", "markeredgewidth": 2}
+            axes.plot(cost, score, marker, color=f"C{number % 10}", markersize=8, label=_label(row), **face)
         axes.set(xlabel=title, xscale="log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes formulas
@@ -261,16 +265,17 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 @rc_context({"text.parse_math": False})
 def growth_figure(study: Study, rows: Sequence[Row]) -> Figure:
-    """mIoU of each network over the variations, in the order of the study."""
+    """mIoU of each network over the variations, in the order of the study; the line is broken at a gap."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     names = list(study.variations)
     for number, network in enumerate(study.networks):
-        own = [row for row in rows if row.network == network and row.results]
-        places = [names.index(row.variation) for row in own]
-        halves = [0 if math.isnan(row.half_width()) else row.half_width() for row in own]
-        means = [row.mean("mean_iou") for row in own]
-        axes.errorbar(places, means, yerr=halves, fmt="o-", color=f"C{number % 10}", capsize=3, label=network)
+        by_variation = {row.variation: row for row in rows if row.network == network}
+        if not any(row.results for row in by_variation.values()):
+            continue
+        means = [by_variation[name].mean("mean_iou") for name in names]
+        halves = [by_variation[name].half_width() for name in names]
+        axes.errorbar(range(len(names)), means, yerr=halves, fmt="o-", color=f"C{number % 10}", capsize=3, label=network)
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="mIoU", title=study.title)
     axes.grid(alpha=0.3)

@@ -382,6 +382,18 @@ def test_an_empty_study_is_a_table_of_gaps(tmp_path):
     assert [path.suffix for path in write_results(plan, tmp_path, tmp_path, "name")] == [".md", ".csv"]
 
 
+def test_curves_over_variations_are_broken_at_gaps(tmp_path):
+    from studies.results import growth_figure, read_rows
+
+    plan = study(variations={"few": {}, "some": {}, "many": {}})
+    for run, score in zip((run for run in plan.runs({}) if run.network == "ours"), (0.25, None, 0.75), strict=True):
+        if score is not None:
+            write_run(run, tmp_path, score, np.zeros((1, 3, 2)))
+    (axes,) = growth_figure(plan, read_rows(plan, tmp_path)).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours"]
+    np.testing.assert_array_equal(np.asarray(axes.lines[0].get_ydata(), float), [0.25, np.nan, 0.75])
+
+
 def test_result_of_other_settings_is_refused(tmp_path):
     from studies.runner import read_result
 
