@@ -81,7 +81,7 @@ def load_checkpoint(checkpoint: str | Path, dtype: torch.dtype = torch.float32, 
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"the checkpoint {checkpoint} brings Python code of its own, which loading it would run: read its *.py files, "
-                "then give --trust_remote_code if you trust them"
+                "then give --trust_remote_code if you trust them (init_from of a recipe runs none)"
             ) from error
         advice = "" if Path(checkpoint).is_dir() else "; there is no folder of that name, so it was looked for on the Hub"
         raise CheckpointError(f"cannot load the checkpoint {checkpoint}: {reason}{advice}") from error

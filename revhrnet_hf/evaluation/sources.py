@@ -68,7 +68,7 @@ def find_sources(
         limit: megabytes that are fetched from one address at most.
 
     Raises:
-        DataError: a file does not exist, a folder or pattern has no image, or an address has another scheme.
+        DataError: a file does not exist, a folder or pattern has no image, or an address has another scheme or is none.
     """
     sources: dict[str, Source] = {}
     for text in map(str, given):
@@ -100,6 +100,10 @@ def _is_video(path: PurePath) -> bool:
 
 def _name_of_address(address: str) -> PurePath:
     """A harmless file name: the last part of the address's path, without what file systems or shells read otherwise."""
-    last = unquote(urlsplit(address).path).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    try:
+        path = urlsplit(address).path
+    except ValueError as error:  # such as a bracket that is not closed
+        raise DataError(f"{address} is not an address that can be fetched: {error}") from error
+    last = unquote(path).replace("\\", "/").rstrip("/").rpartition("/")[2]
     name = PurePath(re.sub(r"[^\w.-]+", "_", last).lstrip(".-_") or "image")
     return PurePath(name.stem[:LONGEST_NAME] + name.suffix[:10])

@@ -16,10 +16,10 @@ from ..images import SUFFIXES, open_header
 # own files one part is enough. Web addresses (https://a.org/b/c) and closing tags (</b>) are none.
 ABSOLUTE_PATH = re.compile(
     r"""
-      (?<![\w./*<>-]) / (?:[\w.+@~-]+/)+ [\w.+@~-]+         # data_dir:/mnt/sets/camvid
-    | (?<![\w./*<>-]) / (?:root|home|Users) \b
+      (?<![\w./*<-]) / (?:[\w.+@~-]+/)+ [\w.+@~-]+         # data_dir:/mnt/sets/camvid
+    | (?<![\w./*<-]) / (?:root|home|Users) \b
     | \b file:/{1,3} [\w.~]
-    | (?<![\w./*<>-]) ~/ [\w./+@~-]+
+    | (?<![\w./*<-]) ~/ [\w./+@~-]+
     | (?<!\w) [A-Za-z]: (?: \\{1,2} | / (?!/) ) \w [\w\\/. -]*  # C:\Users\me, in JSON with the backslash doubled, C:/Users/me
     | (?<!\\) \\{2,4} \w[\w.-]+ \\{1,2} \w [\w\\.-]+          # \\server\share
     """,

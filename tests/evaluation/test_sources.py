@@ -54,6 +54,11 @@ def test_other_schemes_are_refused(address):
         find_sources([address])
 
 
+def test_what_is_no_address_is_refused():
+    with pytest.raises(DataError, match=r"^http://\[::1/a.png is not an address that can be fetched: Invalid IPv6 URL"):
+        find_sources(["http://[::1/a.png"])
+
+
 def test_a_link_to_itself_is_no_traceback(tmp_path):
     """`Path.resolve` raises a RuntimeError for it."""
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")

@@ -40,6 +40,7 @@ def test_tokens(token, tmp_path):
         '"/home/me/x.pth"',
         "data_dir: /mnt/sets/camvid",
         "data:/home/me",
+        "<td>/mnt/sets/camvid</td>",
         "~/runs/best",
         r"C:\Users\me\run",
         r'{"x": "C:\\Users\\me"}',
