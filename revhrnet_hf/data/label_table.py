@@ -362,8 +362,6 @@ class _Reader:
     def _folder(self, node: yaml.Node, what: str) -> str:
         folder = self._text(node, what).replace("\\", "/").rstrip("/").removeprefix("./")
         folder = "" if folder == "." else folder
-        if folder.count(SPLIT) > 1:
-            raise self._error(node, f"{what}: {folder!r} must hold {SPLIT} once at most, where the split's name stands.")
         if folder.startswith("/") or ".." in folder.split("/"):
             raise self._error(node, f"{what}: {folder!r} leads outside the data folder: give a path within it.")
         return folder

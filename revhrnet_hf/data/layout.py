@@ -25,6 +25,7 @@ from .datasets.folder import (
     Folder,
     find_split,
     list_files,
+    split_pattern,
     sources_without_table,
 )
 from .datasets.labelme import labelme_files
@@ -317,8 +318,9 @@ class _Group:
 
     def _has_all_splits(self, folders: Iterable[str]) -> bool:
         """Whether no other folder is a split by the pattern: without a split to train on, the loader reads all splits."""
-        pattern = re.compile(re.escape(self.images).replace(re.escape(SPLIT), "([^/]+)") + "(?:/|$)")
-        names = {found[1] for found in map(pattern.match, folders) if found} - set(self.splits)
+        depth, pattern = len(_parts(self.images)), split_pattern(self.images)
+        above = ("/".join(_parts(folder)[:depth]) for folder in folders)
+        names = {found[1] for found in map(pattern.fullmatch, above) if found} - set(self.splits)
         return not any(_is_below(folder, self.labels.replace(SPLIT, name)) for name in names for folder in folders)
 
 
@@ -395,7 +397,8 @@ def _patterns(match: _Match) -> Iterator[tuple[str, str, str]]:
     for name in SPLIT_NAMES:
         word = re.compile(rf"(?<![A-Za-z0-9]){name}(?:[_-]?(?:19|20)\d\d)?(?![A-Za-z0-9])", re.I)
         inside = word.findall(match.images)
-        if len(inside) == 1 and match.labels.count(inside[0]) == 1:  # also glued to another word, as in trainannot
+        # In the masks' folder it may be glued to another word, as in trainannot; train/train_images has it twice.
+        if len(set(inside)) == 1 and match.labels.count(inside[0]) == len(inside):
             yield word.sub(SPLIT, match.images), match.labels.replace(inside[0], SPLIT), inside[0]
 
 

@@ -286,11 +286,19 @@ def cities(folder):
     return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
 
 
+def split_named_twice(folder):
+    splits = {"train": range(4), "val": range(4, 6)}
+    for split, numbers in splits.items():
+        draw(folder, f"{split}/{split}_images/{{}}.jpg", f"{split}/{split}_masks/{{}}.png", as_ids, numbers)
+    (folder / "val" / "train_images").mkdir()  # is of neither split
+    return splits, ["class_0", "class_1", "class_2"]
+
+
 LAYOUTS = [
     roboflow, cvat, voc, carvana, deepglobe, camvid_style, beside, odd_suffixes, images_and_masks, kaggle, prefixes,
     glued_prefixes, prefixes_in_two_folders, labelme, labelme_in_splits, kaggle_with_test, names_with_splits, masks_of_no_split,
     nnu_net, capitals, years, cities, beside_in_several,
-    two_trees, two_folders_each, labelme_of_cameras, lists_beside_odd_folders, list_of_a_test,
+    two_trees, two_folders_each, split_named_twice, labelme_of_cameras, lists_beside_odd_folders, list_of_a_test,
     labelme_with_lists,
 ]  # fmt: skip
 
@@ -363,9 +371,9 @@ def test_masks_go_with_the_images_beside_them(tmp_path):
 
 
 def two_words_for_a_split(folder):
-    for split, numbers in (("train", range(3)), ("val", range(4))):
-        draw(folder, f"{split}/{split}_images/{{}}.jpg", f"{split}/{split}_masks/{{}}.png", as_ids, numbers)
-    return "train/train_images", r"val/val_images/ \(4 files\), val/val_masks/ \(4 files\)"
+    for split, word, numbers in (("train", "training", range(3)), ("val", "validation", range(4))):
+        draw(folder, f"{split}/{word}_images/{{}}.jpg", f"{split}/{word}_masks/{{}}.png", as_ids, numbers)
+    return "train/{split}_images", r"val/validation_images/ \(4 files\), val/validation_masks/ \(4 files\)"
 
 
 def previews(folder):

@@ -410,13 +410,19 @@ def _differences(one: SplitSource, other: SplitSource) -> tuple[str, str]:
     return next(pair for pair in zip(*parts, strict=True) if pair[0] != pair[1])
 
 
+def split_pattern(folder: str) -> re.Pattern[str]:
+    """Matches what `folder` describes: its group 1 is the split's name, which stands in place of each `{split}`."""
+    escaped = re.escape(SPLIT)
+    return re.compile(re.escape(folder).replace(escaped, "([^/]+)", 1).replace(escaped, r"\1"))
+
+
 def _by_pattern(data_folder: DataFolder, images: str, labels: str) -> Iterator[tuple[str, SplitSource]]:
     """The splits for which both folders of the table's patterns exist."""
-    before, after = images.split(SPLIT)
+    before, after = images.split(SPLIT, 1)
     above, _, prefix = before.rpartition("/")
-    suffix = after.partition("/")[0]
+    first = split_pattern(prefix + SPLIT + after.partition("/")[0])
     for folder in data_folder.folders(above):
-        if match := re.fullmatch(f"{re.escape(prefix)}(.+){re.escape(suffix)}", folder):
+        if match := first.fullmatch(folder):
             source = SplitSource(images.replace(SPLIT, match[1]), labels.replace(SPLIT, match[1]))
             if data_folder.has_folder(source.images) and data_folder.has_folder(source.labels):
                 yield match[1], source
