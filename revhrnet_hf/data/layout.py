@@ -25,8 +25,8 @@ from .datasets.folder import (
     Folder,
     find_split,
     list_files,
-    split_pattern,
     sources_without_table,
+    split_pattern,
 )
 from .datasets.labelme import labelme_files
 from .datasets.pairing import IMAGES, LABEL_SUFFIXES, Affix, images_below, pair_files, read_split_list
