@@ -1,6 +1,6 @@
 """COCO 2017 (Lin et al., 2014) and its panoptic annotations (Kirillov et al., 2019), in the publishers' layout.
 
-- `train2017/X.jpg`, `val2017/X.jpg`, or `train2017.zip`, `val2017.zip`;
+- `train2017/X.jpg`, `val2017/X.jpg`, or `train2017.zip`, `val2017.zip`; also in a folder `images/`;
 - `annotations/instances_{train,val}2017.json`, or `annotations_trainval2017.zip`: polygons, and run lengths for crowds;
 - for `coco_panoptic133`, `annotations/panoptic_{train,val}2017.json`, and the PNGs in `panoptic_{train,val}2017/` or
   `panoptic_{train,val}2017.zip`, beside the JSON or in the data folder.
@@ -216,7 +216,7 @@ class Layout(NamedTuple):
     images: tuple[str, ...]
 
 
-PUBLISHED = Layout(f"{ANNOTATIONS}/instances_{{split}}2017.json", ("{split}2017",))
+PUBLISHED = Layout(f"{ANNOTATIONS}/instances_{{split}}2017.json", ("{split}2017", "images/{split}2017"))
 ANY_IMAGES = ("images/{split}", "{split}", "images", "")
 OWN_LAYOUTS = (
     Layout(f"{ANNOTATIONS}/instances_{{split}}.json", ANY_IMAGES),  # CVAT, Datumaro
@@ -259,7 +259,8 @@ class Coco(SegmentationBuilder):
 
     @classmethod
     def default_label_space(cls, data_dir: Path) -> str:
-        """COCO's 81 classes, or the location of annotations with other categories (the train split's, else the first split's)."""
+        """COCO's 81 classes, the panoptic ones where there are no other annotations, or the location of annotations with other
+        categories (the train split's, else the first split's)."""
         data_folder = cls.open_folder(data_dir)
         published = _is_published(data_folder)
         paths = [
@@ -267,7 +268,9 @@ class Coco(SegmentationBuilder):
             for split in (cls.SPLITS if published else sorted(_own_splits(data_folder)))
         ]
         paths.sort(key=lambda path: "train" not in path)
-        location = next(location for path in paths if (location := data_folder.location(path)))
+        location = next((location for path in paths if (location := data_folder.location(path))), None)
+        if location is None:
+            return COCO_PANOPTIC133.name
         names = set(category_names(listed_categories(location), location).items())
         coco = {(category.id, category.name) for category in THINGS}
         # A subset of COCO's categories counts as COCO in COCO's layout; in another layout it is the user's own person or car.
@@ -306,7 +309,7 @@ class Coco(SegmentationBuilder):
             return f"{super().digest(data_dir, split, label_space)}-{definition}"
         locations = [
             _required(data_folder, _annotations(data_folder, label_space, split)),
-            *_locations(data_folder, f"{split}2017"),
+            *_locations(data_folder, _published_images(data_folder, split)),
         ]
         if label_space == COCO_PANOPTIC133.name:
             locations += _locations(*_panoptic_folder(data_folder, split))
@@ -358,14 +361,23 @@ def _splits_in(data_folder: DataFolder, layout: Layout) -> list[str]:
 def _images_folder(data_folder: DataFolder, split: str, images: "dict[int | str, _Image]") -> str:
     """The folder of the split's images."""
     own = None if _is_published(data_folder) else _own_splits(data_folder).get(split)
-    folders = [folder.replace(SPLIT, split) for folder in (own or PUBLISHED).images]
-    if own is None and not data_folder.has_folder(folders[0]):
-        raise AbsentSplitError(
-            f"COCO in {data_folder.root} has no images of the split {split!r}: {folders[0]}/ or {folders[0]}.zip should lie "
-            "there."
-        )
+    if own is None:
+        return _published_images(data_folder, split)
+    folders = [folder.replace(SPLIT, split) for folder in own.images]
     names = [image.file_name for image in images.values()]
     return next((f for f in folders if any(data_folder.has_file(posixpath.join(f, name)) for name in names)), folders[0])
+
+
+def _published_images(data_folder: DataFolder, split: str) -> str:
+    """The folder of the split's images in the publisher's layout."""
+    folders = [folder.replace(SPLIT, split) for folder in PUBLISHED.images]
+    found = next(filter(data_folder.has_folder, folders), None)
+    if found is None:
+        raise AbsentSplitError(
+            f"COCO in {data_folder.root} has no images of the split {split!r}: {folders[0]}/, {folders[0]}.zip or {folders[1]}/ "
+            "should lie there."
+        )
+    return found
 
 
 def _required(data_folder: DataFolder, path: str) -> str:
@@ -554,7 +566,8 @@ def _panoptic_folder(data_folder: DataFolder, split: str) -> tuple[DataFolder, s
         if place.has_folder(folder):
             return place, folder
     raise DataError(
-        f"{data_folder.root} has no panoptic label maps: {name}/ or {name}.zip should lie there or in {ANNOTATIONS}/."
+        f"{data_folder.root} has no panoptic label maps: {name}/ or {name}.zip should lie there or in {ANNOTATIONS}/ (the "
+        "publisher's panoptic_annotations_trainval2017.zip holds them as zip files: unpack it)."
     )
 
 

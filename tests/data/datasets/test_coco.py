@@ -284,6 +284,21 @@ def test_folder_and_publishers_zip_files_give_the_same(drawn_coco, mini_coco, la
     assert pixels(packed) == pixels(load(drawn_coco, label_space=label_space))
 
 
+def test_panoptic_annotations_alone(drawn_coco, mini_coco):
+    for file in (mini_coco / "annotations").glob("instances_*"):
+        file.unlink()
+    assert Coco.default_label_space(mini_coco) == "coco_panoptic133"
+    assert pixels(load(mini_coco)) == pixels(load(drawn_coco, label_space="coco_panoptic133"))
+
+
+def test_images_in_a_folder_of_that_name(drawn_coco, mini_coco):
+    (mini_coco / "images").mkdir()
+    for split in ("train", "val"):
+        (mini_coco / f"{split}2017").rename(mini_coco / "images" / f"{split}2017")
+    for label_space in ("coco81", "coco_panoptic133"):
+        assert pixels(load(mini_coco, label_space=label_space)) == pixels(load(drawn_coco, label_space=label_space))
+
+
 @pytest.mark.parametrize("place", ["panoptic_val2017", "panoptic_val2017.zip"])
 def test_panoptic_label_maps_in_the_data_folder(drawn_coco, mini_coco, place):
     (mini_coco / "annotations" / "panoptic_val2017").rename(mini_coco / "panoptic_val2017")
@@ -346,7 +361,7 @@ def test_absent_split_and_absent_panoptic_are_named(mini_coco):
     with pytest.raises(DataError, match=r"no panoptic label maps: panoptic_val2017/ or panoptic_val2017\.zip"):
         load(mini_coco, label_space="coco_panoptic133")
     shutil.rmtree(mini_coco / "train2017")
-    with pytest.raises(DataError, match=r"no images of the split 'train': train2017/ or train2017\.zip"):
+    with pytest.raises(DataError, match=r"no images of the split 'train': train2017/, train2017\.zip or images/train2017/"):
         load(mini_coco, "train")
 
 
