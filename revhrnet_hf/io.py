@@ -1,4 +1,7 @@
-"""Writes files and folders whole or not at all, even if the program is killed or the disk is full; deletes no file of others."""
+"""Writes files and folders whole or not at all; deletes no file of others.
+
+That holds if the program is killed, the disk is full, or the machine loses its power.
+"""
 
 import hashlib
 import json
@@ -13,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import yaml
 
 from .errors import CheckpointError
 
@@ -40,7 +45,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield partial
+        flush(partial)  # else the new name may reach the disk before the contents
         os.replace(partial, path)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -48,7 +55,18 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Writes a text file in UTF-8, whole or not at all."""
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def read_values(path: Path, read: Callable[[str], Any] = json.loads, kind: type = dict) -> Any:
+    """The values in a JSON or YAML file, a mapping unless `kind` says otherwise; a CheckpointError that names the file."""
+    try:
+        values = read(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, kind):
+        raise CheckpointError(f"{path} cannot be read: it holds a {type(values).__name__}, no {kind.__name__}")
+    return values
 
 
 def sha256_of(path: Path) -> str:
@@ -60,11 +78,16 @@ def sha256_of(path: Path) -> str:
 def change_text(path: Path, text: str) -> None:
     """As `write_text`, for a file of a checkpoint: its line in `SHA256SUMS` changes with it, if it was right before."""
     checksums = path.with_name(CHECKSUMS)
+    listed = checksums.read_text(encoding="utf-8").splitlines(keepends=True) if checksums.is_file() else []
     before = f"{sha256_of(path)}  {path.name}\n"
-    write_text(path, text)
-    listed = checksums.read_text(encoding="utf-8") if checksums.is_file() else ""
+    after = f"{hashlib.sha256(text.encode()).hexdigest()}  {path.name}\n"
+    others = [line for line in listed if not line.endswith(f"  {path.name}\n")]
     if before in listed:
-        write_text(checksums, listed.replace(before, f"{sha256_of(path)}  {path.name}\n"))
+        # Whichever file is there if the program is killed now is one of the two, and so not damaged.
+        write_text(checksums, "".join([*others, before, after]))
+    write_text(path, text)
+    if before in listed:
+        write_text(checksums, "".join([*others, after]))
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -1,12 +1,26 @@
-"""Folders are replaced whole, and what others have put beside them stays."""
+"""Files and folders are replaced whole, and what others have put beside them stays."""
+
+import os
 
 import pytest
 
-from revhrnet_hf.io import recover_folder, remove, write_folder
+from revhrnet_hf.io import recover_folder, remove, write_folder, write_text
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
+    """Else a machine that loses its power may come back with an empty file of that name."""
+    target, steps = tmp_path / "result.json", []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (steps.append(os.readlink(f"/proc/self/fd/{handle}")), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda source, to: (steps.append(str(to)), replace(source, to)))
+    write_text(target, "whole")
+    contents, name, folder = steps
+    assert (name, folder) == (str(target), str(tmp_path)) and contents.startswith(str(tmp_path / ".result.json."))
+    assert target.read_text() == "whole"
 
 
 @pytest.mark.parametrize("there", [False, True])

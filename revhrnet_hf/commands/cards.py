@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from ..hub.family_cards import merge_results, needed_costs, write_family_cards
     from ..hub.model_table import all_models, measure
-    from ..hub.record import read_values
+    from ..io import read_values
 
     new = [result for checkpoint in args.checkpoints for result in recorded(checkpoint)]
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import DataError, first_few
-from ..io import flush, lock_file, whole_file
+from ..io import lock_file, whole_file
 from .archive import location_stamp
 from .class_counts import ClassCounter
 from .loader import build_loader
@@ -157,10 +157,8 @@ def _read(file: Path) -> ClassIndex | None:
 
 
 def _write(file: Path, index: ClassIndex) -> None:
-    with whole_file(file) as partial:
-        with partial.open("wb") as stream:
-            np.savez(stream, pixels=index.pixels, places=index.places, unreadable=index.unreadable)
-        flush(partial)
+    with whole_file(file) as partial, partial.open("wb") as stream:
+        np.savez(stream, pixels=index.pixels, places=index.places, unreadable=index.unreadable)
 
 
 def _count(dataset: datasets.Dataset, num_workers: int | None) -> ClassIndex:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..io import lock_file, write_json
+from ..io import lock_file, read_values, write_json
 from .calibration import CalibrationCounts
 
 SETTINGS, LOCK = "settings.json", "lock"
@@ -160,11 +160,13 @@ class WorkFolder:
 
     def _different_settings(self) -> list[str]:
         """Each setting that the folder's work was begun with and that is another now, as text."""
-        begun = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
-        different = [key for key in self.settings if begun.get(key) != self.settings[key]]
-        return [
-            f"{key} changed" if key in OPAQUE else f"{key} was {begun.get(key)}, is {self.settings[key]}" for key in different
-        ]
+        try:
+            begun = read_values(self.folder / SETTINGS)
+        except CheckpointError as error:
+            return [str(error)]
+        now = self.settings
+        different = [key for key in {**now, **begun} if begun.get(key) != now.get(key)]
+        return [f"{key} changed" if key in OPAQUE else f"{key} was {begun.get(key)}, is {now.get(key)}" for key in different]
 
     def read(self) -> dict[int, ImageRecord]:
         """All records so far, by the images' rows in the dataset."""

@@ -67,7 +67,8 @@ class TrainerMetrics:
             DataError: a label is neither a class nor ignored, or no pixel of the evaluation was labelled.
         """
         labels = torch.as_tensor(prediction.label_ids)
-        self.confusion.update(torch.as_tensor(prediction.predictions), labels.where(labels != PADDING, self.ignore_index))
+        padded = (labels == PADDING).all(dim=2).flip(1).cumprod(dim=1).flip(1).bool()  # the rows at the bottom of each image
+        self.confusion.update(torch.as_tensor(prediction.predictions), labels.masked_fill(padded[..., None], self.ignore_index))
         if not compute_result:
             return {}
         scores = self.confusion.scores()

@@ -22,11 +22,10 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import models
 from ..errors import HubError, first_line
-from ..io import PICKLES
+from ..io import PICKLES, read_values
 from .examples import EXAMPLES, own_examples
 from .leaks import leaks_of
 from .model_card import missing_from_card, write_model_card
-from .record import read_values
 
 SENT = (
     "config.json",

@@ -5,7 +5,7 @@ Read are `config.json` (with `training_history`), `recipe.yaml`, `versions.json`
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..data.loading import DATASETS
 from ..errors import CheckpointError
+from ..io import read_values
 from ..models.backbone import TIMM_HRNETS, backbone_licence
 from ..viz.figures import names_and_palette
 
@@ -165,17 +166,6 @@ def _covers(evaluated: Result, trained: Result) -> bool:
         return False
     pixels = [result.scores.get("per_category_pixels") for result in (evaluated, trained)]
     return evaluated.dataset == trained.dataset or pixels[0] == pixels[1]
-
-
-def read_values(path: Path, read: Callable[[str], Any] = json.loads, kind: type = dict) -> Any:
-    """The values in a JSON or YAML file, a mapping unless `kind` says otherwise; a CheckpointError that names the file."""
-    try:
-        values = read(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, kind):
-        raise CheckpointError(f"{path} cannot be read: it holds a {type(values).__name__}, no {kind.__name__}")
-    return values
 
 
 def _trained(record: Record, folder: Path) -> list[Result]:

@@ -300,15 +300,13 @@ class FeatureBank:
         try:
             if size > free:
                 raise OSError("not enough room")
-            with whole_file(self.path) as partial:
-                with partial.open("wb") as file:
-                    file.write(self._header())
-                    file.flush()
-                    if hasattr(os, "posix_fallocate"):
-                        os.posix_fallocate(file.fileno(), 0, size)
-                    else:  # macOS, Windows: the room is taken when maps are written
-                        file.truncate(size)
-                flush(partial)
+            with whole_file(self.path) as partial, partial.open("wb") as file:
+                file.write(self._header())
+                file.flush()
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:  # macOS, Windows: the room is taken when maps are written
+                    file.truncate(size)
         except OSError as error:
             raise CheckpointError(
                 f"Cannot make the feature bank {self.path} of {size_on_disk(size / 2**30)}, "

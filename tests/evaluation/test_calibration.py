@@ -1,6 +1,8 @@
 """Calibration against netcal, brute force and scipy; records and temperature in the config."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
@@ -249,10 +251,35 @@ def test_a_saved_temperature_is_no_damage(tiny_config, tmp_path):
     write_checkpoint(tmp_path / "last", model.save_pretrained)
     save_temperature(tmp_path / "last", 1.25)
     assert damage(tmp_path / "last") is None
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "last", check=True)
     config = tmp_path / "last" / "config.json"
     config.write_text(config.read_text().replace('"w18"', '"w48"').replace("0.02", "0.03") + " ")
     save_temperature(tmp_path / "last", 1.5)
     assert "config.json is not what was written" in damage(tmp_path / "last")
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3])
+def test_killed_while_a_temperature_is_saved(tiny_config, tmp_path, kill_at):
+    """The checkpoint is whole, with the old or the new temperature, and another one can be saved."""
+    model = RevHRNetForSemanticSegmentation(tiny_config())
+    write_checkpoint(tmp_path / "last", model.save_pretrained)
+    killed = f"""
+import os
+from revhrnet_hf.evaluation.calibration import save_temperature
+calls, replace = [], os.replace
+def kill(*paths):
+    calls.append(paths)
+    if len(calls) == {kill_at}:
+        os._exit(9)
+    replace(*paths)
+os.replace = kill
+save_temperature({str(tmp_path / "last")!r}, 1.25)
+"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == 9
+    assert damage(tmp_path / "last") is None
+    save_temperature(tmp_path / "last", 1.5)
+    assert damage(tmp_path / "last") is None
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "last", check=True)
 
 
 def test_temperature_of_another_librarys_config(image_processor, tmp_path):

@@ -102,6 +102,26 @@ def test_killed_while_removing(tmp_path):
     assert not other.can_resume()
 
 
+@pytest.mark.parametrize(
+    ("begun", "said"),
+    [
+        ('{"window": 3, "compiled": true}', "compiled was True, is None"),  # a setting that is written only where it is given
+        ("", "settings.json cannot be read"),
+    ],
+)
+def test_records_with_other_or_damaged_settings_are_not_resumed(begun, said, tmp_path):
+    work = WorkFolder(tmp_path / "work", {"window": 3})
+    work.folder.mkdir()
+    (work.folder / "settings.json").write_text(begun)
+    assert not work.can_resume()
+    with pytest.raises(CheckpointError, match=f"{said}.*--overwrite to begin anew"):
+        work.claim(False)
+    work.close()
+    work.claim(True)
+    assert work.can_resume()
+    work.close()
+
+
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
 def test_a_lock_that_its_holder_has_just_removed_is_none(tmp_path, monkeypatch):
     path, lock, removed = tmp_path / "lock", files.fcntl.lockf, []

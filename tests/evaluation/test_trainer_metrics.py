@@ -89,12 +89,21 @@ def test_scores_are_those_of_evaluate_dataset(make_trainer):
 def test_all_at_once_is_the_same():
     """Without `batch_eval_metrics` Trainer calls with all label maps, as NumPy arrays."""
     metrics = TrainerMetrics({0: "a", 1: "b"})
-    labels = np.array([[[0, 1, 255]], [[1, 1, -100]]])
-    predictions = np.array([[[0, 0, 1]], [[1, 1, 0]]])
+    labels = np.array([[[0, 255, 255], [255, 1, 255]], [[1, 1, 255], [-100, -100, -100]]])  # the second one is padded
+    predictions = np.array([[[0, 1, 1], [0, 0, 0]], [[1, 1, 0], [0, 0, 0]]])
     found = metrics(EvalPrediction(predictions, labels))
     assert found["iou_a"] == 1 / 2 and found["iou_b"] == 2 / 3 and found["overall_accuracy"] == 3 / 4
     with pytest.raises(DataError, match="the evaluation dataset holds no labelled pixel"):
         metrics(EvalPrediction(predictions, np.full_like(labels, 255)))
+
+
+@pytest.mark.parametrize("place", [(0, 0, 1), (0, 0), (1, 1, 2)])
+def test_what_trainer_has_not_padded_is_no_padding(place):
+    """A pixel with -100, or a row above others, is neither a class nor ignored."""
+    labels = np.ones((2, 2, 3), dtype=int)
+    labels[place] = -100
+    with pytest.raises(DataError, match="-100"):
+        TrainerMetrics({0: "a", 1: "b"})(EvalPrediction(np.ones_like(labels), labels))
 
 
 def test_rows_that_trainer_padded_change_no_pixel():
