@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from revhrnet_hf.io import recover_folder, remove, write_folder, write_text
+from revhrnet_hf.io import recover_folder, remove, without_folders, write_folder, write_text
 
 
 def names(folder):
@@ -81,3 +81,28 @@ def test_recovered(tmp_path):
     recover_folder(tmp_path / "space")
     assert names(tmp_path) == ["space"]
     assert (tmp_path / "space" / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/mnt/sets/labels.yaml", "labels.yaml"),
+        ("../client_x/labels.yaml", "labels.yaml"),
+        ("client_x/labels.YAML", "labels.YAML"),
+        ("~/weights/net.pth", "net.pth"),
+        ("runs/first/best", "best"),  # is there
+        ("someone/net", "someone/net"),
+        ("timm/resnet50.a1_in1k", "timm/resnet50.a1_in1k"),
+        ("train[:80%]", "train[:80%]"),
+        ("camvid", "camvid"),
+        (
+            "scans:all,loader=folder,label_space=../client_x/t.yaml,image_column=x",
+            "scans:all,loader=folder,label_space=t.yaml,image_column=x",
+        ),
+        ({"loss": {"dice": 1.0}, "table": ["a/b.csv", 3, None]}, {"loss": {"dice": 1.0}, "table": ["b.csv", 3, None]}),
+    ],
+)
+def test_settings_without_folders(value, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first" / "best").mkdir(parents=True)
+    assert without_folders(value) == expected

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     # After parsing, so that --help answers at once.
     from tqdm import tqdm
 
-    from ..hub.family_cards import merge_results, needed_costs, write_family_cards
+    from ..hub.family_cards import card_files, merge_results, needed_costs, write_family_cards
     from ..hub.model_table import all_models, measure
     from ..io import read_values
 
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     file = args.output_dir / "results.json"
     known = read_values(file, kind=list) if file.exists() else []
     results = merge_results(known, new)
+    card_files(args.output_dir)  # an error comes before half a minute of measuring
     models = all_models()
     costs = {name: measure(name, models[name]) for name in tqdm(needed_costs(), unit="network", disable=None)}
     write_json(file, results)

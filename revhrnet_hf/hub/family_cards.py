@@ -11,6 +11,8 @@ from typing import Any
 import timm
 from huggingface_hub import ModelCardData
 
+from ..errors import CheckpointError
+from ..io import write_text
 from ..models.backbone import TIMM_HRNETS
 from ..models.configuration_revhrnet import DEFAULT_BACKBONE
 from .card import LICENCE_NAMES, PAPERS, Markdown, code_span, render
@@ -138,7 +140,8 @@ def merge_results(known: list[dict[str, Any]], new: Iterable[dict[str, Any]]) ->
     """The known results with the new ones; one of the same network, training, split and settings takes the old one's place."""
 
     def key(result):
-        return tuple(result[name] for name in ("model_type", "variant", "backbone", "trained_on", "dataset", "split", "how"))
+        names = ("model_type", "variant", "backbone", "trained_on", "epochs", "dataset", "split", "how")
+        return number_of_images(result), *(result[name] for name in names)
 
     return list({key(result): result for result in (*known, *new)}.values())
 
@@ -201,9 +204,16 @@ def needed_costs() -> list[str]:
 
 def write_family_cards(folder: Path, costs: dict[str, ModelCosts], results: list[dict[str, Any]]) -> list[Path]:
     """Write the card of each family into `folder`; returns the files."""
-    paths = []
-    for family in FAMILIES:
-        path = folder / f"{family.file}.md"
-        path.write_text(family_card(family, costs, results), encoding="utf-8")
-        paths.append(path)
-    return paths
+    files = card_files(folder)
+    for family, file in zip(FAMILIES, files, strict=True):
+        write_text(file, family_card(family, costs, results))
+    return files
+
+
+def card_files(folder: Path) -> list[Path]:
+    """The file of each family's card; a CheckpointError if one is there that was not written here."""
+    files = [folder / f"{family.file}.md" for family in FAMILIES]
+    for file in files:
+        if file.exists() and MARK.encode() not in file.read_bytes():
+            raise CheckpointError(f"{file} was not written by `revhrnet cards`: move it away, or give another --output_dir")
+    return files

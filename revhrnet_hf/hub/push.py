@@ -22,7 +22,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import models
 from ..errors import HubError, first_line
-from ..io import PICKLES, read_values
+from ..io import PICKLES, read_values, without_folders
 from .examples import EXAMPLES, own_examples
 from .leaks import leaks_of
 from .model_card import missing_from_card, write_model_card
@@ -157,7 +157,7 @@ def stage_model(checkpoint: Path, staged: Path, name: str | None = None, trust_r
     recipe = staged / "recipe.yaml"
     if recipe.exists():
         settings = read_values(recipe, yaml.safe_load)
-        recipe.write_text(yaml.safe_dump(_without_places(settings), sort_keys=False), encoding="utf-8")
+        recipe.write_text(yaml.safe_dump(without_folders(settings), sort_keys=False), encoding="utf-8")
     write_model_card(staged, name)
     sent = {checkpoint / path.relative_to(checkpoint).parts[0] for path in chosen}
     return sorted(path.name for path in checkpoint.iterdir() if path not in sent)
@@ -220,17 +220,6 @@ def _check_links(checkpoint: Path, files: set[Path]) -> None:
             raise HubError(
                 f"{path} is a link out of the checkpoint's folder, to {target}: put the file itself there if it is meant"
             )
-
-
-def _without_places(value):
-    """The same settings, with only the name of each file of this machine."""
-    if isinstance(value, dict):
-        return {key: _without_places(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_places(entry) for entry in value]
-    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
-        return Path(value).name
-    return value
 
 
 def copy_curves(source: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,7 @@ import yaml
 
 from ..defaults import BACKBONE, LOSS_TERMS, MOST_WORKERS
 from ..errors import RecipeError, did_you_mean
+from ..io import without_folders
 from .dataset_names import NamedDataset, as_fields, check_one_loader
 
 logger = logging.getLogger(__name__)
@@ -555,13 +556,7 @@ class Recipe:
     def own_settings(self) -> dict[str, Any]:
         """The fields that differ from their defaults; of files on this machine only the names."""
         default = Recipe(dataset=self.dataset)
-        settings = {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
-        for name in ("init_from", "backbone", "backbone_weights", "label_space"):
-            if name in settings and Path(settings[name]).exists():
-                settings[name] = Path(settings[name]).name
-        if "more_datasets" in settings:
-            settings["more_datasets"] = [str(_without_folders(entry)) for entry in self.datasets[1:]]
-        return settings
+        return without_folders({name: value for name, value in asdict(self).items() if value != getattr(default, name)})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)
@@ -644,11 +639,6 @@ CONDITIONS = (
     (("hub_model_id", "hub_private_repo"), lambda recipe: recipe.push_to_hub, "push_to_hub is off"),
     (("dataset_shares",), lambda recipe: bool(recipe.more_datasets), "there are no more_datasets to share an epoch with"),
 )
-
-
-def _without_folders(dataset: NamedDataset) -> NamedDataset:
-    table = dataset.label_space
-    return replace(dataset, label_space=Path(table).name) if table is not None and Path(table).exists() else dataset
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -40,6 +40,8 @@ def test_a_result_stands_in_its_familys_card_only():
     again = merge_results(results, results_of(record("w18", mean_iou=0.5)))
     assert len(again) == 1 and again[0]["scores"]["mean_iou"] == 0.5
     assert len(merge_results(results, results_of(record("w32")))) == 2
+    for other in ({"images": 23}, {"epochs": 8}):  # another training
+        assert len(merge_results(results, [{**results[0], **other}])) == 2
 
 
 def test_own_data_are_called_so():
@@ -54,6 +56,13 @@ def test_known_results_that_cannot_be_read_are_named(tmp_path):
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(CheckpointError, match=r"results\.json cannot be read: "):
             cards.main(["--output_dir", str(tmp_path)])
+
+
+def test_somebodys_own_page_is_kept(tmp_path):
+    (tmp_path / "hrnetv2.md").write_text("# My notes")
+    with pytest.raises(CheckpointError, match=r"hrnetv2\.md was not written by `revhrnet cards`: move it away"):
+        cards.main(["--output_dir", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["hrnetv2.md"] and (tmp_path / "hrnetv2.md").read_text() == "# My notes"
 
 
 def test_recorded_names_are_no_markup():
