@@ -8,10 +8,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING
 
 from .deferred import when_imported
 from .errors import RecipeError, RevHRNetError, RunStopped, did_you_mean
 from .escape import PROGRESS_BAR, PrintableStream, ReaderEndedError
+
+if TYPE_CHECKING:
+    from .evaluation import InferenceSettings
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 BROKEN_PIPE = 141  # and for a program whose reader, such as `head`, has ended before it
@@ -223,6 +227,20 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )
     group.add_argument("--batch_size", type=int, default=1, help="windows in one forward pass (default: %(default)s)")
+
+
+def inference_settings(arguments: argparse.Namespace) -> "InferenceSettings":
+    """The settings given by the options of `add_inference_arguments`."""
+    from .evaluation.settings import InferenceSettings  # after parsing, so that --help answers at once
+
+    return InferenceSettings(
+        window=arguments.window and tuple(arguments.window),
+        stride=arguments.stride and tuple(arguments.stride),
+        scales=tuple(arguments.scales),
+        flip=arguments.flip,
+        average=arguments.average,
+        batch_size=arguments.batch_size,
+    )
 
 
 def add_column_arguments(parser: argparse._ActionsContainer) -> None:

@@ -27,7 +27,9 @@ def run_notebook(name, folder, changes=()):
 
 
 def test_no_outputs_are_committed():
-    for path in NOTEBOOKS.glob("*.ipynb"):
+    paths = list(NOTEBOOKS.glob("*.ipynb"))
+    assert paths
+    for path in paths:
         cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
         assert cells and all(not cell["outputs"] and cell["execution_count"] is None for cell in cells), path.name
 

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from ..cli import inference_settings
 from ..data import label_space_of, load_segmentation_dataset
 from ..errors import RecipeError, RevHRNetError
 from ..evaluation.calibration import (
@@ -53,7 +54,7 @@ from ..evaluation.scores import (
     worst_images,
     write_image_scores,
 )
-from ..evaluation.settings import InferenceSettings, inference_settings
+from ..evaluation.settings import InferenceSettings
 from ..evaluation.submission import submission_format
 from ..evaluation.worst_images import draw_worst_images
 from ..hub.model_card import refresh_model_card

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..cli import choose_device
+from ..cli import choose_device, inference_settings
 from ..data.palette import Colour
 from ..download import download
 from ..errors import DataError, RecipeError, first_few
-from ..evaluation import InferenceSettings, inference_settings, load_for_inference, segment
+from ..evaluation import InferenceSettings, load_for_inference, segment
 from ..evaluation.sources import Source, find_sources
 from ..images import allow_megapixels, save_image
 from ..io import write_folder

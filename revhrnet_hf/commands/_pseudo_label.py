@@ -11,10 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..cli import choose_device
+from ..cli import choose_device, inference_settings
 from ..defaults import MIN_CONFIDENCE
 from ..errors import DataError
-from ..evaluation import find_checkpoint, inference_settings, load_for_inference, segment
+from ..evaluation import find_checkpoint, load_for_inference, segment
 from ..evaluation.calibration import temperature_of
 from ..evaluation.pseudo_labels import (
     EXAMPLES,

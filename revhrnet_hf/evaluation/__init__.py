@@ -6,7 +6,7 @@ from .confusion import ConfusionMatrix, SegmentationMetric
 from .evaluator import evaluate_dataset
 from .predict import Predicted, Segmentation, predict_dataset, predict_label_maps, segment, segment_frames
 from .scores import check_labelled, format_scores
-from .settings import InferenceSettings, inference_settings
+from .settings import InferenceSettings
 from .trainer_metrics import TrainerMetrics
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "evaluate_dataset",
     "find_checkpoint",
     "format_scores",
-    "inference_settings",
     "load_checkpoint",
     "load_for_inference",
     "predict_dataset",

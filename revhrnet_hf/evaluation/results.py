@@ -23,12 +23,13 @@ from ..data.label_space import LabelSpace
 from ..data.listing import LONG_CHECK
 from ..data.loading import STORED
 from ..errors import RecipeError
+from ..io import sha256_of
 from ..versions import versions
 from .settings import InferenceSettings
 
 OWN = ("folder", STORED)  # loaders whose name says nothing about the data
 MAX_STEM = 150  # bytes; file systems take 255, and endings are added
-WEIGHTS = ("*.safetensors", "*.bin", "config.json", "preprocessor_config.json")
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # beside a run's newest checkpoint there are files of the optimizer
 DATA = ("dataset", "loader", "split", "label_space", "label_table", "image_ids", "data")
 IDENTITY = ("checkpoint", "weights", *DATA, "absent_as_zero", "dtype", "inference")
 """Fields of a result; two results that differ in one of them are of different evaluations."""
@@ -144,16 +145,19 @@ class Evaluation:
 
 def confusion_caption(result: Mapping[str, Any]) -> str:
     """The text below a drawing of a result's confusion matrix."""
-    parts = [f"{result['checkpoint']} on {result['dataset']} {result['split']}", f"{result['images']} images"]
-    parts += [settings["inference"]] if "inference" in (settings := result.get("settings", {})) else []
-    return f"{', '.join(parts)}. A row adds up to all pixels of a true class; grey: a class that is never true."
+    return f"{_measured(result)}. A row adds up to all pixels of a true class; grey: a class that is never true."
 
 
 def calibration_caption(result: Mapping[str, Any]) -> str:
     """The text below a reliability diagram of a result."""
+    return f"{_measured(result)}. On the diagonal, confidence is accuracy; below it, the network is too sure of itself."
+
+
+def _measured(result: Mapping[str, Any]) -> str:
+    """The checkpoint, data and settings of a result, as captions begin."""
     parts = [f"{result['checkpoint']} on {result['dataset']} {result['split']}", f"{result['images']} images"]
     parts += [settings["inference"]] if "inference" in (settings := result.get("settings", {})) else []
-    return f"{', '.join(parts)}. On the diagonal, confidence is accuracy; below it, the network is too sure of itself."
+    return ", ".join(parts)
 
 
 def weights_stamp(checkpoint: str | Path) -> list | str:
@@ -165,16 +169,16 @@ def weights_stamp(checkpoint: str | Path) -> list | str:
     folder = Path(checkpoint)
     if not folder.is_dir():
         return str(checkpoint)
-    files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
+    patterns = (*WEIGHTS, "config.json", "preprocessor_config.json")
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def digest_of_weights(checkpoint: str | Path) -> str:
     """A short hash of the files of weights in a checkpoint's folder, which tells two runs' `best` apart."""
     digest = hashlib.sha256()
-    for path in sorted(file for pattern in WEIGHTS[:2] for file in Path(checkpoint).glob(pattern)):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for path in sorted(file for pattern in WEIGHTS for file in Path(checkpoint).glob(pattern)):
+        digest.update(f"{path.name}\0{sha256_of(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -236,7 +236,7 @@ def _share_outside(confidence: float, units: float) -> float:
 
 
 def _interval(values: np.ndarray, outside: float) -> list[float]:
-    """Of the draws, all but the share `outside` at each end."""
+    """The range of the draws without the share `outside` at each end."""
     known = values[~np.isnan(values)]
     if not len(known):
         return [math.nan, math.nan]

@@ -1,6 +1,5 @@
 """How a network is run on an image: on the whole image or in windows, at which scales, mirrored or not."""
 
-import argparse
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -82,15 +81,3 @@ class InferenceSettings:
 
 
 WHOLE = InferenceSettings()
-
-
-def inference_settings(arguments: argparse.Namespace) -> InferenceSettings:
-    """The settings given by the options of `cli.add_inference_arguments`."""
-    return InferenceSettings(
-        window=arguments.window and tuple(arguments.window),
-        stride=arguments.stride and tuple(arguments.stride),
-        scales=tuple(arguments.scales),
-        flip=arguments.flip,
-        average=arguments.average,
-        batch_size=arguments.batch_size,
-    )

@@ -171,8 +171,13 @@ RESULTS: dict[torch._ops.OpOverload, Callable[..., tuple[torch.Tensor, ...] | to
 
 def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     """Multiplications with their additions in the forward pass of one image of `size` (height, width) pixels."""
+    return multiply_adds_of(model, image(model, size))
+
+
+def multiply_adds_of(network: Callable, pixel_values: torch.Tensor) -> int:
+    """Multiplications with their additions in `network(pixel_values)`."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image(model, size))
+        network(pixel_values)
     return counter.get_total_flops() // 2
 
 

@@ -178,7 +178,7 @@ class Checkpoints:
         return network
 
     def _history_entry(self, scores: dict[str, Any] | None) -> dict[str, Any]:
-        """What this stage trains on, how far it is, its recipe, and the scores of the checkpoint that it is written into."""
+        """This stage's data, progress and recipe, and the scores of the checkpoint that the entry is written into."""
         entry = {
             **self.stage,
             "epochs": self.state.epoch,
@@ -295,7 +295,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 
 def _parts(value: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What is saved of a state: of torchao's 8-bit ones the codes and the scales of their blocks, else itself."""
+    """The tensors to save of a state: the codes and the scales of their blocks if it is one of torchao's 8 bits, else itself."""
     if not hasattr(value, "codes"):
         return {"": value}
     return {".codes": value.codes, ".scale": value.scale}

@@ -34,8 +34,8 @@ DataDirs = Mapping[str, str | Path]
 """Folder by name of dataset."""
 
 Batch = dict[str, Any]
-"""Of one forward pass `labels` (images, height, width) and `pixel_values` (images, 3, height, width); or, from a feature bank,
-what the network takes instead of pixels: `backbone_maps` and `image_size`."""
+"""The inputs of one forward pass: `labels` (images, height, width) and `pixel_values` (images, 3, height, width); from a feature
+bank `backbone_maps` and `image_size` in place of pixels."""
 
 BYTES_OF_A_PIXEL = 4  # red, green, blue and its label, as workers hand them over
 

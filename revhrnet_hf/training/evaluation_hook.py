@@ -136,7 +136,7 @@ class EvaluationHook:
                 raise
             raise RecipeError(
                 f"The GPU's memory is not enough to score an image (eval_size: {self.recipe.eval_size or 'its own'}): set "
-                "eval_size, the long side of the images that are scored, to less, and go on with --resume. Afterwards "
+                "eval_size, the long side of the images that are scored, to less, and resume with --resume. Afterwards "
                 "`revhrnet evaluate --window` scores the images at their full size"
             ) from error
 

@@ -70,13 +70,13 @@ class Kept:
 
     @classmethod
     def of_map(cls, name: str, x: Tensor) -> "Kept":
-        """Of maps (images, channels, rows, columns); they keep their memory format, which convolutions choose an algorithm by."""
+        """Describes maps (images, channels, rows, columns), with their memory format: convolutions choose an algorithm by it."""
         channels_last = x.stride(1) == 1
         return cls(name, tuple(x.permute(0, 2, 3, 1).shape[1:] if channels_last else x.shape[1:]), x.dtype, channels_last)
 
     @property
     def nbytes(self) -> int:
-        """Of one image."""
+        """Size of one image's share in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def rows(self, x: Tensor):
@@ -119,13 +119,13 @@ def _digest_of_weights(backbone: nn.Module) -> str:
 
 
 def _digest_of_sizes(images) -> str:
-    """Of the sizes in bytes of the files of images and label maps."""
+    """A digest of the sizes in bytes of the files of images and label maps."""
     sizes = [[location_size(file) for file in files_of(images, column)] for column in ("image", "label_map")]
     return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What two identities differ in, in words."""
+    """The differences of two identities, in words."""
     old, new = before.get("recipe", {}), now["recipe"]
     said = [f"recipe field {name} was {old.get(name)!r}, is {new[name]!r}" for name in new if old.get(name) != new[name]]
     words = {

@@ -66,7 +66,7 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Of the last step."""
+        """The learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
     def run_backbone(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -60,7 +60,7 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[PreTrainedMode
         resizes = recipe.eval_size is not None and fixed_size is None
         resize = {"do_resize": True, "size": {"longest_edge": recipe.eval_size}} if resizes else {}
         image_processor = RevHRNetImageProcessor.for_backbone(config, **resize)
-    # Of weights, of settings, of a name that timm does not know.
+    # They come from reading weights, from settings, and from a name that timm does not know.
     except (OSError, ValueError, StrictDataclassError, RuntimeError) as error:
         raise RecipeError(f"The recipe's model cannot be built: {_reason(error)}") from error
     if fixed_size is not None:

@@ -101,7 +101,7 @@ def learning_rate_shares(model: nn.Module, recipe: Recipe) -> dict[str, float]:
 
 
 def _backbone_shares(model: nn.Module, recipe: Recipe) -> dict[str, float]:
-    """Of each trained parameter of the backbone, its factor of the learning rate; empty where all have the whole rate.
+    """Name of each trained parameter of the backbone → its factor of the learning rate; empty if all have the whole rate.
 
     With `layer_decay`, as BEiT has it (arXiv 2106.08254): the last layer of a vision transformer has the factor once, the one
     before it twice, and so on to what comes before the first layer.

@@ -62,7 +62,7 @@ FREE_TO_CHANGE = {
     "hub_model_id",
     "hub_private_repo",
     "init_from",
-    # What they lead to is compared, or is in the checkpoint; paths may be spelt in several ways.
+    # Their contents are compared, or are in the checkpoint; paths may be spelt in several ways.
     "label_space",
     "backbone_weights",
     # How scores are taken, as far as a GPU's memory allows.

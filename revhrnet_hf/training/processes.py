@@ -54,23 +54,6 @@ REFUSED = (
     "ACCELERATE_USE_PARALLELISM_CONFIG",
     "ACCELERATE_USE_SAGEMAKER",
 )
-# Settings that are not the recipe's business (where a run takes place, what is logged), or have an effect only with refused ones.
-FREE = (
-    "ACCELERATE_ALLOW_CP_STANDALONE",
-    "ACCELERATE_BYPASS_DEVICE_MAP",
-    "ACCELERATE_CONFIG_DS_FIELDS",
-    "ACCELERATE_CPU_AFFINITY",
-    "ACCELERATE_DEBUG_MODE",
-    "ACCELERATE_DEBUG_RDV_FILE",
-    "ACCELERATE_ENABLE_RICH",
-    "ACCELERATE_INIT_INCLUDE_BUFFERS",
-    "ACCELERATE_IN_TPU_POD",
-    "ACCELERATE_LOG_LEVEL",
-    "ACCELERATE_NUM_PROCESSES",
-    "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE",
-    "ACCELERATE_TORCH_DEVICE",
-    "ACCELERATE_USE_CPU",
-)
 OFF = {"", "0", "false", "f", "no", "n", "off", "none"}
 
 

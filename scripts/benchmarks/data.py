@@ -9,22 +9,20 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import PIL.Image
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from revhrnet_hf import RevHRNetImageProcessor
 from revhrnet_hf.data import TrainingSamples, TrainingTransform, label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.byte_crops import ByteCrops
 from revhrnet_hf.data.features import RgbImage
 from revhrnet_hf.data.loading import find_builder
+from revhrnet_hf.hub.model_table import multiply_adds_of
 from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_coco, write_mapillary_vistas, write_pascal_voc
 from revhrnet_hf.training.data import TrainingSet, load_split, training_samples
 from revhrnet_hf.training.network import build_model
@@ -146,12 +144,6 @@ def core_seconds_of(crops: Dataset, images: int) -> float:
     for index in range(images):
         crops[index % len(crops)]
     return (time.process_time() - started) / images
-
-
-def multiply_adds_of(network: nn.Module | Callable, pixel_values: torch.Tensor) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(pixel_values)
-    return counter.get_total_flops() // 2
 
 
 class Decoded(Dataset):

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from revhrnet_hf import RevHRNetImageProcessor
-from revhrnet_hf.cli import add_inference_arguments
+from revhrnet_hf.cli import add_inference_arguments, inference_settings
 from revhrnet_hf.errors import RecipeError
-from revhrnet_hf.evaluation import InferenceSettings, inference_settings, segment
+from revhrnet_hf.evaluation import InferenceSettings, segment
 from revhrnet_hf.evaluation import sliding as views_module
 from revhrnet_hf.evaluation.sliding import window_starts
 from revhrnet_hf.models import upsampling

@@ -281,7 +281,7 @@ def test_images_resized_for_the_network(recipe, mini_camvid, tmp_path):
     assert metric.compute()["mean_iou"] == logged["mean_iou"]
 
 
-def test_label_space_and_columns_reach_the_data_set(mini_camvid, tmp_path):
+def test_label_space_and_columns_reach_the_dataset(mini_camvid, tmp_path):
     camvid = load_segmentation_dataset("camvid", mini_camvid, "train")
     raw = camvid.cast_column("label_map", datasets.Image()).rename_columns({"image": "photo", "label_map": "mask"})
     raw.save_to_disk(tmp_path / "saved")

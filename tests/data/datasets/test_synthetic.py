@@ -149,7 +149,9 @@ def test_cityscapes_instances_are_single_things(mini_cityscapes):
 
 
 def test_coarse_label_maps_leave_borders_out(mini_cityscapes):
-    for file in (mini_cityscapes / "gtFine").rglob("*_labelIds.png"):
+    files = list((mini_cityscapes / "gtFine").rglob("*_labelIds.png"))
+    assert files
+    for file in files:
         fine = np.asarray(PIL.Image.open(file))
         coarse = np.asarray(PIL.Image.open(str(file).replace("gtFine", "gtCoarse")))
         assert np.array_equal(coarse[coarse > 0], fine[coarse > 0])
