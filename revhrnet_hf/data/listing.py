@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -16,6 +17,15 @@ from .features import as_stored
 MAX_NAMED = 3
 HEADER = 65536  # bytes at the start of an archive's member; they usually contain the image's size
 LONG_CHECK = 2000  # images; checking fewer is too quick for a progress bar
+
+
+# A path with the suffix of an image may hold blanks.
+LISTED = re.compile(r"\S.*?\.(?:png|jpe?g|bmp|tiff?)(?=\s|$)|\S+", re.IGNORECASE)
+
+
+def listed_paths(line: str) -> list[str]:
+    """The paths, or names without suffixes, in a line of a list of files; backslashes, which Windows writes, become `/`."""
+    return LISTED.findall(line.replace("\\", "/"))
 
 
 class ListedSample(NamedTuple):

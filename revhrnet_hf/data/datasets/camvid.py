@@ -1,8 +1,8 @@
 """CamVid: 701 frames of driving in Cambridge (Brostow et al., 2009), in the two forms in which it is distributed.
 
 - *SegNet form*, 480×360: `train/X.png`, `trainannot/X.png` with raw ids 0–11, `train.txt`; the same for val and test.
-- *Original form*, 960×720: `701_StillsRaw_full/X.png`, `LabeledApproved_full/X_L.png` in 32 colours. Its split is
-  SegNet's, read from `train.txt`, `val.txt` and `test.txt` beside the two folders.
+- *Original form*, 960×720: `701_StillsRaw_full/X.png`, `LabeledApproved_full/X_L.png` in 32 colours, or the publisher's two
+  zip files. Its split is SegNet's, read from `train.txt`, `val.txt` and `test.txt` beside the two folders.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from ...errors import AbsentSplitError, DataError
 from ..archive import DataFolder, leads_outside
 from ..builder import SegmentationBuilder
 from ..label_space import LABEL_SPACES, LabelSpace
-from ..listing import ListedSample, check_no_repeats
+from ..listing import ListedSample, check_no_repeats, listed_paths
 
 SEGNET_VOID = 11
 VOID = "Void"
@@ -153,7 +153,7 @@ def _list_segnet(data_folder: DataFolder, part: str) -> list[ListedSample]:
 
 def _segnet_item(line: str, list_file: str) -> ListedSample:
     """`/SegNet/CamVid/train/X.png /SegNet/CamVid/trainannot/X.png`: only the last two parts of each path are used."""
-    paths = ["/".join(PurePosixPath(entry).parts[-2:]) for entry in line.split()]
+    paths = ["/".join(PurePosixPath(entry).parts[-2:]) for entry in listed_paths(line)]
     if len(paths) != 2:
         raise DataError(f"{list_file}: the line {line!r} must name an image and a label map, with a blank between.")
     if any(map(leads_outside, paths)):
@@ -169,8 +169,11 @@ def _list_original(data_folder: DataFolder, part: str) -> list[ListedSample]:
             f"CamVid's original form does not say which frames are {part!r}: put SegNet's {part}.txt (one frame a "
             f"line) into {data_folder.root}, beside {STILLS}/ (lists there: {', '.join(present) or 'none'})."
         )
-    stems = [PurePosixPath(line.split()[0]).stem for line in _lines(data_folder, list_file)]
-    return [ListedSample(f"{STILLS}/{stem}.png", f"{LABELS}/{stem}_L.png", stem) for stem in stems]
+    # The publisher's zip file of the label maps holds no folder.
+    is_flat = not data_folder.has_folder(LABELS) and data_folder.files("", ["_L.png"])
+    labels = "" if is_flat else f"{LABELS}/"
+    stems = [PurePosixPath(listed_paths(line)[0]).stem for line in _lines(data_folder, list_file)]
+    return [ListedSample(f"{STILLS}/{stem}.png", f"{labels}{stem}_L.png", stem) for stem in stems]
 
 
 def _lines(data_folder: DataFolder, list_file: str) -> list[str]:

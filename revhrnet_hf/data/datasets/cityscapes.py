@@ -142,7 +142,9 @@ class Cityscapes(SegmentationBuilder):
 
     @staticmethod
     def recognises(data_folder: DataFolder) -> bool:
-        return data_folder.has_folder(IMAGES) and any(data_folder.has_folder(labels) for labels in ("gtFine", "gtCoarse"))
+        # To predict the test split no label maps are needed.
+        others = ("gtFine", "gtCoarse", f"{IMAGES}/test")
+        return data_folder.has_folder(IMAGES) and any(map(data_folder.has_folder, others))
 
     @staticmethod
     def list_split(data_folder: DataFolder, split: str, label_space: str) -> list[ListedSample]:

@@ -15,7 +15,7 @@ from ...images import Colour
 from ..archive import DataFolder
 from ..builder import SegmentationBuilder
 from ..label_space import LABEL_SPACES, LabelSpace
-from ..listing import ListedSample, check_no_repeats
+from ..listing import ListedSample, check_no_repeats, listed_paths
 
 NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -27,7 +27,7 @@ BASES = ("", "VOC2012/", "VOCdevkit/VOC2012/")
 LISTS, IMAGES = "ImageSets/Segmentation", "JPEGImages"
 LABELS, LABELS_AUG = "SegmentationClass", "SegmentationClassAug"
 AUG_LISTS = ("trainaug.txt", "train_aug.txt")
-SBD_FOLDERS = ("benchmark_RELEASE", "SBD/benchmark_RELEASE", "SBD")
+SBD_FOLDERS = ("benchmark_RELEASE", "SBD/benchmark_RELEASE", "SBD", "VOCaug")
 
 
 def voc_colour(index: int) -> Colour:
@@ -118,15 +118,16 @@ def _train_aug_ids(data_folder: DataFolder, base: str, sbd: str | None) -> list[
     if sbd is not None:
         lists = (f"{sbd}/train.txt", f"{sbd}/val.txt", f"{base}{LISTS}/train.txt")
         return sorted({image_id for name in lists for image_id in _read_list(data_folder, name)} - val)
-    if data_folder.has_folder(f"{base}{LABELS_AUG}"):
-        return sorted({PurePosixPath(name).stem for name in data_folder.files(f"{base}{LABELS_AUG}", [".png"])} - val)
+    if names := data_folder.files(f"{base}{LABELS_AUG}", [".png"]):
+        return sorted({PurePosixPath(name).stem for name in names} - val)
     raise AbsentSplitError(_no_sbd(data_folder, base))
 
 
 def _sbd(data_folder: DataFolder, base: str) -> str | None:
-    """The path of SBD's `dataset` folder, relative to the data folder; None if it is not there."""
+    """The path of SBD's `dataset` folder, or of its contents as torchvision puts them; None if it is not there."""
     levels = [posixpath.normpath(posixpath.join(base, *[".."] * up)) for up in range(3)]
-    places = [posixpath.normpath(f"{level}/{folder}/dataset") for level in levels for folder in SBD_FOLDERS]
+    folders = [f"{folder}{below}" for folder in SBD_FOLDERS for below in ("/dataset", "")]
+    places = [posixpath.normpath(f"{level}/{folder}") for level in levels for folder in folders]
     return next((place for place in places if data_folder.has_folder(f"{place}/cls")), None)
 
 
@@ -145,7 +146,7 @@ def _read_list(data_folder: DataFolder, path: str) -> list[str]:
         raise AbsentSplitError(
             f"{data_folder.expected(path)} is missing: it must name the split's images, one a line (lists there: {present})."
         )
-    ids = [PurePosixPath(line.split()[0]).stem for line in data_folder.read_text(path).splitlines() if line.strip()]
+    ids = [PurePosixPath(listed_paths(line)[0]).stem for line in data_folder.read_text(path).splitlines() if line.strip()]
     if not ids:
         raise DataError(f"{data_folder.expected(path)} is empty: it must name the split's images, one a line.")
     check_no_repeats(ids, data_folder.expected(path))

@@ -1,4 +1,5 @@
 import shutil
+import zipfile
 
 import numpy as np
 import PIL.Image
@@ -28,6 +29,28 @@ def test_list_decides_order_and_members(mini_camvid):
     lines = (mini_camvid / "train.txt").read_text().splitlines()
     (mini_camvid / "train.txt").write_text("\n".join([lines[3], lines[1]]) + "\n")
     assert load(mini_camvid)["image_id"][:] == ["mini_train_00003", "mini_train_00001"]
+
+
+@pytest.mark.parametrize("above", ["/home/me/my data/CamVid/", "C:\\my data\\CamVid\\", ""])
+@pytest.mark.parametrize("form", ["mini_camvid", "mini_original"])
+def test_lists_of_other_machines(request, form, above):
+    data_dir = request.getfixturevalue(form)
+    expected, line = load(data_dir)["image_id"][:], f"{above}train/{{0}}.png\t{above}trainannot/{{0}}.png\r\n"
+    line = line.replace("/", "\\") if "\\" in above else line
+    (data_dir / "train.txt").write_bytes("".join(map(line.format, expected)).encode())
+    assert load(data_dir)["image_id"][:] == expected
+
+
+def test_publishers_zip_files(mini_camvid, mini_original):
+    """That of the label maps holds no folder."""
+    for folder, above in (("701_StillsRaw_full", "701_StillsRaw_full/"), ("LabeledApproved_full", "")):
+        with zipfile.ZipFile(mini_original / f"{folder}.zip", "w") as zipped:
+            for file in (mini_original / folder).iterdir():
+                zipped.write(file, f"{above}{file.name}")
+        shutil.rmtree(mini_original / folder)
+    for segnet, original in zip(load(mini_camvid), load(mini_original), strict=True):
+        assert segnet["image_id"] == original["image_id"]
+        assert segnet["label_map"].tobytes() == original["label_map"].tobytes()
 
 
 def test_without_a_list_the_folder_is_listed(mini_camvid):
@@ -140,7 +163,12 @@ def test_file_that_is_no_image_is_named_while_listing(mini_camvid, folder):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("/SegNet/CamVid/train/a.png\n", r"train\.txt: the line .* must name"), ("\n", r"train\.txt is empty")],
+    [
+        ("/SegNet/CamVid/train/a.png\n", r"train\.txt: the line .* must name"),
+        ("/ trainannot/mini_train_00000.png\n", r"train\.txt: the line .* must name"),
+        (". trainannot/mini_train_00000.png\n", r"train\.txt: the line .* must name"),
+        ("\n", r"train\.txt is empty"),
+    ],
 )
 def test_broken_list(mini_camvid, text, message):
     (mini_camvid / "train.txt").write_text(text)
@@ -155,8 +183,6 @@ def test_broken_list(mini_camvid, text, message):
         "val/mini_val_00000.png ../secret.png",
         "/SegNet/CamVid/val/../secret.png /SegNet/CamVid/valannot/mini_val_00000.png",
         "..\\secret.png valannot/mini_val_00000.png",
-        "/ valannot/mini_val_00000.png",
-        ". valannot/mini_val_00000.png",
     ],
 )
 def test_segnet_list_that_leads_outside_is_refused(mini_camvid, line):

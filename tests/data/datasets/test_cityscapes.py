@@ -149,6 +149,16 @@ def test_images_or_label_maps_alone_are_not_the_dataset(mini_cityscapes, lost):
         load(mini_cityscapes)
 
 
+def test_test_images_alone(mini_cityscapes):
+    (mini_cityscapes / "leftImg8bit" / "val").rename(mini_cityscapes / "leftImg8bit" / "test")
+    for folder in ("gtFine", "gtCoarse"):
+        shutil.rmtree(mini_cityscapes / folder)
+    images = load(mini_cityscapes, "test", unlabelled=True)
+    assert len(images) == len(list((mini_cityscapes / "leftImg8bit" / "test").rglob("*.png"))) > 0
+    with pytest.raises(DataError, match=r"has no split 'train' \(it needs leftImg8bit/train/ and gtFine/train/\)"):
+        load(mini_cityscapes, "train")
+
+
 def test_absent_split_lists_those_there(mini_cityscapes):
     shutil.rmtree(mini_cityscapes / "gtFine" / "train")
     for split in ("train", "trainval"):

@@ -143,9 +143,13 @@ def test_train_aug_has_the_published_size(tmp_path):
 
 
 @pytest.mark.parametrize("root", ["voc", "voc/VOCdevkit", "voc/VOCdevkit/VOC2012"])
-@pytest.mark.parametrize("place", ["", "VOCdevkit", "VOCdevkit/VOC2012", "VOCdevkit/SBD", "VOCdevkit/VOC2012/SBD"])
+@pytest.mark.parametrize(
+    "place", ["", "VOCdevkit", "VOCdevkit/VOC2012", "VOCdevkit/SBD", "VOCdevkit/VOC2012/SBD", "VOCdevkit/VOCaug", "torchvision"]
+)
 def test_any_root_and_any_place_of_sbd(drawn_voc, mini_voc, root, place):
-    if place.endswith("SBD"):
+    if place == "torchvision":  # which leaves out the folder `dataset`
+        shutil.move(mini_voc / "benchmark_RELEASE" / "dataset", mini_voc / "SBD")
+    elif place.endswith(("SBD", "VOCaug")):
         shutil.move(mini_voc / "benchmark_RELEASE", mini_voc / place)
     elif place:
         shutil.move(mini_voc / "benchmark_RELEASE", mini_voc / place / "benchmark_RELEASE")
@@ -239,8 +243,11 @@ def test_stray_id_in_a_matlab_file_is_named_when_it_is_read(mini_voc, sbd):
 
 def test_train_aug_without_its_label_maps(mini_voc, voc2012):
     shutil.rmtree(mini_voc / "benchmark_RELEASE")
-    with pytest.raises(DataError, match=r"no label maps for PASCAL VOC's train_aug: put SBD .*SegmentationClassAug"):
-        load(mini_voc, "train_aug")
+    for folder in ((), ("SegmentationClassAug", "SegmentationClassAug")):  # unpacked into a folder too many
+        voc2012.joinpath(*folder).mkdir(parents=True, exist_ok=True)
+        with pytest.raises(DataError, match=r"no label maps for PASCAL VOC's train_aug: put SBD .*SegmentationClassAug"):
+            load(mini_voc, "train_aug")
+    shutil.rmtree(voc2012 / "SegmentationClassAug")
     (voc2012 / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("\n".join(SBD_ONLY))
     with pytest.raises(DataError, match="no label maps for PASCAL VOC's train_aug"):
         load(mini_voc, "train_aug")
