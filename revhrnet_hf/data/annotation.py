@@ -209,7 +209,8 @@ def shapes(segmentation: object, where: str) -> list[list | dict]:
     """The polygons and run-length encodings of an object; an empty list if the file has none.
 
     Besides COCO's two forms, annotation tools write null, `[]` or counts of null for an object that has only a box; one polygon
-    without the list around it; one list too many; polygons as lists of points [x, y]; and run lengths in a list.
+    without the list around it; one list too many; polygons as lists of points [x, y]; and run lengths in a list. Polygons of one
+    or two corners, slips of the hand, are left out: they have no area.
     """
     if segmentation is None or (isinstance(segmentation, dict) and segmentation.get("counts", "") is None):
         return []
@@ -223,8 +224,9 @@ def shapes(segmentation: object, where: str) -> list[list | dict]:
 def _unnested(parts: list, where: str, levels: int) -> Iterator[list | dict]:
     if not parts:
         return
-    if not any(isinstance(part, list | dict) for part in parts):
-        yield parts  # a polygon
+    if not any(isinstance(part, list | dict) for part in parts):  # a polygon
+        if len(parts) not in (2, 4):
+            yield parts
     elif len(parts) > 2 and all(isinstance(part, list) and len(part) == 2 and not isinstance(part[0], list) for part in parts):
         yield [number for point in parts for number in point]
     elif levels == 0:

@@ -175,6 +175,10 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         config = self.config
         samples = check_same_sizes(self.list_samples(Path(config.data_dir), config.split, config.label_space))
+        if not samples:
+            raise DataError(
+                f"The split {config.split!r} of {self.TITLE} in {config.data_dir} lists no image: choose another split."
+            )
         # The argument must be a list: `datasets` divides lists among workers and processes when streaming.
         return [datasets.SplitGenerator(name=stored_split(config.split), gen_kwargs={"samples": samples})]
 

@@ -306,3 +306,12 @@ def test_an_audit_of_own_categories_knows_no_published_counts(tmp_path, layout):
         write_split(tmp_path, layout, split, cow)
     findings = audit_dataset("coco", tmp_path).findings
     assert {problem.kind for problem in findings} == {"class"}  # not a note: cow has no pixel
+
+
+def test_a_split_without_images_is_named(tmp_path):
+    for split in ("train", "val"):
+        write_split(tmp_path, "CVAT", split)
+    file = tmp_path / "annotations" / "instances_val.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "images": [], "annotations": []}))
+    with pytest.raises(DataError, match=f"The split 'val' of COCO in {tmp_path} lists no image: choose another split"):
+        load(tmp_path, "val")
