@@ -5,6 +5,7 @@ masks beside their images: `train/x.jpg` with `train/x_mask.png`, `scans/x_sat.t
 `mask01.png`. Among several folders of images whose files have the names of the masks, that with the most similar name is taken.
 """
 
+import math
 import posixpath
 import re
 from collections import Counter, defaultdict
@@ -34,7 +35,7 @@ from .label_table import SPLIT
 from .listing import MAX_NAMED, ListedSample
 
 INSTANCES = "segmentationobject"  # CVAT and VOC: masks of instances, beside those of classes
-MASK_WORDS = re.compile(r"mask|annot|label|segm|truth|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I)
+MASK_WORDS = re.compile(r"mask|annot|label|segm|truth|gtfine|gtcoarse|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I)
 # Left out where the names of folders are compared: they tell the images of a split from its masks.
 KIND_WORDS = re.compile(
     r"(?:jpeg)?images?|imgs?|rgb|masks?|annotations?|annot|labell?ed|labels?|segmentations?|truth"
@@ -190,7 +191,9 @@ def _matches(folders: dict[str, list[str]]) -> Iterator[_Match]:
     """
     for labels in folders:
         candidates = [images for images in folders if _may_match(images, labels)]
-        distance = {images: _distance(images, labels) for images in candidates}
+        # A folder that sounds like masks may hold several kinds of them: its images are looked for elsewhere first.
+        own = math.inf if _sounds_like_masks(labels) else 0
+        distance = {images: own if images == labels else _distance(images, labels) for images in candidates}
         for _, nearest in groupby(sorted(candidates, key=distance.get), distance.get):
             found = [match for images in nearest if (match := _match_of(folders, images, labels)) is not None]
             if found:
@@ -245,9 +248,10 @@ def _match_of(folders: dict[str, list[str]], images: str, labels: str) -> _Match
     """The match by the affixes with which the most files go together; None if too few do."""
     best = None
     for image_affix, label_affix in product(_affixes(folders[images]), _affixes(folders[labels])):
-        if images == labels and not (_sounds_like_masks(" ".join(label_affix)) and image_affix != label_affix):
+        one, other = " ".join(image_affix), " ".join(label_affix)
+        if images == labels and (_sounds_like_masks(one) or not _sounds_like_masks(other)):
             continue
-        if _other_split(" ".join(image_affix), " ".join(label_affix)):
+        if _other_split(one, other):
             continue
         known = _without(folders[images], image_affix, label_affix if images == labels else None)
         masks = _without(folders[labels], label_affix)

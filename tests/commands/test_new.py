@@ -18,6 +18,7 @@ from revhrnet_hf.data.archive import DataFolder
 from revhrnet_hf.data.datasets.labelme import images_without_file, labelme_files, labelme_pairs
 from revhrnet_hf.data.layout import find_layout
 from revhrnet_hf.errors import DataError, RecipeError
+from revhrnet_hf.synthetic import write_cityscapes
 from revhrnet_hf.training.recipe import read_chain
 
 HEIGHT, WIDTH = 48, 64
@@ -358,6 +359,13 @@ def test_layouts(write, tmp_path, capsys):
 def test_images_for_a_test_are_not_given_the_masks(write, images, tmp_path):
     write(tmp_path / "photos")
     assert find_layout(DataFolder(tmp_path / "photos")).images == images
+
+
+def test_one_kind_of_masks_is_not_the_images_of_another(tmp_path):
+    """Cityscapes' folders hold masks of ids, of colours and of instances."""
+    write_cityscapes(tmp_path / "photos", {"train": 3, "val": 2}, (48, 96))
+    layout = find_layout(DataFolder(tmp_path / "photos"))
+    assert layout.images == "leftImg8bit/{split}" and layout.labels in ("gtFine/{split}", "gtCoarse/{split}")
 
 
 def test_masks_go_with_the_images_beside_them(tmp_path):
