@@ -35,7 +35,11 @@ from .label_table import SPLIT
 from .listing import MAX_NAMED, ListedSample
 
 INSTANCES = "segmentationobject"  # CVAT and VOC: masks of instances, beside those of classes
-MASK_WORDS = re.compile(r"mask|annot|label|segm|truth|gtfine|gtcoarse|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I)
+MASK_WORDS = re.compile(
+    r"mask|annot|label|segm|semantic|truth|gt_?(fine|coarse)|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I
+)
+# Of files that were drawn from masks, and are neither images nor, if there are others, the masks.
+DRAWN_WORDS = re.compile(r"colou?r|instance|overlay|(?<![a-z])vi[sz]", re.I)
 # Left out where the names of folders are compared: they tell the images of a split from its masks.
 KIND_WORDS = re.compile(
     r"(?:jpeg)?images?|imgs?|rgb|masks?|annotations?|annot|labell?ed|labels?|segmentations?|truth"
@@ -118,7 +122,7 @@ def _with_lists(layout: Layout, lists: Mapping[str, Sequence[str]]) -> Layout:
 def _of_labelme(files: Iterable[str]) -> Layout:
     """The layout of labelme's files, which name their images: divided by folders with the names of splits, or not at all."""
     folders = Counter(posixpath.dirname(file) for file in files)
-    matches = [_Match(folder, folder, Affix(), Affix(), count) for folder, count in folders.items()]
+    matches = [_Match(folder, folder, Affix(), Affix(), count, count) for folder, count in folders.items()]
     divided = [match for match in matches if any(_patterns(match))]
     layout = _joined(divided, folders) if divided else Layout("", "")
     return replace(layout, is_labelme=True)
@@ -126,13 +130,14 @@ def _of_labelme(files: Iterable[str]) -> Layout:
 
 @dataclass(frozen=True)
 class _Match:
-    """Two folders whose files go together by name, and how many do."""
+    """Two folders whose files go together by name, how many do, and how many masks there are."""
 
     images: str
     labels: str
     image_affix: Affix
     label_affix: Affix
     pairs: int
+    masks: int
 
 
 def find_pairs(data_folder: DataFolder, layout: Layout) -> list[ListedSample]:
@@ -247,9 +252,10 @@ def _other_split(images: str, labels: str) -> bool:
 def _match_of(folders: dict[str, list[str]], images: str, labels: str) -> _Match | None:
     """The match by the affixes with which the most files go together; None if too few do."""
     best = None
-    for image_affix, label_affix in product(_affixes(folders[images]), _affixes(folders[labels])):
+    label_affixes = sorted(_affixes(folders[labels]), key=lambda affix: DRAWN_WORDS.search(" ".join(affix)) is not None)
+    for image_affix, label_affix in product(_affixes(folders[images]), label_affixes):
         one, other = " ".join(image_affix), " ".join(label_affix)
-        if images == labels and (_sounds_like_masks(one) or not _sounds_like_masks(other)):
+        if images == labels and (_sounds_like_masks(one) or DRAWN_WORDS.search(one) or not _sounds_like_masks(other)):
             continue
         if _other_split(one, other):
             continue
@@ -257,7 +263,7 @@ def _match_of(folders: dict[str, list[str]], images: str, labels: str) -> _Match
         masks = _without(folders[labels], label_affix)
         pairs = len(known & masks)
         if pairs >= max(1, FEWEST_PAIRED * min(len(known), len(masks))) and (best is None or pairs > best.pairs):
-            best = _Match(images, labels, image_affix, label_affix, pairs)
+            best = _Match(images, labels, image_affix, label_affix, pairs, len(masks))
     return best
 
 
@@ -345,7 +351,8 @@ def _joined(matches: list[_Match], files: Mapping[str, int]) -> Layout:
     group, image_affix, label_affix, _ = max(
         (entry for entry in found if entry[-1] or entry[0].is_whole(files)), key=lambda entry: entry[0].rank()
     )
-    is_usual = not label_affix.prefix and label_affix.suffix.lower() in ("", *LABEL_SUFFIXES)
+    is_alone = all(match.masks == files[match.labels] for match in group.members.values())  # not beside drawings of the masks
+    is_usual = is_alone and not label_affix.prefix and label_affix.suffix.lower() in ("", *LABEL_SUFFIXES)
     by_itself = image_affix == Affix() and group.images != group.labels and is_usual
     suffixes = (None, None) if by_itself else (image_affix.suffix or None, label_affix.suffix or None)
     prefixes = (image_affix.prefix or None, label_affix.prefix or None)

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -364,8 +364,36 @@ def test_images_for_a_test_are_not_given_the_masks(write, images, tmp_path):
 def test_one_kind_of_masks_is_not_the_images_of_another(tmp_path):
     """Cityscapes' folders hold masks of ids, of colours and of instances."""
     write_cityscapes(tmp_path / "photos", {"train": 3, "val": 2}, (48, 96))
+    shutil.rmtree(tmp_path / "photos" / "gtCoarse")
     layout = find_layout(DataFolder(tmp_path / "photos"))
-    assert layout.images == "leftImg8bit/{split}" and layout.labels in ("gtFine/{split}", "gtCoarse/{split}")
+    assert (layout.images, layout.labels) == ("leftImg8bit/{split}", "gtFine/{split}")
+    assert (layout.image_suffix, layout.label_suffix) == ("_leftImg8bit", "_gtFine_labelIds")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "masks", "drawn"),
+    [
+        ("photos/{}", "gt/{}", "_labelIds", "_color"),
+        ("rgb/{}", "gt/{}", "_gt", "_color"),
+        ("photos/{}", "truth/{}", "_mask", "_vis"),
+        ("photos/{}", "annotations/{}", "_label", "_label_color"),
+        ("left/{}", "semantic/{}", "_ids", "_colour"),
+        ("{}_rgb", "{}", "_labelIds", "_color"),
+    ],
+)
+def test_what_is_drawn_from_masks_is_neither_images_nor_masks(images, labels, masks, drawn, tmp_path):
+    folder = tmp_path / "photos"
+    draw(folder, f"{images}.jpg", f"{labels}{masks}.png", as_ids, range(6))
+    draw(folder, f"{images}.jpg", f"{labels}{drawn}.png", as_colours, range(6))
+    new.main([str(folder)])
+    table = yaml.safe_load((tmp_path / "photos_recipe" / "labels.yaml").read_text())
+    found = table["images"], table["labels"], table.get("image_suffix"), table["label_suffix"]
+    parts = PurePosixPath(images), PurePosixPath(labels)
+    above = [str(path.parent) for path in parts]
+    assert found == (*above, "_rgb" if "_rgb" in images else None, masks)
+    for row in loaded(folder, tmp_path / "photos_recipe", "train"):
+        number = int(re.search(r"\d+", row["image_id"])[0])
+        assert np.array_equal(np.asarray(row["label_map"]), truth(number, 3))
 
 
 def test_masks_go_with_the_images_beside_them(tmp_path):

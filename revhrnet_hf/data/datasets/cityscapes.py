@@ -135,7 +135,7 @@ class Cityscapes(SegmentationBuilder):
     PUBLISHED_COUNTS: ClassVar[dict[str, int]] = {
         "train": 2975,
         "val": 500,
-        "train_extra": 20000,
+        "train_extra": 19998,
         "train_coarse": 2975,
         "val_coarse": 500,
     }

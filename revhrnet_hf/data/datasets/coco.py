@@ -415,7 +415,7 @@ class _AnnotationFile:
         value = record.get(name) if isinstance(record, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
             expected = getattr(kind, "__name__", str(kind))
-            found = str(value)[:50].encode("utf-8", "backslashreplace").decode()
+            found = shown(value).encode("utf-8", "backslashreplace").decode()
             raise DataError(f"{self.location}: {where} has the {name} {found}; it must be of type {expected}.")
         return value
 

@@ -38,7 +38,7 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "jpegimages")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "annotations", "ann_dir", "segmentationclass", "segmentationclasspng")
 LIST_FOLDERS = ("splits", "lists", "ImageSets/Segmentation")  # every *.txt in them is a split's list
 TRAINED_ON = ("train", "training")
-SCORED_ON = ("val", "valid", "validation", "dev")
+SCORED_ON = ("val", "valid", "validation", "dev", "eval")
 TESTS = ("test", "testing")
 HELD_OUT_FROM = (*TRAINED_ON, "default")
 # In the data folder itself, only *.txt files with these names are lists.

@@ -10,6 +10,7 @@ decides which version of the labels is read.
 """
 
 from itertools import zip_longest
+from pathlib import Path
 from typing import ClassVar
 
 from ...errors import AbsentSplitError, DataError
@@ -61,6 +62,13 @@ class MapillaryVistas(SegmentationBuilder):
         below = ("images", "labels", *LABELS)
         folders = [f"{folder}/{name}" for folder in FOLDERS.values() for name in below]
         return any(map(data_folder.has_folder, [*folders, *(f"{folder}/images" for folder in UNLABELLED_FOLDERS.values())]))
+
+    @classmethod
+    def default_label_space(cls, data_dir: Path) -> str:
+        """v1.2's classes, or v2.0's if only its label maps are there."""
+        data_folder = cls.open_folder(data_dir)
+        there = {version for split in FOLDERS for version in _label_maps_folders(data_folder, split)}
+        return SPACE_OF_VERSION[V20 if there == {V20} else V12]
 
     @staticmethod
     def list_split(data_folder: DataFolder, split: str, label_space: str) -> list[ListedSample]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ...errors import DataError, first_few
 from ..archive import DataFolder
-from ..listing import MAX_NAMED, ListedSample
+from ..listing import MAX_NAMED, ListedSample, listed_paths
 
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
 LOSSY = (".jpg", ".jpeg", ".webp", ".jp2")
@@ -170,9 +170,9 @@ def read_split_list(
 ) -> list[ListedSample]:
     """The pairs that a list file names, in its order.
 
-    A line is an id; an image's file, with or without the folders above it; or an image and its label map, separated by a tab or
-    blanks. Empty lines and unknown names that begin with `#` are skipped. The folders above may be those of the machine on which
-    the list was written; but a path that leads to another existing file on this machine is an error.
+    A line is an id; an image's file, with or without the folders above it; or an image and its label map, separated by a tab, a
+    comma or blanks. Empty lines and unknown names that begin with `#` are skipped. The folders above may be those of the machine
+    on which the list was written; but a path that leads to another existing file on this machine is an error.
 
     Raises:
         DataError: the list is empty, or a line names no image, an image that another line names too, or another existing file.
@@ -275,7 +275,7 @@ def _named_pair(line: str, image_of: _NameIndex, label_map_of: _NameIndex) -> tu
     """The id that a line of a list names, and the label map if it names one; None if the line names nothing known."""
     if (image_id := image_of.find(line)) is not None:
         return image_id, None
-    for parts in (line.split("\t"), line.split()):
+    for parts in (line.split("\t"), line.split(","), listed_paths(line)):
         if len(parts) == 2:
             image_id, label_map = image_of.find(parts[0]), label_map_of.find(parts[1])
             if image_id is not None and label_map is not None:

@@ -209,5 +209,5 @@ def test_folder_without_images(mini_cityscapes):
 
 def test_counts_are_those_published():
     assert Cityscapes.PUBLISHED_COUNTS["train"] + Cityscapes.PUBLISHED_COUNTS["val"] == 3475
-    assert Cityscapes.PUBLISHED_COUNTS["train_extra"] == 20000
+    assert Cityscapes.PUBLISHED_COUNTS["train_extra"] == 19998
     assert set(Cityscapes.PUBLISHED_COUNTS) <= set(Cityscapes.SPLITS)

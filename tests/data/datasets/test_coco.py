@@ -375,7 +375,7 @@ def first(key, **changes):
     [
         (first("annotations", image_id=12), r"annotation 90 belongs to image 12, which is not among the file's images"),
         (first("annotations", category_id=12), r"annotation 90 has the category id 12, which label space 'coco81' does not have"),
-        (first("annotations", category_id="1"), r"annotation 90 has the category_id 1; it must be of type int"),
+        (first("annotations", category_id="1"), r"annotation 90 has the category_id '1'; it must be of type int"),
         (first("annotations", category_id=True), r"annotation 90 has the category_id True; it must be of type int"),
         (first("annotations", segmentation="x"), r"annotation 90 has a segmentation that is neither polygons nor run lengths"),
         (first("annotations", segmentation={"size": [10, 20]}), r"annotation 90 has a segmentation that is neither"),
@@ -390,7 +390,7 @@ def first(key, **changes):
         (first("images", file_name="a\0b.jpg"), r"image 7: its file_name 'a\\x00b\.jpg' holds unprintable characters"),
         (first("images", file_name="\ud800.jpg"), r"image 7: its file_name '\\ud800\.jpg' holds unprintable characters"),
         (first("images", height=0), r"image 7 has the height 0: it must be 1 or more"),
-        (first("images", width="20"), r"image 7 has the width 20; it must be of type int"),
+        (first("images", width="20"), r"image 7 has the width '20'; it must be of type int"),
         (first("images", id=None), r"an entry of images has the id None; it must be of type int \| str"),
         (first("images", height=20, width=10), r"7\.jpg is 20×10 pixels .* but its shapes in .*#7 were drawn on 10×20"),
         (lambda content: content["images"].append(content["images"][0]), r"image 7 is there twice"),

@@ -430,11 +430,12 @@ def test_list_files(tmp_path, place):
         load(own, "requirements")
 
 
-@pytest.mark.parametrize("between", ["\t", " "])
-def test_list_of_pairs_that_are_called_differently(tmp_path, between):
+@pytest.mark.parametrize("between", ["\t", " ", ","])
+@pytest.mark.parametrize("above", ["/data", "/my data"])
+def test_list_of_pairs_that_are_called_differently(tmp_path, between, above):
     own = write_files(tmp_path / "own", "images", "masks", names=["my cat", "dog"])
     (own / "masks" / "dog.png").rename(own / "masks" / "17.png")
-    (own / "train.txt").write_text(f"my cat\n/data/images/dog.jpg{between}/data/masks/17.png\n")
+    (own / "train.txt").write_text(f"my cat\n{above}/images/dog.jpg{between}{above}/masks/17.png\n")
     dataset = load(own)
     assert dataset["image_id"][:] == ["my cat", "dog"]
     check_pairs(dataset, ["my cat", "dog"])

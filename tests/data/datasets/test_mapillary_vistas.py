@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from revhrnet_hf.data import MapillaryVistas, get_label_space, load_segmentation_dataset
+from revhrnet_hf.data import MapillaryVistas, get_label_space, label_space_of, load_segmentation_dataset
 from revhrnet_hf.data.datasets.mapillary_vistas import LABELS
 from revhrnet_hf.errors import DataError
 
@@ -130,7 +130,7 @@ def test_config_of_the_other_version_decides_in_the_old_layout(mini_vistas):
         shutil.copytree(new / folder / "v2.0" / "labels", flat / folder / "labels")
     message = r"training/labels are of Mapillary Vistas v2\.0 \(124 labels\), but .*'mapillary_vistas_v1.2' is for v1\.2"
     with pytest.raises(DataError, match=rf"{message}: ask for label_space='mapillary_vistas_v2.0'"):
-        load(flat)
+        load(flat, label_space="mapillary_vistas_v1.2")
     flat_rows, new_rows = (load(data_dir, label_space="mapillary_vistas_v2.0") for data_dir in (flat, new))
     assert [pixels(row) for row in flat_rows] == [pixels(row) for row in new_rows]
 
@@ -140,8 +140,11 @@ def test_release_without_the_labels_asked_for(mini_vistas):
     for folder in ("training", "validation"):
         shutil.rmtree(data_dir / folder / "v1.2")
     with pytest.raises(DataError, match=r"training/v2\.0/labels are of .* ask for label_space='mapillary_vistas_v2.0'"):
-        load(data_dir)
-    assert len(load(data_dir, label_space="mapillary_vistas_v2.0")) == 4
+        load(data_dir, label_space="mapillary_vistas_v1.2")
+    # What is not asked for is what is there, and the tables join it to others.
+    usual = load(data_dir)
+    assert label_space_of(usual).name == "mapillary_vistas_v2.0" and len(usual) == 4
+    assert label_space_of(load(data_dir, label_space="cityscapes")).names == get_label_space("cityscapes").names
 
 
 def test_config_that_contradicts_its_name(mini_vistas):
