@@ -22,6 +22,7 @@ HARD = 0.9  # of the pixels must be black or white in masks whose other values a
 FEW_VALUES = 8  # fewer values between black and white are classes, as are values that are all small
 BACKGROUND = "background"
 MOST_VALUES = 256  # ids or colours in all masks together, with those of soft edges; more are no classes
+MOST_IN_A_MASK = 64  # ids; datasets with more classes have far fewer in one image
 RawValue = int | Colour
 
 
@@ -77,14 +78,21 @@ class MaskContents:
             found = content.ids if are_ids else content.colours
             added.pixels.update(found)
             added.masks.update(found.keys())
-        if len(added.pixels) > MOST_VALUES or (not are_ids and len(added.pixels) > MAX_CLASSES and not _soft_edges(added)):
-            first = next((location for location, content in contents if len(content.ids or content.colours) > 64), contents[0][0])
-            raise no_classes(f"{len(added.pixels)} {'ids' if are_ids else 'colours'}", first)
+        most = max(contents, key=lambda entry: len(entry[1].ids if are_ids else entry[1].colours))
+        many = any(_are_levels(content.ids) for _, content in contents) if are_ids else len(added.pixels) > MAX_CLASSES
+        if len(added.pixels) > MOST_VALUES or (many and not _soft_edges(added)):
+            raise no_classes(f"{len(added.pixels)} {'ids' if are_ids else 'colours'}", most[0])
         return added
 
     def share(self, value: RawValue) -> float:
         """The share of all pixels, 0 to 1."""
         return self.pixels[value] / max(1, self.pixels.total())
+
+
+def _are_levels(ids: Iterable[int]) -> bool:
+    """Whether the ids of one mask are grey levels: too many for classes, or several near black and several near white."""
+    ids = list(ids)
+    return len(ids) > MOST_IN_A_MASK or min(sum(i < 56 for i in ids), sum(200 <= i <= WHITE for i in ids)) > FEW_VALUES
 
 
 def no_classes(values: str, location: str) -> DataError:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from revhrnet_hf.commands import _new, new, train
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
@@ -528,6 +528,26 @@ def draw_soft_edges(folder):
         save(Image.fromarray(hard), folder / "images" / f"{number}.png")
         soft = Image.fromarray(hard).resize((500, 380), Image.Resampling.BILINEAR).resize((512, 384), Image.Resampling.BILINEAR)
         save(soft, folder / "masks" / f"{number}.png")
+
+
+@pytest.mark.parametrize("spoil", ["resized", "jpeg"])
+def test_thin_lines_with_soft_edges_are_no_classes(spoil, tmp_path):
+    """Most pixels of a thin object lie at its edge, so its masks are not black and white with soft edges."""
+    folder, rng = tmp_path / "photos", np.random.default_rng(0)
+    for number in range(3):
+        save(Image.fromarray(rng.integers(0, 255, (160, 160, 3), dtype=np.uint8)), folder / "images" / f"{number}.png")
+        mask = Image.new("L", (160, 160))
+        for _ in range(25):
+            ImageDraw.Draw(mask).line([tuple(point) for point in rng.integers(0, 160, (2, 2)).tolist()], fill=255, width=2)
+        if spoil == "jpeg":
+            mask.save(tmp_path / "mask.jpg", quality=80)
+            mask = Image.open(tmp_path / "mask.jpg")
+        else:
+            mask = mask.resize((120, 120), Image.Resampling.BILINEAR).resize((160, 160), Image.Resampling.BILINEAR)
+        save(mask, folder / "masks" / f"{number}.png")
+    with pytest.raises(DataError, match="which are no classes: they were resized or drawn with soft edges"):
+        new.main([str(folder)])
+    assert not (tmp_path / "photos_recipe").exists()
 
 
 @pytest.mark.parametrize(
