@@ -1,5 +1,7 @@
 """A chain of stages, each on a dataset of its own, each starting from the best checkpoint of the stage before."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ from ..errors import RecipeError
 from .agreement import SharedErrors
 from .data import DataDirs, folders_by_name, load_sets
 from .dataset_names import check_one_loader
-from .output_dir import BEST, refuse_second_run, remove_run
+from .output_dir import BEST, begin_anew, claim_output_dir, refuse_second_run
 from .processes import TIMEOUT, start_processes
 from .recipe import Recipe
 from .trainer import Stage
@@ -83,15 +85,31 @@ def run_chain(
             accelerator.print(f"stage {position + 1} of {len(recipes)}: {recipe.dataset}, in {folder}")
         if position > 0 and recipe.init_from != str(folders[position - 1] / BEST):
             accelerator.print(f"this stage begins from {recipe.init_from}, as its init_from says, and not from the stage before")
-        stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout, bank_folder(bank_dir, recipes, position))
-        if overwrite and position == 0:
-            # Otherwise a chain that is killed now and resumed would find later stages finished.
-            with errors.together():
-                for later in folders[1:] if accelerator.is_main_process else []:
-                    remove_run(later)
+        with _overwriting(recipes[1:], folders[1:], errors) if overwrite and position == 0 else nullcontext():
+            stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout, bank_folder(bank_dir, recipes, position))
         results.append(stage.run())
         del stage  # before the next one's network is made
     return results
+
+
+@contextmanager
+def _overwriting(recipes: list[Recipe], folders: list[Path], errors: SharedErrors) -> Iterator[None]:
+    """Deletes the old runs of the later stages once the first stage is made, which has no way back then either.
+
+    Otherwise a chain that is killed after that and resumed would find later stages finished. No other run is at work in their
+    folders, which are locked meanwhile.
+    """
+    is_main, locks = errors.accelerator.is_main_process, {}
+    with ExitStack() as stack:
+        with errors.together():
+            for recipe, folder in zip(recipes, folders, strict=True):
+                if is_main and folder.exists():
+                    _, lock = claim_output_dir(folder, recipe, resume=False, overwrite=True)
+                    locks[folder] = stack.enter_context(lock)
+        yield
+        with errors.together():
+            for folder, lock in locks.items():
+                begin_anew(folder, lock)
 
 
 def check_chain(

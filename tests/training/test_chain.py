@@ -1,6 +1,8 @@
 """Chains on drawn scenes: stage after stage, the classifier is transferred, finished stages stay, interrupted ones resume."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from revhrnet_hf.training import chain
 from revhrnet_hf.training.chain import run_chain
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.trainer import Stage
+
+from .. import forked
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,41 @@ def test_interrupted_chain_ends_as_one_that_was_not(data, recipes, tmp_path, mon
     for config in configs:
         assert all(stage.pop("seconds") > 0 for stage in config["training_history"])
     assert configs[0] == configs[1]
+
+
+HOLD = """
+import pathlib, sys
+from revhrnet_hf.io import lock_file
+held = lock_file(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_overwrite_keeps_a_run_that_is_at_work_in_a_later_stage(data, recipes, tmp_path):
+    """Of the earlier stages nothing is deleted either; without such a run all of the old chain goes."""
+    names = ["cityscapes", "camvid"]
+    run_chain(recipes(*names, epochs=1), folders_of(data, names), tmp_path)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    at_work = forked.Popen([sys.executable, "-c", HOLD, tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert at_work.stdout.readline() == b"held\n"
+    with pytest.raises(CheckpointError, match=f"Another run is at work in {tmp_path}:"):
+        run_chain(recipes(*names, epochs=1), folders_of(data, names), tmp_path, overwrite=True)
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+    at_work.communicate()
+
+    class Killed(Stage):
+        def run(self):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(chain, "Stage", Killed)
+        run_chain(recipes(*names, epochs=1), folders_of(data, names), tmp_path, overwrite=True)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        ".lock",
+        "1_cityscapes",
+        "1_cityscapes/.lock",
+    ]
 
 
 def test_without_transfer_the_rows_are_random(data, recipes, tmp_path):
