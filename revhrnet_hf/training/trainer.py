@@ -22,7 +22,7 @@ from .agreement import SharedErrors, SharedStop, lost_process
 from .checkpoint import Checkpoints, TrainingState
 from .class_weights import with_counted_weights
 from .data import Batch, DataDirs, TrainingData, folders_by_name, load_sets
-from .dataset_checks import fingerprint, refuse_unlabelled
+from .dataset_checks import fingerprint, refuse_unlabelled, warn_of_learnt_images
 from .evaluation_hook import EvaluationHook, note_scores
 from .feature_bank import BANK_FOLDER
 from .learner import Learner
@@ -116,7 +116,9 @@ class Stage:
         if bank_dir is not None and self.data.bank is not None:
             self.data.bank.check_state()
         if self.state.step == 0:
-            warn_of_unseen_classes([entry.images for entry in self.data.sets], self.data.label_space)
+            recipe, sets = self.recipe, self.data.sets
+            warn_of_learnt_images(sets, self.evaluation.dataset, f"{recipe.dataset}:{recipe.eval_split}")
+            warn_of_unseen_classes([entry.images for entry in sets], self.data.label_space)
 
     def _load(self, data_dir: str | Path | DataDirs, resume: bool):
         """The network with its initial weights, its image processor, and the evaluation split; other things become attributes."""

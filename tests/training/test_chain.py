@@ -1,6 +1,7 @@
 """Chains on drawn scenes: stage after stage, the classifier is transferred, finished stages stay, interrupted ones resume."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
 from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training import chain
-from revhrnet_hf.training.chain import run_chain
+from revhrnet_hf.training.chain import check_chain, run_chain
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.trainer import Stage
 
@@ -179,9 +180,57 @@ def test_all_is_looked_at_before_the_first_stage_begins(data, recipes, tmp_path,
     second.precision = "bf16"
     with pytest.raises(RecipeError, match="same precision"):
         run_chain([first, second], folders_of(data, names), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     (tmp_path / "out" / "best").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="holds best, where a run would write, and no run"):
         run_chain(recipes(*names), folders_of(data, names), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"trackers": ["paper"]}, "Recipe field trackers: unknown 'paper'"),
+        ({"class_weights": [1.0]}, "class_weights must have one value a class: it has 1, and 'camvid11' has 11"),
+        ({"batch_size": 64}, "batch_size 64 is more than the 8 images"),
+        ({"variant": "w64"}, "known are w18, w32, w48"),
+        ({"head": "single"}, "init_from {folder}/1_cityscapes/best is of another network than the recipe's: "),
+        ({"trainable_backbone": "all", "layer_decay": 0.75}, "layer_decay is for plain vision transformers"),
+    ],
+    ids=str,
+)
+def test_a_later_stage_is_looked_at_before_the_first_begins(data, recipes, tmp_path, settings, said):
+    (first,), (second,) = recipes("cityscapes"), recipes("camvid", **settings)
+    said = "stage 2 of 2, camvid: .*" + re.escape(said.format(folder=tmp_path))
+    with pytest.raises(RecipeError, match=said):
+        check_chain([first, second], folders_of(data, ["cityscapes", "camvid"]), tmp_path, resume=False, overwrite=False)
+
+
+def test_weights_are_neither_read_nor_counted_before_the_first_stage_begins(data, recipes, tmp_path, monkeypatch):
+    monkeypatch.setattr("revhrnet_hf.training.class_weights.class_pixel_counts", None)
+    (first,) = recipes("cityscapes", backbone_weights="nothing.pth", class_weights="auto")
+    settings = {"class_weights": "effective_number", "effective_number_beta": 0.9, "trainable_backbone": "lora"}
+    (second,) = recipes("camvid", backbone_weights="nothing.pth", **settings)
+    folders = check_chain([first, second], folders_of(data, ["cityscapes", "camvid"]), tmp_path, resume=False, overwrite=False)
+    assert folders == [tmp_path / "1_cityscapes", tmp_path]
+
+
+def test_recipes_may_be_used_twice(data, recipes, tmp_path, monkeypatch):
+    """The second chain begins from its own first stage, and not from that of the first chain."""
+    begun = []
+
+    class Noted:
+        def __init__(self, recipe, data_dirs, folder, *_):
+            begun.append((folder, recipe.init_from))
+
+        def run(self):
+            pass
+
+    monkeypatch.setattr(chain, "Stage", Noted)
+    names = ["cityscapes", "camvid"]
+    both = recipes(*names)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        run_chain(both, folders_of(data, names), folder)
+        assert begun[-2:] == [(folder / "1_cityscapes", None), (folder, str(folder / "1_cityscapes" / "best"))]
 
 
 def test_hrnet_from_scratch(data, recipes, tmp_path):

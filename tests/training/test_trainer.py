@@ -544,6 +544,8 @@ class TestBadInput:
         (bank / "bank.json").write_text("{}")
         before = {path: path.is_file() and path.read_bytes() for path in output_dir.rglob("*")}
         monkeypatch.setitem(sys.modules, "torchao.optim", None)
+        locks = []
+        monkeypatch.setattr("revhrnet_hf.training.output_dir.lock_file", lambda path: locks.append(lock_file(path)) or locks[-1])
         for settings, error, said in (
             ({"trainable_backbone": "all", "layer_decay": 0.75}, RecipeError, "layer_decay is for plain vision transformers"),
             ({"optimizer": "adamw8bit"}, RecipeError, "adamw8bit needs torchao"),
@@ -551,12 +553,10 @@ class TestBadInput:
         ):
             changed = Recipe(**{**vars(recipe), **settings})
             bank_dir = bank if "feature_bank" in settings else None
-            with monkeypatch.context() as patch, pytest.raises(error, match=said) as refusal:
-                locks = []
-                patch.setattr("revhrnet_hf.training.output_dir.lock_file", lambda path: locks.append(lock_file(path)) or locks[-1])
+            with pytest.raises(error, match=said):
                 Stage(changed, mini_camvid, output_dir, overwrite=True, bank_dir=bank_dir)
-            assert [lock.closed for lock in locks] == [True], refusal
             assert {path: path.is_file() and path.read_bytes() for path in output_dir.rglob("*")} == before
+        assert [lock.closed for lock in locks] == [True] * 3
 
     @pytest.mark.parametrize("num_workers", [0, 1])
     @pytest.mark.parametrize("fault", ["truncated image", "truncated label map", "unknown id"])
