@@ -116,11 +116,16 @@ def _cache_file(dataset: datasets.Dataset) -> Path:
 
 def files_of(dataset: datasets.Dataset, column: str) -> list[str]:
     """The locations of the images or label maps that are not stored inside the dataset."""
+    return [location for location in files_in_table(dataset, column) if location is not None]
+
+
+def files_in_table(dataset: datasets.Dataset, column: str) -> list[str | None]:
+    """The location of the image or label map of each row of the dataset's table; None for one stored inside the dataset."""
     stored = dataset.data.column(column)
     if not pa.types.is_struct(stored.type):
-        return []
-    paths = pc.struct_field(stored, "path").filter(pc.is_null(pc.struct_field(stored, "bytes")))
-    return pc.drop_null(paths).to_pylist()
+        return [None] * len(stored)
+    is_file = pc.is_null(pc.struct_field(stored, "bytes"))
+    return pc.if_else(is_file, pc.struct_field(stored, "path"), None).to_pylist()
 
 
 def _stamp(location: str) -> str:

@@ -1,15 +1,19 @@
-"""Checks of a run's data: it is resumed on the data that it began with, and there is something to score on."""
+"""Checks of a run's data: it is resumed on the data that it began with, and what it is scored on is labelled and new to it."""
 
 import hashlib
 import json
+import logging
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from ..data import label_space_of
+from ..data.class_index import files_in_table
 from ..errors import CheckpointError, DataError
 from .data import TrainingSet
+
+logger = logging.getLogger(__name__)
 
 
 def fingerprint(train_sets: list[TrainingSet], eval_set: Dataset, eval_split: str) -> dict[str, Any]:
@@ -81,3 +85,23 @@ def refuse_unlabelled(eval_set: Dataset, name: str, ignore_index: int) -> None:
         f"{name}: no pixel of its {len(eval_set)} label maps has a class, so that nothing can be scored. Is the split published "
         "without labels? Does the label table ignore an id that is meant to be a class?"
     )
+
+
+def warn_of_learnt_images(train_sets: list[TrainingSet], eval_set: Dataset, name: str) -> None:
+    """Logs a warning if images of the evaluation split, called `name`, are trained on, as with trainval and val.
+
+    Images are compared by their files; those that a dataset has stored inside itself are not.
+    """
+    learnt = _files_of_rows(eval_set) & set().union(*(_files_of_rows(entry.images) for entry in train_sets))
+    if learnt:
+        logger.warning(
+            f"{len(learnt)} of the {len(eval_set)} images of {name}, on which scores are taken, are trained on as well: "
+            "scores are higher than on images that are new to the network, and the best checkpoint is chosen by them"
+        )
+
+
+def _files_of_rows(images: Dataset) -> set[str]:
+    """The files of the images of a split; of a part such as train[::4], whose table may be that of the whole split, its own."""
+    file_of = dict(zip(images.data.column("image_id").to_pylist(), files_in_table(images, "image"), strict=True))
+    ids = images.select_columns("image_id")[:]["image_id"]
+    return {file for file in map(file_of.get, ids) if file is not None}

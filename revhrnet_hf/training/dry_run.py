@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from ..text import aligned, size_on_disk
 from .agreement import SharedErrors
-from .chain import check_chain
+from .chain import beginning_from, check_chain
 from .checkpoint_files import damage
 from .data import DataDirs
 from .dataset_checks import refuse_other_data
@@ -83,13 +83,11 @@ def dry_run(
     estimates, best = [], None
     with ExitStack() as stack:
         with errors.together():
-            folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir)
+            folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir, accelerator.num_processes)
             own = stack.enter_context(tempfile.TemporaryDirectory(prefix="revhrnet-dry-run-"))
         (place,) = broadcast_object_list([own])
         for position, recipe in enumerate(recipes):
-            recipe = replace(recipe, trackers=[], log_images=0)
-            if best is not None and recipe.init_from is None:
-                recipe.init_from = str(best)
+            recipe = replace(beginning_from(best, recipe), trackers=[], log_images=0)
             shared, own_folder = Path(place) / str(position), Path(own) / str(position)
             to_resume = folders[position] / LAST if resume else None
             before, (estimate, best) = best, _rehearse(recipe, data_dirs, shared, own_folder, timeout, to_resume)

@@ -243,20 +243,21 @@ class FeatureBank:
             self._lock = lock_file(self.folder / LOCK_FILE)
         except OSError as error:
             if self._is_whole() and self._is_full():  # it is only read
-                self._check_state()
+                self.check_state()
                 return
             raise CheckpointError(f"Cannot write the feature bank in {self.folder}: {error.strerror}") from error
         if self._lock is None:
             raise CheckpointError(f"Another run fills the feature bank in {self.folder}: wait for it, or choose another place")
         try:
-            self._check_state()
+            self.check_state()
             if not self._is_whole():
                 self._allocate()
         except BaseException:
             self.close()
             raise
 
-    def _check_state(self) -> None:
+    def check_state(self) -> None:
+        """Raises a CheckpointError if the folder holds other maps than this bank's; writes nothing."""
         state = self._read_state()
         if state is None and self.path.exists():
             raise CheckpointError(

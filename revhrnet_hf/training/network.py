@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -66,6 +68,19 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> tuple[PreTrainedMode
     if fixed_size is not None:
         _check_sizes(recipe, fixed_size)
     return model, image_processor
+
+
+def outline_of_model(recipe: Recipe, label_space: LabelSpace) -> PreTrainedModel:
+    """The recipe's network on the meta device, where weights have shapes and no values; errors as for `build_model`.
+
+    Pretrained weights are not read, and class weights not counted.
+    """
+    given: dict[str, Any] = {"backbone_weights": RANDOM}
+    if isinstance(recipe.class_weights, str):
+        given |= {"class_weights": None, "effective_number_beta": None}
+    with torch.device("meta"):
+        model, _ = build_model(replace(recipe, **given), label_space)
+    return model
 
 
 def _check_sizes(recipe: Recipe, fixed_size: tuple[int, int]) -> None:

@@ -71,7 +71,7 @@ FREE_TO_CHANGE = {
 
 
 def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool) -> tuple[bool, IO[bytes]]:
-    """Make `output_dir` ready for a run that has it to itself. Only what a run has written there is ever deleted.
+    """Keep `output_dir` for a run that has it to itself. Nothing is deleted: a new run calls `begin_anew`, once it can begin.
 
     Returns:
         Whether there is a checkpoint to resume from, which is then in `last`; and the folder's lock, to be closed at the end.
@@ -91,13 +91,17 @@ def claim_output_dir(output_dir: Path, recipe: Recipe, resume: bool, overwrite: 
         if resumes:
             choose_whole(output_dir)
             check_same_recipe(output_dir / LAST / "recipe.yaml", recipe)
-        else:
-            remove_run(output_dir)
-        _mark(lock, RUN_SAVED if resumes else RUN_BEGUN)
+            _mark(lock, RUN_SAVED)
     except BaseException:
         lock.close()
         raise
     return resumes, lock
+
+
+def begin_anew(output_dir: Path, lock: IO[bytes]) -> None:
+    """Delete the run that was in a claimed folder, and note that a new one has begun. `lock` is that of `claim_output_dir`."""
+    _remove_run(output_dir)
+    _mark(lock, RUN_BEGUN)
 
 
 def note_saved(lock: IO[bytes]) -> None:
@@ -265,10 +269,10 @@ def entries_no_run_wrote(output_dir: Path) -> list[Path]:
     return found
 
 
-def remove_run(output_dir: Path) -> None:
+def _remove_run(output_dir: Path) -> None:
     """Delete the files that a run and its evaluations have written, and nothing else.
 
-    Call `refuse_second_run` first: it tells whether a run has written them.
+    Call `claim_output_dir` first: it tells whether a run has written them, and keeps other runs out.
     """
     gone = []
     for entry in run_entries(output_dir):

@@ -7,7 +7,7 @@ one that was not, and the number of processes and workers does not change what i
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from accelerate.utils import broadcast_object_list, set_seed
 from tqdm.auto import tqdm
@@ -22,13 +22,13 @@ from .agreement import SharedErrors, SharedStop, lost_process
 from .checkpoint import Checkpoints, TrainingState
 from .class_weights import with_counted_weights
 from .data import Batch, DataDirs, TrainingData, folders_by_name, load_sets
-from .dataset_checks import fingerprint, refuse_unlabelled
+from .dataset_checks import fingerprint, refuse_unlabelled, warn_of_learnt_images
 from .evaluation_hook import EvaluationHook, note_scores
 from .feature_bank import BANK_FOLDER
 from .learner import Learner
 from .log import RunLog, check_trackers
 from .network import build_model
-from .output_dir import BEST, LAST, claim_output_dir
+from .output_dir import BEST, LAST, begin_anew, claim_output_dir
 from .processes import TIMEOUT, fixed_sizes, out_of_memory, peak_memory_gib, start_processes
 from .progress import Meter, progress_bar
 from .recipe import LORA, Recipe
@@ -48,7 +48,8 @@ class Stage:
         bank_dir: folder of the feature bank, which runs with the same maps can share; not given: in `output_dir`.
 
     Raises:
-        DataError, RecipeError, CheckpointError, OSError: before anything is written, where it can be known by then.
+        DataError, RecipeError, CheckpointError, OSError: before anything is written but the folder's lock file, and before an
+            old run is deleted, where it can be known by then.
     """
 
     def __init__(
@@ -68,11 +69,25 @@ class Stage:
         self.stop = SharedStop(StopSignals(self.accelerator.num_processes), self.errors)
         with self.errors.together():
             network, image_processor, eval_set = self._load(data_dir, resume)
-        is_main = self.accelerator.is_main_process
-        with self.errors.together():  # files are deleted and written only when no process has found a fault
-            resumes, self.lock = claim_output_dir(self.output_dir, self.recipe, resume, overwrite) if is_main else (None, None)
-        (resumes,) = broadcast_object_list([resumes])
-        self._assemble(network, image_processor, eval_set)
+        self.lock: IO[bytes] | None = None  # in the main process
+        try:
+            with self.errors.together():  # files are written only when no process has found a fault
+                resumes = self._claim(resume, overwrite) if self.accelerator.is_main_process else None
+            (resumes,) = broadcast_object_list([resumes])
+            self._assemble(network, image_processor, eval_set)
+            self._resume_or_begin(resume, resumes, bank_dir)
+        except BaseException:
+            if self.lock is not None:
+                self.lock.close()
+            raise
+
+    def _claim(self, resume: bool, overwrite: bool) -> bool:
+        """Whether there is a run to resume in the output folder, which this process has to itself from now on."""
+        resumes, self.lock = claim_output_dir(self.output_dir, self.recipe, resume, overwrite)
+        return resumes
+
+    def _resume_or_begin(self, resume: bool, resumes: bool, bank_dir: str | Path | None) -> None:
+        """Restore the run in the output folder, or, where none `resumes`, begin a new one there, in place of an old one."""
         if resume and not resumes:
             self.accelerator.print(f"no run to resume in {self.output_dir}: a new one begins")
         if 0 < self.total_steps <= self.recipe.warmup_steps:
@@ -87,11 +102,23 @@ class Stage:
                 self.data.mark_bad(state.bad_images)
         elif self.transfer is not None:
             self.accelerator.print(self.transfer)
-        # With the weights that the stage has now, a resumed one those of its checkpoint.
-        self.data.make_bank(Path(bank_dir or self.output_dir / BANK_FOLDER), self.learner, self.fingerprint)
         with self.errors.together():
-            if is_main and self.state.step == 0:
-                warn_of_unseen_classes([entry.images for entry in self.data.sets], self.data.label_space)
+            # With the weights that the stage has now, a resumed one those of its checkpoint.
+            self.data.make_bank(Path(bank_dir or self.output_dir / BANK_FOLDER), self.learner, self.fingerprint)
+        with self.errors.together():
+            if self.accelerator.is_main_process:
+                self._check_before_deleting(bank_dir)
+                if not resumes:
+                    begin_anew(self.output_dir, self.lock)
+
+    def _check_before_deleting(self, bank_dir: str | Path | None) -> None:
+        """The last checks; a bank in the output folder is not looked at, for it is deleted with the old run."""
+        if bank_dir is not None and self.data.bank is not None:
+            self.data.bank.check_state()
+        if self.state.step == 0:
+            recipe, sets = self.recipe, self.data.sets
+            warn_of_learnt_images(sets, self.evaluation.dataset, f"{recipe.dataset}:{recipe.eval_split}")
+            warn_of_unseen_classes([entry.images for entry in sets], self.data.label_space)
 
     def _load(self, data_dir: str | Path | DataDirs, resume: bool):
         """The network with its initial weights, its image processor, and the evaluation split; other things become attributes."""
@@ -140,9 +167,6 @@ class Stage:
             TrainingError: the loss is no longer a number; a loader's worker died, or another process is gone.
             RevHRNetError: whatever another process raised.
         """
-        if self.finished:
-            self.accelerator.print(f"{self.output_dir} is finished: {self.state.epoch} of {self.recipe.epochs} epochs are done")
-            return None
         with self.stop.signals:
             try:
                 return self._run()
@@ -158,6 +182,9 @@ class Stage:
 
     def _run(self) -> dict[str, Any] | None:
         recipe = self.recipe
+        if self.finished:
+            self.accelerator.print(f"{self.output_dir} is finished: {self.state.epoch} of {recipe.epochs} epochs are done")
+            return None
         self.checkpoints.start_clock()
         self.data.open_bank(self.state.step)
         with self.errors.together():

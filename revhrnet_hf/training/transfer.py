@@ -1,5 +1,6 @@
 """The initial weights of a stage from a checkpoint for other classes: classifier rows come from classes with the same meaning."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +52,8 @@ def transfer(model, label_space: LabelSpace, checkpoint: str, with_classifier: b
     before, _ = load_checkpoint(checkpoint)
     expected = model.state_dict()
     weights = {name: tensor for name, tensor in before.state_dict().items() if name in expected or not name.startswith(AUXILIARY)}
-    _check_same_network(weights, expected, checkpoint)
-    before_space = classes_of_names(before.config.id2label[row] for row in range(before.config.num_labels))
-    sources = _sources(before_space, label_space, checkpoint) if with_classifier else [[] for _ in label_space.names]
+    names = [before.config.id2label[row] for row in range(before.config.num_labels)]
+    sources = sources_of_rows(weights, names, expected, label_space, checkpoint, with_classifier)
     for name in filter(_is_classifier, expected):
         rows = expected[name].clone()
         for row, of in enumerate(sources):
@@ -63,10 +63,34 @@ def transfer(model, label_space: LabelSpace, checkpoint: str, with_classifier: b
     model.load_state_dict(weights)
     if hasattr(before.config, "backbone_license"):
         model.config.backbone_license = before.config.backbone_license  # the backbone's weights are the checkpoint's
-    named = {name: [before_space.names[row] for row in of] for name, of in zip(label_space.names, sources, strict=True)}
+    named = {name: [names[row] for row in of] for name, of in zip(label_space.names, sources, strict=True)}
     # Stages before a change of the classes come first.
     histories = (getattr(before.config, name, None) or [] for name in ("pretraining_history", "training_history"))
     return Transfer(str(checkpoint), named, [stage for history in histories for stage in history])
+
+
+def sources_of_rows(
+    before: dict[str, torch.Tensor],
+    names: Sequence[str],
+    expected: dict[str, torch.Tensor],
+    label_space: LabelSpace,
+    checkpoint: str,
+    with_classifier: bool = True,
+) -> list[list[int]]:
+    """For each row of the new classifier, the rows of the old one that it begins with the mean of; none for a random one.
+
+    Args:
+        before, names: the old network's weights, of which shapes are enough, and its classes.
+        expected, label_space: those of the new one.
+        checkpoint, with_classifier: as for `transfer`; the checkpoint is named in errors and not read.
+
+    Raises:
+        RecipeError: the two are not of the same network, or no class has a partner.
+    """
+    _check_same_network(before, expected, checkpoint)
+    if not with_classifier:
+        return [[] for _ in label_space.names]
+    return _sources(classes_of_names(names), label_space, checkpoint)
 
 
 def _sources(before: LabelSpace | Classes, after: LabelSpace, checkpoint: str) -> list[list[int]]:

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
@@ -182,7 +182,7 @@ def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
     }
     refuse_other_data(made_with, output_dir)
     try:
-        run_chain([replace(stage) for stage in run.recipes], folders, folder, resume=True)
+        run_chain(list(run.recipes), folders, folder, resume=True)
     except DivergedError as error:
         if not run.is_tuning:
             raise

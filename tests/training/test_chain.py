@@ -1,6 +1,9 @@
 """Chains on drawn scenes: stage after stage, the classifier is transferred, finished stages stay, interrupted ones resume."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
 from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training import chain
-from revhrnet_hf.training.chain import run_chain
+from revhrnet_hf.training.chain import check_chain, run_chain
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.trainer import Stage
 
@@ -119,6 +122,42 @@ def test_interrupted_chain_ends_as_one_that_was_not(data, recipes, tmp_path, mon
     assert configs[0] == configs[1]
 
 
+# As `lock_file`, without the package, whose import takes seconds.
+HOLD = """
+import fcntl, sys
+held = open(sys.argv[1], "r+b")
+fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_overwrite_keeps_a_run_that_is_at_work_in_a_later_stage(data, recipes, tmp_path):
+    """Of the earlier stages nothing is deleted either; without such a run all of the old chain goes."""
+    names = ["cityscapes", "camvid"]
+    run_chain(recipes(*names, epochs=1), folders_of(data, names), tmp_path)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    at_work = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert at_work.stdout.readline() == b"held\n"
+    with pytest.raises(CheckpointError, match=f"Another run is at work in {tmp_path}:"):
+        run_chain(recipes(*names, epochs=1), folders_of(data, names), tmp_path, overwrite=True)
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+    at_work.communicate()
+
+    class Killed(Stage):
+        def run(self):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(chain, "Stage", Killed)
+        run_chain(recipes(*names, epochs=1), folders_of(data, names), tmp_path, overwrite=True)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        ".lock",
+        "1_cityscapes",
+        "1_cityscapes/.lock",
+    ]
+
+
 def test_without_transfer_the_rows_are_random(data, recipes, tmp_path):
     run_chain(recipes("cityscapes", epochs=1), folders_of(data, ["cityscapes"]), tmp_path / "first")
     rows = []
@@ -140,9 +179,57 @@ def test_all_is_looked_at_before_the_first_stage_begins(data, recipes, tmp_path,
     second.precision = "bf16"
     with pytest.raises(RecipeError, match="same precision"):
         run_chain([first, second], folders_of(data, names), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     (tmp_path / "out" / "best").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="holds best, where a run would write, and no run"):
         run_chain(recipes(*names), folders_of(data, names), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"trackers": ["paper"]}, "Recipe field trackers: unknown 'paper'"),
+        ({"class_weights": [1.0]}, "class_weights must have one value a class: it has 1, and 'camvid11' has 11"),
+        ({"batch_size": 64}, "batch_size 64 is more than the 8 images"),
+        ({"variant": "w64"}, "known are w18, w32, w48"),
+        ({"head": "single"}, "init_from {folder}/1_cityscapes/best is of another network than the recipe's: "),
+        ({"trainable_backbone": "all", "layer_decay": 0.75}, "layer_decay is for plain vision transformers"),
+    ],
+    ids=str,
+)
+def test_a_later_stage_is_looked_at_before_the_first_begins(data, recipes, tmp_path, settings, said):
+    (first,), (second,) = recipes("cityscapes"), recipes("camvid", **settings)
+    said = "stage 2 of 2, camvid: .*" + re.escape(said.format(folder=tmp_path))
+    with pytest.raises(RecipeError, match=said):
+        check_chain([first, second], folders_of(data, ["cityscapes", "camvid"]), tmp_path, resume=False, overwrite=False)
+
+
+def test_weights_are_neither_read_nor_counted_before_the_first_stage_begins(data, recipes, tmp_path, monkeypatch):
+    monkeypatch.setattr("revhrnet_hf.training.class_weights.class_pixel_counts", None)
+    (first,) = recipes("cityscapes", backbone_weights="nothing.pth", class_weights="auto")
+    settings = {"class_weights": "effective_number", "effective_number_beta": 0.9, "trainable_backbone": "lora"}
+    (second,) = recipes("camvid", backbone_weights="nothing.pth", **settings)
+    folders = check_chain([first, second], folders_of(data, ["cityscapes", "camvid"]), tmp_path, resume=False, overwrite=False)
+    assert folders == [tmp_path / "1_cityscapes", tmp_path]
+
+
+def test_recipes_may_be_used_twice(data, recipes, tmp_path, monkeypatch):
+    """The second chain begins from its own first stage, and not from that of the first chain."""
+    begun = []
+
+    class Noted:
+        def __init__(self, recipe, data_dirs, folder, *_):
+            begun.append((folder, recipe.init_from))
+
+        def run(self):
+            pass
+
+    monkeypatch.setattr(chain, "Stage", Noted)
+    names = ["cityscapes", "camvid"]
+    both = recipes(*names)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        run_chain(both, folders_of(data, names), folder)
+        assert begun[-2:] == [(folder / "1_cityscapes", None), (folder, str(folder / "1_cityscapes" / "best"))]
 
 
 def test_hrnet_from_scratch(data, recipes, tmp_path):

@@ -20,7 +20,7 @@ from revhrnet_hf.training.checkpoint import (
 )
 from revhrnet_hf.training.checkpoint_files import damage, write_checkpoint, write_checksums
 from revhrnet_hf.training.optimisation import build_optimizer
-from revhrnet_hf.training.output_dir import claim_output_dir, note_saved, recover
+from revhrnet_hf.training.output_dir import begin_anew, claim_output_dir, note_saved, recover
 from revhrnet_hf.training.recipe import Recipe
 
 
@@ -153,6 +153,13 @@ class TestClaim:
         (folder / "log.jsonl").write_text("{}\n")
         (folder / "mine.txt").write_text("not ours")
 
+    def begin(self, folder, resume=False, overwrite=False):
+        """A run that finds none to resume."""
+        resumes, lock = claim_output_dir(folder, self.recipe, resume, overwrite)
+        assert resumes is False
+        begin_anew(folder, lock)
+        lock.close()
+
     def test_fresh(self, tmp_path):
         assert claim_output_dir(tmp_path / "a" / "b", self.recipe, resume=False, overwrite=False)[0] is False
         assert claim_output_dir(tmp_path / "a" / "b", self.recipe, resume=True, overwrite=False)[0] is False
@@ -166,7 +173,7 @@ class TestClaim:
 
     def test_overwrite_deletes_only_ours(self, tmp_path):
         self.run_in(tmp_path)
-        assert claim_output_dir(tmp_path, self.recipe, resume=False, overwrite=True)[0] is False
+        self.begin(tmp_path, overwrite=True)
         assert {path.name for path in tmp_path.iterdir()} == {".lock", "mine.txt"}
 
     def test_another_process_is_at_work(self, tmp_path, forked):
@@ -213,7 +220,9 @@ class TestClaim:
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.txt").write_text("somebody's")
         for how in ({"overwrite": False}, {"overwrite": True}, {"overwrite": False, "resume": True}):
-            _, lock = claim_output_dir(tmp_path, self.recipe, **{"resume": False, **how})
+            resumes, lock = claim_output_dir(tmp_path, self.recipe, **{"resume": False, **how})
+            if not resumes:
+                begin_anew(tmp_path, lock)
             self.save_in(tmp_path, lock)
             write_checkpoint(tmp_path / "best", lambda folder: (folder / "a").write_text("b"))
             lock.close()
@@ -247,11 +256,11 @@ class TestClaim:
     @pytest.mark.parametrize("resume", [False, True])
     def test_killed_before_its_first_checkpoint(self, tmp_path, resume):
         """What such a run left is its own, and it begins anew; `best` is written before the first `last`."""
-        claim_output_dir(tmp_path, self.recipe, resume=False, overwrite=False)[1].close()
+        self.begin(tmp_path)
         (tmp_path / "log.jsonl").write_text("{}\n")
         if resume:
             (tmp_path / "best").mkdir()
-        assert claim_output_dir(tmp_path, self.recipe, resume=resume, overwrite=False)[0] is False
+        self.begin(tmp_path, resume)
         assert {path.name for path in tmp_path.iterdir()} == {".lock"}
 
     @pytest.mark.parametrize("kind", ["link", "text", "folder", "pipe"])
@@ -283,7 +292,7 @@ class TestClaim:
             assert claim_output_dir(tmp_path, self.recipe, resume=True, overwrite=False)[0] is True
         assert (tmp_path / "last.damaged" / "SHA256SUMS").read_text() == "damaged 1"
         assert (tmp_path / "last.damaged.2" / "SHA256SUMS").read_text() == "damaged 2"
-        claim_output_dir(tmp_path, self.recipe, resume=False, overwrite=True)
+        self.begin(tmp_path, overwrite=True)
         assert {path.name for path in tmp_path.iterdir()} == {".lock"}
 
     def test_impossible(self, tmp_path):

@@ -1,4 +1,4 @@
-"""A run is resumed on the data that it began with, and there is something to score on."""
+"""A run is resumed on the data that it began with, and what it is scored on is labelled and new to it."""
 
 import copy
 import hashlib
@@ -169,3 +169,21 @@ def test_one_value_a_channel(recipe, camvid, tmp_path, dry, settings):
     said = rf"crop_size 32 32 with 1 image\(s\) in a forward pass \(batch_size {settings['batch_size']}, gradient_acc"
     with pytest.raises(RecipeError, match=said):
         (dry_run if dry else run_chain)([small], {"camvid": camvid}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, None),
+        ({"train_split": "train[::4]", "eval_split": "train[1::4]"}, None),
+        ({"train_split": "trainval"}, "3 of the 3 images of camvid:val"),
+        ({"eval_split": "train[2:]"}, "8 of the 8 images of camvid:train[2:]"),
+        ({"train_split": "train[::4]", "eval_split": "train[::2]"}, "3 of the 5 images of camvid:train[::2]"),
+        ({"more_datasets": ["camvid:val"]}, "3 of the 3 images of camvid:val"),
+    ],
+    ids=str,
+)
+def test_images_that_are_scored_and_trained_on(recipe, camvid, tmp_path, caplog, settings, said):
+    Stage(replace(recipe, **settings), camvid, tmp_path / "run")
+    warnings = [message for message in caplog.messages if "trained on as well" in message]
+    assert [message.partition(",")[0] for message in warnings] == ([] if said is None else [said])

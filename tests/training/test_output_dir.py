@@ -13,6 +13,7 @@ from revhrnet_hf.training.chain import check_chain
 from revhrnet_hf.training.checkpoint import TrainingState, save_averages, save_model_folder, save_training_state
 from revhrnet_hf.training.checkpoint_files import checkpoint_files, damage, entries_of_others, write_checkpoint
 from revhrnet_hf.training.output_dir import (
+    begin_anew,
     claim_output_dir,
     earlier_checkpoints,
     entries_no_run_wrote,
@@ -35,6 +36,7 @@ def fill(folder, step=1):
 def begin(output_dir):
     """A run that has saved once."""
     _, lock = claim_output_dir(output_dir, RECIPE, resume=False, overwrite=False)
+    begin_anew(output_dir, lock)
     write_checkpoint(output_dir / "best", fill)
     save_last(output_dir, 2, fill)
     save_last(output_dir, 2, lambda folder: fill(folder, 2))
@@ -44,6 +46,13 @@ def begin(output_dir):
     for name in ("events.out.tfevents.1.host.2.0", "hparams.yml", "17/events.out.tfevents.1.host.2.1"):
         (output_dir / "tensorboard" / "revhrnet" / name).write_text("")
     note_saved(lock)
+    lock.close()
+
+
+def overwrite(output_dir):
+    """A run that begins in place of another."""
+    _, lock = claim_output_dir(output_dir, RECIPE, resume=False, overwrite=True)
+    begin_anew(output_dir, lock)
     lock.close()
 
 
@@ -88,7 +97,7 @@ class TestOverwrite:
         caplog.set_level("INFO", "revhrnet_hf")
         begin(tmp_path)
         assert entries_no_run_wrote(tmp_path) == []
-        claim_output_dir(tmp_path, RECIPE, resume=False, overwrite=True)[1].close()
+        overwrite(tmp_path)
         assert list(tree(tmp_path)) == [".lock"]
         assert (capsys.readouterr(), caplog.messages) == (("", ""), [])
 
@@ -130,7 +139,7 @@ class TestOverwrite:
         begin(tmp_path)
         evaluate(tmp_path / "best")
         evaluate(tmp_path / "last", "scores_folder-photos_val")
-        claim_output_dir(tmp_path, RECIPE, resume=False, overwrite=True)[1].close()
+        overwrite(tmp_path)
         assert list(tree(tmp_path)) == [".lock"]
         (line,) = caplog.messages
         assert line.endswith(": best/scores_camvid_val.json, last/scores_folder-photos_val.json")
@@ -139,13 +148,15 @@ class TestOverwrite:
         put(tmp_path, "thesis.txt")
         begin(tmp_path / "out")
         (tmp_path / "out" / "last" / "SHA256SUMS").write_text(f"0  ../../thesis.txt\n0  {tmp_path / 'thesis.txt'}\n")
-        claim_output_dir(tmp_path / "out", RECIPE, resume=False, overwrite=True)[1].close()
+        overwrite(tmp_path / "out")
         assert (tmp_path / "thesis.txt").exists()
         assert list(tree(tmp_path / "out")) == [".lock"]
 
     def test_a_run_that_begins_anew_by_itself(self, tmp_path):
         """It was killed before its first checkpoint; somebody has put a file into its folders."""
-        claim_output_dir(tmp_path, RECIPE, resume=False, overwrite=False)[1].close()
+        _, lock = claim_output_dir(tmp_path, RECIPE, resume=False, overwrite=False)
+        begin_anew(tmp_path, lock)
+        lock.close()
         put(tmp_path, "tensorboard/thesis.txt")
         for resume in (False, True):
             with pytest.raises(CheckpointError, match=r"has written: tensorboard/thesis\.txt\. They"):

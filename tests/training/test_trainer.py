@@ -25,6 +25,7 @@ from revhrnet_hf.cli import run
 from revhrnet_hf.data import label_space_of, load_segmentation_dataset
 from revhrnet_hf.errors import CheckpointError, DataError, RecipeError, TrainingError
 from revhrnet_hf.evaluation import SegmentationMetric, load_checkpoint, predict_label_maps
+from revhrnet_hf.io import lock_file
 from revhrnet_hf.synthetic import write_camvid
 from revhrnet_hf.training import processes
 from revhrnet_hf.training.data import load_split
@@ -351,6 +352,14 @@ def test_ends_early(recipe, mini_camvid, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "best" / "scores.json").read_text())["epoch"] == 5
 
 
+def test_a_finished_run_is_not_locked(recipe, mini_camvid, tmp_path):
+    recipe.epochs = 1
+    Stage(recipe, mini_camvid, tmp_path).run()
+    again = Stage(recipe, mini_camvid, tmp_path, resume=True)
+    assert again.run() is None
+    assert again.lock.closed
+
+
 def test_loss_is_that_of_the_whole_step(recipe, mini_camvid, tmp_path):
     """Passes with unlike pixels (padding, class weights) learn what one pass over all their images would, BatchNorm aside."""
     recipe.gradient_accumulation_steps, recipe.weight_decay = 2, 0.0
@@ -525,6 +534,29 @@ class TestBadInput:
             with pytest.raises((DataError, RecipeError), match=said):
                 Stage(broken, mini_camvid, output_dir)
             assert not output_dir.exists(), field
+
+    def test_the_old_run_stays_where_the_new_one_cannot_begin(self, recipe, mini_camvid, tmp_path, monkeypatch):
+        """Nor does its folder stay locked."""
+        output_dir, bank = tmp_path / "out", tmp_path / "bank"
+        recipe.epochs = 1
+        Stage(recipe, mini_camvid, output_dir).run()
+        bank.mkdir()
+        (bank / "bank.json").write_text("{}")
+        before = {path: path.is_file() and path.read_bytes() for path in output_dir.rglob("*")}
+        monkeypatch.setitem(sys.modules, "torchao.optim", None)
+        locks = []
+        monkeypatch.setattr("revhrnet_hf.training.output_dir.lock_file", lambda path: locks.append(lock_file(path)) or locks[-1])
+        for settings, error, said in (
+            ({"trainable_backbone": "all", "layer_decay": 0.75}, RecipeError, "layer_decay is for plain vision transformers"),
+            ({"optimizer": "adamw8bit"}, RecipeError, "adamw8bit needs torchao"),
+            ({"feature_bank": 1, "epochs": 2}, CheckpointError, "holds other maps than this run's"),
+        ):
+            changed = Recipe(**{**vars(recipe), **settings})
+            bank_dir = bank if "feature_bank" in settings else None
+            with pytest.raises(error, match=said):
+                Stage(changed, mini_camvid, output_dir, overwrite=True, bank_dir=bank_dir)
+            assert {path: path.is_file() and path.read_bytes() for path in output_dir.rglob("*")} == before
+        assert [lock.closed for lock in locks] == [True] * 3
 
     @pytest.mark.parametrize("num_workers", [0, 1])
     @pytest.mark.parametrize("fault", ["truncated image", "truncated label map", "unknown id"])
