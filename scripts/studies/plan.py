@@ -174,12 +174,18 @@ def same_settings(run: Run, result: Mapping[str, Any]) -> str | None:
 
     A field that is newer than the result had its default value then.
     """
-    *earlier, last = run.recipes
-    said = [_changed(last, result["recipe"])]
-    for number, (recipe, recorded) in enumerate(zip(earlier, result.get("earlier_recipes", ()), strict=False), 1):
-        if changed := _changed(recipe, recorded):
-            said.append(f"in stage {number} {changed}")
+    said = [_changed(run.recipe, result["recipe"])]
+    if "earlier_recipes" in result:  # results of earlier versions do not say
+        said += _changed_stages(run.recipes[:-1], result["earlier_recipes"])
     return "; ".join(filter(None, said)) or None
+
+
+def _changed_stages(recipes: Sequence[Recipe], recorded: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The changes in the stages before the last one."""
+    if len(recipes) != len(recorded):
+        return [f"the number of stages was {len(recorded) + 1}, is {len(recipes) + 1}"]
+    changes = (_changed(recipe, before) for recipe, before in zip(recipes, recorded, strict=True))
+    return [f"in stage {number} {changed}" for number, changed in enumerate(changes, 1) if changed]
 
 
 def _changed(recipe: Recipe, recorded: Mapping[str, Any]) -> str:

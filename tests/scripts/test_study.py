@@ -420,21 +420,30 @@ def test_field_that_is_newer_than_a_result_had_its_default(tmp_path):
         read_result(changed, tmp_path)
 
 
-def test_result_of_a_chain_with_another_first_stage_is_refused(tmp_path):
+def test_result_of_a_chain_with_other_earlier_stages_is_refused(tmp_path):
     from studies.runner import read_result
 
-    def chain(epochs):
-        content = {"stages": [{"dataset": "mapillary_vistas", "epochs": epochs}, {"dataset": "camvid", "epochs": 2}]}
+    def chain(*earlier):
+        content = {"stages": [*earlier, {"dataset": "camvid", "epochs": 2}]}
         (tmp_path / "chain.yaml").write_text(yaml.safe_dump(content))
         (run,) = study(recipe=str(tmp_path / "chain.yaml"), networks={"a": {}}).runs({})
         return run
 
-    run = chain(3)
-    earlier = [asdict(run.recipes[0])]
-    write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)), earlier_recipes=earlier)
-    assert read_result(run, tmp_path)["mean_iou"] == 0.5
-    with pytest.raises(CheckpointError, match="in stage 1 epochs was 3, is 4"):
-        read_result(chain(4), tmp_path)
+    first = {"dataset": "mapillary_vistas", "epochs": 3}
+    run, alone = chain(first), chain()
+    write_run(run, tmp_path / "of_chain", 0.5, np.zeros((1, 3, 2)), earlier_recipes=[asdict(run.recipes[0])])
+    write_run(run, tmp_path / "alone", 0.5, np.zeros((1, 3, 2)), earlier_recipes=[])
+    write_run(run, tmp_path / "unsaid", 0.5, np.zeros((1, 3, 2)))  # by an earlier version
+    accepted = [(run, "of_chain"), (alone, "alone"), (run, "unsaid"), (alone, "unsaid")]
+    assert [read_result(one, tmp_path / folder)["mean_iou"] for one, folder in accepted] == [0.5] * 4
+    for one, folder, said in (
+        (chain({**first, "epochs": 4}), "of_chain", "in stage 1 epochs was 3, is 4"),
+        (alone, "of_chain", "the number of stages was 2, is 1"),
+        (chain(first, first), "of_chain", "the number of stages was 2, is 3"),
+        (run, "alone", "the number of stages was 1, is 2"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            read_result(one, tmp_path / folder)
 
 
 def test_other_data_in_the_same_study_are_refused(tmp_path):
