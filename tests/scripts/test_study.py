@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 from transformers import AutoModelForSemanticSegmentation
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
@@ -447,15 +448,46 @@ def test_result_of_a_chain_with_other_earlier_stages_is_refused(tmp_path):
 
 
 def test_other_data_in_the_same_study_are_refused(tmp_path):
-    from studies.runner import refuse_other_data
+    from studies.runner import inputs_of, refuse_other_data
 
-    first, second = study(seeds=[0, 1], networks={"a": {}}).runs({})
-    write_run(first, tmp_path, 0.5, np.zeros((1, 3, 2)), data="abc")
-    made_with = {"recipe": asdict(second.recipe), "data": "abc"}
-    refuse_other_data(made_with, tmp_path)
-    refuse_other_data({"recipe": {**made_with["recipe"], "eval_split": "train[80%:]"}, "data": "def"}, tmp_path)
-    with pytest.raises(CheckpointError, match=r"result\.json was scored on other images or label maps"):
-        refuse_other_data({**made_with, "data": "def"}, tmp_path)
+    from revhrnet_hf.training.data import load_split
+
+    def made_with(run):
+        return inputs_of(run, load_split(run.recipe, tmp_path / "data", run.recipe.eval_split))
+
+    def set_ids(road, car):
+        (tmp_path / "data" / "labels.yaml").write_text(f"names: {{road: {road}, car: {car}}}")
+
+    for kind in ("images", "masks"):
+        for split in ("train", "val"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(tmp_path / "data" / kind / split / "0.png")
+    set_ids(road=0, car=1)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"some")
+    start = {"init_from": str(tmp_path / "weights")}
+    settings = {"dataset": "folder", "eval_split": "val"}
+    first, second, third = study(networks={"a": start, "b": start, "c": {"eval_split": "train"}}, settings=settings).runs({})
+    out = tmp_path / "out"
+    (out / first.folder).mkdir(parents=True)
+    result_file = out / first.folder / "result.json"
+    result_file.write_text(json.dumps(made_with(first)))
+    refuse_other_data(made_with(second), out)
+
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(CheckpointError, match=r"result\.json was made with other weights in .*weights: a study"):
+        refuse_other_data(made_with(second), out)
+    refuse_other_data(made_with(third), out)  # of another split, and without these weights
+    set_ids(road=1, car=0)
+    with pytest.raises(CheckpointError, match="a label table with other ids or colours and other weights in"):
+        refuse_other_data(made_with(second), out)
+    Image.new("L", (4, 4), 1).save(tmp_path / "data" / "masks" / "val" / "0.png")
+    with pytest.raises(CheckpointError, match="other images or label maps and a label table"):
+        refuse_other_data(made_with(second), out)
+    refuse_other_data(made_with(third), out)
+    earlier = {name: value for name, value in json.loads(result_file.read_text()).items() if name in ("recipe", "seed")}
+    result_file.write_text(json.dumps(earlier))  # as earlier versions wrote it
+    refuse_other_data(made_with(second), out)
 
 
 def test_a_learning_rate_that_diverges_is_not_chosen(tmp_path):
