@@ -106,7 +106,21 @@ def test_of_a_chain_all_stages_have_the_settings():
     [
         ({"networks": {}}, "no networks"),
         ({"baseline": "theirs"}, "'theirs' is not among the networks: ours, linear head"),
-        ({"networks": {"a b": {}, "a/b": {}}}, "same folder"),
+        ({"networks": {"a b": {}, "a/b": {}}}, "same folder runs/a_b/plain/seed_0"),
+        ({"variations": {"1/2 data": {}, "1 2 data": {}}}, "2 runs of the study get the same folder runs/ours/1_2_data/seed_0"),
+        ({"seeds": [0, 1, 0]}, "same folder runs/ours/plain/seed_0"),
+        ({"learning_rates": [0.1, "1e-1"], "tuning": TUNING}, r"same folder tuning/ours/lr_0\.1/seed_0"),
+        ({"learning_rates": 0.01}, "learning_rates must be a list, got 0.01"),
+        ({"seeds": 3}, "seeds must be a list, got 3"),
+        ({"seeds": []}, "no seeds"),
+        ({"variations": {}}, "no variations"),
+        ({"networks": {"ours": "w18"}}, r"networks\.ours must be a mapping, got 'w18'"),
+        ({"networks": ["ours"]}, "networks must be a mapping"),
+        ({"tuning": None}, "tuning must be a mapping, got None"),
+        ({"recipe": ["camvid"]}, "recipe must be of type str"),
+        ({"classes": "Pole"}, "classes must be a list, got 'Pole'"),
+        ({"interval_block": "20"}, "interval_block must be of type int, got '20'"),
+        ({"interval_block": 0}, "interval_block must be positive"),
         ({"networks": {"a": {"epochz": 1}}}, "epochz"),
         ({"networks": {"a": {"architecture": "fpm"}}}, "no architecture 'fpm'.*fpn"),
         ({"recipe": "mapillary_to_camvid", "learning_rates": [0.1], "tuning": TUNING}, "chain"),
@@ -133,6 +147,7 @@ def test_errors_of_a_study(settings, said):
         ("[1]", "mapping"),
         ("title: a\nrecipe: b", "networks"),
         ("{title: a, recipe: camvid, networks: {a: {}}, seed: [1]}", "seeds"),
+        ("{title: a, recipe: camvid, networks: {a: w18}}", r"study\.yaml: The study's networks\.a must be a mapping"),
     ],
 )
 def test_errors_of_a_file(tmp_path, content, said):
@@ -142,6 +157,18 @@ def test_errors_of_a_file(tmp_path, content, said):
     path.write_text(content)
     with pytest.raises(RecipeError, match=said):
         Study.from_yaml(path)
+
+
+def test_yaml_may_have_numbers_as_text_or_names_and_empty_entries(tmp_path):
+    from studies.plan import Study
+
+    path = tmp_path / "study.yaml"
+    path.write_text("{title: a, recipe: camvid_mini, networks: {18: }, variations: {92: {epochs: 2}}, learning_rates: [1e-3, 1]}")
+    with pytest.raises(RecipeError, match="give tuning both"):
+        Study.from_yaml(path)
+    path.write_text(path.read_text()[:-1] + f", tuning: {json.dumps(TUNING)}}}")
+    plan = Study.from_yaml(path)
+    assert (plan.networks, plan.variations, plan.learning_rates) == ({"18": {}}, {"92": {"epochs": 2}}, [0.001, 1.0])
 
 
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "studies").glob("*.yaml")), ids=lambda path: path.stem)
