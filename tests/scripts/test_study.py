@@ -643,6 +643,24 @@ def test_dry_run_lists_the_runs_and_says_what_they_take(tmp_path, capsys):
     assert sorted(out.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        (["--output_dir", "out", "--results", "typo"], "typo"),
+        (["--output_dir", "typo", "--report_only", "--results", "out"], "typo"),
+    ],
+)
+def test_a_missing_folder_is_noticed_before_anything_is_done(tmp_path, monkeypatch, options, missing):
+    import study as program
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(program, "train", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(RecipeError, match=f"There is no folder {missing}: make it first"):
+        program.main([str(SCRIPTS / "studies" / "tiny.yaml"), "--data_dir", "data", *options])
+    assert not any((tmp_path / "out").iterdir()) and not (tmp_path / missing).exists()
+
+
 def test_pareto_front_against_brute_force():
     from studies.results import pareto_front
 
