@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -306,6 +307,7 @@ class Recipe:
     early_stopping_patience: int | None = _setting(None, "End after this many evaluations in a row without a better mIoU")
 
     # the run
+    # A field belongs here if neither weights nor scores depend on it (OF_THE_RUN).
     num_workers: int | None = _setting(
         None,
         "Worker processes that load images, for each training process; not given: its share of the cores (half of it on a CPU), "
@@ -566,6 +568,9 @@ class Recipe:
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False)
 
+
+OF_THE_RUN = frozenset(dropwhile(lambda name: name != GROUPS["the run"], Recipe.__dataclass_fields__))
+"""The fields that change neither weights nor scores: those of the last group, "the run"."""
 
 # Fields, when they have an effect, and why they have none otherwise.
 CONDITIONS = (

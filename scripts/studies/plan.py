@@ -11,7 +11,7 @@ import yaml
 
 from revhrnet_hf.errors import RecipeError, did_you_mean
 from revhrnet_hf.training.network import ARCHITECTURES
-from revhrnet_hf.training.recipe import Recipe, checked, read_chain
+from revhrnet_hf.training.recipe import OF_THE_RUN, Recipe, checked, read_chain
 
 RUNS, TUNING = "runs", "tuning"  # folders of the runs whose results are shown, and of those that try a learning rate
 PLAIN = "plain"  # the variation of a study that has none
@@ -224,4 +224,5 @@ def _changed_stages(recipes: Sequence[Recipe], recorded: Sequence[Mapping[str, A
 
 def _changed(recipe: Recipe, recorded: Mapping[str, Any]) -> str:
     now, then = asdict(recipe), {**asdict(Recipe(recipe.dataset)), **recorded}
-    return "; ".join(f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if then[name] != now[name])
+    changed = [name for name in now if name not in OF_THE_RUN and then[name] != now[name]]
+    return "; ".join(f"{name} was {then[name]!r}, is {now[name]!r}" for name in changed)

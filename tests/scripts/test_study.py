@@ -433,6 +433,18 @@ def test_result_of_other_settings_is_refused(tmp_path):
         read_result(changed, tmp_path)
 
 
+def test_result_of_a_run_with_other_workers_or_checkpoints_is_accepted(tmp_path):
+    from studies.runner import read_result
+
+    (run,) = study(networks={"a": {}}).runs({})
+    write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)))
+    (changed,) = study(networks={"a": {"num_workers": 1, "save_every": 50, "trackers": ["wandb"]}}).runs({})
+    assert read_result(changed, tmp_path)["mean_iou"] == 0.5
+    (costly,) = study(networks={"a": {"recompute": "none"}}).runs({})  # it changes the costs in the result
+    with pytest.raises(CheckpointError, match="recompute was 'norms', is 'none'"):
+        read_result(costly, tmp_path)
+
+
 def test_field_that_is_newer_than_a_result_had_its_default(tmp_path):
     from studies.runner import read_result
 
