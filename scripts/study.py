@@ -46,7 +46,12 @@ def build_parser() -> ArgumentParser:
         help="measure seconds of a step and of an image for all networks, in turns, instead of training: on a machine that does "
         "nothing else. Table and figures then have these; otherwise those of each run, which other work may have slowed",
     )
-    parser.add_argument("--devices", nargs="+", default=[], help="GPUs by number: as many runs at once, one on each")
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        default=[],
+        help="GPUs by number, of those that CUDA_VISIBLE_DEVICES leaves: as many runs at once, one on each",
+    )
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a single run, by its folder: how this program calls itself
     return parser
 

@@ -116,9 +116,12 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
 
     Returns:
         The runs that failed. Their output has been printed.
+
+    Raises:
+        RecipeError: this program may not use so many GPUs.
     """
     free: SimpleQueue[str | None] = SimpleQueue()
-    for device in devices or [None]:
+    for device in _among_visible(devices) or [None]:
         free.put(device)
     running: set[subprocess.Popen] = set()
 
@@ -144,6 +147,20 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
                 process.terminate()
             raise
     return [run for run, succeeded in zip(runs, done, strict=True) if not succeeded]
+
+
+def _among_visible(devices: list[str]) -> list[str]:
+    """The same GPUs by the names in `CUDA_VISIBLE_DEVICES`, which a scheduler may have set; numbers count the GPUs in it."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return devices
+    visible = [name for name in given.split(",") if name]
+    for device in devices:
+        if not device.isdecimal() or int(device) >= len(visible):
+            raise RecipeError(
+                f"--devices {device}: CUDA_VISIBLE_DEVICES={given} gives this program {len(visible)} GPUs; count these from 0"
+            )
+    return [visible[int(device)] for device in devices]
 
 
 @contextmanager

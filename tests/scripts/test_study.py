@@ -399,6 +399,27 @@ def test_published_results_are_those_of_the_records(path, tmp_path):
     assert path.read_text().split("\n\n", 1)[1] in (DOCS / "results.md").read_text()
 
 
+def test_values_that_a_result_lacks_are_gaps(tmp_path):
+    from studies.results import cost_cells, read_rows, score_cells, write_results
+
+    plan = study(seeds=[0, 1], networks={"ours": {}})
+    first, second = plan.runs({})
+    write_run(first, tmp_path, 0.5, np.ones((1, 3, 2)))
+    write_run(second, tmp_path, None, np.ones((1, 3, 2)))  # no number
+    path = tmp_path / first.folder / "result.json"
+    recorded = json.loads(path.read_text())
+    del recorded["plain_kept_bytes"]  # as in results of earlier versions
+    path.write_text(json.dumps(recorded))
+    rows = read_rows(plan, tmp_path)
+    scores, costs = (dict(zip(*cells(plan, rows), strict=True)) for cells in (score_cells, cost_cells))
+    assert (scores["mIoU"], scores["pixel accuracy"]) == ("–", "0.900")
+    assert (costs["kept MiB"], costs["without recomputation"]) == ("100", "–")
+    write_results(plan, tmp_path, tmp_path, "name")
+    with open(tmp_path / "name.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["mean_iou"], line["plain_kept_bytes"]) for line in lines] == [("0.5", ""), ("", "157286400")]
+
+
 def test_an_empty_study_is_a_table_of_gaps(tmp_path):
     from studies.results import cost_cells, read_rows, score_cells, write_results
 
@@ -585,18 +606,31 @@ def test_sigterm_ends_the_runs_too(tmp_path):
     assert b"the same command resumes it" in process.stderr.read()
 
 
-def test_each_device_has_one_run_at_a_time(tmp_path):
+@pytest.mark.parametrize(("visible", "devices"), [(None, ["4", "7"]), ("4,5,7", ["0", "2"])])
+def test_each_device_has_one_run_at_a_time(tmp_path, monkeypatch, visible, devices):
     from studies.runner import work_through
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     runs = study(seeds=[0, 1, 2, 3], networks={"a": {}}).runs({})
     code = (
         "import os, sys, time; name = sys.argv[1] + '/' + os.environ['CUDA_VISIBLE_DEVICES'];"
         "os.close(os.open(name + '.lock', os.O_CREAT | os.O_EXCL)); time.sleep(0.1); os.remove(name + '.lock');"
         "open(name, 'a').write(sys.argv[2][-1])"
     )
-    assert not work_through(runs, [sys.executable, "-S", "-c", code, str(tmp_path)], ["4", "7"])
+    assert not work_through(runs, [sys.executable, "-S", "-c", code, str(tmp_path)], devices)
     done = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert set(done) == {"4", "7"} and sorted("".join(done.values())) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("visible", ["6,7", "", "GPU-a,GPU-b"])
+def test_a_device_that_this_program_may_not_use_is_refused(monkeypatch, visible):
+    from studies.runner import work_through
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(RecipeError, match=f"--devices 6: CUDA_VISIBLE_DEVICES={visible} gives this program [02] GPUs"):
+        work_through([], [], ["6"])
 
 
 def test_times_are_measured_in_turns_and_take_the_place_of_those_of_the_runs(tmp_path):
