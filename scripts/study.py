@@ -46,7 +46,12 @@ def build_parser() -> ArgumentParser:
         help="measure seconds of a step and of an image for all networks, in turns, instead of training: on a machine that does "
         "nothing else. Table and figures then have these; otherwise those of each run, which other work may have slowed",
     )
-    parser.add_argument("--devices", nargs="+", default=[], help="GPUs by number: as many runs at once, one on each")
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        default=[],
+        help="GPUs by number, of those that CUDA_VISIBLE_DEVICES leaves: as many runs at once, one on each",
+    )
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a single run, by its folder: how this program calls itself
     return parser
 
@@ -68,14 +73,16 @@ def main(arguments: list[str] | None = None) -> None:
         rehearse(study, args)
         return
     results = args.results or args.output_dir
+    if not args.report_only:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    for folder in (args.output_dir, results):  # before the trainings, which may take days
+        if not folder.is_dir():
+            raise RecipeError(f"There is no folder {folder}: make it first")
     if args.times:
         from studies.times import measure_times
 
-        args.output_dir.mkdir(parents=True, exist_ok=True)
         measure_times(study, args.study.stem, args.data_dir, args.output_dir)
     failed = [] if args.report_only or args.times else train(study, args)
-    if not results.is_dir():
-        raise RecipeError(f"There is no folder {results}: make it first")
     if args.records is not None:
         copy_records(study, args.output_dir, args.records)
     print(f"written: {', '.join(map(str, write_results(study, args.output_dir, results, args.study.stem)))}")
@@ -92,7 +99,6 @@ def train(study, args: argparse.Namespace) -> list:
     """Does all runs that are not finished, those that choose learning rates first; returns those that failed."""
     from studies.runner import chosen_rates, remaining, work_through
 
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     same = [str(args.study), "--data_dir", *args.data_dir, "--output_dir", str(args.output_dir)]
     command = [sys.executable, str(Path(__file__).resolve()), *same, "--only"]
     failed = work_through(remaining(study.tuning_runs(), args.output_dir), command, args.devices)

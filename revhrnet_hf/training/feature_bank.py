@@ -30,7 +30,7 @@ from ..errors import CheckpointError, RecipeError
 from ..io import flush, lock_file, whole_file, write_json
 from ..text import size_on_disk
 from .agreement import SharedErrors
-from .recipe import Recipe
+from .recipe import OF_THE_RUN, Recipe
 
 BANK_FOLDER = "feature_bank"  # in the output folder, unless a run says another place
 MAPS_FILE, STATE_FILE, LOCK_FILE = "maps.safetensors", "bank.json", ".lock"
@@ -48,8 +48,8 @@ FREE = {
     *("ohem_threshold", "ohem_min_kept", "epochs", "optimizer", "learning_rate", "schedule", "warmup_steps"),
     *("backbone_learning_rate", "layer_decay", "head_learning_rate", "poly_power", "momentum", "weight_decay"),
     *("decay_norm_and_bias", "max_grad_norm", "ema_decay", "recompute", "sync_batch_norm", "eval_size", "eval_every"),
-    *("eval_at_start", "early_stopping_patience", "num_workers", "save_every", "save_every_epochs", "save_in_background"),
-    *("keep_checkpoints", "log_every", "log_images", "trackers", "push_to_hub", "hub_model_id", "hub_private_repo"),
+    *("eval_at_start", "early_stopping_patience"),
+    *OF_THE_RUN,
 }
 
 

@@ -29,7 +29,7 @@ from .checkpoint_files import (
     write_checkpoint,
 )
 from .feature_bank import BANK_FOLDER, bank_files
-from .recipe import Recipe
+from .recipe import OF_THE_RUN, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -46,21 +46,11 @@ RUN_SAVED = b"A run of revhrnet_hf writes into this folder; it has checkpoints. 
 
 # Fields that may change when a run is resumed: they do not change what it learns from there on.
 FREE_TO_CHANGE = {
-    "num_workers",
+    *OF_THE_RUN,
     "eval_every",
     "eval_at_start",
     "early_stopping_patience",
     "recompute",
-    "save_every",
-    "save_every_epochs",
-    "save_in_background",
-    "keep_checkpoints",
-    "log_every",
-    "log_images",
-    "trackers",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
     "init_from",
     # Their contents are compared, or are in the checkpoint; paths may be spelt in several ways.
     "label_space",

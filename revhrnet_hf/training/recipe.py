@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -307,6 +308,7 @@ class Recipe:
     early_stopping_patience: int | None = _setting(None, "End after this many evaluations in a row without a better mIoU")
 
     # the run
+    # A field belongs here if neither weights nor scores depend on it (OF_THE_RUN).
     num_workers: int | None = _setting(
         None,
         "Worker processes that load images, for each training process; not given: its share of the cores (half of it on a CPU), "
@@ -335,7 +337,7 @@ class Recipe:
             self.recompute = current_name(self.recompute)
         # Not from `fields`: Transformers' argument parser rewrites the types that stand there.
         for name, kind in get_type_hints(type(self)).items():
-            setattr(self, name, _checked(name, kind, getattr(self, name)))
+            setattr(self, name, checked(f"Recipe field {name}", kind, getattr(self, name)))
         self._check_values()
 
     def _check_values(self):
@@ -562,6 +564,9 @@ class Recipe:
         return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
+OF_THE_RUN = frozenset(dropwhile(lambda name: name != GROUPS["the run"], Recipe.__dataclass_fields__))
+"""The fields that change neither weights nor scores: those of the last group, "the run"."""
+
 # Fields, when they have an effect, and why they have none otherwise.
 CONDITIONS = (
     (
@@ -785,36 +790,43 @@ RENAMED = {"log_pictures": "log_images", "hand_over_classifier": "transfer_class
 YAML_WORDS = {True: ("yes", "on", "true", "y"), False: ("no", "off", "false", "n")}
 
 
-def _checked(name: str, kind: Any, value: Any) -> Any:
-    """`value` as `kind`, or a RecipeError; floats may be whole numbers, and strings such as 5e-4, which YAML reads as text."""
+def checked(name: str, kind: Any, value: Any) -> Any:
+    """`value` as `kind`; floats may be whole numbers, and strings such as 5e-4, which YAML reads as text.
+
+    Args:
+        name: what an error calls the value.
+
+    Raises:
+        RecipeError: it is of another type.
+    """
     if get_origin(kind) is Literal:
         if isinstance(value, bool):  # a word such as `no`, which YAML has read as false
             words = [word for word in YAML_WORDS[value] if word in get_args(kind)]
             value = words[0] if len(words) == 1 else value
         if value not in get_args(kind):
-            raise RecipeError(f"Recipe field {name} must be one of {', '.join(get_args(kind))}, got {value!r}{_hint(value)}")
+            raise RecipeError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}{_hint(value)}")
         return value
     if get_origin(kind) is dict:
         return _weights_by_name(name, value)
     if get_origin(kind) is list:
         if not isinstance(value, list | tuple):
-            raise RecipeError(f"Recipe field {name} must be a list, got {value!r}")
-        return [_checked(name, get_args(kind)[0], entry) for entry in value]
+            raise RecipeError(f"{name} must be a list, got {value!r}")
+        return [checked(name, get_args(kind)[0], entry) for entry in value]
     options = get_args(kind)  # of `X | None`, or of a list and words
     if str in options and len(options) > 2:
         word = value[0] if isinstance(value, list) and len(value) == 1 else value  # a command line gives a list
         if isinstance(word, str) and not _is_number(word):
             return word
     if options:
-        return None if value is None else _checked(name, options[0], value)
+        return None if value is None else checked(name, options[0], value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):  # reported below, with the value as it was given
             value = float(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(f"Recipe field {name} must be a finite number, got {value}")
+        raise RecipeError(f"{name} must be a finite number, got {value}")
     if type(value) is not kind:
         hint = _hint(value) if kind is str else ""
-        raise RecipeError(f"Recipe field {name} must be of type {kind.__name__}, got {value!r}{hint}")
+        raise RecipeError(f"{name} must be of type {kind.__name__}, got {value!r}{hint}")
     return value
 
 
@@ -823,11 +835,11 @@ def _weights_by_name(name: str, value: Any) -> dict[str, float]:
     if isinstance(value, str | list | tuple):
         pairs = [entry.partition("=") for entry in ([value] if isinstance(value, str) else map(str, value))]
         if len({key for key, _, _ in pairs}) < len(pairs):
-            raise RecipeError(f"Recipe field {name} names a term twice: {value!r}")
+            raise RecipeError(f"{name} names a term twice: {value!r}")
         value = {key: weight if equals else 1.0 for key, equals, weight in pairs}
     if not isinstance(value, Mapping):
-        raise RecipeError(f"Recipe field {name} must be a mapping of names to weights, got {value!r}")
-    return {str(key): _checked(f"{name}.{key}", float, weight) for key, weight in value.items()}
+        raise RecipeError(f"{name} must be a mapping of names to weights, got {value!r}")
+    return {str(key): checked(f"{name}.{key}", float, weight) for key, weight in value.items()}
 
 
 def _is_number(word: str) -> bool:

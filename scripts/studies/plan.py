@@ -1,19 +1,22 @@
 """What a study trains: every network with every variation and seed, after a search for each network's learning rate."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
 from revhrnet_hf.errors import RecipeError, did_you_mean
 from revhrnet_hf.training.network import ARCHITECTURES
-from revhrnet_hf.training.recipe import Recipe, read_chain
+from revhrnet_hf.training.recipe import OF_THE_RUN, Recipe, checked, read_chain
 
 RUNS, TUNING = "runs", "tuning"  # folders of the runs whose results are shown, and of those that try a learning rate
 PLAIN = "plain"  # the variation of a study that has none
+GROUPS = ("networks", "variations")  # the fields of a study that hold recipe fields by name
+SETTINGS = (*GROUPS, "settings", "tuning")  # those that are mappings
 FIXED = {"trackers": [], "log_images": 0, "keep_checkpoints": 1, "eval_at_start": False}
 """Settings of every run; besides, each is evaluated after its last epoch only, so that no epoch is selected by its score."""
 
@@ -78,13 +81,14 @@ class Study:
     interval_block: int = 1
 
     def __post_init__(self):
-        if not self.networks:
-            raise RecipeError("The study has no networks")
+        self._check_types()
+        for name in ("networks", "variations", "seeds"):
+            if not getattr(self, name):
+                raise RecipeError(f"The study has no {name}")
+        if self.interval_block < 1:
+            raise RecipeError(f"The study's interval_block must be positive, got {self.interval_block}")
         if self.baseline is not None and self.baseline not in self.networks:
             raise RecipeError(f"The baseline {self.baseline!r} is not among the networks: {', '.join(self.networks)}")
-        names = [_file_name(name) for name in self.networks]
-        if len(set(names)) < len(names):
-            raise RecipeError(f"Two networks of the study get the same folder: {', '.join(sorted(names))}")
         if self.learning_rates and len(read_chain(self.recipe, {**self.settings, **self.tuning})) > 1:
             raise RecipeError(f"{self.recipe} is a chain: learning_rates are searched for recipes of a single stage only")
         runs = self.runs(dict.fromkeys(self.tuned(), 0.001))
@@ -93,6 +97,22 @@ class Study:
             if run.recipe.architecture not in ARCHITECTURES:
                 hint = did_you_mean(run.recipe.architecture, ARCHITECTURES)
                 raise RecipeError(f"{run.network}: there is no architecture {run.recipe.architecture!r}{hint}")
+        _check_folders(run.folder for run in (*self.tuning_runs(), *runs))
+
+    def _check_types(self) -> None:
+        """Raises a RecipeError for a value of another type than its field's; text such as 1e-3 is a number."""
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if name in SETTINGS:
+                _check_mapping(name, value)
+            else:
+                setattr(self, name, checked(f"The study's {name}", kind, value))
+        for group in GROUPS:
+            # An entry that changes nothing may be empty in the file, and YAML reads a name such as 92 as a number.
+            entries = {str(name): {} if value is None else value for name, value in getattr(self, group).items()}
+            for name, value in entries.items():
+                _check_mapping(f"{group}.{name}", value)
+            setattr(self, group, entries)
 
     def _check_tuning(self, scored: set[str]) -> None:
         """Raises a RecipeError if a learning rate would be chosen on a whole split, or on a part of one of those in `scored`.
@@ -118,14 +138,13 @@ class Study:
         known = {setting.name: setting for setting in fields(cls)}
         if not isinstance(content, dict) or not {"title", "recipe", "networks"} <= content.keys():
             raise RecipeError(f"The study {path} must be a mapping with title, recipe and networks")
-        for name, value in content.items():
+        for name in content:
             if name not in known:
                 raise RecipeError(f"Unknown field {name!r} in the study {path}{did_you_mean(str(name), known)}")
-            if name in ("networks", "settings", "variations", "tuning") and not isinstance(value, dict):
-                raise RecipeError(f"{name} in the study {path} must be a mapping, got {value!r}")
-        for group in ("networks", "variations"):
-            content[group] = {name: settings or {} for name, settings in content.get(group, {PLAIN: {}}).items()}
-        return cls(**content)
+        try:
+            return cls(**content)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from error
 
     def tuned(self) -> list[str]:
         """The networks whose learning rate is searched: those that do not give one."""
@@ -160,6 +179,21 @@ class Study:
         return Run(network, variation, seed, recipes, str(folder))
 
 
+def _check_mapping(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise RecipeError(f"The study's {name} must be a mapping, got {value!r}")
+
+
+def _check_folders(folders: Iterable[str]) -> None:
+    """Raises a RecipeError if two runs have the same folder."""
+    for folder, count in Counter(folders).items():
+        if count > 1:
+            raise RecipeError(
+                f"{count} runs of the study get the same folder {folder}: give each network, variation, seed and learning rate "
+                "once, with names that differ in letters or digits"
+            )
+
+
 def _without_part(split: str) -> str:
     """The name of the whole split: train of train[:80%]."""
     return split.partition("[")[0]
@@ -174,14 +208,21 @@ def same_settings(run: Run, result: Mapping[str, Any]) -> str | None:
 
     A field that is newer than the result had its default value then.
     """
-    *earlier, last = run.recipes
-    said = [_changed(last, result["recipe"])]
-    for number, (recipe, recorded) in enumerate(zip(earlier, result.get("earlier_recipes", ()), strict=False), 1):
-        if changed := _changed(recipe, recorded):
-            said.append(f"in stage {number} {changed}")
+    said = [_changed(run.recipe, result["recipe"])]
+    if "earlier_recipes" in result:  # results of earlier versions do not say
+        said += _changed_stages(run.recipes[:-1], result["earlier_recipes"])
     return "; ".join(filter(None, said)) or None
+
+
+def _changed_stages(recipes: Sequence[Recipe], recorded: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The changes in the stages before the last one."""
+    if len(recipes) != len(recorded):
+        return [f"the number of stages was {len(recorded) + 1}, is {len(recipes) + 1}"]
+    changes = (_changed(recipe, before) for recipe, before in zip(recipes, recorded, strict=True))
+    return [f"in stage {number} {changed}" for number, changed in enumerate(changes, 1) if changed]
 
 
 def _changed(recipe: Recipe, recorded: Mapping[str, Any]) -> str:
     now, then = asdict(recipe), {**asdict(Recipe(recipe.dataset)), **recorded}
-    return "; ".join(f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if then[name] != now[name])
+    changed = [name for name in now if name not in OF_THE_RUN and then[name] != now[name]]
+    return "; ".join(f"{name} was {then[name]!r}, is {now[name]!r}" for name in changed)

@@ -49,14 +49,19 @@ class Row:
     difference: tuple[float, list[float]] | None = None
     by_seed: tuple[float, ...] = ()
 
+    def _values(self, name: str) -> list[float]:
+        """A value of each result; none if one lacks it, as results of earlier versions may."""
+        values = [result.get(name) for result in self.results]
+        return [] if None in values else values
+
     def mean(self, name: str) -> float:
         """Mean of a value of the results; NaN if no run is finished or one lacks the value."""
-        values = [result[name] for result in self.results]
-        return fmean(values) if values and None not in values else math.nan
+        values = self._values(name)
+        return fmean(values) if values else math.nan
 
-    def half_width(self, name: str = "mean_iou") -> float:
-        """Half of the 95 % confidence interval of the mean over seeds (Student's t); NaN with fewer than two runs."""
-        values = [result[name] for result in self.results]
+    def half_width(self) -> float:
+        """Half of the 95 % confidence interval of the mean mIoU over seeds (Student's t); NaN with fewer than two runs."""
+        values = self._values("mean_iou")
         if len(values) < 2:
             return math.nan
         return float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values)))
@@ -201,7 +206,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     for row in rows:
         for result in row.results:
             rate, revision = result["recipe"]["learning_rate"], result["versions"].get("revision", "")
-            values = [*(result[name] for name in scores), rate, *(result[name] for name in costs)]
+            values = [*(result.get(name) for name in scores), rate, *(result.get(name) for name in costs)]
             ious = [result["iou"].get(name) for name in classes]
             writer.writerow([row.network, row.variation, result["seed"], *values, *ious, revision])
     write_text(path, text.getvalue())

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from statistics import median
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -22,10 +23,10 @@ from transformers import PreTrainedModel
 from revhrnet_hf.adapters import add_adapters
 from revhrnet_hf.data import label_space_of
 from revhrnet_hf.errors import CheckpointError, DivergedError, RecipeError, RunStopped
-from revhrnet_hf.evaluation.checkpoint import load_for_inference
+from revhrnet_hf.evaluation.checkpoint import find_checkpoint, load_for_inference
 from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_records
 from revhrnet_hf.evaluation.records import class_totals_by_image
-from revhrnet_hf.evaluation.results import digest_of_data
+from revhrnet_hf.evaluation.results import digest_of_data, digest_of_table, digest_of_weights
 from revhrnet_hf.hub.model_table import count_multiply_adds, count_saved_bytes
 from revhrnet_hf.io import LOG_FILE, whole_file, write_json
 from revhrnet_hf.models.recompute import NONE, NORMS, RecomputedModule
@@ -115,9 +116,12 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
 
     Returns:
         The runs that failed. Their output has been printed.
+
+    Raises:
+        RecipeError: this program may not use so many GPUs.
     """
     free: SimpleQueue[str | None] = SimpleQueue()
-    for device in devices or [None]:
+    for device in _among_visible(devices) or [None]:
         free.put(device)
     running: set[subprocess.Popen] = set()
 
@@ -143,6 +147,20 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
                 process.terminate()
             raise
     return [run for run, succeeded in zip(runs, done, strict=True) if not succeeded]
+
+
+def _among_visible(devices: list[str]) -> list[str]:
+    """The same GPUs by the names in `CUDA_VISIBLE_DEVICES`, which a scheduler may have set; numbers count the GPUs in it."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return devices
+    visible = [name for name in given.split(",") if name]
+    for device in devices:
+        if not device.isdecimal() or int(device) >= len(visible):
+            raise RecipeError(
+                f"--devices {device}: CUDA_VISIBLE_DEVICES={given} gives this program {len(visible)} GPUs; count these from 0"
+            )
+    return [visible[int(device)] for device in devices]
 
 
 @contextmanager
@@ -171,15 +189,7 @@ def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
     folder, recipe = output_dir / run.folder, run.recipe
     folders = data_dirs_by_name(data_dir, list(run.recipes))
     dataset = load_split(recipe, folders[recipe.dataset], recipe.eval_split)
-    made_with = {
-        "network": run.network,
-        "variation": run.variation,
-        "seed": run.seed,
-        "recipe": asdict(recipe),
-        "earlier_recipes": [asdict(stage) for stage in run.recipes[:-1]],
-        "data": digest_of_data(dataset),
-        "versions": versions(),
-    }
+    made_with = inputs_of(run, dataset)
     refuse_other_data(made_with, output_dir)
     try:
         run_chain(list(run.recipes), folders, folder, resume=True)
@@ -218,16 +228,49 @@ def do_run(run: Run, data_dir: list[str], output_dir: Path) -> None:
     write_json(folder / RESULT, result)
 
 
+def inputs_of(run: Run, dataset: datasets.Dataset) -> dict[str, Any]:
+    """The part of a result that is known before training: what the run is made with.
+
+    Args:
+        dataset: that the run is scored on.
+    """
+    return {
+        "network": run.network,
+        "variation": run.variation,
+        "seed": run.seed,
+        "recipe": asdict(run.recipe),
+        "earlier_recipes": [asdict(stage) for stage in run.recipes[:-1]],
+        "data": digest_of_data(dataset),
+        "label_table": digest_of_table(label_space_of(dataset)),
+        "init_from": _digests_of_checkpoints(run.recipes),
+        "versions": versions(),
+    }
+
+
+def _digests_of_checkpoints(recipes: Iterable[Recipe]) -> dict[str, str]:
+    """A digest of the weights in each folder that a stage begins from; a name on the Hub has none."""
+    found = {recipe.init_from: find_checkpoint(recipe.init_from) for recipe in recipes if recipe.init_from is not None}
+    return {name: digest_of_weights(folder) for name, folder in found.items() if Path(folder).is_dir()}
+
+
 def refuse_other_data(made_with: dict[str, Any], output_dir: Path) -> None:
-    """Raises a CheckpointError if a run in the output folder was scored on the same split with other images or label maps."""
+    """Raises a CheckpointError if a run in the output folder was made with other data or weights that have the same names."""
     for path in output_dir.glob(f"*/*/*/*/{RESULT}"):  # not `rglob`: checkpoints of other runs come and go
-        other = json.loads(path.read_text(encoding="utf-8"))
-        same_split = all(other["recipe"][name] == made_with["recipe"][name] for name in ("dataset", "eval_split", "label_space"))
-        if same_split and other.get("data", made_with["data"]) != made_with["data"]:  # results of earlier versions do not say
+        if others := _other_inputs(made_with, json.loads(path.read_text(encoding="utf-8"))):
             raise CheckpointError(
-                f"{path} was scored on other images or label maps than those of --data_dir: a study compares results on the same "
-                "data. Choose another --output_dir, or give the data of the first runs"
+                f"{path} was made with {' and '.join(others)}: a study compares results of the same data and weights. Choose "
+                "another --output_dir, or bring back those of the first runs"
             )
+
+
+def _other_inputs(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """Which inputs of two results differ although their names are the same, in words. Results of earlier versions lack some."""
+    said = []
+    if all(now["recipe"][name] == then["recipe"][name] for name in ("dataset", "eval_split", "label_space")):
+        words = {"data": "other images or label maps", "label_table": "a label table with other ids or colours"}
+        said += [text for name, text in words.items() if then.get(name, now[name]) != now[name]]
+    weights = then.get("init_from", {})
+    return said + [f"other weights in {name}" for name, is_now in now["init_from"].items() if weights.get(name, is_now) != is_now]
 
 
 def costs_of(model: PreTrainedModel, recipe: Recipe) -> dict[str, int]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 from transformers import AutoModelForSemanticSegmentation
 
 from revhrnet_hf import RevHRNetConfig, RevHRNetForSemanticSegmentation
@@ -105,7 +106,21 @@ def test_of_a_chain_all_stages_have_the_settings():
     [
         ({"networks": {}}, "no networks"),
         ({"baseline": "theirs"}, "'theirs' is not among the networks: ours, linear head"),
-        ({"networks": {"a b": {}, "a/b": {}}}, "same folder"),
+        ({"networks": {"a b": {}, "a/b": {}}}, "same folder runs/a_b/plain/seed_0"),
+        ({"variations": {"1/2 data": {}, "1 2 data": {}}}, "2 runs of the study get the same folder runs/ours/1_2_data/seed_0"),
+        ({"seeds": [0, 1, 0]}, "same folder runs/ours/plain/seed_0"),
+        ({"learning_rates": [0.1, "1e-1"], "tuning": TUNING}, r"same folder tuning/ours/lr_0\.1/seed_0"),
+        ({"learning_rates": 0.01}, "learning_rates must be a list, got 0.01"),
+        ({"seeds": 3}, "seeds must be a list, got 3"),
+        ({"seeds": []}, "no seeds"),
+        ({"variations": {}}, "no variations"),
+        ({"networks": {"ours": "w18"}}, r"networks\.ours must be a mapping, got 'w18'"),
+        ({"networks": ["ours"]}, "networks must be a mapping"),
+        ({"tuning": None}, "tuning must be a mapping, got None"),
+        ({"recipe": ["camvid"]}, "recipe must be of type str"),
+        ({"classes": "Pole"}, "classes must be a list, got 'Pole'"),
+        ({"interval_block": "20"}, "interval_block must be of type int, got '20'"),
+        ({"interval_block": 0}, "interval_block must be positive"),
         ({"networks": {"a": {"epochz": 1}}}, "epochz"),
         ({"networks": {"a": {"architecture": "fpm"}}}, "no architecture 'fpm'.*fpn"),
         ({"recipe": "mapillary_to_camvid", "learning_rates": [0.1], "tuning": TUNING}, "chain"),
@@ -132,6 +147,7 @@ def test_errors_of_a_study(settings, said):
         ("[1]", "mapping"),
         ("title: a\nrecipe: b", "networks"),
         ("{title: a, recipe: camvid, networks: {a: {}}, seed: [1]}", "seeds"),
+        ("{title: a, recipe: camvid, networks: {a: w18}}", r"study\.yaml: The study's networks\.a must be a mapping"),
     ],
 )
 def test_errors_of_a_file(tmp_path, content, said):
@@ -141,6 +157,18 @@ def test_errors_of_a_file(tmp_path, content, said):
     path.write_text(content)
     with pytest.raises(RecipeError, match=said):
         Study.from_yaml(path)
+
+
+def test_yaml_may_have_numbers_as_text_or_names_and_empty_entries(tmp_path):
+    from studies.plan import Study
+
+    path = tmp_path / "study.yaml"
+    path.write_text("{title: a, recipe: camvid_mini, networks: {18: }, variations: {92: {epochs: 2}}, learning_rates: [1e-3, 1]}")
+    with pytest.raises(RecipeError, match="give tuning both"):
+        Study.from_yaml(path)
+    path.write_text(path.read_text()[:-1] + f", tuning: {json.dumps(TUNING)}}}")
+    plan = Study.from_yaml(path)
+    assert (plan.networks, plan.variations, plan.learning_rates) == ({"18": {}}, {"92": {"epochs": 2}}, [0.001, 1.0])
 
 
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "studies").glob("*.yaml")), ids=lambda path: path.stem)
@@ -371,6 +399,27 @@ def test_published_results_are_those_of_the_records(path, tmp_path):
     assert path.read_text().split("\n\n", 1)[1] in (DOCS / "results.md").read_text()
 
 
+def test_values_that_a_result_lacks_are_gaps(tmp_path):
+    from studies.results import cost_cells, read_rows, score_cells, write_results
+
+    plan = study(seeds=[0, 1], networks={"ours": {}})
+    first, second = plan.runs({})
+    write_run(first, tmp_path, 0.5, np.ones((1, 3, 2)))
+    write_run(second, tmp_path, None, np.ones((1, 3, 2)))  # no number
+    path = tmp_path / first.folder / "result.json"
+    recorded = json.loads(path.read_text())
+    del recorded["plain_kept_bytes"]  # as in results of earlier versions
+    path.write_text(json.dumps(recorded))
+    rows = read_rows(plan, tmp_path)
+    scores, costs = (dict(zip(*cells(plan, rows), strict=True)) for cells in (score_cells, cost_cells))
+    assert (scores["mIoU"], scores["pixel accuracy"]) == ("–", "0.900")
+    assert (costs["kept MiB"], costs["without recomputation"]) == ("100", "–")
+    write_results(plan, tmp_path, tmp_path, "name")
+    with open(tmp_path / "name.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["mean_iou"], line["plain_kept_bytes"]) for line in lines] == [("0.5", ""), ("", "157286400")]
+
+
 def test_an_empty_study_is_a_table_of_gaps(tmp_path):
     from studies.results import cost_cells, read_rows, score_cells, write_results
 
@@ -405,6 +454,18 @@ def test_result_of_other_settings_is_refused(tmp_path):
         read_result(changed, tmp_path)
 
 
+def test_result_of_a_run_with_other_workers_or_checkpoints_is_accepted(tmp_path):
+    from studies.runner import read_result
+
+    (run,) = study(networks={"a": {}}).runs({})
+    write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)))
+    (changed,) = study(networks={"a": {"num_workers": 1, "save_every": 50, "trackers": ["wandb"]}}).runs({})
+    assert read_result(changed, tmp_path)["mean_iou"] == 0.5
+    (costly,) = study(networks={"a": {"recompute": "none"}}).runs({})  # it changes the costs in the result
+    with pytest.raises(CheckpointError, match="recompute was 'norms', is 'none'"):
+        read_result(costly, tmp_path)
+
+
 def test_field_that_is_newer_than_a_result_had_its_default(tmp_path):
     from studies.runner import read_result
 
@@ -420,33 +481,73 @@ def test_field_that_is_newer_than_a_result_had_its_default(tmp_path):
         read_result(changed, tmp_path)
 
 
-def test_result_of_a_chain_with_another_first_stage_is_refused(tmp_path):
+def test_result_of_a_chain_with_other_earlier_stages_is_refused(tmp_path):
     from studies.runner import read_result
 
-    def chain(epochs):
-        content = {"stages": [{"dataset": "mapillary_vistas", "epochs": epochs}, {"dataset": "camvid", "epochs": 2}]}
+    def chain(*earlier):
+        content = {"stages": [*earlier, {"dataset": "camvid", "epochs": 2}]}
         (tmp_path / "chain.yaml").write_text(yaml.safe_dump(content))
         (run,) = study(recipe=str(tmp_path / "chain.yaml"), networks={"a": {}}).runs({})
         return run
 
-    run = chain(3)
-    earlier = [asdict(run.recipes[0])]
-    write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)), earlier_recipes=earlier)
-    assert read_result(run, tmp_path)["mean_iou"] == 0.5
-    with pytest.raises(CheckpointError, match="in stage 1 epochs was 3, is 4"):
-        read_result(chain(4), tmp_path)
+    first = {"dataset": "mapillary_vistas", "epochs": 3}
+    run, alone = chain(first), chain()
+    write_run(run, tmp_path / "of_chain", 0.5, np.zeros((1, 3, 2)), earlier_recipes=[asdict(run.recipes[0])])
+    write_run(run, tmp_path / "alone", 0.5, np.zeros((1, 3, 2)), earlier_recipes=[])
+    write_run(run, tmp_path / "unsaid", 0.5, np.zeros((1, 3, 2)))  # by an earlier version
+    accepted = [(run, "of_chain"), (alone, "alone"), (run, "unsaid"), (alone, "unsaid")]
+    assert [read_result(one, tmp_path / folder)["mean_iou"] for one, folder in accepted] == [0.5] * 4
+    for one, folder, said in (
+        (chain({**first, "epochs": 4}), "of_chain", "in stage 1 epochs was 3, is 4"),
+        (alone, "of_chain", "the number of stages was 2, is 1"),
+        (chain(first, first), "of_chain", "the number of stages was 2, is 3"),
+        (run, "alone", "the number of stages was 1, is 2"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            read_result(one, tmp_path / folder)
 
 
 def test_other_data_in_the_same_study_are_refused(tmp_path):
-    from studies.runner import refuse_other_data
+    from studies.runner import inputs_of, refuse_other_data
 
-    first, second = study(seeds=[0, 1], networks={"a": {}}).runs({})
-    write_run(first, tmp_path, 0.5, np.zeros((1, 3, 2)), data="abc")
-    made_with = {"recipe": asdict(second.recipe), "data": "abc"}
-    refuse_other_data(made_with, tmp_path)
-    refuse_other_data({"recipe": {**made_with["recipe"], "eval_split": "train[80%:]"}, "data": "def"}, tmp_path)
-    with pytest.raises(CheckpointError, match=r"result\.json was scored on other images or label maps"):
-        refuse_other_data({**made_with, "data": "def"}, tmp_path)
+    from revhrnet_hf.training.data import load_split
+
+    def made_with(run):
+        return inputs_of(run, load_split(run.recipe, tmp_path / "data", run.recipe.eval_split))
+
+    def set_ids(road, car):
+        (tmp_path / "data" / "labels.yaml").write_text(f"names: {{road: {road}, car: {car}}}")
+
+    for kind in ("images", "masks"):
+        for split in ("train", "val"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(tmp_path / "data" / kind / split / "0.png")
+    set_ids(road=0, car=1)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"some")
+    start = {"init_from": str(tmp_path / "weights")}
+    settings = {"dataset": "folder", "eval_split": "val"}
+    first, second, third = study(networks={"a": start, "b": start, "c": {"eval_split": "train"}}, settings=settings).runs({})
+    out = tmp_path / "out"
+    (out / first.folder).mkdir(parents=True)
+    result_file = out / first.folder / "result.json"
+    result_file.write_text(json.dumps(made_with(first)))
+    refuse_other_data(made_with(second), out)
+
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(CheckpointError, match=r"result\.json was made with other weights in .*weights: a study"):
+        refuse_other_data(made_with(second), out)
+    refuse_other_data(made_with(third), out)  # of another split, and without these weights
+    set_ids(road=1, car=0)
+    with pytest.raises(CheckpointError, match="a label table with other ids or colours and other weights in"):
+        refuse_other_data(made_with(second), out)
+    Image.new("L", (4, 4), 1).save(tmp_path / "data" / "masks" / "val" / "0.png")
+    with pytest.raises(CheckpointError, match="other images or label maps and a label table"):
+        refuse_other_data(made_with(second), out)
+    refuse_other_data(made_with(third), out)
+    earlier = {name: value for name, value in json.loads(result_file.read_text()).items() if name in ("recipe", "seed")}
+    result_file.write_text(json.dumps(earlier))  # as earlier versions wrote it
+    refuse_other_data(made_with(second), out)
 
 
 def test_a_learning_rate_that_diverges_is_not_chosen(tmp_path):
@@ -505,18 +606,31 @@ def test_sigterm_ends_the_runs_too(tmp_path):
     assert b"the same command resumes it" in process.stderr.read()
 
 
-def test_each_device_has_one_run_at_a_time(tmp_path):
+@pytest.mark.parametrize(("visible", "devices"), [(None, ["4", "7"]), ("4,5,7", ["0", "2"])])
+def test_each_device_has_one_run_at_a_time(tmp_path, monkeypatch, visible, devices):
     from studies.runner import work_through
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     runs = study(seeds=[0, 1, 2, 3], networks={"a": {}}).runs({})
     code = (
         "import os, sys, time; name = sys.argv[1] + '/' + os.environ['CUDA_VISIBLE_DEVICES'];"
         "os.close(os.open(name + '.lock', os.O_CREAT | os.O_EXCL)); time.sleep(0.1); os.remove(name + '.lock');"
         "open(name, 'a').write(sys.argv[2][-1])"
     )
-    assert not work_through(runs, [sys.executable, "-S", "-c", code, str(tmp_path)], ["4", "7"])
+    assert not work_through(runs, [sys.executable, "-S", "-c", code, str(tmp_path)], devices)
     done = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert set(done) == {"4", "7"} and sorted("".join(done.values())) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("visible", ["6,7", "", "GPU-a,GPU-b"])
+def test_a_device_that_this_program_may_not_use_is_refused(monkeypatch, visible):
+    from studies.runner import work_through
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(RecipeError, match=f"--devices 6: CUDA_VISIBLE_DEVICES={visible} gives this program [02] GPUs"):
+        work_through([], [], ["6"])
 
 
 def test_times_are_measured_in_turns_and_take_the_place_of_those_of_the_runs(tmp_path):
@@ -573,6 +687,24 @@ def test_dry_run_lists_the_runs_and_says_what_they_take(tmp_path, capsys):
         assert re.search(rf"\n{row}  +\d+ min \d+ s  +\d\.\d\d ", said), row
     assert re.search(r"\ntogether \d+ min \d+ s, 0\.\d\d GiB of disk\n$", said)
     assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        (["--output_dir", "out", "--results", "typo"], "typo"),
+        (["--output_dir", "typo", "--report_only", "--results", "out"], "typo"),
+    ],
+)
+def test_a_missing_folder_is_noticed_before_anything_is_done(tmp_path, monkeypatch, options, missing):
+    import study as program
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(program, "train", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(RecipeError, match=f"There is no folder {missing}: make it first"):
+        program.main([str(SCRIPTS / "studies" / "tiny.yaml"), "--data_dir", "data", *options])
+    assert not any((tmp_path / "out").iterdir()) and not (tmp_path / missing).exists()
 
 
 def test_pareto_front_against_brute_force():
