@@ -28,7 +28,7 @@ from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_re
 from revhrnet_hf.evaluation.records import class_totals_by_image
 from revhrnet_hf.evaluation.results import digest_of_data, digest_of_table, digest_of_weights
 from revhrnet_hf.hub.model_table import count_multiply_adds, count_saved_bytes
-from revhrnet_hf.io import LOG_FILE, whole_file, write_json
+from revhrnet_hf.io import LOG_FILE, read_values, whole_file, write_json
 from revhrnet_hf.models.recompute import NONE, NORMS, RecomputedModule
 from revhrnet_hf.training.chain import data_dirs_by_name, run_chain
 from revhrnet_hf.training.data import load_split
@@ -49,12 +49,12 @@ def read_result(run: Run, output_dir: Path) -> dict[str, Any] | None:
     """The result of a run; None if it is not finished.
 
     Raises:
-        CheckpointError: it was made with other settings.
+        CheckpointError: it was made with other settings, or cannot be read.
     """
     path = output_dir / run.folder / RESULT
     if not path.exists():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_values(path)
     if changed := same_settings(run, result):
         raise CheckpointError(
             f"{path} is the result of other settings ({changed}): choose another --output_dir, or move {path.parent} away"
@@ -256,7 +256,7 @@ def _digests_of_checkpoints(recipes: Iterable[Recipe]) -> dict[str, str]:
 def refuse_other_data(made_with: dict[str, Any], output_dir: Path) -> None:
     """Raises a CheckpointError if a run in the output folder was made with other data or weights that have the same names."""
     for path in output_dir.glob(f"*/*/*/*/{RESULT}"):  # not `rglob`: checkpoints of other runs come and go
-        if others := _other_inputs(made_with, json.loads(path.read_text(encoding="utf-8"))):
+        if others := _other_inputs(made_with, read_values(path)):
             raise CheckpointError(
                 f"{path} was made with {' and '.join(others)}: a study compares results of the same data and weights. Choose "
                 "another --output_dir, or bring back those of the first runs"
@@ -320,7 +320,7 @@ def read_times(output_dir: Path, name: str) -> dict[tuple[str, str], dict[str, f
     path = output_dir / f"{name}{TIMES}"
     if not path.exists():
         return None
-    times = json.loads(path.read_text(encoding="utf-8"))
+    times = read_values(path)
     return {
         (entry["network"], entry["variation"]): {name: entry[name] for name in ("step_seconds", "image_seconds")}
         for entry in times["networks"]

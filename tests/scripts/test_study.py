@@ -452,6 +452,9 @@ def test_result_of_other_settings_is_refused(tmp_path):
     (changed,) = study(networks={"a": {"flip": 0.25}}).runs({})
     with pytest.raises(CheckpointError, match=r"flip was 0\.5, is 0\.25"):
         read_result(changed, tmp_path)
+    (tmp_path / run.folder / "result.json").write_text("")
+    with pytest.raises(CheckpointError, match=r"result\.json cannot be read"):
+        read_result(run, tmp_path)
 
 
 def test_result_of_a_run_with_other_workers_or_checkpoints_is_accepted(tmp_path):
