@@ -668,17 +668,38 @@ def find_recipe(name: str | Path) -> Path:
     raise RecipeError(f"There is no recipe {name}{hint}: give a YAML file, or one of {', '.join(known)}")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping; YAML's loaders silently take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        values = [key.value for key in keys]
+        for place, key in enumerate(keys):
+            if key.value in values[:place] and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        RecipeError: the file cannot be read, is no YAML, has a key twice or holds something else; it is called `what`.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        raise RecipeError(f"Cannot read {what}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{what[0].upper()}{what[1:]} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{what[0].upper()}{what[1:]} must be a mapping of fields to values")
+    return content
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The mapping in a recipe's YAML file, unchecked; see [`find_recipe`] for `path`."""
-    try:
-        settings = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} is no YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise RecipeError(f"The recipe {path} must be a mapping of fields to values")
-    return settings
+    return read_mapping(find_recipe(path), f"the recipe {path}")
 
 
 def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Recipe]:

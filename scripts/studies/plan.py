@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from revhrnet_hf.errors import RecipeError, did_you_mean
 from revhrnet_hf.training.network import ARCHITECTURES
-from revhrnet_hf.training.recipe import OF_THE_RUN, Recipe, checked, read_chain
+from revhrnet_hf.training.recipe import OF_THE_RUN, Recipe, checked, read_chain, read_mapping
 
 RUNS, TUNING = "runs", "tuning"  # folders of the runs whose results are shown, and of those that try a learning rate
 PLAIN = "plain"  # the variation of a study that has none
@@ -129,14 +127,9 @@ class Study:
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Study":
         """Raises a RecipeError for a file that cannot be read, an unknown field, or recipe fields that do not fit."""
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError(f"Cannot read the study {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"The study {path} is no YAML: {error}") from error
+        content = read_mapping(Path(path), f"the study {path}")
         known = {setting.name: setting for setting in fields(cls)}
-        if not isinstance(content, dict) or not {"title", "recipe", "networks"} <= content.keys():
+        if not {"title", "recipe", "networks"} <= content.keys():
             raise RecipeError(f"The study {path} must be a mapping with title, recipe and networks")
         for name in content:
             if name not in known:
@@ -174,7 +167,11 @@ class Study:
 
     def _run(self, network: str, variation: str, seed: int, extra: Mapping[str, Any], kind: str) -> Run:
         settings = {**FIXED, **self.settings, **self.networks[network], **extra, "seed": seed}
-        recipes = [replace(recipe, eval_every=recipe.epochs) for recipe in read_chain(self.recipe, settings)]
+        try:
+            recipes = [replace(recipe, eval_every=recipe.epochs) for recipe in read_chain(self.recipe, settings)]
+        except RecipeError as error:
+            where = f"network {network!r}" + (f", variation {variation!r}" if variation != PLAIN else "")
+            raise RecipeError(f"{where}: {error}") from error
         folder = Path(kind, _file_name(network), _file_name(variation), f"seed_{seed}")
         return Run(network, variation, seed, recipes, str(folder))
 

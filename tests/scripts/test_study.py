@@ -123,6 +123,7 @@ def test_of_a_chain_all_stages_have_the_settings():
         ({"interval_block": 0}, "interval_block must be positive"),
         ({"networks": {"a": {"epochz": 1}}}, "epochz"),
         ({"networks": {"a": {"architecture": "fpm"}}}, "no architecture 'fpm'.*fpn"),
+        ({"networks": {"a": {"architectur": "fpn"}}}, "network 'a': Unknown field .*did you mean architecture"),
         ({"recipe": "mapillary_to_camvid", "learning_rates": [0.1], "tuning": TUNING}, "chain"),
         ({"learning_rates": [0.1]}, "give tuning both"),
         ({"learning_rates": [0.1], "tuning": {**TUNING, "eval_split": "val[:50%]"}}, "split of the results"),

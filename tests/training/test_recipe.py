@@ -193,7 +193,8 @@ def test_numbers_as_people_write_them(tmp_path):
         ("dataset: camvid\nblur: 0.5\ndistorted_datasets: []", "distorted_datasets names no dataset"),
         ("epochs: 3", "dataset is missing"),
         ("- camvid", "must be a mapping"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is no valid YAML"),
+        ("dataset: camvid\nepochs: 2\nepochs: 3\n", r"is no valid YAML: 'epochs' is there twice\s.*line 3"),
     ],
 )
 def test_refused(tmp_path, text, said):
@@ -203,7 +204,7 @@ def test_refused(tmp_path, text, said):
 
 def test_no_text(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00dataset")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml is no YAML"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is no valid YAML"):
         Recipe.from_yaml(tmp_path / "recipe.yaml")
 
 
