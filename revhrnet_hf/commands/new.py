@@ -19,6 +19,8 @@ from ..cli import ArgumentParser, run
 from ..errors import RecipeError
 from . import name_of
 
+VAL_FRACTION = 0.2
+
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,18 +29,17 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--val_fraction",
         type=float,
-        default=0.2,
         metavar="SHARE",
-        help="share of the images to hold out for scoring, where there is no such split (default: %(default)s)",
+        help=f"share of the images to hold out for scoring, where there is no such split (default: {VAL_FRACTION})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="chooses these images, with their names (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="chooses these images, with their names (default: 0)")
     parser.add_argument("--images", type=int, default=12, metavar="N", help="images on the contact sheet (default: %(default)s)")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
-    if not 0 < args.val_fraction < 1:
+    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
         raise RecipeError(f"--val_fraction {args.val_fraction}: give a share between 0 and 1")
     if args.images < 1:
         raise RecipeError(f"--images {args.images}: give 1 or more")
@@ -48,7 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
     from ._new import RECIPE, SHEET, Start  # after parsing, so that --help answers at once
 
     start = Start(args.folder, output_dir)
-    start.write_table(args.val_fraction, args.seed)
+    given = [f"--{name}" for name in ("val_fraction", "seed") if getattr(args, name) is not None]
+    if given and Path(start.table).exists():
+        raise RecipeError(f"{' and '.join(given)}: {start.table} is there and says how to divide the images: remove or change it")
+    start.write_table(args.val_fraction or VAL_FRACTION, args.seed or 0)
     start.check_samples()
     start.write_recipe()
     start.write_sheet(args.images)

@@ -191,7 +191,8 @@ class DataFolder:
         folder = self._full_path(folder)
         names = set(self._packed.members.get(folder, ()))
         if self._on_disk(folder):
-            names.update(entry.name for entry in _entries(self._folder / folder) if _safely(entry.is_file))
+            below = _entries(self._folder / folder)
+            names.update(entry.name for entry in below if _safely(entry.is_file) or _leads_nowhere(entry))
         endings = tuple(suffixes)
         return sorted(name for name in names if not is_hidden(name) and (not endings or name.endswith(endings)))
 
@@ -272,6 +273,11 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         return entries(folder)
     except OSError as error:
         raise DataError(f"The folder {folder} cannot be listed ({error}): check its permissions.") from error
+
+
+def _leads_nowhere(entry: os.DirEntry) -> bool:
+    """Whether an entry is a link whose target is not there, such as a file of a disk that is not mounted."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _safely(check: Callable[[], bool]) -> bool:

@@ -789,6 +789,16 @@ def test_what_is_there_is_kept(tmp_path, capsys):
     assert label_space_of(loaded(tmp_path / "photos", tmp_path / "mine", "val")).names == ("background", "car")
 
 
+@pytest.mark.parametrize("option", ["--val_fraction 0.4", "--seed 0"])
+def test_a_table_that_is_there_is_not_divided_anew(option, tmp_path):
+    cities(tmp_path / "photos")
+    new.main([str(tmp_path / "photos")])
+    before = contents(tmp_path / "photos_recipe")
+    with pytest.raises(RecipeError, match=rf"{option.split()[0]}: .*labels\.yaml is there and says how to divide the images"):
+        new.main([str(tmp_path / "photos"), *option.split()])
+    assert contents(tmp_path / "photos_recipe") == before
+
+
 def test_the_folders_own_table(tmp_path):
     """It is used as it is if it leads to two splits, and is copied with a share to hold out if not."""
     images_and_masks(tmp_path / "a")

@@ -689,3 +689,13 @@ def test_a_table_beside_an_archive_that_holds_cvats(tmp_path, top):
     with zipfile.ZipFile(own / "a.zip", "w") as packed:
         packed.writestr(f"{top}labelmap.txt", "road:1,2,3::\ncar:4,5,6::\n")
     assert find_label_space(str(own / "labels.yaml")).names == ("road", "car")
+
+
+def test_links_that_lead_nowhere_are_missing_files(tmp_path):
+    """Such as those into a disk that is not mounted: the images are not silently fewer."""
+    own = write_files(tmp_path / "own", "images", "masks", names=["a", "b"])
+    for folder in ("images", "masks"):
+        (own / folder / "z.png").symlink_to(tmp_path / "gone" / folder / "z.png")
+    (own / "train.txt").write_text("a\nb\nz\n")
+    with pytest.raises(DataError, match=r"without its .*/z\.png"):
+        load(own)
