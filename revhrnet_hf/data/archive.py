@@ -74,6 +74,8 @@ class DataFolder:
         below = sorted(Path(entry.path) for entry in _entries(self._folder)) if self._folder else [self.root]
         self.archives = [path for path in below if _is_archive(path)]
         if not self._folder and not self.archives:
+            if self.root.name.lower().endswith(COMPRESSED_WHOLE):
+                raise DataError(f"{self.root} is compressed as a whole, so that no single image can be read from it: unpack it.")
             raise DataError(f"{self.root} is neither a folder nor a zip or tar file: give the folder that holds the dataset.")
 
     def subfolder(self, folder: str) -> "DataFolder":

@@ -15,6 +15,7 @@ from .label_space import SINGLE_BAND, LabelSpace, displayed_colours, single_band
 FEW_BITS = re.compile(r"L;([24])")  # Pillow's names for grey of 2 and 4 bits, which it scales to 8 bits
 DEEP_COLOUR = re.compile(r"(LA|La|RGB|RGBA|RGBX|RGBa|CMYK);16")  # Pillow drops the lower 8 bits of these
 LARGEST_OF_16_BITS = 65535
+LOSSY = ("JPEG", "MPO")
 BLACK_AND_WHITE = {(0, 0, 0), (255, 255, 255)}
 
 
@@ -58,7 +59,12 @@ def translate_file(
 
 
 def _max_value(file: ImageFile, source: str) -> int:
-    """The number in the file that Pillow displays as white."""
+    """The number in the file that Pillow displays as white; a DataError if the numbers in it are not those that were saved."""
+    if file.header.format in LOSSY:
+        raise DataError(
+            f"Label map {source} is a JPEG file, whatever its name says, and JPEG changes the numbers at edges: save it as PNG, "
+            "from the original."
+        )
     arguments = file.tile.args if file.tile else None
     raw_mode, *rest = (arguments,) if isinstance(arguments, str) else arguments or ("",)
     if DEEP_COLOUR.match(str(raw_mode)):

@@ -368,3 +368,10 @@ def test_closed_folder_is_named(linked):
             DataFolder(linked).files("a")
     finally:
         (linked / "a").chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["photos.tar.gz", "photos.tgz", "PHOTOS.TAR.XZ"])
+def test_a_tar_file_that_is_compressed_as_a_whole(name, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{name} is compressed as a whole, .*: unpack it"):
+        DataFolder(tmp_path / name)

@@ -214,6 +214,15 @@ def test_sixteen_bits_of_colour_are_refused_and_not_halved(kind, channels):
         read(data, IDS)
 
 
+def test_jpeg_under_the_name_of_a_png_is_refused(tmp_path):
+    data = saved(PIL.Image.new("L", (8, 8), 3), "JPEG")
+    (tmp_path / "mask.png").write_bytes(data)
+    with pytest.raises(DataError, match="is a JPEG file, whatever its name says"):
+        read(data, table(ids={3: 0}))
+    with pytest.raises(DataError, match=r"mask\.png is a JPEG file, whatever its name says"):
+        raw_content(str(tmp_path / "mask.png"))
+
+
 def test_a_turned_label_map_is_read_upright():
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
