@@ -137,8 +137,10 @@ def raw_content(location: str) -> RawContent:
 
 
 def ids_in(raw: np.ndarray, source: str) -> RawContent:
-    """Counts the raw ids in an array, (height, width); a DataError calls it `source`."""
+    """Counts the raw ids in an array, (height, width); a DataError calls it `source` if they are none or too large."""
     ids, pixels = np.unique(whole_ids(raw, source), return_counts=True)
+    if ids[-1] > LARGEST_OF_16_BITS:
+        raise DataError(f"Label map {source} holds the number {ids[-1]}: ids of classes are at most {LARGEST_OF_16_BITS}.")
     # Other values of 16 bits are shown in greys that 8 bits cannot hold, mostly as black.
     shown = {raw_id: (raw_id // 257,) * 3 for raw_id in ids.tolist() if raw_id % 257 == 0 and 0 <= raw_id <= LARGEST_OF_16_BITS}
     return RawContent(dict(zip(ids.tolist(), pixels.tolist(), strict=True)), None, shown)

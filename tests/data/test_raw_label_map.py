@@ -214,6 +214,12 @@ def test_sixteen_bits_of_colour_are_refused_and_not_halved(kind, channels):
         read(data, IDS)
 
 
+def test_numbers_that_are_no_ids_of_classes(tmp_path):
+    PIL.Image.fromarray(np.array([[0, 70_000]], np.int32)).save(tmp_path / "map.tif")
+    with pytest.raises(DataError, match=r"map\.tif holds the number 70000: ids of classes are at most 65535"):
+        raw_content(str(tmp_path / "map.tif"))
+
+
 def test_jpeg_under_the_name_of_a_png_is_refused(tmp_path):
     data = saved(PIL.Image.new("L", (8, 8), 3), "JPEG")
     (tmp_path / "mask.png").write_bytes(data)
