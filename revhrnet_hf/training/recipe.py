@@ -308,7 +308,6 @@ class Recipe:
     early_stopping_patience: int | None = _setting(None, "End after this many evaluations in a row without a better mIoU")
 
     # the run
-    # A field belongs here if neither weights nor scores depend on it (OF_THE_RUN).
     num_workers: int | None = _setting(
         None,
         "Worker processes that load images, for each training process; not given: its share of the cores (half of it on a CPU), "
@@ -565,7 +564,7 @@ class Recipe:
 
 
 OF_THE_RUN = frozenset(dropwhile(lambda name: name != GROUPS["the run"], Recipe.__dataclass_fields__))
-"""The fields that change neither weights nor scores: those of the last group, "the run"."""
+"""The fields that change neither weights nor scores: those of the last group, "the run". No other fields belong into it."""
 
 # Fields, when they have an effect, and why they have none otherwise.
 CONDITIONS = (
