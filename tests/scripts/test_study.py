@@ -398,6 +398,8 @@ def test_published_results_are_those_of_the_records(path, tmp_path):
     assert (tmp_path / "again.csv").read_text() == path.with_suffix(".csv").read_text()
     assert tables(plan, rows) == path.read_text()
     assert path.read_text().split("\n\n", 1)[1] in (DOCS / "results.md").read_text()
+    [listed] = [line for line in (DOCS / "studies.md").read_text().splitlines() if line.startswith(f"| `{path.stem}.yaml`")]
+    assert f"| {sum(len(row.results) for row in rows)} of {len(rows) * len(plan.seeds)} runs" in listed
 
 
 def test_values_that_a_result_lacks_are_gaps(tmp_path):
