@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -28,7 +29,8 @@ from ..data.proposed_table import (
     propose_table,
 )
 from ..data.raw_label_map import RawContent, ids_in, raw_content
-from ..errors import DataError, first_few
+from ..defaults import VAL_FRACTION
+from ..errors import DataError, RecipeError, first_few
 from ..images import Colour, save_image
 from ..io import write_text
 from ..text import table as text_table
@@ -38,6 +40,22 @@ from ..viz.figures import untinted_classes
 from . import name_of
 
 TABLE, RECIPE, SHEET = "labels.yaml", "mine.yaml", "masks.png"
+
+
+class Division(NamedTuple):
+    """The options that divide images into those to train on and those to score on; None if not given."""
+
+    val_fraction: float | None
+    seed: int | None
+
+    @property
+    def values(self) -> tuple[float, int]:
+        return VAL_FRACTION if self.val_fraction is None else self.val_fraction, self.seed or 0
+
+    def refuse_if_given(self, by: str) -> None:
+        """Raises a RecipeError that `by` divides the images already, if an option is given: it would have no effect."""
+        if given := [f"--{name}" for name, value in self._asdict().items() if value is not None]:
+            raise RecipeError(f"{' and '.join(given)}: {by} divides the images already: leave the option out, or change that")
 
 
 class Start:
@@ -58,12 +76,15 @@ class Start:
         self.table = str(output_dir / TABLE)
         self.train_split = self.eval_split = ""
 
-    def write_table(self, val_fraction: float, seed: int) -> None:
-        """Writes the label table, unless there is one."""
+    def write_table(self, division: Division) -> None:
+        """Writes the label table, unless there is one; a RecipeError if an option of the division would have no effect."""
         own = DataFolder(self.folder).location(USUAL_NAME) or self.data_folder.location(USUAL_NAME)
+        val_fraction, seed = division.values
         if Path(self.table).exists():
+            division.refuse_if_given(self.table)
             print(f"kept:    {self.table}")
         elif own is not None and self._is_divided(own):
+            division.refuse_if_given(own)
             self.table = own
             print(f"used:    {own}, the folder's own label table")
         elif own is not None:
@@ -71,13 +92,15 @@ class Start:
         else:
             layout = find_layout(self.data_folder)
             print(f"found:   {layout}")
+            is_divided = find_split(layout.splits, SCORED_ON) is not None
+            if is_divided:
+                division.refuse_if_given(f"its layout, with the splits {', '.join(layout.splits)},")
             proposed = self._propose(layout)
             if layout.left_out:
                 proposed.notes.append(
                     f"Left out, because this table does not describe them: {first_few(layout.left_out)}. If they hold images and "
                     "masks to train on, arrange them as the others are."
                 )
-            is_divided = find_split(layout.splits, SCORED_ON) is not None
             text = proposed.to_yaml(name_of(self.folder), layout, None if is_divided else val_fraction, seed)
             self._write(Path(self.table), text)
             print("\n" + _described(proposed) + "\n")

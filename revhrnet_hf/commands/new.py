@@ -16,10 +16,9 @@ import shlex
 from pathlib import Path
 
 from ..cli import ArgumentParser, run
+from ..defaults import VAL_FRACTION
 from ..errors import RecipeError
 from . import name_of
-
-VAL_FRACTION = 0.2
 
 
 def build_parser() -> ArgumentParser:
@@ -46,13 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
     output_dir = args.output_dir or beside(args.folder)
     if output_dir.exists() and not output_dir.is_dir():
         raise RecipeError(f"--output_dir {output_dir} is a file: name a folder")
-    from ._new import RECIPE, SHEET, Start  # after parsing, so that --help answers at once
+    from ._new import RECIPE, SHEET, Division, Start  # after parsing, so that --help answers at once
 
     start = Start(args.folder, output_dir)
-    given = [f"--{name}" for name in ("val_fraction", "seed") if getattr(args, name) is not None]
-    if given and Path(start.table).exists():
-        raise RecipeError(f"{' and '.join(given)}: {start.table} is there and says how to divide the images: remove or change it")
-    start.write_table(args.val_fraction or VAL_FRACTION, args.seed or 0)
+    start.write_table(Division(args.val_fraction, args.seed))
     start.check_samples()
     start.write_recipe()
     start.write_sheet(args.images)

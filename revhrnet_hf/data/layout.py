@@ -38,7 +38,7 @@ INSTANCES = "segmentationobject"  # CVAT and VOC: masks of instances, beside tho
 MASK_WORDS = re.compile(
     r"mask|annot|label|segm|semantic|truth|gt_?(fine|coarse)|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I
 )
-# Of files that were drawn from masks, and are neither images nor, if there are others, the masks.
+# In names of files that were drawn from masks: they are not the images, nor the masks if there are others.
 DRAWN_WORDS = re.compile(r"colou?r|instance|overlay|(?<![a-z])vi[sz]", re.I)
 # Left out where the names of folders are compared: they tell the images of a split from its masks.
 KIND_WORDS = re.compile(

@@ -53,7 +53,7 @@ def translate_file(
     part = label_space.translate_part(image.crop(box), source, *encoding)
     if part is not None:
         return part
-    # Only a PNG or JPEG is cut short, and `_without_grey_palette` leaves these as they are.
+    # Of label maps only a PNG is cut short, and `_without_grey_palette` leaves it as it is.
     whole = image if data is None or data is file.data else file.pixels(data=file.data)
     return label_space.translate_image(whole, source, *encoding).crop(box)
 

@@ -37,7 +37,7 @@ Batch = dict[str, Any]
 """The inputs of one forward pass: `labels` (images, height, width) and `pixel_values` (images, 3, height, width); from a feature
 bank `backbone_maps` and `image_size` in place of pixels."""
 
-BYTES_OF_A_PIXEL = 4  # red, green, blue and its label, as workers hand them over
+BYTES_OF_A_PIXEL = 4  # red, green, blue and its label, as workers pass them
 
 
 class TrainingSet(NamedTuple):

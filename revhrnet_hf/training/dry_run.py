@@ -163,7 +163,7 @@ def _open_small_bank(stage: Stage) -> float:
 
 
 def _seconds_of_reading_the_bank(stage: Stage) -> float:
-    """Of a step that reads what the steps before have kept; 0 without a bank."""
+    """Seconds of a step that reads what the steps before have kept; 0 without a bank."""
     if stage.data.bank is None:
         return 0.0
     stage.data.start_at(epoch=0, step=0)
@@ -172,14 +172,14 @@ def _seconds_of_reading_the_bank(stage: Stage) -> float:
 
 
 def _seconds_of_training(stage: Stage) -> float:
-    """Of one step: of the network's, or of loading its images where that takes longer."""
+    """Seconds of one step: of the network's, or of loading its images where that takes longer."""
     seconds = _seconds_of_a_step(stage)
     with stage.errors.together():
         return max(seconds, _seconds_of_loading(stage))
 
 
 def _seconds_of_scoring_and_saving(stage: Stage) -> tuple[float, float]:
-    """Of scoring an image (by all processes together), measured on the split's first images; of a save."""
+    """Seconds of scoring an image (by all processes together), measured on the split's first images, and of a save."""
     evaluation = stage.evaluation
     few = min(len(evaluation.dataset), IMAGES * stage.accelerator.num_processes)
     evaluation.dataset = evaluation.dataset.select(range(few))

@@ -794,9 +794,20 @@ def test_a_table_that_is_there_is_not_divided_anew(option, tmp_path):
     cities(tmp_path / "photos")
     new.main([str(tmp_path / "photos")])
     before = contents(tmp_path / "photos_recipe")
-    with pytest.raises(RecipeError, match=rf"{option.split()[0]}: .*labels\.yaml is there and says how to divide the images"):
+    with pytest.raises(RecipeError, match=rf"{option.split()[0]}: .*labels\.yaml divides the images already"):
         new.main([str(tmp_path / "photos"), *option.split()])
     assert contents(tmp_path / "photos_recipe") == before
+
+
+def test_a_folder_with_splits_is_not_divided_anew(tmp_path):
+    folder = tmp_path / "photos"
+    camvid_style(folder)
+    for own in (False, True):  # without and with a label table of its own
+        if own:
+            (folder / "labels.yaml").write_text('names: [a, b, c]\nimages: "{split}"\nlabels: "{split}annot"\n')
+        with pytest.raises(RecipeError, match=r"--val_fraction and --seed: .* divides the images already"):
+            new.main([str(folder), "--val_fraction", "0.3", "--seed", "1"])
+        assert not (tmp_path / "photos_recipe").exists()
 
 
 def test_the_folders_own_table(tmp_path):
