@@ -115,7 +115,7 @@ def rehearse(study, args: argparse.Namespace) -> None:
     rates = chosen_rates(study, args.output_dir)
     gone = diverged(study, args.output_dir)
     # Which rate is chosen makes no difference to what a run takes.
-    later = {name: study.learning_rates[0] for name in study.tuned() if name not in rates and name not in gone}
+    later = {name: study.rates_of(name)[0] for name in study.tuned() if name not in rates and name not in gone}
     items = [*study.tuning_runs(), *study.runs({**rates, **later})]
     waiting = [item for item in items if item.network in later and not item.is_tuning]
     to_do = remaining([item for item in items if item not in waiting], args.output_dir)

@@ -15,6 +15,7 @@ RUNS, TUNING = "runs", "tuning"  # folders of the runs whose results are shown, 
 PLAIN = "plain"  # the variation of a study that has none
 GROUPS = ("networks", "variations")  # the fields of a study that hold recipe fields by name
 SETTINGS = (*GROUPS, "settings", "tuning")  # those that are mappings
+RATES = "learning_rates"  # of the study, or of a network that has its own
 FIXED = {"trackers": [], "log_images": 0, "keep_checkpoints": 1, "eval_at_start": False}
 """Settings of every run; besides, each is evaluated after its last epoch only, so that no epoch is selected by its score."""
 
@@ -54,7 +55,8 @@ class Study:
     Attributes:
         title: for tables and figures.
         recipe: name or file of the recipe that all runs share. Of a chain, the settings below hold for all stages.
-        networks: the recipe's fields that make each network.
+        networks: the recipe's fields that make each network. It may have `learning_rates` of its own, for example further ones,
+            where the best of the others was the first or the last.
         settings: the recipe's fields in which all runs differ from `recipe`.
         variations: the recipe's fields of each variation, such as fewer images.
         seeds: each network is trained with each of them.
@@ -87,8 +89,8 @@ class Study:
             raise RecipeError(f"The study's interval_block must be positive, got {self.interval_block}")
         if self.baseline is not None and self.baseline not in self.networks:
             raise RecipeError(f"The baseline {self.baseline!r} is not among the networks: {', '.join(self.networks)}")
-        if self.learning_rates and len(read_chain(self.recipe, {**self.settings, **self.tuning})) > 1:
-            raise RecipeError(f"{self.recipe} is a chain: learning_rates are searched for recipes of a single stage only")
+        if self.tuned() and len(read_chain(self.recipe, {**self.settings, **self.tuning})) > 1:
+            raise RecipeError(f"{self.recipe} is a chain: {RATES} are searched for recipes of a single stage only")
         runs = self.runs(dict.fromkeys(self.tuned(), 0.001))
         self._check_tuning({_without_part(run.recipe.eval_split) for run in runs})
         for run in (*self.tuning_runs(), *runs):
@@ -111,6 +113,12 @@ class Study:
             for name, value in entries.items():
                 _check_mapping(f"{group}.{name}", value)
             setattr(self, group, entries)
+        for name, value in self.networks.items():
+            if {RATES, "learning_rate"} <= value.keys():
+                raise RecipeError(f"The network {name!r} has both learning_rate and {RATES}: leave one out")
+            if RATES in value:
+                rates = checked(f"{RATES} of the network {name!r}", get_type_hints(type(self))[RATES], value[RATES])
+                self.networks[name] = {**value, RATES: rates}
 
     def _check_tuning(self, scored: set[str]) -> None:
         """Raises a RecipeError if a learning rate would be chosen on a whole split, or on a part of one of those in `scored`.
@@ -141,14 +149,18 @@ class Study:
 
     def tuned(self) -> list[str]:
         """The networks whose learning rate is searched: those that do not give one."""
-        return [name for name, settings in self.networks.items() if self.learning_rates and "learning_rate" not in settings]
+        return [name for name, settings in self.networks.items() if self.rates_of(name) and "learning_rate" not in settings]
+
+    def rates_of(self, network: str) -> list[float]:
+        """The learning rates that a network which is `tuned` tries."""
+        return self.networks[network].get(RATES, self.learning_rates)
 
     def tuning_runs(self) -> list[Run]:
         """One run for each network and learning rate."""
         return [
             self._run(name, f"lr {rate:g}", self.seeds[0], {**self.tuning, "learning_rate": rate}, TUNING)
             for name in self.tuned()
-            for rate in self.learning_rates
+            for rate in self.rates_of(name)
         ]
 
     def runs(self, rates: Mapping[str, float]) -> list[Run]:
@@ -167,6 +179,7 @@ class Study:
 
     def _run(self, network: str, variation: str, seed: int, extra: Mapping[str, Any], kind: str) -> Run:
         settings = {**FIXED, **self.settings, **self.networks[network], **extra, "seed": seed}
+        settings.pop(RATES, None)  # no field of a recipe
         try:
             recipes = [replace(recipe, eval_every=recipe.epochs) for recipe in read_chain(self.recipe, settings)]
         except RecipeError as error:

@@ -101,6 +101,13 @@ def test_of_a_chain_all_stages_have_the_settings():
     assert run.recipe.dataset == "camvid"
 
 
+def test_a_network_may_have_learning_rates_of_its_own():
+    plan = study(learning_rates=[0.1, 0.2], tuning=TUNING, networks={"a": {}, "b": {"learning_rates": [0.05, "1e-1"]}})
+    tried = [(run.network, run.recipe.learning_rate) for run in plan.tuning_runs()]
+    assert tried == [("a", 0.1), ("a", 0.2), ("b", 0.05), ("b", 0.1)]
+    assert [(run.network, run.recipe.learning_rate) for run in plan.runs({"b": 0.05})] == [("b", 0.05)]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -111,6 +118,8 @@ def test_of_a_chain_all_stages_have_the_settings():
         ({"seeds": [0, 1, 0]}, "same folder runs/ours/plain/seed_0"),
         ({"learning_rates": [0.1, "1e-1"], "tuning": TUNING}, r"same folder tuning/ours/lr_0\.1/seed_0"),
         ({"learning_rates": 0.01}, "learning_rates must be a list, got 0.01"),
+        ({"networks": {"a": {"learning_rates": 0.01}}}, "learning_rates of the network 'a' must be a list, got 0.01"),
+        ({"networks": {"a": {"learning_rates": [0.1], "learning_rate": 1}}, "tuning": TUNING}, "'a' has both"),
         ({"seeds": 3}, "seeds must be a list, got 3"),
         ({"seeds": []}, "no seeds"),
         ({"variations": {}}, "no variations"),
