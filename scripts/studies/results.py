@@ -25,7 +25,9 @@ from .runner import chosen_rates, read_result, read_times, read_totals
 
 GAP = "–"
 CONFIDENCE = 0.95
+MIN_SEEDS = 3  # for an interval over seeds; with two Student's t is 12.7, and the interval says nothing
 MARKERS = ("o", "s", "^")  # each with ten colours
+SHIFT = 0.06  # between the networks' marks, in variations
 COSTS = {"kept_bytes": "kept MiB per training crop", "step_seconds": "seconds per step", "image_seconds": "seconds per image"}
 
 
@@ -37,7 +39,7 @@ class Row:
         results: of the finished runs, by seed.
         totals: of the same runs, (runs, images, 3, classes).
         wanted: number of runs in the study.
-        difference: to the baseline's mIoU, and its interval, over the seeds that both have.
+        difference: to the baseline's mIoU over the seeds that both have, and its interval over images.
         by_seed: the same of each of these seeds.
     """
 
@@ -60,11 +62,8 @@ class Row:
         return fmean(values) if values else math.nan
 
     def half_width(self) -> float:
-        """Half of the 95 % confidence interval of the mean mIoU over seeds (Student's t); NaN with fewer than two runs."""
-        values = self._values("mean_iou")
-        if len(values) < 2:
-            return math.nan
-        return float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values)))
+        """Of the mean mIoU over seeds, see `half_width`."""
+        return half_width(self._values("mean_iou"))
 
     def totals_by_seed(self) -> dict[int, np.ndarray]:
         return {result["seed"]: totals for result, totals in zip(self.results, self.totals, strict=True)}
@@ -72,6 +71,13 @@ class Row:
     def class_iou(self, name: str) -> float:
         values = [result["iou"].get(name) for result in self.results]
         return fmean(values) if values and None not in values else math.nan
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % confidence interval of the mean over seeds (Student's t); NaN with fewer than three values."""
+    if len(values) < MIN_SEEDS:
+        return math.nan
+    return float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values)))
 
 
 Times = dict[tuple[str, str], dict[str, float]]
@@ -120,7 +126,7 @@ def _compare(rows: list[Row], baseline: str, block: int) -> None:
 
 def score_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
     """The title row, then the scores of each network with each variation."""
-    versus = [] if study.baseline is None else [f"to {study.baseline}", "with each seed"]
+    versus = [] if study.baseline is None else [f"to {study.baseline}", "with each seed", "interval over images"]
     cells = [[*_names(study), "seeds", "mIoU", *versus, "pixel accuracy", "boundary IoU", *study.classes, "learning rate"]]
     for row in rows:
         rate = row.results[0]["recipe"]["learning_rate"] if row.results else math.nan
@@ -128,8 +134,8 @@ def score_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
             [
                 *_names(study, row),
                 f"{len(row.results)} of {row.wanted}" if len(row.results) < row.wanted else str(row.wanted),
-                _with_interval(row),
-                *([_difference(row, study.baseline), ", ".join(f"{each:+.3f}" for each in row.by_seed)] if versus else []),
+                _with_interval(row.mean("mean_iou"), row.half_width()),
+                *(_differences(row, study.baseline) if versus else []),
                 _number(row.mean("pixel_accuracy")),
                 _number(row.mean("boundary_iou")),
                 *(_number(row.class_iou(name)) for name in study.classes),
@@ -168,16 +174,17 @@ def _number(value: float, form: str = ".3f") -> str:
     return GAP if math.isnan(value) else format(value, form)
 
 
-def _with_interval(row: Row) -> str:
-    half = row.half_width()
-    return _number(row.mean("mean_iou")) + ("" if math.isnan(half) else f" ± {half:.3f}")
+def _with_interval(mean: float, half: float, form: str = ".3f") -> str:
+    return _number(mean, form) + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
-def _difference(row: Row, baseline: str) -> str:
+def _differences(row: Row, baseline: str) -> tuple[str, str, str]:
+    """To the baseline: the mean, that of each seed, and the interval over images."""
     if row.difference is None:
-        return "" if row.network == baseline else GAP
+        return "" if row.network == baseline else GAP, "", ""
     value, (low, high) = row.difference
-    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+    each = ", ".join(f"{difference:+.3f}" for difference in row.by_seed)
+    return _with_interval(value, half_width(row.by_seed), "+.3f"), each, f"{low:+.3f} to {high:+.3f}"
 
 
 def tables(study: Study, rows: Sequence[Row]) -> str:
@@ -219,12 +226,11 @@ def score_figure(study: Study, rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(7.5, 0.9 + 0.34 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(shown):
-        colour = "C1" if row.network == study.baseline else "C0"
-        half = row.half_width()
-        axes.errorbar(row.mean("mean_iou"), place, xerr=None if math.isnan(half) else half, fmt="o", color=colour, capsize=3)
+        colour = "C0" if row.network == study.baseline else "C1"
+        axes.errorbar(row.mean("mean_iou"), place, xerr=_bar(row), fmt="o", color=colour, capsize=3, **_face(row))
         axes.plot([result["mean_iou"] for result in row.results], [place] * len(row.results), "|", color="0.4", markersize=9)
     axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
-    axes.set(xlabel="mIoU (mean over seeds, 95 % interval; strokes: single runs)")
+    axes.set(xlabel="mIoU (strokes: single runs; hollow: one run only; bars: 95 % interval of the mean, from three seeds on)")
     figure.suptitle(study.title)
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -245,8 +251,7 @@ def cost_figure(study: Study, rows: Sequence[Row]) -> Figure:
             axes.step(*zip(*pareto_front(points), strict=True), where="post", color="0.7", zorder=0)
         for number, (row, (cost, score)) in enumerate(zip(shown, points, strict=True)):
             marker = MARKERS[number // 10 % len(MARKERS)]
-            face = {} if len(row.results) > 1 else {"markerfacecolor": "white", "markeredgewidth": 2}
-            axes.plot(cost, score, marker, color=f"C{number % 10}", markersize=8, label=_label(row), **face)
+            axes.plot(cost, score, marker, color=f"C{number % 10}", markersize=8, label=_label(row), **_face(row))
         axes.set(xlabel=title, xscale="log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes formulas
@@ -270,7 +275,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 @rc_context({"text.parse_math": False})
 def growth_figure(study: Study, rows: Sequence[Row]) -> Figure:
-    """mIoU of each network over the variations, in the order of the study; the line is broken at a gap."""
+    """mIoU of each network over the variations, in the order of the study, with its interval over seeds.
+
+    The line is broken at a gap. The networks stand a little beside each other, so that their bars can be told apart.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     names = list(study.variations)
@@ -278,15 +286,29 @@ def growth_figure(study: Study, rows: Sequence[Row]) -> Figure:
         by_variation = {row.variation: row for row in rows if row.network == network}
         if not any(row.results for row in by_variation.values()):
             continue
+        places = [place + SHIFT * number for place in range(len(names))]
         means = [by_variation[name].mean("mean_iou") for name in names]
-        halves = [by_variation[name].half_width() for name in names]
-        axes.errorbar(range(len(names)), means, yerr=halves, fmt="o-", color=f"C{number % 10}", capsize=3, label=network)
+        axes.plot(places, means, color=f"C{number % 10}", label=network)
+        for place, row in zip(places, map(by_variation.get, names), strict=True):
+            if row.results:
+                style = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}", "capsize": 3}
+                axes.errorbar(place, row.mean("mean_iou"), yerr=_bar(row), **style, **_face(row))
     axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel="mIoU", title=study.title)
+    axes.set(ylabel="mIoU", xlabel="hollow: one run; bars: 95 % interval of the mean, from three seeds on", title=study.title)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
     return figure
+
+
+def _bar(row: Row) -> float | None:
+    half = row.half_width()
+    return None if math.isnan(half) else half
+
+
+def _face(row: Row) -> dict[str, Any]:
+    """The look of a row's mark: hollow if there is one run only."""
+    return {} if len(row.results) > 1 else {"markerfacecolor": "white", "markeredgewidth": 2}
 
 
 def _label(row: Row) -> str:

@@ -359,14 +359,30 @@ def test_table_shows_gaps_intervals_and_differences(tmp_path):
     # Student's t for three values: 4.303 × 0.1 / √3.
     assert (first["seeds"], first["mIoU"], first["to ours"], first["boundary IoU"]) == ("3", "0.600 ± 0.248", "", "–")
     # Of the seed that both have. IoU of each class: 4 / 4, and 2 / (4 + 4 − 2).
-    assert (second["seeds"], second["mIoU"], second["to ours"]) == ("1 of 3", "0.400", "-0.667 (-0.667 to -0.667)")
-    assert (first["with each seed"], second["with each seed"]) == ("", "-0.667")
+    assert (second["seeds"], second["mIoU"], second["to ours"]) == ("1 of 3", "0.400", "-0.667")
+    assert (first["with each seed"], second["with each seed"], second["interval over images"]) == (
+        "",
+        "-0.667",
+        "-0.667 to -0.667",
+    )
     assert (second["pole"], second["kept MiB"], second["without recomputation"]) == ("0.250", "100", "150")
     assert second["s / step"] == "1.50"
     written = write_results(plan, tmp_path, tmp_path, "name")
     assert {path.name for path in written} == {"name.md", "name.csv", "name_scores.png", "name_costs.png"}
     with open(tmp_path / "name.csv") as file:
         assert [float(line["mean_iou"]) for line in csv.DictReader(file)] == [0.5, 0.6, 0.7, 0.4]
+
+
+def test_interval_of_a_difference_over_seeds_is_students():
+    from scipy import stats
+    from studies.results import Row, _differences, half_width
+
+    differences = (-0.014, -0.007, -0.017)
+    low, high = stats.t.interval(0.95, 2, np.mean(differences), stats.sem(differences))
+    assert half_width(differences) == pytest.approx((high - low) / 2)
+    assert np.isnan(half_width(differences[:2]))  # of two seeds it would be 13 times as wide as they differ
+    row = Row("other", "plain", [], [], 3, (-0.0127, [-0.017, -0.008]), differences)
+    assert _differences(row, "ours") == ("-0.013 ± 0.013", "-0.014, -0.007, -0.017", "-0.017 to -0.008")
 
 
 def test_records_are_enough_for_the_same_table_and_to_go_on(tmp_path):
