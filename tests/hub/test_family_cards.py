@@ -35,7 +35,7 @@ def test_a_result_stands_in_its_familys_card_only():
     assert "| CamVid | CamVid val | 0.625 | 0.875 | 0.750 |" in text
     assert "367 images, 25 epochs, 2 min" in text
     assert "road 0.500, pole –" in text
-    assert all("Nothing has been measured" in card and "0.625" not in card for card in cards.values())
+    assert all("No checkpoint of it has been scored" in card and "0.625" not in card for card in cards.values())
     # Measured again, the new one takes its place.
     again = merge_results(results, results_of(record("w18", mean_iou=0.5)))
     assert len(again) == 1 and again[0]["scores"]["mean_iou"] == 0.5
