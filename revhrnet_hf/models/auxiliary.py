@@ -12,7 +12,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .configuration_segmentation import SegmentationConfig
 from .high_resolution import SegmentationHead
-from .losses import LossSettings, loss_terms, weighted_sum
+from .losses import LossSettings, class_ids, loss_terms, weighted_sum
 from .ocr import REGION_LOSS_WEIGHT, REGIONS, OcrHead
 
 AUXILIARY = "auxiliary"
@@ -95,8 +95,8 @@ def training_loss(
     Returns:
         The loss, and its parts before their weights, without gradients.
     """
-    labels = labels.long()  # other integers, such as a PNG's uint8, are taken too
     settings = LossSettings.of_config(config)
+    labels = class_ids(labels, logits.shape[1], settings)
     parts = loss_terms(logits, labels, settings, pixel_share)
     loss = weighted_sum(parts, settings)
     for name, (weight, several) in others.items():

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -179,6 +180,8 @@ class SegmentationConfig(PreTrainedConfig):
                 raise TypeError(f"{cls.__name__}.from_pretrained does not know the keyword {keyword!r}{guess}")
 
     def __setattr__(self, name: str, value: Any):
+        if name in ("id2label", "label2id"):
+            check_names(**{name: value})
         if name == "label2id" and value is not None:
             value = {class_name: int(class_id) for class_name, class_id in value.items()}
         if name != "id2label" or value is None:
@@ -218,6 +221,13 @@ class SegmentationConfig(PreTrainedConfig):
             )
         if sorted(self.id2label) != list(range(len(self.id2label))):
             raise ValueError(f"id2label must have the ids 0 to {len(self.id2label) - 1}, got {sorted(self.id2label)}")
+        if self.semantic_loss_ignore_index in self.id2label:
+            logger.warning_once(
+                "semantic_loss_ignore_index is %d, so the class %r is never trained: if it should be, give an index that is no "
+                "class, such as -100, here and as the image processor's ignore_index",
+                self.semantic_loss_ignore_index,
+                self.id2label[self.semantic_loss_ignore_index],
+            )
         for name, class_id in (self.label2id or {}).items():
             if self.id2label.get(class_id) != name:
                 raise ValueError(
@@ -327,12 +337,21 @@ def is_weight(value: float) -> bool:
     return 0 < value < math.inf
 
 
+def check_names(**settings: Any) -> None:
+    """Raises a TypeError for a list of names in place of a mapping."""
+    for setting, value in settings.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError(f"{setting} must be a mapping, such as id2label=dict(enumerate(names)), got {value!r}")
+
+
 def classes_of(num_labels: int | None, id2label: dict | None, label2id: dict | None) -> dict[int, str] | None:
     """Name of each class id, from any of the three settings; None if none of them is given.
 
     Raises:
+        TypeError: the names are not in a mapping.
         ValueError: `num_labels` is not the number of the names.
     """
+    check_names(id2label=id2label, label2id=label2id)
     if id2label is not None:
         classes = {int(class_id): name for class_id, name in id2label.items()}
     elif label2id is not None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -224,6 +224,15 @@ def _split_recompute(checkpoint_func: Callable) -> tuple[str, Callable]:
     elif settings.keys() - {"use_reentrant"}:
         raise ValueError(f"Settings {sorted(settings)} belong to torch's checkpoint, which recompute={recompute!r} does not use")
     return recompute, partial(checkpoint_func.func, *checkpoint_func.args, **settings)
+
+
+def check_pixels(pixel_values: Any) -> None:
+    """Raises a TypeError for what an image processor returns without `return_tensors`, a list, or for an array."""
+    if not isinstance(pixel_values, Tensor):
+        raise TypeError(
+            f"pixel_values must be a tensor (batch, 3, height, width), got {type(pixel_values).__name__}: call the image "
+            'processor with return_tensors="pt"'
+        )
 
 
 class HighResolutionPreTrainedModel(PreTrainedModel):

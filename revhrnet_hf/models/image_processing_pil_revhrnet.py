@@ -507,9 +507,14 @@ def check_range(image: "torch.Tensor | np.ndarray", rescale_factor: float) -> No
 
     Raises:
         ValueError: whole numbers above 255 and the usual factor. They may be of 10, 12 or 16 bits, which only the caller knows.
+            Or booleans, which the usual factor would make black.
     """
     # A tensor of the meta device has no values.
-    if not math.isclose(rescale_factor, 1 / 255) or image.dtype.itemsize == 1 or 0 in image.shape or str(image.device) == "meta":
+    if not math.isclose(rescale_factor, 1 / 255) or 0 in image.shape or str(image.device) == "meta":
+        return
+    if str(image.dtype).endswith("bool"):
+        raise ValueError("an image of booleans would be black: give 255 for white, or do_rescale=False")
+    if image.dtype.itemsize == 1:
         return
     is_tensor = isinstance(image, torch.Tensor)
     is_float = image.is_floating_point() if is_tensor else image.dtype.kind == "f"

@@ -204,5 +204,32 @@ def configured_loss(
     if labels is None:
         return None
     settings = LossSettings.of_config(config)
-    terms = loss_terms(logits, labels.long(), settings, pixel_share)  # other integers, such as a PNG's uint8, are taken too
-    return weighted_sum(terms, settings)
+    return weighted_sum(loss_terms(logits, class_ids(labels, logits.shape[1], settings), settings, pixel_share), settings)
+
+
+def class_ids(labels: Tensor, num_labels: int, settings: LossSettings) -> Tensor:
+    """Labels as int64; other integers, such as a PNG's uint8, are taken too.
+
+    Raises:
+        TypeError: they are no tensor, or not of integers: masks that became fractions (id / 255) would all be class 0.
+        ValueError: an id is neither a class nor ignored. On an accelerator, which would have to be waited for, this is left to
+            torch's cross-entropy, unless the loss has none.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor (batch, height, width), got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(
+            f"labels must hold class ids, which are whole numbers, but are {labels.dtype}: do not scale or normalise label maps "
+            "(torchvision's ToTensor divides by 255), or give labels.long() if they hold ids"
+        )
+    labels = labels.long()
+    is_checked_by_torch = labels.device.type != "cpu" and not settings.weights.keys().isdisjoint((CROSS_ENTROPY, FOCAL))
+    if torch.compiler.is_compiling() or labels.is_meta or is_checked_by_torch:
+        return labels
+    unknown = labels[((labels < 0) | (labels >= num_labels)) & (labels != settings.ignore_index)]
+    if len(unknown):
+        raise ValueError(
+            f"labels hold ids such as {unknown[0].item()}, but the network has the classes 0 to {num_labels - 1}, and ignores "
+            f"{settings.ignore_index}: map the others to that, or change semantic_loss_ignore_index or the classes"
+        )
+    return labels

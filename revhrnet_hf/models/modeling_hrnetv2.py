@@ -21,6 +21,7 @@ from .high_resolution import (
     HighResolutionModule,
     HighResolutionPreTrainedModel,
     RecomputedBlocks,
+    check_pixels,
     conv_bn,
 )
 
@@ -122,6 +123,7 @@ class HRNetV2Backbone(BackboneMixin, HRNetV2PreTrainedModel):
 
     def all_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """The stem's map, then the last stage's streams, finest first."""
+        check_pixels(pixel_values)
         stem = F.relu(self.bn1(self.conv1(pixel_values)), inplace=True)
         x = F.relu(self.bn2(self.conv2(stem)), inplace=True)
         streams = (self.layer1(x),)

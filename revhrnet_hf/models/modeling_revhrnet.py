@@ -28,6 +28,7 @@ from .high_resolution import (
     HighResolutionModule,
     HighResolutionPreTrainedModel,
     RecomputedBlocks,
+    check_pixels,
     conv_bn,
 )
 from .modeling_hrnetv2 import HRNetV2Backbone
@@ -235,7 +236,8 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
 
     def backbone_maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """The maps from which the streams start, (batch, channels, ⌈height / stride⌉, ⌈width / stride⌉), finest first."""
-        return self._maps_of_streams(self.run_backbone(pixel_values), tuple(pixel_values.shape[-2:]), pixel_values.dtype)
+        maps = self.run_backbone(pixel_values)
+        return self._maps_of_streams(maps, tuple(pixel_values.shape[-2:]), pixel_values.dtype)
 
     def run_backbone(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """The backbone's own maps, finest first, which `forward` takes in place of the pixels.
@@ -246,6 +248,7 @@ class RevHRNetModel(RevHRNetPreTrainedModel):
             (batch, channels, ⌈height / stride⌉, ⌈width / stride⌉) each; those of a plain vision transformer all have the stride
             of its patches.
         """
+        check_pixels(pixel_values)
         size, least = tuple(pixel_values.shape[-2:]), self.coarsest_stride
         self.layout.check_size(size)
         padded = pad_to_multiple(pixel_values, self.layout.multiple)

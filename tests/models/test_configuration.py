@@ -273,6 +273,26 @@ def test_settings_that_do_not_fit(config_class, settings, said, tmp_path):
 
 
 @configs
+def test_a_class_that_is_never_trained_is_said(config_class, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "revhrnet_hf.models.configuration_segmentation.logger.warning_once", lambda *args: said.append(args[0] % args[1:])
+    )
+    config_class(num_labels=255)
+    config_class(num_labels=300, semantic_loss_ignore_index=-100)
+    assert said == []
+    config_class(num_labels=300)
+    assert "semantic_loss_ignore_index is 255, so the class 'LABEL_255' is never trained" in said[0]
+
+
+@configs
+@pytest.mark.parametrize("name", ["id2label", "label2id"])
+def test_names_in_a_list_are_refused(config_class, name):
+    with pytest.raises(TypeError, match=f"{name} must be a mapping"):
+        config_class.from_variant("w18", **{name: ["a", "b"]})
+
+
+@configs
 def test_weights_may_be_whole_numbers_and_some_of_them_0(config_class):
     config = config_class(num_labels=3, semantic_loss_class_weights=[1, 0, 2.5])
     labels = torch.tensor([[[0, 1, 2, 0]]])

@@ -235,6 +235,16 @@ def test_arrays_that_are_no_images(processor_class, shape):
 
 
 @twins
+@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])
+def test_booleans_that_would_be_black_are_refused(processor_class, make):
+    image = make(np.eye(8, dtype=bool)[None].repeat(3, 0))
+    with pytest.raises(ValueError, match="booleans would be black"):
+        processor_class()(image)
+    white = processor_class(do_rescale=False, do_normalize=False)(image)["pixel_values"][0]
+    np.testing.assert_array_equal(np.asarray(white), np.asarray(image))
+
+
+@twins
 def test_fractions_that_would_be_rescaled_again_are_warned_of(processor_class, monkeypatch):
     said = []
     monkeypatch.setattr(image_processing_pil_revhrnet.logger, "warning_once", said.append)

@@ -90,3 +90,32 @@ def test_another_ignore_index(network, labels):
     with torch.no_grad():
         outputs = model(torch.rand(2, 3, 64, 64), labels=own)
     assert outputs.loss.item() == pytest.approx(by_hand(outputs.logits, own, ignore_index=0), rel=1e-4)
+
+
+@pytest.mark.parametrize("terms", [None, {"dice": 1.0}, {"tversky": 1.0}, {"lovasz": 1.0}], ids=str)
+@pytest.mark.parametrize("wrong", [CLASSES, -1, 254])
+def test_ids_that_are_no_class_are_refused(network, labels, terms, wrong):
+    labels = labels.clone()
+    labels[1, 3, 5] = wrong
+    said = f"ids such as {wrong}, but the network has the classes 0 to {CLASSES - 1}, and ignores 255"
+    with pytest.raises(ValueError, match=said):
+        network(semantic_loss_terms=terms)(torch.rand(2, 3, 64, 64), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda labels: labels / 255, "whole numbers, but are torch.float32"),  # as torchvision's ToTensor makes them
+        (lambda labels: labels.to(torch.complex64), "whole numbers, but are torch.complex64"),
+        (lambda labels: labels.numpy(), "must be a tensor .*, got ndarray"),
+        (lambda labels: labels.tolist(), "must be a tensor .*, got list"),
+    ],
+)
+def test_labels_that_are_no_integers_are_refused(network, labels, change, said):
+    with pytest.raises(TypeError, match=said):
+        network()(torch.rand(2, 3, 64, 64), labels=change(labels))
+
+
+def test_pixels_that_are_no_tensor_are_refused(network):
+    with pytest.raises(TypeError, match='got list: call the image processor with return_tensors="pt"'):
+        network()([torch.rand(3, 64, 64)])
