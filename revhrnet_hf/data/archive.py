@@ -58,6 +58,8 @@ class DataFolder:
     A file that is in several archives must be the same in all of them; it is an error to request one that differs. (Other files
     may differ, such as each archive's README.)
 
+    The last suffix of a file's name may be in capitals: where `x.jpg` is asked for and missing, `x.JPG` is found.
+
     Args:
         root: a folder, in which zip and tar files are opened (not those in its sub-folders), or a single archive.
 
@@ -163,6 +165,10 @@ class DataFolder:
             DataError: the file's name is not UTF-8, or archives hold different files at this path; the message names them.
         """
         path = self._full_path(path)
+        return next((found for spelling in _spellings(path) if (found := self._location_of(spelling)) is not None), None)
+
+    def _location_of(self, path: str) -> str | None:
+        """The location of the file with just this full path."""
         folder, _, name = path.rpartition("/")
         # os.path.isfile, unlike Path.is_file, is False for a path that no file can have.
         unpacked = self._folder and os.path.isfile(self._folder / path)
@@ -195,8 +201,12 @@ class DataFolder:
         if self._on_disk(folder):
             below = _entries(self._folder / folder)
             names.update(entry.name for entry in below if _safely(entry.is_file) or _leads_nowhere(entry))
-        endings = tuple(suffixes)
+        endings = tuple(spelling for suffix in suffixes for spelling in _spellings(suffix))
         return sorted(name for name in names if not is_hidden(name) and (not endings or name.endswith(endings)))
+
+    def stems(self, folder: str, suffix: str) -> list[str]:
+        """Sorted names of the files in `folder` that end with `suffix`, without it."""
+        return sorted({name[: -len(suffix)] for name in self.files(folder, [suffix])})
 
     def folders(self, folder: str = "") -> list[str]:
         """Sorted names of the folders in `folder`."""
@@ -288,6 +298,13 @@ def _safely(check: Callable[[], bool]) -> bool:
         return check()
     except OSError:
         return False
+
+
+def _spellings(path: str) -> list[str]:
+    """A path, or the end of one, as it is and with what follows its last dot in capitals and in small letters."""
+    stem, dot, ending = path.rpartition(".")
+    endings = (ending, ending.upper(), ending.lower()) if dot and "/" not in ending else (ending,)
+    return list(dict.fromkeys(stem + dot + spelling for spelling in endings))
 
 
 def _is_utf8(name: str) -> bool:

@@ -13,6 +13,8 @@ from .label_table import CVAT_NAME, read_label_table
 
 MAX_BYTES = 262_144
 COLOUR_LINE = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)")  # CamVid's label_colors.txt
+NUMBERED_LINE = re.compile(r"(\d+)(\s*[:=,;]\s*|[.)]?\s+)(\S.*)")  # `0: sky`, `0,sky`, `0. sky`, `0 sky`
+DELIMITERS = ",;\t"  # of CSV files; where the comma is for decimals, spreadsheets write semicolons
 IGNORED_NAMES = {"__ignore__", "_ignore_", "ignore", "void", "unlabeled", "unlabelled"}
 
 
@@ -68,7 +70,9 @@ def _read_cvat(data_folder: DataFolder, file: str) -> ClassList:
 
 def _read_csv(data_folder: DataFolder, file: str) -> ClassList:
     """`Pixel Value, Class` of Roboflow, or `name,r,g,b`; the columns are found by their titles."""
-    rows = csv.reader(io.StringIO(data_folder.read_text(file, MAX_BYTES)), skipinitialspace=True)
+    text = data_folder.read_text(file, MAX_BYTES)
+    delimiter = max(DELIMITERS, key=text.partition("\n")[0].count)
+    rows = csv.reader(io.StringIO(text), skipinitialspace=True, delimiter=delimiter)
     titles, *rows = [[cell.strip() for cell in row] for row in rows if row] or [[]]
     places = {title.lower(): place for place, title in enumerate(titles)}
     name = next((places[title] for title in ("class", "name", "class_name", "label") if title in places), None)
@@ -104,13 +108,42 @@ def _read_colours(data_folder: DataFolder, file: str) -> ClassList:
 
 
 def _read_names(data_folder: DataFolder, file: str) -> ClassList:
-    """One name a line, or all in one with commas, the first for id 0. labelme begins with `__ignore__`, no class, for id -1."""
+    """One name a line, or all in one with commas, the first for id 0. labelme begins with `__ignore__`, no class, for id -1.
+
+    If every line begins with a number, or with three for a colour, that stands for the class in the masks.
+    """
     names = list(_lines(data_folder, file))
+    if names and all(map(COLOUR_LINE.fullmatch, names)):
+        return _read_colours(data_folder, file)
     if len(names) == 1:
         names = [name.strip() for name in names[0].split(",") if name.strip()]
+    if by_id := _numbered(names, data_folder.expected(file)):
+        return ClassList(file, by_id)
     if names and names[0] in IGNORED_NAMES - {"void"} and names[0].startswith("_"):
         names = names[1:]
     return ClassList(file, dict(enumerate(names)), in_order=True)
+
+
+def _numbered(names: list[str], source: str) -> dict[int, str]:
+    """Id → name, if each name has its id before it; empty if they have none.
+
+    Raises:
+        DataError: some names have an id and others none, or two have the same. (In `2 wheels` the number is part of the name,
+            if other names begin without one.)
+    """
+    matches = [NUMBERED_LINE.fullmatch(name) for name in names]
+    if all(matches):
+        by_id = {int(match[1]): match[3] for match in matches}
+        if len(by_id) == len(names):
+            return by_id
+        raise DataError(f"{source} has two names with one number: give each class its own id, or leave the numbers out.")
+    if any(match is not None and match[2].strip() for match in matches):
+        plain = names[matches.index(None)]
+        raise DataError(
+            f"{source} has numbers before some names and none before {plain!r}: write the id before each name, or before none "
+            "(the first name then has the id 0)."
+        )
+    return {}
 
 
 def _lines(data_folder: DataFolder, file: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ All fields:
       lawn: {colours: ["#00ff00", "#00aa00"]} # label maps coded by colour; the first colour is used for display
     ignore: [0, 255, "#000000"]               # ids and colours that are not scored; default: 255 if a class has an id
     images: photos/{split}                    # folders of images and of label maps, both or neither (see datasets/folder.py)
-    labels: masks/{split}
+    labels: masks/{split}                     # in "{split}/*/rgb" and "{split}/*/gt", `*` is a folder of any name, once in each
     image_suffix: _sat                        # the ends of the file names: x_sat.jpg and x_mask.png are a pair
     label_suffix: _mask
     image_prefix: img                         # the beginnings of the file names: img01.jpg and mask01.png are a pair
@@ -64,7 +64,7 @@ DEEPEST = 20  # levels of lists and mappings; a table needs four
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
-SPLIT = "{split}"
+SPLIT, ANY = "{split}", "*"  # in folders: the split's name, and a name that is the same for images and label maps
 IGNORED = 255
 MAX_CLASSES = 255
 FEWEST_CLASSES = 2
@@ -79,7 +79,8 @@ class LabelTable:
         name: the label space's name.
         names, colours: the classes' names and display colours (RGB, 0–255), in the order of their train ids.
         raw_ids, raw_colours: id and colour in the label maps → train id, or 255 if it is not scored.
-        images, labels: folders of images and of label maps, with `{split}` in both or in neither; None if not given.
+        images, labels: folders of images and of label maps, with `{split}` in both or in neither, and perhaps with `*` once in
+            each for any name; None if not given.
         image_suffix, label_suffix: the ends of the file names, before the ending; None if not given.
         image_prefix, label_prefix: the beginnings of the file names; None if not given.
         labelme: label of a shape in labelme's files → id; None if the label maps are images.
@@ -357,6 +358,11 @@ class _Reader:
             if (SPLIT in self.result.images) != (SPLIT in self.result.labels):
                 raise self._error(
                     root, f"images and labels: either both hold {SPLIT}, where the split's name stands, or neither."
+                )
+            counts = {folder.count(ANY) for folder in (self.result.images, self.result.labels)}
+            if counts not in ({0}, {1}) or (counts == {1} and SPLIT not in self.result.images):
+                raise self._error(
+                    root, f"images and labels: {ANY}, a folder of any name, stands once in each, and only beside {SPLIT}."
                 )
 
     def _folder(self, node: yaml.Node, what: str) -> str:

@@ -24,21 +24,24 @@ from .datasets.folder import (
     TESTS,
     TRAINED_ON,
     Folder,
+    filled,
     find_split,
     list_files,
+    part_of,
+    sources_by_pattern,
     sources_without_table,
     split_pattern,
 )
 from .datasets.labelme import labelme_files
 from .datasets.pairing import IMAGES, LABEL_SUFFIXES, Affix, images_below, pair_files, read_split_list
-from .label_table import SPLIT
+from .label_table import ANY, SPLIT
 from .listing import MAX_NAMED, ListedSample
 
 INSTANCES = "segmentationobject"  # CVAT and VOC: masks of instances, beside those of classes
 MASK_WORDS = re.compile(
-    r"mask|annot|label|segm|semantic|truth|gt_?(fine|coarse)|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I
+    r"mask|annot|label|segm|semantic|truth|colou?r_?map|gt_?(fine|coarse)|(?<![a-z])(gt|ann|anno|seg|class)(?![a-z])", re.I
 )
-# In names of files that were drawn from masks: they are not the images, nor the masks if there are others.
+# In names of files and folders of what was drawn from masks: it is neither the images, nor the masks if there are others.
 DRAWN_WORDS = re.compile(r"colou?r|instance|overlay|(?<![a-z])vi[sz]", re.I)
 # Left out where the names of folders are compared: they tell the images of a split from its masks.
 KIND_WORDS = re.compile(
@@ -59,7 +62,7 @@ class Layout:
     """Where images and masks are, in the terms of a label table (label_table.py).
 
     Attributes:
-        images, labels: the folders, with `{split}` in both or in neither; None: the loader finds them by itself.
+        images, labels: the folders, with `{split}` in both or in neither, and perhaps `*`; None: the loader finds them by itself.
         image_suffix, label_suffix, image_prefix, label_prefix: the ends and beginnings of the names; None: the loader finds
             them by itself.
         splits: names of the splits, as folders or lists; empty if the images are not divided.
@@ -160,8 +163,8 @@ def _folders_and_lists(data_folder: DataFolder, layout: Layout) -> dict[tuple[st
         sources, _ = sources_without_table(data_folder)
         return {(source.images, source.labels): lists if source.listed_in else [] for source in sources}
     if SPLIT in layout.images:
-        folders = [tuple(folder.replace(SPLIT, split) for folder in (layout.images, layout.labels)) for split in layout.splits]
-        return {pair: [] for pair in folders}
+        by_split = sources_by_pattern(data_folder, layout.images, layout.labels)
+        return {(source.images, source.labels): [] for split in layout.splits for source in by_split[split]}
     return {(layout.images, layout.labels): lists}
 
 
@@ -291,29 +294,32 @@ class _Group:
     """Matches that one pair of folders in a label table serves.
 
     Attributes:
-        images, labels: these folders, perhaps with `{split}`.
-        members: name of the split (else empty) and folders below → match.
+        images, labels: these folders, perhaps with `{split}` and `*`.
+        members: name of the split, what `*` stands for (each is empty if there is none) and folders below → match.
     """
 
     images: str
     labels: str
-    members: Mapping[tuple[str, tuple[str, ...]], _Match]
+    members: Mapping[tuple[str, str, tuple[str, ...]], _Match]
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return tuple(sorted({split for split, _ in self.members if split}))
+        return tuple(sorted({split for split, _, _ in self.members if split}))
 
     @property
     def folders(self) -> list[tuple[str, str]]:
-        """The folders of images and masks of each split."""
-        names = self.splits or ("",)
-        return [(self.images.replace(SPLIT, name), self.labels.replace(SPLIT, name)) for name in names]
+        """The folders of images and masks of each split, and of each name for which `*` stands."""
+        names = dict.fromkeys((split, part) for split, part, _ in self.members)
+        return [(filled(self.images, *name), filled(self.labels, *name)) for name in names]
 
-    def rank(self) -> tuple[bool, int, bool, int]:
-        """Images to train on go before those of val and test only, then the number of pairs counts, then the simpler name."""
+    def rank(self) -> tuple[bool, int, bool, bool, bool, int]:
+        """Images to train on go before those of val and test only, then the number of pairs counts; masks go before drawings of
+        them, and then the simpler name counts."""
         matches = self.members.values()
         to_train_on = any(_split_words(match.images) <= {"train", "trainval"} for match in matches)
-        return to_train_on, sum(match.pairs for match in matches), SPLIT not in self.images, -len(self.images)
+        drawn = any(DRAWN_WORDS.search(_differing(match.images, match.labels)[1]) for match in matches)
+        simple = ANY not in self.images, SPLIT not in self.images, -len(self.images)
+        return to_train_on, sum(match.pairs for match in matches), not drawn, *simple
 
     def is_whole(self, folders: Iterable[str]) -> bool:
         """Whether all folders that the loader would read are among the matches."""
@@ -324,14 +330,17 @@ class _Group:
                 below = {folder for folder in folders if _is_below(folder, one)}
                 if not {folder for folder in below if inner is None or not _is_below(folder, inner)} <= matched:
                     return False
-        return SPLIT not in self.images or find_split(self.splits, HELD_OUT_FROM) is not None or self._has_all_splits(folders)
+        return SPLIT not in self.images or self._has_all_splits(folders)
 
     def _has_all_splits(self, folders: Iterable[str]) -> bool:
-        """Whether no other folder is a split by the pattern: without a split to train on, the loader reads all splits."""
+        """Whether the loader would read nothing else by the pattern; without a split to train on, it reads all splits."""
         depth, pattern = len(_parts(self.images)), split_pattern(self.images)
-        above = ("/".join(_parts(folder)[:depth]) for folder in folders)
-        names = {found[1] for found in map(pattern.fullmatch, above) if found} - set(self.splits)
-        return not any(_is_below(folder, self.labels.replace(SPLIT, name)) for name in names for folder in folders)
+        above = {"/".join(_parts(folder)[:depth]) for folder in folders}
+        others = {(found["split"], part_of(found)) for found in map(pattern.fullmatch, above) if found}
+        others -= {(split, part) for split, part, _ in self.members}
+        if find_split(self.splits, HELD_OUT_FROM) is not None:
+            others = {(split, part) for split, part in others if split in self.splits}
+        return not any(_is_below(folder, filled(self.labels, *other)) for other in others for folder in folders)
 
 
 def _joined(matches: list[_Match], files: Mapping[str, int]) -> Layout:
@@ -343,9 +352,9 @@ def _joined(matches: list[_Match], files: Mapping[str, int]) -> Layout:
     groups: dict[tuple, dict] = defaultdict(dict)
     exact = set()
     for match in matches:
-        for is_exact, images, labels, tail, split in _places(match):
+        for is_exact, images, labels, *names in _places(match):
             key = images, labels, match.image_affix, match.label_affix
-            groups[key][split, tail] = match
+            groups[key][tuple(names)] = match
             exact |= {key} if is_exact else set()
     found = [(_with_common_tail(*key[:2], members), *key[2:], key in exact) for key, members in groups.items()]
     group, image_affix, label_affix, _ = max(
@@ -360,16 +369,17 @@ def _joined(matches: list[_Match], files: Mapping[str, int]) -> Layout:
     return Layout(group.images, group.labels, *suffixes, *prefixes, splits=group.splits, left_out=left_out)
 
 
-def _places(match: _Match) -> Iterator[tuple[bool, str, str, tuple[str, ...], str]]:
-    """The ways to say where a match is: whether it says just this, folders of images and masks, what is below, and the split."""
+def _places(match: _Match) -> Iterator[tuple[bool, str, str, str, str, tuple[str, ...]]]:
+    """The ways to say where a match is: whether it says just this, folders of images and masks, and the key of a group's member:
+    the split, what `*` stands for, and what is below."""
     named = list(_patterns(match))
     for images, labels, split in named or [(match.images, match.labels, "")]:
-        yield True, images, labels, (), split
-        yield False, *_without_tail(images, labels), split
-    if not named:
-        for images, labels, tail in ((match.images, match.labels, ()), _without_tail(match.images, match.labels)):
-            for pattern in _patterns_of_any_name(images, labels):
-                yield False, pattern[0], pattern[1], tail, pattern[2]
+        short, short_labels, tail = _without_tail(images, labels)
+        yield True, images, labels, split, "", ()
+        yield False, short, short_labels, split, "", tail
+        for place in ((images, labels, ()), (short, short_labels, tail)):
+            for one, other, name in _patterns_of_any_name(*place[:2], ANY if named else SPLIT):
+                yield False, one, other, *((split, name) if named else (name, "")), place[2]
 
 
 def _without_tail(images: str, labels: str) -> tuple[str, str, tuple[str, ...]]:
@@ -380,10 +390,10 @@ def _without_tail(images: str, labels: str) -> tuple[str, str, tuple[str, ...]]:
     return "/".join(one), "/".join(other), tail
 
 
-def _with_common_tail(images: str, labels: str, members: Mapping[tuple[str, tuple[str, ...]], _Match]) -> _Group:
+def _with_common_tail(images: str, labels: str, members: Mapping[tuple[str, str, tuple[str, ...]], _Match]) -> _Group:
     """The group, with folders that all matches have below it as part of its own."""
-    common = posixpath.commonprefix([tail for _, tail in members])
-    below = {(split, tail[len(common) :]): match for (split, tail), match in members.items()}
+    common = posixpath.commonprefix([tail for *_, tail in members])
+    below = {(split, part, tail[len(common) :]): match for (split, part, tail), match in members.items()}
     return _Group(posixpath.join(images, *common), posixpath.join(labels, *common), below)
 
 
@@ -413,13 +423,14 @@ def _patterns(match: _Match) -> Iterator[tuple[str, str, str]]:
             yield word.sub(SPLIT, match.images), match.labels.replace(inside[0], SPLIT), inside[0]
 
 
-def _patterns_of_any_name(images: str, labels: str) -> Iterator[tuple[str, str, str]]:
-    """The same for each folder that is above both, whatever it is called: city_a/img and city_a/gt."""
+def _patterns_of_any_name(images: str, labels: str, mark: str) -> Iterator[tuple[str, str, str]]:
+    """The same, with a mark in place of each folder that is above both, whatever it is called: city_a/img and city_a/gt."""
     for place, (one, other) in enumerate(zip(_parts(images), _parts(labels), strict=False)):
         if one != other:
             return
-        patterns = ("/".join((*parts[:place], SPLIT, *parts[place + 1 :])) for parts in (_parts(images), _parts(labels)))
-        yield (*patterns, one)
+        if SPLIT not in one:
+            patterns = ("/".join((*parts[:place], mark, *parts[place + 1 :])) for parts in (_parts(images), _parts(labels)))
+            yield (*patterns, one)
 
 
 def _no_masks(data_folder: DataFolder, folders: dict[str, list[str]]) -> DataError:

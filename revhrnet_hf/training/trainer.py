@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from ..adapters import add_adapters
 from ..data import label_space_of
 from ..data.class_counts import warn_of_unseen_classes
-from ..errors import RunStopped
+from ..errors import DataError, RunStopped
 from ..evaluation import check_labelled
 from .agreement import SharedErrors, SharedStop, lost_process
 from .checkpoint import Checkpoints, TrainingState
@@ -271,20 +271,39 @@ class Stage:
     def evaluate(self, epoch: int) -> dict[str, Any]:
         """Scores of the evaluation split after `epoch` epochs.
 
-        A run that a signal stops meanwhile is saved as it was before, and begins with the evaluation when it is resumed.
+        A run that a signal or an image stops meanwhile is saved as it was before, and begins with the evaluation when it is
+        resumed.
+
+        Raises:
+            DataError: an image cannot be scored; the message says that none is skipped, and how to resume.
         """
         try:
             scores = self.evaluation.run(epoch, self.state.step)
+        except DataError as error:
+            self._save_alone()
+            raise DataError(f"{str(error).rstrip('.')}. {self._about_scored_images()}") from error
         except (RunStopped, RuntimeError) as error:
             # A signal may have reached another process first, which then does not answer any more.
             if isinstance(error, RuntimeError) and self.stop.signals.received is None:
                 raise
-            if self.state.step > 0 and self.accelerator.is_main_process:  # alone: the other processes may be gone
-                self.data.flush_bank()
-                self.checkpoints.save(losses=[])
+            self._save_alone()
             raise self._stopped() from error
         check_labelled(scores, f"the evaluation split {self.recipe.eval_split!r} of {self.recipe.dataset}")
         return scores
+
+    def _save_alone(self) -> None:
+        """Write `last` without the other processes, which may be gone; nothing before the first step."""
+        if self.state.step > 0 and self.accelerator.is_main_process:
+            self.data.flush_bank()
+            self.checkpoints.save(losses=[])
+
+    def _about_scored_images(self) -> str:
+        split, step = self.recipe.eval_split, self.state.step
+        again = f"resume with --resume: step {step} is saved in {self.output_dir / LAST}" if step else "start again"
+        return (
+            f"The image is in {split!r}, which is scored: there no image is skipped (on_bad_sample is for training only). "
+            f"Correct the file, and {again}"
+        )
 
     def save(self, scores: dict[str, Any] | None = None, last: bool = True) -> None:
         """Write `last`, `best` where the scores are the best so far, and the report where there are scores.

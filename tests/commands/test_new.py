@@ -295,12 +295,44 @@ def split_named_twice(folder):
     return splits, ["class_0", "class_1", "class_2"]
 
 
+def uavid(folder):
+    """Sequences with folders of images and of masks; those of the test have no masks."""
+    for place, numbers in (("train/seq1", range(3)), ("train/seq2", range(3, 5)), ("val/seq16", range(5, 7))):
+        draw(folder, f"uavid_{place}/Images/{{:06d}}.png", f"uavid_{place}/Labels/{{:06d}}.png", as_colours, numbers)
+    save(image_of(truth(7)), folder / "uavid_test" / "seq21" / "Images" / "000007.png")
+    rows = [[name, *colour] for name, colour in zip(NAMES, COLOURS, strict=True)]
+    write_csv(folder / "class_dict.csv", [["name", "r", "g", "b"], *rows])
+    return {"train": range(5), "val": range(5, 7)}, NAMES
+
+
+def areas_above_splits(folder):
+    for place, numbers in (("Rural/Train", range(2)), ("Urban/Train", range(2, 4)), ("Rural/Val", range(4, 6))):
+        draw(folder, f"{place}/images_png/{{}}.png", f"{place}/masks_png/{{}}.png", as_ids, numbers)
+    return {"Train": range(4), "Val": range(4, 6)}, ["class_0", "class_1", "class_2"]
+
+
+def two_words_for_a_split(folder):
+    for split, word, numbers in (("train", "training", range(3)), ("val", "validation", range(3, 6))):
+        draw(folder, f"{split}/{word}_images/{{}}.jpg", f"{split}/{word}_masks/{{}}.png", as_ids, numbers)
+    return {"training": range(3), "validation": range(3, 6)}, ["class_0", "class_1", "class_2"]
+
+
+def bdd100k(folder):
+    """Masks of ids beside drawings of them, and more images of which some are called the same."""
+    for split, numbers in (("train", range(4)), ("val", range(4, 6))):
+        for kind, encode in (("colormaps", as_colours), ("masks", as_ids)):
+            draw(folder, f"images/10k/{split}/{{}}.jpg", f"labels/sem_seg/{kind}/{split}/{{}}.png", encode, numbers)
+        for number in range(2, 12):
+            save(image_of(truth(number + 20)), folder / "images" / "100k" / split / f"{number}.jpg")
+    return {"train": range(4), "val": range(4, 6)}, ["class_0", "class_1", "class_2"]
+
+
 LAYOUTS = [
     roboflow, cvat, voc, carvana, deepglobe, camvid_style, beside, odd_suffixes, images_and_masks, kaggle, prefixes,
     glued_prefixes, prefixes_in_two_folders, labelme, labelme_in_splits, kaggle_with_test, names_with_splits, masks_of_no_split,
     nnu_net, capitals, years, cities, beside_in_several,
     two_trees, two_folders_each, split_named_twice, labelme_of_cameras, lists_beside_odd_folders, list_of_a_test,
-    labelme_with_lists,
+    labelme_with_lists, uavid, areas_above_splits, two_words_for_a_split, bdd100k,
 ]  # fmt: skip
 
 
@@ -396,6 +428,33 @@ def test_what_is_drawn_from_masks_is_neither_images_nor_masks(images, labels, ma
         assert np.array_equal(np.asarray(row["label_map"]), truth(number, 3))
 
 
+def test_files_of_two_sequences_with_the_same_names_are_kept_apart(tmp_path, capsys):
+    folder = tmp_path / "LoveDA"
+    for split, count in (("Train", 3), ("Val", 2)):
+        for area, classes in (("Rural", 3), ("Urban", 2)):
+            names = f"{split}/{area}/images_png/{{}}.png", f"{split}/{area}/masks_png/{{}}.png"
+            draw(folder, *names, as_ids, range(count), classes)
+    new.main([str(folder)])
+    table = yaml.safe_load((tmp_path / "LoveDA_recipe" / "labels.yaml").read_text())
+    assert (table["images"], table["labels"]) == ("{split}/*/images_png", "{split}/*/masks_png")
+    assert "Left out" not in capsys.readouterr().out
+    for split, count in (("Train", 3), ("Val", 2)):
+        rows = loaded(folder, tmp_path / "LoveDA_recipe", split)
+        assert rows["image_id"][:] == [f"{area}/{number}" for area in ("Rural", "Urban") for number in range(count)]
+        for row in rows:
+            area, number = row["image_id"].split("/")
+            assert np.array_equal(np.asarray(row["label_map"]), truth(int(number), 3 if area == "Rural" else 2))
+
+
+def test_a_folder_that_the_loader_would_read_too_prevents_a_pattern(tmp_path):
+    """Of seq3, too few images and masks are pairs, so that reading all sequences would be an error."""
+    for place in ("seq1", "seq2"):
+        draw(tmp_path / "photos", f"train/{place}/rgb/{{}}.jpg", f"train/{place}/gt/{{}}.png", as_ids, range(6))
+    draw(tmp_path / "photos", "train/seq3/rgb/a{}.jpg", "train/seq3/gt/b{}.png", as_ids, range(6))
+    layout = find_layout(DataFolder(tmp_path / "photos"))
+    assert "*" not in layout.images and layout.splits == ("train",)
+
+
 def test_masks_go_with_the_images_beside_them(tmp_path):
     """Two sequences are numbered alike, and one of them lacks masks: those of the other are not taken instead."""
     draw(tmp_path / "photos", "seq1/rgb/{}.jpg", "seq1/gt/{}.png", as_ids, range(8))
@@ -406,10 +465,10 @@ def test_masks_go_with_the_images_beside_them(tmp_path):
     assert layout.images.endswith("/rgb") and layout.labels == layout.images.replace("rgb", "gt")
 
 
-def two_words_for_a_split(folder):
-    for split, word, numbers in (("train", "training", range(3)), ("val", "validation", range(4))):
-        draw(folder, f"{split}/{word}_images/{{}}.jpg", f"{split}/{word}_masks/{{}}.png", as_ids, numbers)
-    return "train/{split}_images", r"val/validation_images/ \(4 files\), val/validation_masks/ \(4 files\)"
+def other_names_in_a_split(folder):
+    draw(folder, "train/pics/{}.jpg", "train/gt/{}.png", as_ids, range(3))
+    draw(folder, "val/photos/{}.jpg", "val/truth/{}.png", as_ids, range(4))
+    return "{split}/pics", r"val/photos/ \(4 files\), val/truth/ \(4 files\)"
 
 
 def previews(folder):
@@ -436,7 +495,7 @@ def lists_beside_split_folders(folder):
     return "{split}/pics", r"train\.txt \(a list\)"
 
 
-@pytest.mark.parametrize("write", [two_words_for_a_split, previews, images_of_a_test, lists_beside_split_folders])
+@pytest.mark.parametrize("write", [other_names_in_a_split, previews, images_of_a_test, lists_beside_split_folders])
 def test_what_is_left_out_is_named(write, tmp_path, capsys):
     images, left_out = write(tmp_path / "photos")
     new.main([str(tmp_path / "photos")])

@@ -115,6 +115,18 @@ def test_unpacked_file_wins(packed, mini_camvid):
     assert rows(load(packed, "val")) == rows(load(mini_camvid, "val"))[1:2]
 
 
+def test_the_exact_suffix_comes_before_one_in_capitals(tmp_path):
+    write_names(tmp_path, ["a/x.png", "a/x.PNG", "a/y.PNG", "a/z.Png", "a.d/t"])
+    pack_names(tmp_path / "more.zip", ["b/x.JPG", "b/X.txt"])
+    data_folder = DataFolder(tmp_path)
+    for name in ("a/x.png", "a/x.PNG"):
+        assert data_folder.location(name) == str(tmp_path / name)
+    assert data_folder.location("a/y.png") == str(tmp_path / "a/y.PNG")
+    assert [*map(data_folder.location, ("a/z.png", "a/Y.png", "b/x.txt", "a.d/T"))] == [None] * 4
+    assert data_folder.location("b/x.jpg") == f"zip://b/x.JPG::{tmp_path / 'more.zip'}"
+    assert data_folder.files("a", [".png"]) == ["x.PNG", "x.png", "y.PNG"] and data_folder.stems("a", ".png") == ["x", "y"]
+
+
 def test_pairs_deleted_beside_the_kept_archive_stay_deleted(packed, mini_camvid):
     """The folder was unpacked beside its archive, and a pair was deleted; only the remaining files are listed."""
     for folder in ("val", "valannot"):

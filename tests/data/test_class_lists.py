@@ -15,7 +15,23 @@ from revhrnet_hf.errors import DataError
         ("class_dict.csv", "name,r,g,b\nSky,128,128,128\n", {}, {(128, 128, 128): "Sky"}),
         ("class_dict.csv", "class,red,green,blue\n\nSky,1,2,3\n", {}, {(1, 2, 3): "Sky"}),
         ("label_colors.txt", "64 128 64\tAnimal\n192 0 128\tArch\n", {}, {(64, 128, 64): "Animal", (192, 0, 128): "Arch"}),
+        ("class_dict.csv", "name;r;g;b\r\nSky, blue;128;128;128\r\n", {}, {(128, 128, 128): "Sky, blue"}),
+        ("class_dict.csv", "\ufeffname,r,g,b\nSky,128,128,128\n", {}, {(128, 128, 128): "Sky"}),
+        ("_classes.csv", "\ufeffPixel Value;Class\n3;car\n", {3: "car"}, {}),
+        ("classes.csv", "id\tname\n3\tcar\n", {3: "car"}, {}),
         ("classes.txt", "road\n\n  car \n", {0: "road", 1: "car"}, {}),
+        ("classes.txt", "0: sky\n1: road\n", {0: "sky", 1: "road"}, {}),
+        ("classes.txt", "\ufeff7 street car\r\n11\tsky\r\n", {7: "street car", 11: "sky"}, {}),
+        (
+            "classes.txt",
+            "1,road\n0 ,sky\n2;a, b\n3=c\n04. d\n5) e\n",
+            dict(enumerate(["sky", "road", "a, b", "c", "d", "e"])),
+            {},
+        ),
+        ("classes.txt", "0: sky, 1: road", {0: "sky", 1: "road"}, {}),
+        ("classes.txt", "car\n2 wheels\n3 wheels\n", {0: "car", 1: "2 wheels", 2: "3 wheels"}, {}),
+        ("classes.txt", "2-wheeler\n3-wheeler\n", {0: "2-wheeler", 1: "3-wheeler"}, {}),
+        ("classes.txt", "0 0 0 sky\n1 2 3 road\n", {}, {(0, 0, 0): "sky", (1, 2, 3): "road"}),
         ("labels.txt", "__ignore__\n_background_\ncat\n", {0: "_background_", 1: "cat"}, {}),
         (
             "labelmap.txt",
@@ -43,4 +59,19 @@ def test_no_list(tmp_path):
 def test_damaged_lists(tmp_path, text, said):
     (tmp_path / "_classes.csv").write_text(text)
     with pytest.raises(DataError, match=said):
+        find_class_list(DataFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0: sky\nroad\n", "has numbers before some names and none before 'road': write the id before each name, or before none"),
+        ("sky\n1 road\n2: car\n", "has numbers before some names and none before 'sky'"),
+        ("0: sky\n0: road\n", "has two names with one number: give each class its own id"),
+        ("3 wheels\n3 doors\n", "has two names with one number"),
+    ],
+)
+def test_numbers_that_are_not_clear(tmp_path, text, said):
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(DataError, match=f"{tmp_path}/classes.txt {said}"):
         find_class_list(DataFolder(tmp_path))

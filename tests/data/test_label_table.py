@@ -139,6 +139,9 @@ def test_label_space_is_found_by_name_or_file(tmp_path):
         ("names: [a, b]\nimages: x/{split}\n", "images and labels belong together"),
         ("names: [a, b]\nimages: x\nlabels: y/{split}\n", "either both hold {split}, .* or neither"),
         ("names: [a, b]\nimages: x/{split}/{split}\nlabels: y\n", "either both hold {split}, .* or neither"),
+        ("names: [a, b]\nimages: 'x/{split}/*'\nlabels: y/{split}\n", r"\*, a folder of any name, stands once in each"),
+        ("names: [a, b]\nimages: 'x/*'\nlabels: 'y/*'\n", "and only beside {split}"),
+        ("names: [a, b]\nimages: '{split}/*/*/x'\nlabels: '{split}/*/*/y'\n", "stands once in each"),
         ("names: [a, b]\nimages: x/{split}\nlabels: ../y/{split}\n", "line 3: labels: '../y/{split}' leads outside"),
         (
             "names: [a, b]\nlabel_suffix: _mask.png\n",

@@ -12,6 +12,7 @@ import torch
 from revhrnet_hf.data import get_label_space, label_space_of, load_segmentation_dataset, translate
 from revhrnet_hf.data.loading import in_classes
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_coco, write_mapillary_vistas, write_pascal_voc
 
 
 def load(data_dir, split="train", **options):
@@ -48,6 +49,29 @@ def test_relative_folder_holds_in_another_working_directory(mini_camvid, monkeyp
     dataset = load(mini_camvid.name)
     monkeypatch.chdir("/")
     assert dataset[0]["image_id"] == "mini_train_00000"
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "write", "options"),
+    [
+        ("camvid", "train", write_camvid, {"form": "segnet"}),
+        ("camvid", "train", write_camvid, {"form": "original"}),
+        ("cityscapes", "train", write_cityscapes, {}),
+        ("mapillary_vistas", "train", write_mapillary_vistas, {}),
+        ("coco", "train", write_coco, {}),
+        ("pascal_voc", "train_aug", write_pascal_voc, {"form": "sbd"}),
+    ],
+)
+def test_suffixes_in_capitals(name, split, write, options, tmp_path):
+    """Every other file is called x.JPG where x.jpg is published, so that images and label maps differ."""
+    write(tmp_path, {"train": 3, "val": 1}, (48, 64), **options)
+    if options == {"form": "segnet"}:
+        (tmp_path / "train.txt").unlink()  # so that the folders are listed
+    expected = [pixels(row) for row in load_segmentation_dataset(name, tmp_path, split)]
+    files = [file for file in sorted(tmp_path.rglob("*.*")) if file.suffix in (".jpg", ".png", ".mat")]
+    for file in files[::2]:
+        file.rename(file.with_suffix(file.suffix.upper()))
+    assert [pixels(row) for row in load_segmentation_dataset(name, tmp_path, split)] == expected
 
 
 def test_changed_folder_is_seen(mini_camvid):

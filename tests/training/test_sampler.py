@@ -133,6 +133,25 @@ def test_skipped_images_are_said_and_logged(weights, tmp_path, caplog):
     assert [entry["skipped_images"] for entry in log if "skipped_images" in entry] == [[image_id]]
 
 
+@pytest.mark.parametrize("eval_at_start", [False, True])
+def test_an_image_that_cannot_be_scored_is_not_skipped(weights, tmp_path, eval_at_start):
+    """What was trained is saved; with the file restored the run ends as it would have."""
+    write_cityscapes(tmp_path / "data", {"train": 4, "val": 2}, size=(96, 128))
+    victim = max((tmp_path / "data").glob("leftImg8bit/val/*/*"))  # the first is read before training
+    whole = victim.read_bytes()
+    recipe = small_recipe(weights, on_bad_sample="skip", eval_at_start=eval_at_start)
+    expected = Stage(recipe, tmp_path / "data", tmp_path / "whole").run()
+    victim.write_bytes(whole[: len(whole) // 2])
+    end = "and start again" if eval_at_start else rf"and resume with --resume: step 1 is saved in {tmp_path}/out/last"
+    said = rf"{victim.name} .*\. The image is in 'val', which is scored: there no image is skipped .*Correct the file, {end}$"
+    with pytest.raises(DataError, match=said):
+        Stage(recipe, tmp_path / "data", tmp_path / "out").run()
+    victim.write_bytes(whole)
+    resumed = Stage(recipe, tmp_path / "data", tmp_path / "out", resume=not eval_at_start)
+    assert resumed.state.step == (0 if eval_at_start else 1)
+    assert np.array_equal(resumed.run()["per_category_iou"], expected["per_category_iou"], equal_nan=True)
+
+
 def test_bad_mixtures(folders):
     with pytest.raises(RecipeError, match="dataset_shares must be 2 positive numbers"):
         Recipe(dataset="cityscapes", more_datasets=["camvid"], dataset_shares=[1])

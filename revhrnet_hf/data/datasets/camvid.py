@@ -3,6 +3,9 @@
 - *SegNet form*, 480×360: `train/X.png`, `trainannot/X.png` with raw ids 0–11, `train.txt`; the same for val and test.
 - *Original form*, 960×720: `701_StillsRaw_full/X.png`, `LabeledApproved_full/X_L.png` in 32 colours, or the publisher's two
   zip files. Its split is SegNet's, read from `train.txt`, `val.txt` and `test.txt` beside the two folders.
+
+A copy on Kaggle (`train/X.png`, `train_labels/X_L.png`) is divided in another way, so that its scores cannot be compared with
+published ones: it is refused here, and can be read as a user's own data.
 """
 
 from collections.abc import Callable
@@ -109,6 +112,15 @@ class CamVid(SegmentationBuilder):
         return _form_of(data_folder) is not None
 
     @classmethod
+    def _not_found_message(cls, data_folder: DataFolder) -> str:
+        if any(map(_is_kaggles, (data_folder, *map(data_folder.subfolder, data_folder.folders())))):
+            return (
+                f"{data_folder.root} is the copy of CamVid on Kaggle (train/, train_labels/), which is divided in another way: "
+                f"read it as your own data. `revhrnet new {data_folder.root}` writes what is needed to train on it."
+            )
+        return super()._not_found_message(data_folder)
+
+    @classmethod
     def _is_part_of(cls, given: Path, above: Path) -> bool:
         # Folders called train are common, so the given folder's own name must be one of CamVid's.
         return given.relative_to(above).parts[0] in (STILLS, LABELS, *PARTS, *(f"{part}annot" for part in PARTS))
@@ -126,7 +138,15 @@ class CamVid(SegmentationBuilder):
         return listed
 
 
+def _is_kaggles(data_folder: DataFolder) -> bool:
+    return any(data_folder.has_folder(f"{part}_labels") for part in PARTS) and not any(
+        data_folder.has_folder(folder) for folder in (STILLS, LABELS, *(f"{part}annot" for part in PARTS))
+    )
+
+
 def _form_of(data_folder: DataFolder) -> ListForm | None:
+    if _is_kaggles(data_folder):
+        return None
     if data_folder.has_folder(STILLS) or data_folder.has_folder(LABELS):
         return _list_original
     if any(data_folder.has_folder(folder) for part in PARTS for folder in (part, f"{part}annot")):
@@ -145,10 +165,10 @@ def _list_segnet(data_folder: DataFolder, part: str) -> list[ListedSample]:
     list_file = f"{part}.txt"
     if data_folder.has_file(list_file):
         return [_segnet_item(line, data_folder.expected(list_file)) for line in _lines(data_folder, list_file)]
-    names = sorted({*data_folder.files(images, [".png"]), *data_folder.files(label_maps, [".png"])})
-    if not names:
+    stems = sorted({*data_folder.stems(images, ".png"), *data_folder.stems(label_maps, ".png")})
+    if not stems:
         raise DataError(f"CamVid's folder {data_folder.root / images} holds no PNG: put the images there.")
-    return [ListedSample(f"{images}/{name}", f"{label_maps}/{name}", PurePosixPath(name).stem) for name in names]
+    return [ListedSample(f"{images}/{stem}.png", f"{label_maps}/{stem}.png", stem) for stem in stems]
 
 
 def _segnet_item(line: str, list_file: str) -> ListedSample:

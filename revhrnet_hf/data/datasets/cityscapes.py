@@ -1,6 +1,7 @@
 """Cityscapes: 5,000 finely and 20,000 coarsely labelled frames of driving in 50 cities (Cordts et al., 2016).
 
-The publisher's layout, unpacked or in the publisher's zip files:
+The publisher's layout, unpacked or in the publisher's zip files, or with each zip file unpacked into a folder of its own name
+(`leftImg8bit_trainvaltest/leftImg8bit/`, as "Extract all" of Windows leaves it):
 
 - images `leftImg8bit/{train,val,train_extra}/CITY/CITY_SEQ_FRAME_leftImg8bit.png`,
 - fine label maps `gtFine/{train,val}/CITY/CITY_SEQ_FRAME_gtFine_labelIds.png`,
@@ -20,7 +21,7 @@ from ..label_space import LABEL_SPACES, LabelSpace
 from ..listing import ListedSample
 
 IMAGES, IMAGE_SUFFIX = "leftImg8bit", "_leftImg8bit.png"
-IDS_SUFFIX, INSTANCES_SUFFIX = "_labelIds.png", "_instanceIds.png"
+OF_IDS, OF_INSTANCES = "_labelIds.", "_instanceIds."  # before the suffix, which may be in capitals
 IGNORED = 255
 LICENCE_PLATE_AS_WRITTEN = 255
 
@@ -144,7 +145,7 @@ class Cityscapes(SegmentationBuilder):
     def recognises(data_folder: DataFolder) -> bool:
         # To predict the test split no label maps are needed.
         others = ("gtFine", "gtCoarse", f"{IMAGES}/test")
-        return data_folder.has_folder(IMAGES) and any(map(data_folder.has_folder, others))
+        return _place(data_folder, IMAGES) is not None and any(_place(data_folder, other) is not None for other in others)
 
     @staticmethod
     def list_split(data_folder: DataFolder, split: str, label_space: str) -> list[ListedSample]:
@@ -152,9 +153,9 @@ class Cityscapes(SegmentationBuilder):
 
     @staticmethod
     def list_images(data_folder: DataFolder, split: str) -> list[ListedSample]:
-        folder = f"{IMAGES}/{split}"
-        if not data_folder.has_folder(folder):
-            raise AbsentSplitError(f"Cityscapes in {data_folder.root} has no split {split!r} (it needs {folder}/).")
+        folder = _place(data_folder, f"{IMAGES}/{split}")
+        if folder is None:
+            raise AbsentSplitError(f"Cityscapes in {data_folder.root} has no split {split!r} (it needs {IMAGES}/{split}/).")
         frames = _frames(data_folder, folder, IMAGE_SUFFIX)
         if not frames:
             raise _no_images(data_folder, folder)
@@ -163,7 +164,7 @@ class Cityscapes(SegmentationBuilder):
 
 def instances_location(label_map: str) -> str | None:
     """The location of the instance map beside a label map of ids (in the same archive, if in one); None if there is none."""
-    location = label_map.replace(IDS_SUFFIX, INSTANCES_SUFFIX)
+    location = label_map.replace(OF_IDS, OF_INSTANCES)
     try:
         read_location(location, 1)
     except OSError:
@@ -176,12 +177,12 @@ def _no_images(data_folder: DataFolder, folder: str) -> DataError:
 
 
 def _list_part(data_folder: DataFolder, split: str, part: Part) -> list[ListedSample]:
-    images, label_maps = f"{IMAGES}/{part.folder}", f"{part.labels}/{part.folder}"
-    if not _has_part(data_folder, part):
-        present = [name for name, parts in SPLIT_PARTS.items() if all(_has_part(data_folder, p) for p in parts)]
+    images, label_maps = _places(data_folder, part)
+    if images is None or label_maps is None:
+        present = [name for name, parts in SPLIT_PARTS.items() if all(None not in _places(data_folder, p) for p in parts)]
         raise AbsentSplitError(
-            f"Cityscapes in {data_folder.root} has no split {split!r} (it needs {images}/ and {label_maps}/); "
-            f"splits there: {', '.join(present) or 'none'}."
+            f"Cityscapes in {data_folder.root} has no split {split!r} (it needs {IMAGES}/{part.folder}/ and "
+            f"{part.labels}/{part.folder}/); splits there: {', '.join(present) or 'none'}."
         )
     frames = _frames(data_folder, label_maps, part.suffix)
     if not frames and (other := _frames(data_folder, label_maps, "_labelTrainIds.png")):
@@ -199,14 +200,18 @@ def _list_part(data_folder: DataFolder, split: str, part: Part) -> list[ListedSa
     ]
 
 
-def _has_part(data_folder: DataFolder, part: Part) -> bool:
-    return data_folder.has_folder(f"{IMAGES}/{part.folder}") and data_folder.has_folder(f"{part.labels}/{part.folder}")
+def _places(data_folder: DataFolder, part: Part) -> tuple[str | None, str | None]:
+    """The folders of a part's images and label maps, as `_place` finds them."""
+    return _place(data_folder, f"{IMAGES}/{part.folder}"), _place(data_folder, f"{part.labels}/{part.folder}")
+
+
+def _place(data_folder: DataFolder, folder: str) -> str | None:
+    """The path of one of the publisher's folders, which may be in a folder with the name of its zip file; None if missing."""
+    name = folder.partition("/")[0]
+    unpacked = [f"{zip_name}/{folder}" for zip_name in data_folder.folders() if zip_name.startswith(name)]
+    return next(filter(data_folder.has_folder, (folder, *unpacked)), None)
 
 
 def _frames(data_folder: DataFolder, folder: str, suffix: str) -> list[tuple[str, str]]:
     """City and CITY_SEQ_FRAME of each file in the cities' folders that ends with `suffix`."""
-    return [
-        (city, name.removesuffix(suffix))
-        for city in data_folder.folders(folder)
-        for name in data_folder.files(f"{folder}/{city}", [suffix])
-    ]
+    return [(city, stem) for city in data_folder.folders(folder) for stem in data_folder.stems(f"{folder}/{city}", suffix)]

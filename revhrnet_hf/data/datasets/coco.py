@@ -352,9 +352,7 @@ def _splits_in(data_folder: DataFolder, layout: Layout) -> list[str]:
     if folder == SPLIT:
         return [split for split in data_folder.folders() if data_folder.has_file(f"{split}/{name}")]
     prefix, suffix = name.split(SPLIT)
-    names = [
-        file.removeprefix(prefix).removesuffix(suffix) for file in data_folder.files(folder, [suffix]) if file.startswith(prefix)
-    ]
+    names = [stem.removeprefix(prefix) for stem in data_folder.stems(folder, suffix) if stem.startswith(prefix)]
     return [split for split in names if split and (prefix or split in USUAL_SPLITS)]
 
 

@@ -10,7 +10,8 @@ In the last layout, a list file names the images of each split (SPLIT.txt in DAT
 label table holds out a share of them (`val_fraction: 0.2`). In the others, it holds out a share of train, or of all splits that
 are not for validation or test. The folders may have other names (`IMAGE_FOLDERS`, `LABEL_FOLDERS`), so that exports in VOC's
 layout and CVAT's "Segmentation mask 1.1", with its labelmap.txt as label table, can be read. Any other layout is named in the
-label table (`images: photos/{split}`, `labels: masks/{split}`; label_table.py shows its form).
+label table (`images: photos/{split}`, `labels: masks/{split}`; label_table.py shows its form). If a split has several folders of
+images, each with its label maps, a `*` stands for their names (`{split}/*/rgb`, `{split}/*/gt`), which are put before the ids.
 
 An image and its label map have the same path below these folders, except for the ending and a suffix: `images/train/city/x.jpg`
 and `labels/train/city/x.png` or `labels/train/city/x_mask.png` (pairing.py). With `labelme` in the label table, label maps are
@@ -20,7 +21,7 @@ drawn from labelme's JSON files (labelme.py). All files may be in a zip or tar f
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -28,7 +29,7 @@ from ...errors import AbsentSplitError, DataError
 from ..archive import DataFolder
 from ..builder import SegmentationBuilder
 from ..label_space import find_label_space
-from ..label_table import CVAT_NAME, SPLIT, USUAL_NAME, LabelTable, is_label_table, read_label_table
+from ..label_table import ANY, CVAT_NAME, SPLIT, USUAL_NAME, LabelTable, is_label_table, read_label_table
 from ..listing import ListedSample
 from .labelme import labelme_pairs
 from .pairing import Affix, held_out, images_below, pair_files, read_split_list
@@ -56,7 +57,7 @@ class SplitSource:
         listed_in: the list file that names the split's images; None for all images in the folder.
         not_in: list files of images that are excluded.
         without: names of folders in `images` and `labels` that are excluded, because they are splits of their own.
-        part: name of these folders among several that make up the split, put before the ids; else empty.
+        part: name that tells these folders from others of the same split, put before the ids; empty if there are no others.
         held_out: with `val_fraction`, whether the split has the held-out images (True) or the others (False); None for all.
     """
 
@@ -220,7 +221,7 @@ def _is_laid_out(data_folder: DataFolder) -> bool:
 def _sources(data_folder: DataFolder, table: LabelTable | None) -> dict[str, list[SplitSource]]:
     """Split → its source; several if it is not clear which one is meant."""
     if table is not None and table.images is not None and SPLIT in table.images:
-        sources = {split: [source] for split, source in _by_pattern(data_folder, table.images, table.labels)}
+        sources = sources_by_pattern(data_folder, table.images, table.labels)
     elif table is not None and table.images is not None:
         sources = _listed_splits(data_folder, _unsplit_sources(data_folder, table))
     else:
@@ -352,7 +353,12 @@ def _pool_of_splits(sources: dict[str, list[SplitSource]]) -> tuple[list[SplitSo
     """The images of all splits that are not for validation or test, or of the only split; and the names of these splits."""
     splits = set(sources) - _not_to_train_on(sources) if len(sources) > 1 else set(sources)
     parts = {split: split if len(splits) > 1 else "" for split in sorted(splits)}
-    return [replace(source, part=part) for split, part in parts.items() for source in sources[split]], splits
+    pool = [
+        replace(source, part="/".join(filter(None, (part, source.part))))
+        for split, part in parts.items()
+        for source in sources[split]
+    ]
+    return pool, splits
 
 
 def _not_to_train_on(splits: Iterable[str]) -> set[str]:
@@ -411,18 +417,40 @@ def _differences(one: SplitSource, other: SplitSource) -> tuple[str, str]:
 
 
 def split_pattern(folder: str) -> re.Pattern[str]:
-    """Matches what `folder` describes: its group 1 is the split's name, which stands in place of each `{split}`."""
+    """Matches what `folder` describes: `{split}` is the group `split`, alike wherever it stands, and `*` is the group `part`."""
     escaped = re.escape(SPLIT)
-    return re.compile(re.escape(folder).replace(escaped, "([^/]+)", 1).replace(escaped, r"\1"))
+    pattern = re.escape(folder).replace(escaped, "(?P<split>[^/]+)", 1).replace(escaped, "(?P=split)")
+    return re.compile(pattern.replace(re.escape(ANY), "(?P<part>[^/]+)"))
 
 
-def _by_pattern(data_folder: DataFolder, images: str, labels: str) -> Iterator[tuple[str, SplitSource]]:
-    """The splits for which both folders of the table's patterns exist."""
-    before, after = images.split(SPLIT, 1)
-    above, _, prefix = before.rpartition("/")
-    first = split_pattern(prefix + SPLIT + after.partition("/")[0])
-    for folder in data_folder.folders(above):
-        if match := first.fullmatch(folder):
-            source = SplitSource(images.replace(SPLIT, match[1]), labels.replace(SPLIT, match[1]))
+def part_of(match: re.Match[str]) -> str:
+    """What `*` stands for; empty if the pattern has none."""
+    return match.groupdict().get("part", "")
+
+
+def filled(folder: str, split: str, part: str) -> str:
+    """The folder that `folder` describes, for a split and for what `*` stands for."""
+    return folder.replace(SPLIT, split).replace(ANY, part)
+
+
+def sources_by_pattern(data_folder: DataFolder, images: str, labels: str) -> dict[str, list[SplitSource]]:
+    """Split → its sources, for a label table's folders with `{split}`: wherever both folders exist."""
+    sources = defaultdict(list)
+    for folder in _folders_like(data_folder, images):
+        if match := split_pattern(images).fullmatch(folder):
+            source = SplitSource(folder, filled(labels, match["split"], part_of(match)), part=part_of(match))
             if data_folder.has_folder(source.images) and data_folder.has_folder(source.labels):
-                yield match[1], source
+                sources[match["split"]].append(source)
+    return dict(sources)
+
+
+def _folders_like(data_folder: DataFolder, folder: str) -> list[str]:
+    """The folders of which each name is like that in `folder`."""
+    found = [""]
+    for name in folder.split("/"):
+        if SPLIT in name or ANY in name:
+            like = split_pattern(name)
+            found = [f"{above}/{below}" for above in found for below in data_folder.folders(above[1:]) if like.fullmatch(below)]
+        else:
+            found = [f"{above}/{name}" for above in found]
+    return [path[1:] for path in found]

@@ -74,8 +74,7 @@ class MapillaryVistas(SegmentationBuilder):
     def list_split(data_folder: DataFolder, split: str, label_space: str) -> list[ListedSample]:
         images = f"{FOLDERS[split]}/images"
         label_maps = _label_maps_folder(data_folder, split, label_space)
-        stems = {name.removesuffix(".jpg") for name in data_folder.files(images, [".jpg"])}
-        stems.update(name.removesuffix(".png") for name in data_folder.files(label_maps, [".png"]))
+        stems = {*data_folder.stems(images, ".jpg"), *data_folder.stems(label_maps, ".png")}
         if not stems:
             raise _no_images(data_folder, images)
         return [ListedSample(f"{images}/{stem}.jpg", f"{label_maps}/{stem}.png", stem) for stem in sorted(stems)]
@@ -85,10 +84,10 @@ class MapillaryVistas(SegmentationBuilder):
         images = f"{UNLABELLED_FOLDERS[split]}/images"
         if not data_folder.has_folder(images):
             raise AbsentSplitError(f"Mapillary Vistas in {data_folder.root} has no split {split!r} (it needs {images}/).")
-        names = data_folder.files(images, [".jpg"])
-        if not names:
+        stems = data_folder.stems(images, ".jpg")
+        if not stems:
             raise _no_images(data_folder, images)
-        return [ListedSample(f"{images}/{name}", None, name.removesuffix(".jpg")) for name in names]
+        return [ListedSample(f"{images}/{stem}.jpg", None, stem) for stem in stems]
 
 
 def _no_images(data_folder: DataFolder, folder: str) -> DataError:

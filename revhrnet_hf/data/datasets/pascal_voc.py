@@ -101,11 +101,11 @@ def _list_train_aug(data_folder: DataFolder, base: str) -> list[ListedSample]:
     ids = _train_aug_ids(data_folder, base, sbd)
     if data_folder.has_folder(f"{base}{LABELS_AUG}"):
         return [_item(base, image_id, f"{base}{LABELS_AUG}/{image_id}.png") for image_id in ids]
-    own = set(data_folder.files(f"{base}{LABELS}"))
-    if sbd is None and any(f"{image_id}.png" not in own for image_id in ids):
+    own = set(data_folder.stems(f"{base}{LABELS}", ".png"))
+    if sbd is None and not own.issuperset(ids):
         raise AbsentSplitError(_no_sbd(data_folder, base))
     return [
-        _item(base, image_id, f"{base}{LABELS}/{image_id}.png" if f"{image_id}.png" in own else f"{sbd}/cls/{image_id}.mat")
+        _item(base, image_id, f"{base}{LABELS}/{image_id}.png" if image_id in own else f"{sbd}/cls/{image_id}.mat")
         for image_id in ids
     ]
 
@@ -118,8 +118,8 @@ def _train_aug_ids(data_folder: DataFolder, base: str, sbd: str | None) -> list[
     if sbd is not None:
         lists = (f"{sbd}/train.txt", f"{sbd}/val.txt", f"{base}{LISTS}/train.txt")
         return sorted({image_id for name in lists for image_id in _read_list(data_folder, name)} - val)
-    if names := data_folder.files(f"{base}{LABELS_AUG}", [".png"]):
-        return sorted({PurePosixPath(name).stem for name in names} - val)
+    if stems := data_folder.stems(f"{base}{LABELS_AUG}", ".png"):
+        return sorted({*stems} - val)
     raise AbsentSplitError(_no_sbd(data_folder, base))
 
 

@@ -1,12 +1,13 @@
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from revhrnet_hf.data import get_label_space, load_segmentation_dataset
-from revhrnet_hf.errors import DataError
+from revhrnet_hf.errors import AbsentSplitError, DataError
 
 
 def load(data_dir, split="train", **options):
@@ -115,6 +116,27 @@ def test_foreign_folder(tmp_path):
     (tmp_path / "foreign" / "photos").mkdir(parents=True)
     with pytest.raises(DataError, match=r"foreign is not CamVid.*Give the folder that holds them"):
         load(tmp_path / "foreign")
+
+
+def write_kaggles_copy(original, folder):
+    """Colours, a folder for each split's images and one for its label maps, and no lists."""
+    for split in ("train", "val"):
+        stems = [Path(line).stem for line in (original / f"{split}.txt").read_text().split()]
+        for kind, ending, target in (("701_StillsRaw_full", "", split), ("LabeledApproved_full", "_L", f"{split}_labels")):
+            (folder / target).mkdir(parents=True)
+            for stem in stems:
+                shutil.copy(original / kind / f"{stem}{ending}.png", folder / target)
+
+
+@pytest.mark.parametrize("place", ["", "CamVid", "archive.zip"])
+def test_the_copy_on_kaggle_is_to_be_read_as_own_data(mini_original, tmp_path, place):
+    given = tmp_path / "given"
+    write_kaggles_copy(mini_original, tmp_path / "unpacked" / "CamVid" if ".zip" in place else given / place)
+    if ".zip" in place:
+        shutil.make_archive(str(given / "archive"), "zip", tmp_path / "unpacked")
+    with pytest.raises(DataError, match=f"{given} is the copy of CamVid on Kaggle .*`revhrnet new {given}` writes") as refusal:
+        load(given)
+    assert not isinstance(refusal.value, AbsentSplitError)
 
 
 def test_absent_split_lists_those_there(mini_camvid):

@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 from revhrnet_hf.data import Cityscapes, LabelSpace, get_label_space, load_segmentation_dataset
-from revhrnet_hf.data.datasets.cityscapes import CATEGORIES, IMAGES, LABELS
+from revhrnet_hf.data.datasets.cityscapes import CATEGORIES, IMAGES, LABELS, instances_location
 from revhrnet_hf.errors import DataError
 
 SPLITS = ("train", "val", "train_extra", "train_coarse", "val_coarse")
@@ -211,3 +211,33 @@ def test_counts_are_those_published():
     assert Cityscapes.PUBLISHED_COUNTS["train"] + Cityscapes.PUBLISHED_COUNTS["val"] == 3475
     assert Cityscapes.PUBLISHED_COUNTS["train_extra"] == 19998
     assert set(Cityscapes.PUBLISHED_COUNTS) <= set(Cityscapes.SPLITS)
+
+
+def extract_all(data_dir):
+    """Moves the folders to where Windows unpacks the publisher's zip files."""
+    for name, split, unpacked in (
+        ("leftImg8bit", "train_extra", "leftImg8bit_trainextra"),
+        ("leftImg8bit", "", "leftImg8bit_trainvaltest"),
+        ("gtFine", "", "gtFine_trainvaltest"),
+        ("gtCoarse", "", "gtCoarse_all"),
+    ):
+        target = data_dir / unpacked / name / split
+        target.parent.mkdir(parents=True)
+        (data_dir / name / split).rename(target)
+    (data_dir / "gtCoarse_all").rename(data_dir / "gtCoarse")
+
+
+def test_each_zip_file_unpacked_into_a_folder_of_its_own(mini_cityscapes):
+    expected = {split: [pixels(row) for row in load(mini_cityscapes, split)] for split in SPLITS}
+    extract_all(mini_cityscapes)
+    for split in SPLITS:
+        assert [pixels(row) for row in load(mini_cityscapes, split)] == expected[split]
+    shutil.rmtree(mini_cityscapes / "gtFine_trainvaltest")
+    with pytest.raises(DataError, match=r"it needs leftImg8bit/val/ and gtFine/val/\); splits there: train_extra, train_coarse"):
+        load(mini_cityscapes, "val")
+
+
+def test_the_instance_map_of_a_label_map_with_its_suffix_in_capitals(tmp_path):
+    for kind in ("labelIds", "instanceIds"):
+        save_ids(tmp_path / f"x_gtFine_{kind}.PNG", np.zeros((2, 2), np.uint8))
+    assert instances_location(str(tmp_path / "x_gtFine_labelIds.PNG")) == str(tmp_path / "x_gtFine_instanceIds.PNG")

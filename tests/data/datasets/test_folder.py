@@ -72,6 +72,33 @@ def test_layouts(tmp_path, images, labels, named):
     assert load(data_dir, "dev")["image_id"][:] == ["c"]
 
 
+def write_sequences(data_dir, splits, more=""):
+    """Two folders a split with files of the same names, and one without label maps."""
+    for seed, (split, place, name) in enumerate((split, place, name) for split in splits for place in "mn" for name in "ab"):
+        write_pair(data_dir / split / place / "rgb", data_dir / split / place / "gt", name, seed=seed)
+    (data_dir / splits[0] / "o" / "rgb").mkdir(parents=True)
+    (data_dir / "labels.yaml").write_text(TABLE + 'images: "{split}/*/rgb"\nlabels: "{split}/*/gt"\n' + more)
+
+
+def test_a_star_stands_for_folders_of_any_name(tmp_path):
+    write_sequences(tmp_path, ["train", "val"])
+    for split in ("train", "val"):
+        rows = load(tmp_path, split)
+        assert rows["image_id"][:] == ["m/a", "m/b", "n/a", "n/b"]
+        for row in rows:
+            place, name = row["image_id"].split("/")
+            raw = np.asarray(PIL.Image.open(tmp_path / split / place / "gt" / f"{name}.png"))
+            assert np.asarray(row["label_map"]).tolist() == [[TRAIN_ID[raw_id] for raw_id in line] for line in raw.tolist()]
+
+
+def test_a_share_of_what_a_star_finds_is_held_out(tmp_path):
+    write_sequences(tmp_path, ["x", "y"], "val_fraction: 0.25\n")
+    found = {split: load(tmp_path, split)["image_id"][:] for split in ("train", "val")}
+    assert [len(ids) for ids in found.values()] == [6, 2]
+    expected = [f"{split}/{place}/{name}" for split in "xy" for place in "mn" for name in "ab"]
+    assert sorted(found["train"] + found["val"]) == expected
+
+
 def test_table_elsewhere_and_registered_space(own, tmp_path):
     (own / "labels.yaml").rename(tmp_path / "table.yaml")
     assert label_space_of(load(own, label_space=tmp_path / "table.yaml")).name == "table"
