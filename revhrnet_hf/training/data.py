@@ -225,7 +225,10 @@ class TrainingData:
     def description(self) -> dict[str, Any]:
         """What is trained on, for the `training_history` in a checkpoint's config."""
         names = dict.fromkeys(name for name, _ in training_sets(self.recipe))
-        return {"dataset": " + ".join(names), "label_space": self.label_space.name, "images": len(self.samples)}
+        said = {"dataset": " + ".join(names), "label_space": self.label_space.name, "images": len(self.samples)}
+        if len(self.sets) > 1:
+            said["splits"] = [{"dataset": name, "split": split, "images": len(images)} for name, split, images, _ in self.sets]
+        return said
 
     def start_at(self, epoch: int, step: int) -> None:
         """The next `steps()` begin with step `step` (from 0) of `epoch`."""
