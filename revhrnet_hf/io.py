@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # Suffixes of files that loading might unpickle; unpickling runs any code in the file.
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 OF_FILES = PICKLES | {".safetensors", ".yaml", ".yml", ".json", ".csv", ".txt"}  # suffixes that no name on the Hub has
+PATH_FIELDS = ("label_space", "backbone", "backbone_weights", "init_from")  # of a recipe: files or folders here, or names
 LOG_FILE = "log.jsonl"  # the numbers of a run, in its folder; one JSON object a line
 CHECKSUMS = "SHA256SUMS"  # in a checkpoint: what `sha256sum -c SHA256SUMS` checks
 LAST, BEST = "last", "best"  # checkpoints in a run's folder: the newest, and the one with the best scores
@@ -70,24 +71,28 @@ def read_values(path: Path, read: Callable[[str], Any] = json.loads, kind: type 
     return values
 
 
-def without_folders(value: Any) -> Any:
+def without_folders(value: Any, field: str | None = None) -> Any:
     """Settings at any depth with only the name of each file, so that they do not tell where files lie.
 
-    A name, such as the Hub's someone/model, stays as it is. In `scans:all,label_space=TABLE` the table is looked at.
+    Only `PATH_FIELDS` hold files. A name in them, such as the Hub's someone/model, stays as it is. In
+    `scans:all,label_space=TABLE` the table is looked at.
+
+    Args:
+        field: whose value it is.
     """
     if isinstance(value, dict):
-        return {key: without_folders(entry) for key, entry in value.items()}
+        return {key: without_folders(entry, key) for key, entry in value.items()}
     if isinstance(value, list):
-        return [without_folders(entry) for entry in value]
+        return [without_folders(entry, field) for entry in value]
     if not isinstance(value, str):
         return value
     if ",label_space=" in value:
-        return re.sub("(?<=,label_space=)[^,]+", lambda table: without_folders(table[0]), value)
+        return re.sub("(?<=,label_space=)[^,]+", lambda table: without_folders(table[0], "label_space"), value)
     path = Path(value)
     is_path = (
         path.is_absolute() or value.startswith(("~", "./", "../")) or path.suffix.lower() in OF_FILES or os.path.exists(path)
     )
-    return path.name if is_path else value
+    return path.name if is_path and field in PATH_FIELDS else value
 
 
 def sha256_of(path: Path) -> str:

@@ -79,8 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
         if not folder.is_dir():
             raise RecipeError(f"There is no folder {folder}: make it first")
     if args.times:
+        from studies.runner import check_classes
         from studies.times import measure_times
 
+        check_classes(study, args.data_dir)
         measure_times(study, args.study.stem, args.data_dir, args.output_dir)
     failed = [] if args.report_only or args.times else train(study, args)
     if args.records is not None:
@@ -97,8 +99,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def train(study, args: argparse.Namespace) -> list:
     """Does all runs that are not finished, those that choose learning rates first; returns those that failed."""
-    from studies.runner import chosen_rates, remaining, work_through
+    from studies.runner import check_classes, chosen_rates, remaining, work_through
 
+    if remaining([*study.tuning_runs(), *study.runs(chosen_rates(study, args.output_dir))], args.output_dir):
+        check_classes(study, args.data_dir)
     same = [str(args.study), "--data_dir", *args.data_dir, "--output_dir", str(args.output_dir)]
     command = [sys.executable, str(Path(__file__).resolve()), *same, "--only"]
     failed = work_through(remaining(study.tuning_runs(), args.output_dir), command, args.devices)
@@ -110,7 +114,7 @@ def train(study, args: argparse.Namespace) -> list:
 def rehearse(study, args: argparse.Namespace) -> None:
     """Prints each run with its state, and what those that are not finished will take."""
     from studies.estimates import estimate_runs
-    from studies.runner import chosen_rates, diverged, remaining
+    from studies.runner import check_classes, chosen_rates, diverged, remaining
 
     rates = chosen_rates(study, args.output_dir)
     gone = diverged(study, args.output_dir)
@@ -128,6 +132,7 @@ def rehearse(study, args: argparse.Namespace) -> None:
     if gone:
         print(f"with all learning rates the loss was no number: {', '.join(gone)}")
     if to_do or waiting:
+        check_classes(study, args.data_dir)
         print(estimate_runs([*to_do, *waiting], args.data_dir, len(args.devices)))
 
 

@@ -84,25 +84,35 @@ def test_recovered(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("field", "value", "expected"),
     [
-        ("/mnt/sets/labels.yaml", "labels.yaml"),
-        ("../client_x/labels.yaml", "labels.yaml"),
-        ("client_x/labels.YAML", "labels.YAML"),
-        ("~/weights/net.pth", "net.pth"),
-        ("runs/first/best", "best"),  # is there
-        ("someone/net", "someone/net"),
-        ("timm/resnet50.a1_in1k", "timm/resnet50.a1_in1k"),
-        ("train[:80%]", "train[:80%]"),
-        ("camvid", "camvid"),
+        ("label_space", "/mnt/sets/labels.yaml", "labels.yaml"),
+        ("label_space", "../client_x/labels.yaml", "labels.yaml"),
+        ("label_space", "client_x/labels.YAML", "labels.YAML"),
+        ("label_space", "camvid11", "camvid11"),
+        ("backbone_weights", "~/weights/net.pth", "net.pth"),
+        ("backbone_weights", "pip:some-package", "pip:some-package"),
+        ("backbone", "runs/first/best", "best"),  # is there
+        ("init_from", "runs/first/best", "best"),
+        ("init_from", "someone/net", "someone/net"),
+        ("backbone", "timm/resnet50.a1_in1k", "timm/resnet50.a1_in1k"),
+        ("train_split", "train[:80%]", "train[:80%]"),
+        ("hub_model_id", "runs/first", "runs/first"),  # a name on the Hub, whatever folders are here
+        ("trackers", ["runs/first", "table.csv"], ["runs/first", "table.csv"]),
         (
-            "scans:all,loader=folder,label_space=../client_x/t.yaml,image_column=x",
-            "scans:all,loader=folder,label_space=t.yaml,image_column=x",
+            "more_datasets",
+            ["scans:all,loader=folder,label_space=../client_x/t.yaml,image_column=runs/first"],
+            ["scans:all,loader=folder,label_space=t.yaml,image_column=runs/first"],
         ),
-        ({"loss": {"dice": 1.0}, "table": ["a/b.csv", 3, None]}, {"loss": {"dice": 1.0}, "table": ["b.csv", 3, None]}),
+        (
+            "more_datasets",
+            [{"name": "runs/first", "label_space": "a/t.yaml"}],
+            [{"name": "runs/first", "label_space": "t.yaml"}],
+        ),
+        ("loss", {"dice": 1.0, "backbone": [3, None]}, {"dice": 1.0, "backbone": [3, None]}),
     ],
 )
-def test_settings_without_folders(value, expected, tmp_path, monkeypatch):
+def test_settings_without_folders(field, value, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first" / "best").mkdir(parents=True)
-    assert without_folders(value) == expected
+    assert without_folders({field: value}) == {field: expected}

@@ -9,7 +9,7 @@ import numpy as np
 from ..data import label_space_of, load_segmentation_dataset
 from ..data.label_space import LABEL_SPACES, find_label_space
 from ..data.label_table import is_label_table
-from ..errors import DataError, RecipeError
+from ..errors import CheckpointError, DataError, RecipeError, did_you_mean
 from ..evaluation import (
     InferenceSettings,
     check_same_classes,
@@ -162,9 +162,22 @@ def draw_legend(args):
         space = find_label_space(args.classes)
         names, palette = space.names, space.colours
     else:
-        model, _ = load_checkpoint(args.classes, trust_remote_code=args.trust_remote_code)
-        names, palette = figures.names_and_palette(model.config)
+        names, palette = figures.names_and_palette(_config_of(args.classes, args.trust_remote_code))
     return plots.legend_figure(list(zip(names, palette, strict=True)))
+
+
+def _config_of(checkpoint: str, trust_remote_code: bool):
+    """A checkpoint's config. If it cannot be loaded, and its name is no path, the error names the label spaces too."""
+    try:
+        return load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)[0].config
+    except CheckpointError as error:
+        if len(Path(checkpoint).parts) > 1 or Path(checkpoint).exists():
+            raise
+        raise DataError(
+            f"{checkpoint!r} is no label space{did_you_mean(checkpoint, LABEL_SPACES)}; these are "
+            f"{', '.join(sorted(LABEL_SPACES))}. A label table (.yaml), a checkpoint's folder or its name on the Hub is possible "
+            f"too, but {error}"
+        ) from error
 
 
 def legend_of(label_maps, names, palette, ignore_index: int | None = None) -> list[tuple]:

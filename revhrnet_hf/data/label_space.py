@@ -497,15 +497,6 @@ def classes_of_names(names: Iterable[str]) -> LabelSpace | Classes:
     return known_label_space(names) or Classes("unnamed", names)
 
 
-def label_space_of_names(names: Iterable[str]) -> LabelSpace:
-    """The registered label space with these class names in this order, or a new one without colours."""
-    names = tuple(names)
-    if known := known_label_space(names):
-        return known
-    ids = {train_id: train_id for train_id in range(len(names))}
-    return LabelSpace("unnamed", names, ((0, 0, 0),) * len(names), ids)
-
-
 def get_label_space(name: str) -> LabelSpace:
     """The label space called `name`; an unknown name is a DataError that lists the known ones."""
     if name not in LABEL_SPACES:

@@ -122,6 +122,7 @@ def _stage(stage: dict[str, Any], is_followed: bool) -> dict[str, Any]:
         "title": " and ".join(map(dataset_title, names)),
         "label_space": stage["label_space"],
         "images": stage["images"],
+        "splits": [{"title": f"{dataset_title(one['dataset'])} {one['split']}", **one} for one in stage.get("splits", [])],
         "published": published if published != stage["images"] else None,
         "epochs": stage["epochs"],
         "steps": stage["steps"],

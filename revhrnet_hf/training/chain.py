@@ -11,7 +11,7 @@ import torch
 from ..data import LabelSpace, label_space_of
 from ..errors import RecipeError, RevHRNetError
 from .agreement import SharedErrors
-from .data import DataDirs, epoch_batches, folders_by_name, load_sets
+from .data import DataDirs, Sets, epoch_batches, folders_by_name, load_sets
 from .dataset_checks import refuse_unlabelled
 from .dataset_names import check_one_loader
 from .log import check_trackers
@@ -95,7 +95,7 @@ def run_chain(
     accelerator = start_processes(recipes[0], timeout)
     errors = SharedErrors(accelerator, timeout)
     with errors.together():
-        folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir, accelerator.num_processes)
+        folders, sets = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir, accelerator.num_processes)
     results = []
     for position, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
         best = folders[position - 1] / BEST if position > 0 else None
@@ -105,7 +105,8 @@ def run_chain(
         if best is not None and recipe.init_from != str(best):
             accelerator.print(f"this stage begins from {recipe.init_from}, as its init_from says, and not from the stage before")
         with _overwriting(recipes[1:], folders[1:], errors) if overwrite and position == 0 else nullcontext():
-            stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout, bank_folder(bank_dir, recipes, position))
+            stage = Stage(recipe, data_dirs, folder, resume, overwrite, timeout, bank_folder(bank_dir, recipes, position), sets)
+        sets = None  # later stages look at their data anew: it may be days until they begin
         results.append(stage.run())
         del stage  # before the next one's network is made
     return results
@@ -139,8 +140,13 @@ def check_chain(
     overwrite: bool,
     bank_dir: str | Path | None = None,
     num_processes: int = 1,
-) -> list[Path]:
-    """The stages' folders, after the checks of all stages that take little time; errors as for `run_chain`."""
+) -> tuple[list[Path], Sets | None]:
+    """Makes the checks of all stages that take little time; errors as for `run_chain`.
+
+    Returns:
+        The stages' folders, and the first stage's splits, so that they need not be listed again, which takes minutes for a large
+        dataset; None in their place for a single stage, which makes these checks when it begins.
+    """
     if bank_dir is not None and not any(recipe.feature_bank for recipe in recipes):
         raise RecipeError("--bank_dir is for a feature bank, and the recipe has none: give feature_bank, or leave it out")
     if len({recipe.precision for recipe in recipes}) > 1:
@@ -148,13 +154,12 @@ def check_chain(
     folders = [stage_dir(output_dir, recipes, position) for position in range(len(recipes))]
     for folder in folders:
         refuse_second_run(folder, resume, overwrite)
-    if len(recipes) > 1:  # a single stage makes these checks when it begins
-        _check_stages(recipes, data_dirs, folders, num_processes)
-    return folders
+    return folders, _check_stages(recipes, data_dirs, folders, num_processes) if len(recipes) > 1 else None
 
 
-def _check_stages(recipes: list[Recipe], data_dirs: DataDirs, folders: list[Path], num_processes: int) -> None:
-    before = None
+def _check_stages(recipes: list[Recipe], data_dirs: DataDirs, folders: list[Path], num_processes: int) -> Sets:
+    """Returns the first stage's splits."""
+    first = before = None
     for position, recipe in enumerate(recipes):
         try:
             stage = _Outline.of_stage(recipe, data_dirs, num_processes)
@@ -162,13 +167,15 @@ def _check_stages(recipes: list[Recipe], data_dirs: DataDirs, folders: list[Path
                 stage.check_begins_from(before, folders[position - 1] / BEST)
         except RevHRNetError as error:
             raise type(error)(f"stage {position + 1} of {len(recipes)}, {recipe.dataset}: {error}") from error
-        before = stage
+        first, before = first or stage, stage
+    return first.sets
 
 
 class _Outline(NamedTuple):
-    """The classes of a stage, and the shapes of its network's weights."""
+    """The splits and classes of a stage, and the shapes of its network's weights."""
 
     recipe: Recipe
+    sets: Sets
     label_space: LabelSpace
     weights: dict[str, torch.Tensor]
 
@@ -176,13 +183,13 @@ class _Outline(NamedTuple):
     def of_stage(cls, recipe: Recipe, data_dirs: DataDirs, num_processes: int) -> "_Outline":
         """Makes the checks of a `Stage` that need neither weights nor all label maps."""
         check_trackers(recipe.trackers)
-        train_sets, eval_set = load_sets(recipe, folders_by_name(recipe, data_dirs))
+        sets = train_sets, eval_set = load_sets(recipe, folders_by_name(recipe, data_dirs))
         label_space = label_space_of(eval_set)
         refuse_unlabelled(eval_set, f"{recipe.dataset}:{recipe.eval_split}", label_space.ignore_index)
         epoch_batches(recipe, train_sets, num_processes)
         network = outline_of_model(recipe, label_space)
         build_optimizer(network, recipe)
-        return cls(recipe, label_space, network.state_dict())
+        return cls(recipe, sets, label_space, network.state_dict())
 
     def check_begins_from(self, before: "_Outline", best: Path) -> None:
         """Raises a RecipeError if the stage cannot begin from the best checkpoint of the stage before."""

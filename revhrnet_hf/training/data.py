@@ -55,6 +55,10 @@ class TrainingSet(NamedTuple):
         return said
 
 
+Sets = tuple[list[TrainingSet], Dataset]
+"""The splits that a stage trains on, and the one that it scores on."""
+
+
 def training_sets(recipe: Recipe) -> list[tuple[str, str]]:
     """(dataset, split) of everything that the recipe trains on, beginning with the dataset that it scores on."""
     return [(dataset.name, dataset.split or recipe.train_split) for dataset in recipe.datasets]
@@ -85,7 +89,7 @@ def load_split(recipe: Recipe, data_dir: str | Path, split: str) -> Dataset:
     )
 
 
-def load_sets(recipe: Recipe, data_dirs: DataDirs) -> tuple[list[TrainingSet], Dataset]:
+def load_sets(recipe: Recipe, data_dirs: DataDirs) -> Sets:
     """The splits that the recipe trains on, in the classes of the first dataset, and the split that it scores on.
 
     Raises:
@@ -221,7 +225,10 @@ class TrainingData:
     def description(self) -> dict[str, Any]:
         """What is trained on, for the `training_history` in a checkpoint's config."""
         names = dict.fromkeys(name for name, _ in training_sets(self.recipe))
-        return {"dataset": " + ".join(names), "label_space": self.label_space.name, "images": len(self.samples)}
+        said = {"dataset": " + ".join(names), "label_space": self.label_space.name, "images": len(self.samples)}
+        if len(self.sets) > 1:
+            said["splits"] = [{"dataset": name, "split": split, "images": len(images)} for name, split, images, _ in self.sets]
+        return said
 
     def start_at(self, epoch: int, step: int) -> None:
         """The next `steps()` begin with step `step` (from 0) of `epoch`."""

@@ -83,7 +83,8 @@ def dry_run(
     estimates, best = [], None
     with ExitStack() as stack:
         with errors.together():
-            folders = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir, accelerator.num_processes)
+            # The splits are loaded again, because their loading counts among a stage's seconds.
+            folders, _ = check_chain(recipes, data_dirs, Path(output_dir), resume, overwrite, bank_dir, accelerator.num_processes)
             own = stack.enter_context(tempfile.TemporaryDirectory(prefix="revhrnet-dry-run-"))
         (place,) = broadcast_object_list([own])
         for position, recipe in enumerate(recipes):

@@ -21,7 +21,7 @@ from ..evaluation import check_labelled
 from .agreement import SharedErrors, SharedStop, lost_process
 from .checkpoint import Checkpoints, TrainingState
 from .class_weights import with_counted_weights
-from .data import Batch, DataDirs, TrainingData, folders_by_name, load_sets
+from .data import Batch, DataDirs, Sets, TrainingData, folders_by_name, load_sets
 from .dataset_checks import fingerprint, refuse_unlabelled, warn_of_learnt_images
 from .evaluation_hook import EvaluationHook, note_scores
 from .feature_bank import BANK_FOLDER
@@ -46,6 +46,7 @@ class Stage:
         resume, overwrite: what to do with a run that is already in `output_dir`; without either it is an error.
         timeout: seconds without an answer from a loader's worker or another process, after which the run ends with an error.
         bank_dir: folder of the feature bank, which runs with the same maps can share; not given: in `output_dir`.
+        sets: of `load_sets`, where they are loaded already.
 
     Raises:
         DataError, RecipeError, CheckpointError, OSError: before anything is written but the folder's lock file, and before an
@@ -61,6 +62,7 @@ class Stage:
         overwrite: bool = False,
         timeout: float = TIMEOUT,
         bank_dir: str | Path | None = None,
+        sets: Sets | None = None,
     ):
         transformers_logging.disable_progress_bar()  # of saving and loading weights, between two lines of ours
         self.recipe, self.output_dir = recipe, Path(output_dir)
@@ -68,7 +70,7 @@ class Stage:
         self.errors = SharedErrors(self.accelerator, timeout)
         self.stop = SharedStop(StopSignals(self.accelerator.num_processes), self.errors)
         with self.errors.together():
-            network, image_processor, eval_set = self._load(data_dir, resume)
+            network, image_processor, eval_set = self._load(data_dir, resume, sets)
         self.lock: IO[bytes] | None = None  # in the main process
         try:
             with self.errors.together():  # files are written only when no process has found a fault
@@ -120,11 +122,11 @@ class Stage:
             warn_of_learnt_images(sets, self.evaluation.dataset, f"{recipe.dataset}:{recipe.eval_split}")
             warn_of_unseen_classes([entry.images for entry in sets], self.data.label_space)
 
-    def _load(self, data_dir: str | Path | DataDirs, resume: bool):
+    def _load(self, data_dir: str | Path | DataDirs, resume: bool, sets: Sets | None):
         """The network with its initial weights, its image processor, and the evaluation split; other things become attributes."""
         recipe = self.recipe
         check_trackers(recipe.trackers)
-        train_sets, eval_set = load_sets(recipe, folders_by_name(recipe, data_dir))
+        train_sets, eval_set = sets or load_sets(recipe, folders_by_name(recipe, data_dir))
         if len(train_sets) > 1:
             self.accelerator.print("\n".join(map(str, train_sets)))
         label_space = label_space_of(eval_set)

@@ -91,7 +91,7 @@ class Study:
             raise RecipeError(f"The baseline {self.baseline!r} is not among the networks: {', '.join(self.networks)}")
         if self.tuned() and len(read_chain(self.recipe, {**self.settings, **self.tuning})) > 1:
             raise RecipeError(f"{self.recipe} is a chain: {RATES} are searched for recipes of a single stage only")
-        runs = self.runs(dict.fromkeys(self.tuned(), 0.001))
+        runs = self.any_runs()
         self._check_tuning({_without_part(run.recipe.eval_split) for run in runs})
         for run in (*self.tuning_runs(), *runs):
             if run.recipe.architecture not in ARCHITECTURES:
@@ -177,6 +177,19 @@ class Study:
             if name in rates or name not in self.tuned()
         ]
 
+    def any_runs(self) -> list[Run]:
+        """As `runs`, with any learning rate for the networks whose own is not chosen yet."""
+        return self.runs(dict.fromkeys(self.tuned(), 0.001))
+
+    def check_classes(self, known: Iterable[str]) -> None:
+        """Raises a RecipeError for a class of the table that is not among the known ones."""
+        known = dict.fromkeys(known)
+        for name in self.classes:
+            if name not in known:
+                raise RecipeError(
+                    f"The study's classes have {name!r}{did_you_mean(name, known)}, and its datasets have {', '.join(known)}"
+                )
+
     def _run(self, network: str, variation: str, seed: int, extra: Mapping[str, Any], kind: str) -> Run:
         settings = {**FIXED, **self.settings, **self.networks[network], **extra, "seed": seed}
         settings.pop(RATES, None)  # no field of a recipe
@@ -211,6 +224,11 @@ def _without_part(split: str) -> str:
 
 def _file_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text).strip("_") or "_"
+
+
+def scored_on(recipe: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """What the classes in a run's scores depend on, of its recipe's fields."""
+    return tuple(recipe.get(name) for name in ("dataset", "loader", "label_space", "image_column", "label_column"))
 
 
 def same_settings(run: Run, result: Mapping[str, Any]) -> str | None:

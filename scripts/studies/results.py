@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -20,7 +20,7 @@ from revhrnet_hf.evaluation.scores import paired_difference
 from revhrnet_hf.io import write_text
 from revhrnet_hf.viz.plots import save_figure
 
-from .plan import PLAIN, Run, Study
+from .plan import PLAIN, Run, Study, scored_on
 from .runner import chosen_rates, read_result, read_times, read_totals
 
 GAP = "–"
@@ -122,6 +122,13 @@ def _compare(rows: list[Row], baseline: str, block: int) -> None:
                 row.by_seed = tuple(paired_difference(own[seed][None], others[seed][None], block=block)[0] for seed in seeds)
             except ValueError as error:
                 raise CheckpointError(f"{row.network} cannot be compared with {baseline}: {error}") from error
+
+
+def _check_classes(study: Study, rows: Sequence[Row]) -> None:
+    """Raises a RecipeError for a class of the table that no result has, if there are results on all datasets of the study."""
+    results = [result for row in rows for result in row.results]
+    if {scored_on(asdict(run.recipe)) for run in study.any_runs()} <= {scored_on(result["recipe"]) for result in results}:
+        study.check_classes(name for result in results for name in result["iou"])
 
 
 def score_cells(study: Study, rows: Sequence[Row]) -> list[list[str]]:
@@ -318,6 +325,7 @@ def _label(row: Row) -> str:
 def write_results(study: Study, output_dir: Path, target: Path, name: str) -> list[Path]:
     """Writes NAME.md (the tables), NAME.csv and the figures into `target`; returns what was written."""
     rows = read_rows(study, output_dir, read_times(output_dir, name))
+    _check_classes(study, rows)
     written = [target / f"{name}.md", target / f"{name}.csv"]
     write_text(written[0], tables(study, rows))
     write_csv(written[1], rows)

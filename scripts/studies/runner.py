@@ -28,15 +28,15 @@ from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_re
 from revhrnet_hf.evaluation.records import class_totals_by_image
 from revhrnet_hf.evaluation.results import digest_of_data, digest_of_table, digest_of_weights
 from revhrnet_hf.hub.model_table import count_multiply_adds, count_saved_bytes
-from revhrnet_hf.io import LOG_FILE, read_values, whole_file, write_json
+from revhrnet_hf.io import LOG_FILE, read_values, sha256_of, whole_file, write_json
 from revhrnet_hf.models.recompute import NONE, NORMS, RecomputedModule
 from revhrnet_hf.training.chain import data_dirs_by_name, run_chain
 from revhrnet_hf.training.data import load_split
 from revhrnet_hf.training.output_dir import BEST
-from revhrnet_hf.training.recipe import LORA, Recipe
+from revhrnet_hf.training.recipe import LORA, RANDOM, Recipe
 from revhrnet_hf.versions import versions
 
-from .plan import Run, Study, same_settings
+from .plan import Run, Study, same_settings, scored_on
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,21 @@ def _tried(study: Study, output_dir: Path) -> dict[str, list[tuple[float | None,
         result = read_result(run, output_dir)
         scores.setdefault(run.network, []).append((result and result["mean_iou"], run.recipe.learning_rate))
     return scores
+
+
+def check_classes(study: Study, data_dir: list[str]) -> None:
+    """Raises a RecipeError if the study's table has a class that no dataset of its results has.
+
+    Args:
+        data_dir: as for `do_run`.
+    """
+    if not study.classes:
+        return
+    known: list[str] = []
+    for run in {scored_on(asdict(run.recipe)): run for run in study.any_runs()}.values():
+        folders = data_dirs_by_name(data_dir, list(run.recipes))
+        known += label_space_of(load_split(run.recipe, folders[run.recipe.dataset], run.recipe.eval_split)).names
+    study.check_classes(known)
 
 
 def remaining(runs: Iterable[Run], output_dir: Path) -> list[Run]:
@@ -243,6 +258,7 @@ def inputs_of(run: Run, dataset: datasets.Dataset) -> dict[str, Any]:
         "data": digest_of_data(dataset),
         "label_table": digest_of_table(label_space_of(dataset)),
         "init_from": _digests_of_checkpoints(run.recipes),
+        "backbone_weights": _digest_of_backbone(run.recipes[0]),
         "versions": versions(),
     }
 
@@ -251,6 +267,16 @@ def _digests_of_checkpoints(recipes: Iterable[Recipe]) -> dict[str, str]:
     """A digest of the weights in each folder that a stage begins from; a name on the Hub has none."""
     found = {recipe.init_from: find_checkpoint(recipe.init_from) for recipe in recipes if recipe.init_from is not None}
     return {name: digest_of_weights(folder) for name, folder in found.items() if Path(folder).is_dir()}
+
+
+def _digest_of_backbone(first: Recipe) -> dict[str, str]:
+    """A digest of the file or folder that the first stage reads the backbone's weights from; a name or a package has none."""
+    source = first.backbone_weights or first.backbone
+    if first.init_from is not None or source == RANDOM:
+        return {}
+    if Path(source).is_dir():
+        return {source: digest_of_weights(source)}
+    return {source: sha256_of(Path(source))[:16]} if Path(source).is_file() else {}
 
 
 def refuse_other_data(made_with: dict[str, Any], output_dir: Path) -> None:
@@ -269,8 +295,10 @@ def _other_inputs(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
     if all(now["recipe"][name] == then["recipe"][name] for name in ("dataset", "eval_split", "label_space")):
         words = {"data": "other images or label maps", "label_table": "a label table with other ids or colours"}
         said += [text for name, text in words.items() if then.get(name, now[name]) != now[name]]
-    weights = then.get("init_from", {})
-    return said + [f"other weights in {name}" for name, is_now in now["init_from"].items() if weights.get(name, is_now) != is_now]
+    for field in ("init_from", "backbone_weights"):
+        weights = then.get(field, {})
+        said += [f"other weights in {name}" for name, is_now in now[field].items() if weights.get(name, is_now) != is_now]
+    return said
 
 
 def costs_of(model: PreTrainedModel, recipe: Recipe) -> dict[str, int]:

@@ -38,7 +38,7 @@ def measure_times(study: Study, name: str, data_dir: list[str], output_dir: Path
         data_dir: as for `do_run`; it says only how many classes there are, and how large the images.
         rounds: of which each network has one turn, after one that is not counted.
     """
-    runs = {run.folder: run for run in study.runs(dict.fromkeys(study.tuned(), 0.001)) if run.seed == study.seeds[0]}
+    runs = {run.folder: run for run in study.any_runs() if run.seed == study.seeds[0]}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps, images = {}, {}
     for folder, run in runs.items():

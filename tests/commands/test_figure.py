@@ -233,6 +233,17 @@ def test_without_a_figure(capsys):
     assert capsys.readouterr().err.startswith("error: say which figure: compare, maps, overlay, errors, confusion, legend")
 
 
+def test_a_legend_of_an_unknown_name(tmp_path):
+    arguments = ["-o", str(tmp_path / "o.png")]
+    said = (
+        r"'camvid_11' is no label space \(did you mean camvid11\?\); these are .*camvid32, cityscapes, .*voc21\. A label table "
+    )
+    with pytest.raises(DataError, match=said + r".* checkpoint's folder or its name on the Hub is possible too, but cannot load"):
+        figure.main(["legend", "camvid_11", *arguments])
+    with pytest.raises(CheckpointError, match="there is no checkpoint folder"):  # no label space is called like a path
+        figure.main(["legend", str(tmp_path / "nowhere"), *arguments])
+
+
 def test_every_figure_is_drawn():
     assert list(_figures.DRAWINGS) == list(figure.FIGURES)
 

@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 from revhrnet_hf.data import get_label_space
-from revhrnet_hf.data.label_space import label_space_of_names
+from revhrnet_hf.data.label_space import classes_of_names
 from revhrnet_hf.data.translation import TABLES, are_joined, sources_of, translate
 from revhrnet_hf.errors import DataError
+
+from ..label_spaces import unnamed_space
 
 
 @pytest.mark.parametrize(("source", "target"), TABLES, ids=" → ".join)
@@ -73,13 +75,13 @@ def test_same_classes():
 
 
 def test_others_are_joined_by_equal_names():
-    own, other = label_space_of_names(["Tree", "My Thing", "ROAD"]), get_label_space("cityscapes")
+    own, other = unnamed_space(["Tree", "My Thing", "ROAD"]), get_label_space("cityscapes")
     assert translate(own, other) == {"Tree": None, "My Thing": None, "ROAD": "road"}
     assert not are_joined(own, other)
     with pytest.raises(
         DataError, match=r"No class of 'unnamed' has a partner in 'cityscapes'.*mapillary_vistas_v1\.2 → cityscapes"
     ):
-        translate(label_space_of_names(["a", "b"]), other)
+        translate(unnamed_space(["a", "b"]), other)
 
 
 def test_sources_are_the_partners_turned_round():
@@ -91,4 +93,4 @@ def test_sources_are_the_partners_turned_round():
 
 
 def test_known_names_are_recognised():
-    assert label_space_of_names(get_label_space("cityscapes").names) is get_label_space("cityscapes")
+    assert classes_of_names(get_label_space("cityscapes").names) is get_label_space("cityscapes")

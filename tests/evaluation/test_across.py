@@ -7,11 +7,12 @@ import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from revhrnet_hf.data import get_label_space
-from revhrnet_hf.data.label_space import label_space_of_names
 from revhrnet_hf.data.translation import sources_of
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation import class_sources, evaluate_dataset
 from revhrnet_hf.evaluation.sliding import merge_classes
+
+from ..label_spaces import unnamed_space
 
 TINY = dict(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8)
 
@@ -73,7 +74,7 @@ def test_which_classes_are_joined():
     camvid = get_label_space("camvid11")
     assert class_sources(config_of(camvid.names), camvid, "camvid") is None
     assert class_sources(config_of(get_label_space("cityscapes").names), camvid, "camvid")[8] == [13, 14, 15, 16]
-    road = label_space_of_names(["road", "sky"])
+    road = unnamed_space(["road", "sky"])
     assert class_sources(config_of(["Sky", "Tree", "Road"]), road, "own") == [[2], [0]]
     # Placeholders say nothing: their place counts.
     assert class_sources(config_of(["LABEL_0", "LABEL_1"]), road, "own") is None
@@ -91,21 +92,21 @@ def test_which_classes_are_joined():
 )
 def test_classes_of_equal_names_are_the_same(own_names, names, expected):
     """As for a classifier that is transferred, also where some classes of either side have no partner."""
-    space = label_space_of_names(names)
+    space = unnamed_space(names)
     assert class_sources(config_of(own_names), space, "own") == expected
-    assert sources_of(label_space_of_names(own_names), space) == expected
+    assert sources_of(unnamed_space(own_names), space) == expected
 
 
 def test_more_classes_than_a_label_map_holds():
     """Of a model alone: its classes count as those of the dataset, which are fewer."""
     config = config_of([f"class {index}" for index in range(300)] + ["Road"])
-    assert class_sources(config, label_space_of_names(["road", "sky"]), "own") == [[300], []]
+    assert class_sources(config, unnamed_space(["road", "sky"]), "own") == [[300], []]
     with pytest.raises(CheckpointError, match="none of the checkpoint's 256 classes"):
-        class_sources(config_of([f"class {index}" for index in range(256)]), label_space_of_names(["road"]), "own")
+        class_sources(config_of([f"class {index}" for index in range(256)]), unnamed_space(["road"]), "own")
 
 
 @pytest.mark.parametrize("own_names", [["cat", "dog"], ["cat", "dog", "cow"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
 def test_no_class_with_a_partner_is_refused(own_names):
     said = rf"none of the checkpoint's {len(own_names)} classes \({', '.join(own_names)}\) is among the 2 of own \(road, sky\)"
     with pytest.raises(CheckpointError, match=said):
-        class_sources(config_of(own_names), label_space_of_names(["road", "sky"]), "own")
+        class_sources(config_of(own_names), unnamed_space(["road", "sky"]), "own")

@@ -86,6 +86,20 @@ def test_metadata_and_scores_are_what_was_recorded(checkpoint, tiny_model):
     assert missing_from_card(checkpoint) == []
 
 
+def test_number_of_images_of_each_dataset(checkpoint, tiny_model):
+    splits = [("camvid", "train", 6), ("my photos", "all[:3]", 3)]
+    mixed = {
+        "dataset": "camvid + my photos",
+        "splits": [dict(zip(("dataset", "split", "images"), one, strict=True)) for one in splits],
+    }
+    tiny_model.config.training_history = [STAGE, {**STAGE, **mixed}]
+    tiny_model.save_pretrained(checkpoint)
+    write_model_card(checkpoint)
+    text = (checkpoint / CARD_FILE).read_text()
+    assert "CamVid (camvid11), 9 images (the dataset was published with 367 to train on), 2 epochs" in text
+    assert r"CamVid and my photos (camvid11), 9 images (6 of CamVid train, 3 of my photos all\[:3\]), 2 epochs, 4 steps" in text
+
+
 def test_what_is_not_recorded_is_left_out(checkpoint):
     for name in ("scores.json", "versions.json", "recipe.yaml"):
         (checkpoint / name).unlink()

@@ -538,6 +538,77 @@ def test_result_of_a_chain_with_other_earlier_stages_is_refused(tmp_path):
             read_result(one, tmp_path / folder)
 
 
+def write_pairs(folder):
+    for kind in ("images", "masks"):
+        for split in ("train", "val"):
+            (folder / kind / split).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(folder / kind / split / "0.png")
+    (folder / "labels.yaml").write_text("names: {road: 0, car: 1}")
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_other_backbone_weights_in_the_same_study_are_refused(tmp_path, is_folder):
+    from studies.runner import inputs_of, refuse_other_data
+
+    from revhrnet_hf.training.data import load_split
+
+    def made_with(run):
+        return inputs_of(run, load_split(run.recipe, tmp_path / "data", "val"))
+
+    write_pairs(tmp_path / "data")
+    weights = tmp_path / "weights" if is_folder else tmp_path / "net.pth"
+    file = weights / "model.safetensors" if is_folder else weights
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"some")
+    networks = {"a": {}, "b": {"flip": 0.1}, "random": {"backbone_weights": "random"}, "begun": {"init_from": "someone/net"}}
+    settings = {"dataset": "folder", "eval_split": "val", "backbone_weights": str(weights)}
+    first, *others = study(networks=networks, settings=settings).runs({})
+    result_file = tmp_path / "out" / first.folder / "result.json"
+    result_file.parent.mkdir(parents=True)
+    result_file.write_text(json.dumps(made_with(first)))
+    assert [bool(made_with(run)["backbone_weights"]) for run in others] == [True, False, False]  # the last two do not read them
+    refuse_other_data(made_with(others[0]), tmp_path / "out")
+
+    file.write_bytes(b"others")
+    with pytest.raises(CheckpointError, match=f"was made with other weights in {re.escape(str(weights))}: a study"):
+        refuse_other_data(made_with(others[0]), tmp_path / "out")
+    for run in others[1:]:
+        refuse_other_data(made_with(run), tmp_path / "out")
+    earlier = {name: value for name, value in json.loads(result_file.read_text()).items() if name != "backbone_weights"}
+    result_file.write_text(json.dumps(earlier))  # as earlier versions wrote it
+    refuse_other_data(made_with(others[0]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [[], ["--dry_run"], ["--times"]])
+def test_a_class_that_the_data_lack_is_refused_before_the_first_run(tmp_path, monkeypatch, options):
+    import study as program
+
+    write_camvid(tmp_path / "camvid", {"train": 1, "val": 1}, size=(48, 64))
+    for name in ("runner.work_through", "estimates.estimate_runs", "times.measure_times"):
+        monkeypatch.setattr(f"studies.{name}", lambda *_: pytest.fail("it begins"))
+    path = tmp_path / "misspelt.yaml"
+    content = {"title": "A", "recipe": "camvid_mini", "networks": {"a": {}}, "classes": ["Pole", "Pedestrain"]}
+    path.write_text(yaml.safe_dump(content))
+    said = r"classes have 'Pedestrain' \(did you mean Pedestrian\?\), and its datasets have Sky, Building, .*, Bicyclist$"
+    with pytest.raises(RecipeError, match=said):
+        program.main([str(path), "--data_dir", str(tmp_path / "camvid"), "--output_dir", str(tmp_path / "out"), *options])
+
+
+def test_a_class_that_no_result_has_is_refused(tmp_path):
+    from studies.results import write_results
+
+    other = {"dataset": "cityscapes", "label_space": "cityscapes"}
+    plan = study(networks={"a": {}, "b": other}, classes=["pole", "rode"])
+    first, second = plan.runs({})
+    write_run(first, tmp_path, 0.5, np.ones((1, 3, 2)))
+    write_results(plan, tmp_path, tmp_path, "name")  # the second's results may have it
+    write_run(second, tmp_path, 0.5, np.ones((1, 3, 2)), iou={"train": 0.5})
+    with pytest.raises(RecipeError, match=r"'rode' \(did you mean road\?\), and its datasets have pole, road, train"):
+        write_results(plan, tmp_path, tmp_path, "name")
+    plan.classes = ["pole", "train"]
+    write_results(plan, tmp_path, tmp_path, "name")
+
+
 def test_other_data_in_the_same_study_are_refused(tmp_path):
     from studies.runner import inputs_of, refuse_other_data
 
@@ -549,10 +620,7 @@ def test_other_data_in_the_same_study_are_refused(tmp_path):
     def set_ids(road, car):
         (tmp_path / "data" / "labels.yaml").write_text(f"names: {{road: {road}, car: {car}}}")
 
-    for kind in ("images", "masks"):
-        for split in ("train", "val"):
-            (tmp_path / "data" / kind / split).mkdir(parents=True)
-            Image.new("L", (4, 4)).save(tmp_path / "data" / kind / split / "0.png")
+    write_pairs(tmp_path / "data")
     set_ids(road=0, car=1)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "model.safetensors").write_bytes(b"some")

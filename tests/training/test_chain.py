@@ -16,6 +16,7 @@ from revhrnet_hf.errors import CheckpointError, DataError, RecipeError
 from revhrnet_hf.models.configuration_revhrnet import DEFAULT_BACKBONE
 from revhrnet_hf.synthetic import write_camvid, write_cityscapes, write_mapillary_vistas
 from revhrnet_hf.training import chain
+from revhrnet_hf.training import data as training_data
 from revhrnet_hf.training.chain import check_chain, run_chain
 from revhrnet_hf.training.recipe import Recipe
 from revhrnet_hf.training.trainer import Stage
@@ -209,8 +210,31 @@ def test_weights_are_neither_read_nor_counted_before_the_first_stage_begins(data
     (first,) = recipes("cityscapes", backbone_weights="nothing.pth", class_weights="auto")
     settings = {"class_weights": "effective_number", "effective_number_beta": 0.9, "trainable_backbone": "lora"}
     (second,) = recipes("camvid", backbone_weights="nothing.pth", **settings)
-    folders = check_chain([first, second], folders_of(data, ["cityscapes", "camvid"]), tmp_path, resume=False, overwrite=False)
+    folders, _ = check_chain([first, second], folders_of(data, ["cityscapes", "camvid"]), tmp_path, resume=False, overwrite=False)
     assert folders == [tmp_path / "1_cityscapes", tmp_path]
+
+
+def test_data_of_the_first_stage_are_loaded_once(data, recipes, tmp_path, monkeypatch):
+    """They were listed for the checks of all stages, just before the first begins; a later stage may begin days after them."""
+    loaded, learnt, load = [], [], training_data.load_segmentation_dataset
+
+    def noted(name, data_dir, split, **options):
+        loaded.append((name, split))
+        return load(name, data_dir, split, **options)
+
+    def ended(self):
+        learnt.append(self.data.sets[0].images["image_id"])
+        (self.output_dir / "best").mkdir()
+        self.learner.model.save_pretrained(self.output_dir / "best")
+        self.learner.image_processor.save_pretrained(self.output_dir / "best")
+
+    monkeypatch.setattr(training_data, "load_segmentation_dataset", noted)
+    monkeypatch.setattr(Stage, "run", ended)
+    names = ["cityscapes", "camvid"]
+    run_chain(recipes(*names), folders_of(data, names), tmp_path)
+    splits = [[(name, split) for split in ("train", "val")] for name in names]
+    assert loaded == [*splits[0], *splits[1], *splits[1]]
+    assert learnt == [load(name, data / name, "train")["image_id"] for name in names]
 
 
 def test_recipes_may_be_used_twice(data, recipes, tmp_path, monkeypatch):

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from revhrnet_hf.data import get_label_space
-from revhrnet_hf.data.label_space import label_space_of_names
 from revhrnet_hf.errors import RecipeError
 from revhrnet_hf.evaluation import load_for_inference, predict_label_maps
 from revhrnet_hf.training import network
 from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.recipe import RANDOM, Recipe
+
+from ..label_spaces import unnamed_space
 
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HALF = [0.5] * 3, [0.5] * 3
@@ -37,7 +38,7 @@ def test_mean_and_std_are_the_backbones(settings, mean_and_std):
 
 @pytest.mark.parametrize(("untinted", "ids"), [(None, None), ((), []), (("tree", "road"), [2, 0])])
 def test_untinted_classes_of_the_label_table_are_in_the_config(untinted, ids):
-    label_space = replace(label_space_of_names(["road", "car", "tree"]), untinted=untinted)
+    label_space = replace(unnamed_space(["road", "car", "tree"]), untinted=untinted)
     settings = {"variant": "w18", "backbone": "test_resnet", "num_modules": [1, 1, 1], "num_blocks": 1}
     with torch.device("meta"):
         model, _ = build_model(Recipe(dataset="camvid", backbone_weights=RANDOM, **settings), label_space)
@@ -68,7 +69,7 @@ def test_five_streams_of_any_width():
 def test_settings_that_do_not_fit_are_said_in_one_line(settings, said):
     recipe = Recipe(dataset="camvid", backbone_weights=RANDOM, **settings)
     with torch.device("meta"), pytest.raises(RecipeError) as refusal:
-        build_model(recipe, label_space_of_names(["road", "car", "tree"]))
+        build_model(recipe, unnamed_space(["road", "car", "tree"]))
     assert str(refusal.value).startswith(said)
     assert "\n" not in str(refusal.value) and "alidation error" not in str(refusal.value)
 

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from revhrnet_hf.data.label_space import label_space_of_names
 from revhrnet_hf.evaluation.cityscapes import AVERAGE_SIZES
 from revhrnet_hf.models import HRNetV2Config, RevHRNetConfig
 from revhrnet_hf.models.backbone import WEIGHT_PACKAGES, backbone_normalization
 from revhrnet_hf.training.network import build_model
 from revhrnet_hf.training.optimisation import build_optimizer, learning_rate
 from revhrnet_hf.training.recipe import RECIPES, Recipe, read_chain
+
+from ..label_spaces import unnamed_space
 
 # HRNet (arXiv 1908.07919, section 4) on Cityscapes.
 HRNET = {
@@ -182,7 +183,7 @@ def test_recipes_on_foundation_backbones(chain, kind):
     assert {(recipe.backbone, recipe.trainable_backbone, recipe.variant) for recipe in recipes} == {(name, "none", "w32")}
     classes = [f"class {number}" for number in range(len(recipes[1].class_weights or "ab"))]
     with torch.device("meta"):
-        model, image_processor = build_model(recipes[1], label_space_of_names(classes))
+        model, image_processor = build_model(recipes[1], unnamed_space(classes))
     backbone = list(model.base_model.backbone.parameters())
     assert sum(p.numel() for p in backbone) / 1e6 == pytest.approx(millions, rel=0.03)
     assert not any(p.requires_grad for p in backbone)

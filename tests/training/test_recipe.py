@@ -1,6 +1,7 @@
 """Recipes: what is read from YAML, and what is refused with field and value named."""
 
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import yaml
 from revhrnet_hf.data import get_label_space
 from revhrnet_hf.data.loading import DATASETS
 from revhrnet_hf.errors import RecipeError
+from revhrnet_hf.io import PATH_FIELDS
 from revhrnet_hf.models.losses import LossSettings
 from revhrnet_hf.training.chain import data_dirs_by_name
 from revhrnet_hf.training.data import training_sets
@@ -280,6 +282,14 @@ def test_own_settings_keep_names_and_no_folders(tmp_path):
         "loader": "folder",
         "more_datasets": [f"scans,loader=folder,label_space={table.name}"],
     }
+
+
+def test_fields_with_paths_are_known():
+    """A new field of text is entered here if it never holds a path, else in `PATH_FIELDS`, so that no folder is published."""
+    without = {"dataset", "loader", "image_column", "label_column", "train_split", "eval_split", "architecture", "variant"}
+    without |= {"more_datasets", "lora_targets", "distorted_datasets", "loss", "class_weights", "trackers", "hub_model_id"}
+    text = {name for name, kind in get_type_hints(Recipe).items() if "str" in str(kind)}
+    assert text == without.union(PATH_FIELDS)
 
 
 @pytest.mark.parametrize(

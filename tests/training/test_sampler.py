@@ -117,6 +117,8 @@ def test_stage_on_three_sets(folders, weights, tmp_path):
     assert model.config.num_labels == 19 == len(scores["per_category_iou"])
     assert model.config.training_history[0]["dataset"] == "cityscapes + mapillary_vistas + camvid"
     assert model.config.training_history[0]["images"] == 12
+    splits = [(one["dataset"], one["split"], one["images"]) for one in model.config.training_history[0]["splits"]]
+    assert splits == [("cityscapes", "train", 4), ("mapillary_vistas", "train", 6), ("camvid", "train", 2)]
 
 
 def test_skipped_images_are_said_and_logged(weights, tmp_path, caplog):

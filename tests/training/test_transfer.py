@@ -5,9 +5,10 @@ import torch
 
 import revhrnet_hf
 from revhrnet_hf.data import get_label_space
-from revhrnet_hf.data.label_space import label_space_of_names
 from revhrnet_hf.errors import CheckpointError, RecipeError
 from revhrnet_hf.training.transfer import CLASSIFIER, transfer
+
+from ..label_spaces import unnamed_space
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_rows_start_from_their_partners(make, cityscapes):
 
 def test_rows_without_a_partner_stay_random(make, cityscapes):
     before, folder = cityscapes
-    space = label_space_of_names(["sky", "giraffe"])
+    space = unnamed_space(["sky", "giraffe"])
     fresh = make(space.names, seed=1)
     weight = fresh.head[3].weight.detach().clone()
     handed = transfer(fresh, space, str(folder))
@@ -104,7 +105,7 @@ def test_other_networks_are_refused(make, cityscapes, tmp_path):
     with pytest.raises(
         RecipeError, match=r"cityscapes cannot be transferred: no class of the checkpoint \(road, .*\(a, b\)"
     ) as said:
-        transfer(make(["a", "b"]), label_space_of_names(["a", "b"]), str(folder))
+        transfer(make(["a", "b"]), unnamed_space(["a", "b"]), str(folder))
     assert "transfer_classifier" in str(said.value) and "unnamed' has" not in str(said.value)
     with pytest.raises(CheckpointError, match="there is no checkpoint folder"):
         transfer(make(space.names), space, str(tmp_path / "nowhere"))
