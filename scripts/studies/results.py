@@ -237,7 +237,7 @@ def score_figure(study: Study, rows: Sequence[Row]) -> Figure:
         axes.errorbar(row.mean("mean_iou"), place, xerr=_bar(row), fmt="o", color=colour, capsize=3, **_face(row))
         axes.plot([result["mean_iou"] for result in row.results], [place] * len(row.results), "|", color="0.4", markersize=9)
     axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
-    axes.set(xlabel="mIoU (strokes: single runs; hollow: one run only; bars: 95 % interval of the mean, from three seeds on)")
+    axes.set(xlabel="mIoU (strokes: runs; hollow: one run; bars: 95 % interval of the mean)")
     figure.suptitle(study.title)
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -301,7 +301,7 @@ def growth_figure(study: Study, rows: Sequence[Row]) -> Figure:
                 style = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}", "capsize": 3}
                 axes.errorbar(place, row.mean("mean_iou"), yerr=_bar(row), **style, **_face(row))
     axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel="mIoU", xlabel="hollow: one run; bars: 95 % interval of the mean, from three seeds on", title=study.title)
+    axes.set(ylabel="mIoU", xlabel="hollow: one run; bars: 95 % interval of the mean", title=study.title)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
