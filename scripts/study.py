@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     from studies.peers import register_peers
     from studies.plan import Study
     from studies.results import write_results
-    from studies.runner import copy_records, diverged, do_run, find_run
+    from studies.runner import copy_records, diverged, do_run, find_run, waiting
 
     register_peers()
     study = Study.from_yaml(args.study)
@@ -88,6 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.records is not None:
         copy_records(study, args.output_dir, args.records)
     print(f"written: {', '.join(map(str, write_results(study, args.output_dir, results, args.study.stem)))}")
+    if names := waiting(study, args.output_dir):
+        print(f"not in the results, because learning rates are still to be tried: {', '.join(names)}")
     if without_rate := diverged(study, args.output_dir):
         print(f"with all learning rates the loss was no number, so that there is no run of {', '.join(without_rate)}")
     if failed:

@@ -15,6 +15,7 @@ RUNS, TUNING = "runs", "tuning"  # folders of the runs whose results are shown, 
 PLAIN = "plain"  # the variation of a study that has none
 GROUPS = ("networks", "variations")  # the fields of a study that hold recipe fields by name
 SETTINGS = (*GROUPS, "settings", "tuning")  # those that are mappings
+MAX_NAME = 200  # bytes of a folder's name
 RATES = "learning_rates"  # of the study, or of a network that has its own
 FIXED = {"trackers": [], "log_images": 0, "keep_checkpoints": 1, "eval_at_start": False}
 """Settings of every run; besides, each is evaluated after its last epoch only, so that no epoch is selected by its score."""
@@ -91,6 +92,7 @@ class Study:
             raise RecipeError(f"The baseline {self.baseline!r} is not among the networks: {', '.join(self.networks)}")
         if self.tuned() and len(read_chain(self.recipe, {**self.settings, **self.tuning})) > 1:
             raise RecipeError(f"{self.recipe} is a chain: {RATES} are searched for recipes of a single stage only")
+        self._check_overridden()
         runs = self.any_runs()
         self._check_tuning({_without_part(run.recipe.eval_split) for run in runs})
         for run in (*self.tuning_runs(), *runs):
@@ -119,6 +121,19 @@ class Study:
             if RATES in value:
                 rates = checked(f"{RATES} of the network {name!r}", get_type_hints(type(self))[RATES], value[RATES])
                 self.networks[name] = {**value, RATES: rates}
+
+    def _check_overridden(self) -> None:
+        """Raises a RecipeError for a setting that would have no effect, because the study itself sets it."""
+        groups = {f"{group}.{name}": entry for group in GROUPS for name, entry in getattr(self, group).items()}
+        for where, entry in {"settings": self.settings, "tuning": self.tuning, **groups}.items():
+            if "seed" in entry:
+                raise RecipeError(f"The study's {where} has a seed: give the study's seeds")
+            if RATES in entry and not where.startswith("networks."):
+                raise RecipeError(f"The study's {where} has {RATES}: they belong to the study or to a network")
+            if self.tuned() and "learning_rate" in entry and not where.startswith(("networks.", "settings")):
+                raise RecipeError(
+                    f"The study's {where} has a learning_rate, but that of {self.tuned()[0]!r} is chosen from {RATES}"
+                )
 
     def _check_tuning(self, scored: set[str]) -> None:
         """Raises a RecipeError if a learning rate would be chosen on a whole split, or on a part of one of those in `scored`.
@@ -191,8 +206,8 @@ class Study:
                 )
 
     def _run(self, network: str, variation: str, seed: int, extra: Mapping[str, Any], kind: str) -> Run:
-        settings = {**FIXED, **self.settings, **self.networks[network], **extra, "seed": seed}
-        settings.pop(RATES, None)  # no field of a recipe
+        own = {name: value for name, value in self.networks[network].items() if name != RATES}
+        settings = {**FIXED, **self.settings, **own, **extra, "seed": seed}
         try:
             recipes = [replace(recipe, eval_every=recipe.epochs) for recipe in read_chain(self.recipe, settings)]
         except RecipeError as error:
@@ -208,8 +223,13 @@ def _check_mapping(name: str, value: Any) -> None:
 
 
 def _check_folders(folders: Iterable[str]) -> None:
-    """Raises a RecipeError if two runs have the same folder."""
-    for folder, count in Counter(folders).items():
+    """Raises a RecipeError if two runs have the same folder, or one that not every file system can have."""
+    folders = list(folders)
+    for folder in folders:
+        if max(len(part.encode()) for part in Path(folder).parts) > MAX_NAME:
+            raise RecipeError(f"The folder {folder} would have too long a name: shorten those of networks and variations")
+    # On some systems capitals make no difference.
+    for folder, count in Counter(map(str.casefold, folders)).items():
         if count > 1:
             raise RecipeError(
                 f"{count} runs of the study get the same folder {folder}: give each network, variation, seed and learning rate "
@@ -223,7 +243,7 @@ def _without_part(split: str) -> str:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_") or "_"
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_.") or "_"
 
 
 def scored_on(recipe: Mapping[str, Any]) -> tuple[str | None, ...]:

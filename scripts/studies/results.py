@@ -27,7 +27,7 @@ GAP = "–"
 CONFIDENCE = 0.95
 MIN_SEEDS = 3  # for an interval over seeds; with two Student's t is 12.7, and the interval says nothing
 MARKERS = ("o", "s", "^")  # each with ten colours
-SHIFT = 0.06  # between the networks' marks, in variations
+SHIFT, MAX_SHIFT = 0.06, 0.5  # between the marks of two networks and of the first and last, in variations
 COSTS = {"kept_bytes": "kept MiB per training crop", "step_seconds": "seconds per step", "image_seconds": "seconds per image"}
 
 
@@ -113,6 +113,10 @@ def _compare(rows: list[Row], baseline: str, block: int) -> None:
     by_variation = {row.variation: row for row in rows if row.network == baseline}
     for row in rows:
         other = by_variation[row.variation]
+        if len({result["data"] for result in (*row.results, *other.results) if "data" in result}) > 1:
+            raise CheckpointError(
+                f"{row.network} cannot be compared with {baseline}: they are scored on other images or label maps"
+            )
         own, others = row.totals_by_seed(), other.totals_by_seed()
         seeds = sorted(own.keys() & others.keys())
         if row is not other and seeds:
@@ -237,6 +241,7 @@ def score_figure(study: Study, rows: Sequence[Row]) -> Figure:
         axes.errorbar(row.mean("mean_iou"), place, xerr=_bar(row), fmt="o", color=colour, capsize=3, **_face(row))
         axes.plot([result["mean_iou"] for result in row.results], [place] * len(row.results), "|", color="0.4", markersize=9)
     axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
+    axes.set_ylim(-0.5, len(shown) - 0.5)
     axes.set(xlabel="mIoU (strokes: runs; hollow: one run; bars: 95 % interval of the mean)")
     figure.suptitle(study.title)
     axes.grid(axis="x", alpha=0.3)
@@ -293,12 +298,14 @@ def growth_figure(study: Study, rows: Sequence[Row]) -> Figure:
         by_variation = {row.variation: row for row in rows if row.network == network}
         if not any(row.results for row in by_variation.values()):
             continue
-        places = [place + SHIFT * number for place in range(len(names))]
+        places = [place + min(SHIFT, MAX_SHIFT / len(study.networks)) * number for place in range(len(names))]
         means = [by_variation[name].mean("mean_iou") for name in names]
-        axes.plot(places, means, color=f"C{number % 10}", label=network)
+        marker, colour = MARKERS[number % len(MARKERS)], f"C{number % 10}"
+        axes.plot(places, means, color=colour)
+        axes.plot([], [], f"{marker}-", color=colour, label=network)  # for the legend
         for place, row in zip(places, map(by_variation.get, names), strict=True):
             if row.results:
-                style = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}", "capsize": 3}
+                style = {"fmt": marker, "color": colour, "capsize": 3}
                 axes.errorbar(place, row.mean("mean_iou"), yerr=_bar(row), **style, **_face(row))
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="mIoU", xlabel="hollow: one run; bars: 95 % interval of the mean", title=study.title)

@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
 from typing import Any
+from zipfile import BadZipFile
 
 import datasets
 import numpy as np
@@ -38,7 +39,7 @@ from revhrnet_hf.versions import versions
 
 from .plan import Run, Study, same_settings, scored_on
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"revhrnet_hf.{__name__}")  # the messages of the package's loggers are printed
 
 RESULT, TOTALS = "result.json", "totals.npz"
 TIMES = "_times.json"  # after the study's name; see times.py
@@ -63,9 +64,17 @@ def read_result(run: Run, output_dir: Path) -> dict[str, Any] | None:
 
 
 def read_totals(run: Run, output_dir: Path) -> np.ndarray:
-    """(images, 3, classes): of each image and class the correct, the true and the predicted pixels."""
-    with np.load(output_dir / run.folder / TOTALS) as stored:
-        return stored["totals"]
+    """(images, 3, classes): of each image and class the correct, the true and the predicted pixels.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = output_dir / run.folder / TOTALS
+    try:
+        with np.load(path) as stored:
+            return stored["totals"]
+    except (BadZipFile, EOFError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): move {path.parent} away, and the run is made again") from error
 
 
 def copy_records(study: Study, output_dir: Path, target: Path) -> None:
@@ -92,6 +101,12 @@ def chosen_rates(study: Study, output_dir: Path) -> dict[str, float]:
 def diverged(study: Study, output_dir: Path) -> list[str]:
     """The networks whose loss was no number with any learning rate, so that they have none."""
     return [name for name, found in _tried(study, output_dir).items() if all(score == DIVERGED for score, _ in found)]
+
+
+def waiting(study: Study, output_dir: Path) -> list[str]:
+    """The networks whose learning rate cannot be chosen yet; finished runs of them are not shown."""
+    known = [*chosen_rates(study, output_dir), *diverged(study, output_dir)]
+    return [name for name in study.tuned() if name not in known]
 
 
 def _tried(study: Study, output_dir: Path) -> dict[str, list[tuple[float | None, float]]]:
@@ -148,7 +163,10 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
         process = subprocess.Popen([*command, run.folder], env=environment)
         running.add(process)
         try:
-            return process.wait() == 0
+            status = process.wait()
+            if status < 0:  # it could not say so itself
+                logger.error("%s was ended by signal %d; the system does that if memory is short", run.folder, -status)
+            return status == 0
         finally:
             running.discard(process)
             free.put(device)

@@ -118,6 +118,16 @@ def test_a_network_may_have_learning_rates_of_its_own():
         ({"seeds": [0, 1, 0]}, "same folder runs/ours/plain/seed_0"),
         ({"learning_rates": [0.1, "1e-1"], "tuning": TUNING}, r"same folder tuning/ours/lr_0\.1/seed_0"),
         ({"learning_rates": 0.01}, "learning_rates must be a list, got 0.01"),
+        ({"settings": {"learning_rates": [0.1]}}, "settings has learning_rates: they belong to the study or to a network"),
+        ({"variations": {"v": {"learning_rates": [0.1]}}}, r"variations\.v has learning_rates"),
+        (
+            {"variations": {"v": {"learning_rate": 1}}, "learning_rates": [0.1], "tuning": TUNING},
+            r"variations\.v has a learning_rate",
+        ),
+        ({"learning_rates": [0.1], "tuning": {**TUNING, "learning_rate": 1}}, "tuning has a learning_rate"),
+        ({"networks": {"a": {"seed": 1}}}, r"networks\.a has a seed: give the study's seeds"),
+        ({"networks": {"a" * 201: {}}}, "too long a name"),
+        ({"networks": {"abc": {}, "ABC": {}}}, "2 runs of the study get the same folder"),
         ({"networks": {"a": {"learning_rates": 0.01}}}, "learning_rates of the network 'a' must be a list, got 0.01"),
         ({"networks": {"a": {"learning_rates": [0.1], "learning_rate": 1}}, "tuning": TUNING}, "'a' has both"),
         ({"seeds": 3}, "seeds must be a list, got 3"),
@@ -371,6 +381,55 @@ def test_table_shows_gaps_intervals_and_differences(tmp_path):
     assert {path.name for path in written} == {"name.md", "name.csv", "name_scores.png", "name_costs.png"}
     with open(tmp_path / "name.csv") as file:
         assert [float(line["mean_iou"]) for line in csv.DictReader(file)] == [0.5, 0.6, 0.7, 0.4]
+
+
+def test_names_of_folders_stay_in_the_output_folder():
+    (run,) = study(networks={"..": {}}, variations={"..": {}}).runs({})
+    assert run.folder == "runs/_/_/seed_0"
+
+
+def test_networks_that_were_scored_on_other_images_are_not_compared(tmp_path):
+    from studies.results import read_rows
+
+    plan = study(baseline="ours", networks={"ours": {}, "b": {"flip": 0.1}})
+    for number, run in enumerate(plan.runs({})):
+        write_run(run, tmp_path, 0.5, np.ones((2, 3, 2)), data=str(number))
+    with pytest.raises(CheckpointError, match="b cannot be compared with ours: they are scored on other images"):
+        read_rows(plan, tmp_path)
+
+
+def test_damaged_totals_are_named(tmp_path):
+    from studies.results import read_rows
+
+    plan = study(networks={"a": {}})
+    (run,) = plan.runs({})
+    write_run(run, tmp_path, 0.5, np.ones((2, 3, 2)))
+    totals = tmp_path / run.folder / "totals.npz"
+    totals.write_bytes(totals.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=r"totals\.npz cannot be read .* the run is made again"):
+        read_rows(plan, tmp_path)
+
+
+def test_a_run_that_is_killed_is_said(tmp_path, caplog):
+    from studies.runner import work_through
+
+    (run,) = study(networks={"a": {}}).runs({})
+    kill = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    with caplog.at_level("INFO", "revhrnet_hf"):
+        assert work_through([run], kill, []) == [run]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"run 1 of 1: {run.folder}",
+        f"{run.folder} was ended by signal 9; the system does that if memory is short",
+    ]
+
+
+def test_a_network_whose_rate_is_not_chosen_yet_is_said(tmp_path):
+    from studies.runner import waiting
+
+    plan = study(networks={"a": {}, "b": {}, "c": {"learning_rate": 1}}, learning_rates=[0.1, 0.2], tuning=TUNING)
+    for run in plan.tuning_runs()[:3]:
+        write_run(run, tmp_path, 0.5, np.zeros((1, 3, 2)))
+    assert waiting(plan, tmp_path) == ["b"]
 
 
 def test_interval_of_a_difference_over_seeds_is_students():
