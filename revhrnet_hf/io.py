@@ -88,11 +88,13 @@ def without_folders(value: Any, field: str | None = None) -> Any:
         return value
     if ",label_space=" in value:
         return re.sub("(?<=,label_space=)[^,]+", lambda table: without_folders(table[0], "label_space"), value)
+    if field not in PATH_FIELDS:
+        return value
     path = Path(value)
     is_path = (
         path.is_absolute() or value.startswith(("~", "./", "../")) or path.suffix.lower() in OF_FILES or os.path.exists(path)
     )
-    return path.name if is_path and field in PATH_FIELDS else value
+    return path.name if is_path else value
 
 
 def sha256_of(path: Path) -> str:

@@ -116,26 +116,24 @@ def train(study, args: argparse.Namespace) -> list:
 def rehearse(study, args: argparse.Namespace) -> None:
     """Prints each run with its state, and what those that are not finished will take."""
     from studies.estimates import estimate_runs
-    from studies.runner import check_classes, chosen_rates, diverged, remaining
+    from studies.runner import check_classes, chosen_rates, diverged, remaining, waiting
 
-    rates = chosen_rates(study, args.output_dir)
-    gone = diverged(study, args.output_dir)
     # Which rate is chosen makes no difference to what a run takes.
-    later = {name: study.rates_of(name)[0] for name in study.tuned() if name not in rates and name not in gone}
-    items = [*study.tuning_runs(), *study.runs({**rates, **later})]
-    waiting = [item for item in items if item.network in later and not item.is_tuning]
-    to_do = remaining([item for item in items if item not in waiting], args.output_dir)
+    later = {name: study.rates_of(name)[0] for name in waiting(study, args.output_dir)}
+    items = [*study.tuning_runs(), *study.runs({**chosen_rates(study, args.output_dir), **later})]
+    blocked = [item for item in items if item.network in later and not item.is_tuning]
+    to_do = remaining([item for item in items if item not in blocked], args.output_dir)
     for item in items:
         begun = "begun" if (args.output_dir / item.folder).exists() else "to do"
-        state = "waiting" if item in waiting else begun if item in to_do else "finished"
+        state = "waiting" if item in blocked else begun if item in to_do else "finished"
         print(f"{state:9} {item.folder}")
-    if waiting:
+    if blocked:
         print("(waiting: for the choice of the learning rate)")
-    if gone:
+    if gone := diverged(study, args.output_dir):
         print(f"with all learning rates the loss was no number: {', '.join(gone)}")
-    if to_do or waiting:
+    if to_do or blocked:
         check_classes(study, args.data_dir)
-        print(estimate_runs([*to_do, *waiting], args.data_dir, len(args.devices)))
+        print(estimate_runs([*to_do, *blocked], args.data_dir, len(args.devices)))
 
 
 if __name__ == "__main__":

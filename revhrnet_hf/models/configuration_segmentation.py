@@ -181,7 +181,7 @@ class SegmentationConfig(PreTrainedConfig):
 
     def __setattr__(self, name: str, value: Any):
         if name in ("id2label", "label2id"):
-            check_names(**{name: value})
+            check_names(name, value)
         if name == "label2id" and value is not None:
             value = {class_name: int(class_id) for class_name, class_id in value.items()}
         if name != "id2label" or value is None:
@@ -337,11 +337,10 @@ def is_weight(value: float) -> bool:
     return 0 < value < math.inf
 
 
-def check_names(**settings: Any) -> None:
+def check_names(setting: str, value: Any) -> None:
     """Raises a TypeError for a list of names in place of a mapping."""
-    for setting, value in settings.items():
-        if value is not None and not isinstance(value, Mapping):
-            raise TypeError(f"{setting} must be a mapping, such as id2label=dict(enumerate(names)), got {value!r}")
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{setting} must be a mapping, such as id2label=dict(enumerate(names)), got {value!r}")
 
 
 def classes_of(num_labels: int | None, id2label: dict | None, label2id: dict | None) -> dict[int, str] | None:
@@ -351,7 +350,8 @@ def classes_of(num_labels: int | None, id2label: dict | None, label2id: dict | N
         TypeError: the names are not in a mapping.
         ValueError: `num_labels` is not the number of the names.
     """
-    check_names(id2label=id2label, label2id=label2id)
+    check_names("id2label", id2label)
+    check_names("label2id", label2id)
     if id2label is not None:
         classes = {int(class_id): name for class_id, name in id2label.items()}
     elif label2id is not None:

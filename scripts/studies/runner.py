@@ -105,8 +105,7 @@ def diverged(study: Study, output_dir: Path) -> list[str]:
 
 def waiting(study: Study, output_dir: Path) -> list[str]:
     """The networks whose learning rate cannot be chosen yet; finished runs of them are not shown."""
-    known = [*chosen_rates(study, output_dir), *diverged(study, output_dir)]
-    return [name for name in study.tuned() if name not in known]
+    return [name for name, found in _tried(study, output_dir).items() if any(score is None for score, _ in found)]
 
 
 def _tried(study: Study, output_dir: Path) -> dict[str, list[tuple[float | None, float]]]:
