@@ -708,8 +708,8 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     Without the list there is one stage.
 
     Args:
-        overrides: fields of the command line, which replace the file's in all stages before the recipes are checked; `init_from`
-            in the first one.
+        overrides: fields of the command line or of a study, which replace the file's in all stages before the recipes are
+            checked; `init_from` in the first one.
 
     Raises:
         RecipeError: as for `Recipe.from_yaml`; the stage is named. Or there is one stage, and no checkpoint whose classifier
@@ -724,7 +724,7 @@ def read_chain(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         logger.info(f"{path}: {name} is called {RENAMED[name]} now")
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise RecipeError(f"{path}: stages must be a list of mappings of recipe fields, one a stage")
-    given = f" with {' '.join(f'--{name}' for name in overrides)}" if overrides else ""
+    given = f" with other {', '.join(overrides)}" if overrides else ""
     named = [str(path)] if len(stages) == 1 else [f"{path}, stage {number}" for number in range(1, len(stages) + 1)]
     recipes = [
         Recipe.from_dict({**_for_stage(number, settings), **stage}, source + given, _for_stage(number, overrides))

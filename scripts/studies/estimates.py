@@ -1,5 +1,6 @@
 """What the runs of a study that are not finished will take: one run of each network is rehearsed, in a process of its own."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from revhrnet_hf.training.dry_run import Estimate, as_time, dry_run
 
 from .peers import register_peers
 from .plan import Run
+
+logger = logging.getLogger(f"revhrnet_hf.{__name__}")  # the messages of the package's loggers are printed
 
 TITLES = ("network", "variation", ">runs", ">a run", ">memory GiB", ">disk GiB")
 
@@ -37,7 +40,8 @@ def estimate_runs(runs: Iterable[Run], data_dir: list[str], devices: int) -> str
     # Processes of their own, because the precision of a process stays what its first run asked for.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         rehearsed = pool.map(_rehearse, (same[0] for same in kinds.values()), [data_dir] * len(kinds))
-        for (network, variation), same, stages in zip(kinds, kinds.values(), rehearsed, strict=True):
+        for number, ((network, variation), same, stages) in enumerate(zip(kinds, kinds.values(), rehearsed, strict=True), 1):
+            logger.info("tried %d of %d: %s, %s", number, len(kinds), network, variation)
             each, room = sum(stage.seconds for stage in stages), sum(stage.disk_gib for stage in stages)
             memory = max(stage.memory_gib for stage in stages)
             rows.append([network, variation, str(len(same)), as_time(each), f"{memory:.2f}", f"{room:.2f}"])

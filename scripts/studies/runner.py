@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 
 from revhrnet_hf.adapters import add_adapters
 from revhrnet_hf.data import label_space_of
-from revhrnet_hf.errors import CheckpointError, DivergedError, RecipeError, RunStopped
+from revhrnet_hf.errors import CheckpointError, DivergedError, RecipeError, RunStopped, first_few
 from revhrnet_hf.evaluation.checkpoint import find_checkpoint, load_for_inference
 from revhrnet_hf.evaluation.evaluator import Recorder, evaluate_images, score_records
 from revhrnet_hf.evaluation.records import class_totals_by_image
@@ -147,7 +148,7 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
         The runs that failed. Their output has been printed.
 
     Raises:
-        RecipeError: this program may not use so many GPUs.
+        RecipeError: a GPU is named twice, or this program may not use so many.
     """
     free: SimpleQueue[str | None] = SimpleQueue()
     for device in _among_visible(devices) or [None]:
@@ -182,16 +183,23 @@ def work_through(runs: list[Run], command: list[str], devices: list[str]) -> lis
 
 
 def _among_visible(devices: list[str]) -> list[str]:
-    """The same GPUs by the names in `CUDA_VISIBLE_DEVICES`, which a scheduler may have set; numbers count the GPUs in it."""
+    """The same GPUs by the names in `CUDA_VISIBLE_DEVICES`, which a scheduler may have set; numbers count the GPUs in it.
+
+    Raises:
+        RecipeError: a GPU is named twice, or this program may not use so many.
+    """
+    if repeated := [device for device, count in Counter(devices).items() if count > 1]:
+        raise RecipeError(f"--devices has {first_few(repeated)} twice: name each GPU once, each has one run at a time")
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is None:
-        return devices
-    visible = [name for name in given.split(",") if name]
+        visible, said = [str(number) for number in range(torch.cuda.device_count())], "PyTorch sees"
+    else:
+        visible = [name for name in given.split(",") if name]
+        said = f"CUDA_VISIBLE_DEVICES={given} gives this program"
     for device in devices:
         if not device.isdecimal() or int(device) >= len(visible):
-            raise RecipeError(
-                f"--devices {device}: CUDA_VISIBLE_DEVICES={given} gives this program {len(visible)} GPUs; count these from 0"
-            )
+            wanted = "count these from 0" if visible else "leave --devices out to use the CPU"
+            raise RecipeError(f"--devices {device}: {said} {len(visible)} GPUs; {wanted}")
     return [visible[int(device)] for device in devices]
 
 

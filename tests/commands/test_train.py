@@ -113,8 +113,8 @@ def test_the_command_line_counts_before_the_file_is_checked(tmp_path, text, opti
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [
-        ("epochs: 3\n", "--seed 1", r"recipe\.yaml with --seed: Recipe field dataset is missing"),
-        ("dataset: camvid\n", "--epochs 0", r"recipe\.yaml with --epochs: Recipe field epochs must be positive, got 0"),
+        ("epochs: 3\n", "--seed 1", r"recipe\.yaml with other seed: Recipe field dataset is missing"),
+        ("dataset: camvid\n", "--epochs 0", r"recipe\.yaml with other epochs: Recipe field epochs must be positive, got 0"),
         ("dataset: camvid\nepochs: 0\n", "--seed 1", "Recipe field epochs must be positive, got 0"),
         ("dataset: camvid\nepoch: 5\n", "--epochs 3", "Unknown field in .*: epoch"),
     ],

@@ -769,6 +769,7 @@ def test_each_device_has_one_run_at_a_time(tmp_path, monkeypatch, visible, devic
     from studies.runner import work_through
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     runs = study(seeds=[0, 1, 2, 3], networks={"a": {}}).runs({})
@@ -789,6 +790,24 @@ def test_a_device_that_this_program_may_not_use_is_refused(monkeypatch, visible)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(RecipeError, match=f"--devices 6: CUDA_VISIBLE_DEVICES={visible} gives this program [02] GPUs"):
         work_through([], [], ["6"])
+
+
+@pytest.mark.parametrize(
+    ("seen", "devices", "said"),
+    [
+        (0, ["0"], "--devices 0: PyTorch sees 0 GPUs; leave --devices out to use the CPU"),
+        (2, ["1", "2"], "--devices 2: PyTorch sees 2 GPUs; count these from 0"),
+        (2, ["cuda:1"], "--devices cuda:1: PyTorch sees 2 GPUs; count these from 0"),
+        (2, ["1", "1"], "--devices has 1 twice: name each GPU once, each has one run at a time"),
+    ],
+)
+def test_devices_that_are_not_there_or_named_twice_are_refused(monkeypatch, seen, devices, said):
+    from studies.runner import work_through
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    with pytest.raises(RecipeError, match=f"^{said}$"):
+        work_through([], [], devices)
 
 
 def test_times_are_measured_in_turns_and_take_the_place_of_those_of_the_runs(tmp_path):
