@@ -137,7 +137,7 @@ class _Foot:
 
     def __init__(self, legend: Sequence[tuple[str, Colour]], caption: str, width: float):
         self.legend, self.lines = legend, textwrap.wrap(caption, int((width - 2 * MARGIN) / CHARACTER_WIDTH))
-        self.columns, rows = _legend_shape([name for name, _ in legend], width)
+        self.columns, rows = legend_shape([name for name, _ in legend], width)
         self.height = MARGIN + LEGEND_ROW * rows + LINE_HEIGHT * len(self.lines) + (MARGIN if legend else 0) + MARGIN
 
     def draw(self, figure: Figure, left: float) -> None:
@@ -165,7 +165,7 @@ def _add_title(figure: Figure, title: str, left: float, top: float) -> None:
 @_plain_text
 def legend_figure(legend: Sequence[tuple[str, Colour]], width: float = 5) -> Figure:
     """Names and colours alone."""
-    columns, rows = _legend_shape([name for name, _ in legend], width)
+    columns, rows = legend_shape([name for name, _ in legend], width)
     height = LEGEND_ROW * rows + 2 * MARGIN
     figure = Figure(figsize=(width, height))
     _add_legend(figure, legend, columns, (MARGIN / width, 1 - MARGIN / height))
@@ -299,8 +299,8 @@ def legend_label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def _legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
-    """Columns and rows of a legend."""
+def legend_shape(names: Sequence[str], width: float) -> tuple[int, int]:
+    """Columns and rows of a legend of these names, in a figure of this width."""
     if not names:
         return 1, 0
     column = 0.45 + max(map(len, names)) * CHARACTER_WIDTH

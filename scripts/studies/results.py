@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from scipy.stats import t
 from revhrnet_hf.errors import CheckpointError
 from revhrnet_hf.evaluation.scores import paired_difference
 from revhrnet_hf.io import write_text
-from revhrnet_hf.viz.plots import save_figure
+from revhrnet_hf.viz.plots import CHARACTER_WIDTH, legend_label, legend_shape, save_figure
 
 from .plan import PLAIN, Run, Study, scored_on
 from .runner import chosen_rates, read_result, read_times, read_totals
@@ -27,6 +28,7 @@ GAP = "–"
 CONFIDENCE = 0.95
 MIN_SEEDS = 3  # for an interval over seeds; with two Student's t is 12.7, and the interval says nothing
 MARKERS = ("o", "s", "^")  # each with ten colours
+LABEL_WIDTH = 40  # characters of a line
 SHIFT, MAX_SHIFT = 0.06, 0.5  # between the marks of two networks and of the first and last, in variations
 COSTS = {"kept_bytes": "kept MiB per training crop", "step_seconds": "seconds per step", "image_seconds": "seconds per image"}
 
@@ -234,13 +236,15 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def score_figure(study: Study, rows: Sequence[Row]) -> Figure:
     """mIoU of each finished row with its interval over seeds, best first; each run is a small dot."""
     shown = sorted((row for row in rows if row.results), key=lambda row: row.mean("mean_iou"))
-    figure = Figure(figsize=(7.5, 0.9 + 0.34 * len(shown)), layout="constrained")
+    labels = [_label(row) for row in shown]
+    lines = max((label.count("\n") + 1 for label in labels), default=1)
+    figure = Figure(figsize=(7.5, 0.9 + 0.17 * (lines + 1) * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(shown):
         colour = "C0" if row.network == study.baseline else "C1"
         axes.errorbar(row.mean("mean_iou"), place, xerr=_bar(row), fmt="o", color=colour, capsize=3, **_face(row))
         axes.plot([result["mean_iou"] for result in row.results], [place] * len(row.results), "|", color="0.4", markersize=9)
-    axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
+    axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(-0.5, len(shown) - 0.5)
     axes.set(xlabel="mIoU (strokes: runs; hollow: one run; bars: 95 % interval of the mean)")
     figure.suptitle(study.title)
@@ -263,7 +267,7 @@ def cost_figure(study: Study, rows: Sequence[Row]) -> Figure:
             axes.step(*zip(*pareto_front(points), strict=True), where="post", color="0.7", zorder=0)
         for number, (row, (cost, score)) in enumerate(zip(shown, points, strict=True)):
             marker = MARKERS[number // 10 % len(MARKERS)]
-            axes.plot(cost, score, marker, color=f"C{number % 10}", markersize=8, label=_label(row), **_face(row))
+            axes.plot(cost, score, marker, color=f"C{number % 10}", markersize=8, label=legend_label(_label(row)), **_face(row))
         axes.set(xlabel=title, xscale="log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the usual one writes formulas
@@ -271,7 +275,9 @@ def cost_figure(study: Study, rows: Sequence[Row]) -> Figure:
         axes.margins(x=0.1)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("mIoU")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
+    lines = [line for row in shown for line in _label(row).split("\n")]
+    columns = min(5, legend_shape(lines, 0.8 * figure.get_figwidth())[0])  # its font is larger than that of panels
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize="small")
     figure.suptitle(study.title)
     return figure
 
@@ -302,12 +308,16 @@ def growth_figure(study: Study, rows: Sequence[Row]) -> Figure:
         means = [by_variation[name].mean("mean_iou") for name in names]
         marker, colour = MARKERS[number % len(MARKERS)], f"C{number % 10}"
         axes.plot(places, means, color=colour)
-        axes.plot([], [], f"{marker}-", color=colour, label=network)  # for the legend
+        axes.plot([], [], f"{marker}-", color=colour, label=legend_label(_wrapped(network)))  # for the legend
         for place, row in zip(places, map(by_variation.get, names), strict=True):
             if row.results:
                 style = {"fmt": marker, "color": colour, "capsize": 3}
                 axes.errorbar(place, row.mean("mean_iou"), yerr=_bar(row), **style, **_face(row))
     axes.set_xticks(range(len(names)), names)
+    if sum(map(len, names)) * CHARACTER_WIDTH > figure.get_figwidth() / 2:  # in one line they would run into each other
+        axes.tick_params(axis="x", rotation=30)
+        for text in axes.get_xticklabels():
+            text.set(horizontalalignment="right", rotation_mode="anchor")
     axes.set(ylabel="mIoU", xlabel="hollow: one run; bars: 95 % interval of the mean", title=study.title)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
@@ -326,7 +336,11 @@ def _face(row: Row) -> dict[str, Any]:
 
 
 def _label(row: Row) -> str:
-    return row.network if row.variation == PLAIN else f"{row.network}, {row.variation}"
+    return _wrapped(row.network if row.variation == PLAIN else f"{row.network}, {row.variation}")
+
+
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, LABEL_WIDTH)
 
 
 def write_results(study: Study, output_dir: Path, target: Path, name: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """Studies: which runs a file asks for, the peers' networks, and the table; one whole study on drawn scenes."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -528,6 +529,31 @@ def test_curves_over_variations_are_broken_at_gaps(tmp_path):
     (axes,) = growth_figure(plan, read_rows(plan, tmp_path)).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours"]
     np.testing.assert_array_equal(np.asarray(axes.lines[0].get_ydata(), float), [0.25, np.nan, 0.75])
+
+
+@pytest.mark.parametrize("name", ["network of the study with a name that takes some room", "_hidden_" * 18])
+def test_long_names_do_not_overlap_in_figures(tmp_path, name):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from studies.results import cost_figure, growth_figure, read_rows, score_figure
+
+    networks = {f"{name} {number}": {} for number in range(4)}
+    plan = study(networks=networks, variations={f"every {number}th of the images": {} for number in range(5)}, baseline=None)
+    for run in plan.runs({}):
+        write_run(run, tmp_path, 0.5, np.ones((1, 3, 2)))
+    rows = read_rows(plan, tmp_path)
+    for draw, legends in ((score_figure, 0), (cost_figure, 4), (growth_figure, 4)):
+        figure = draw(plan, [row for row in rows if draw is growth_figure or row.variation == "every 0th of the images"])
+        FigureCanvasAgg(figure).draw()
+        shown = [legend for legend in (*figure.legends, figure.axes[0].get_legend()) if legend is not None]
+        texts = [text for legend in shown for text in legend.get_texts()]
+        assert len(texts) == legends
+        axis = {score_figure: "y", cost_figure: None, growth_figure: "x"}[draw]
+        ticks = [] if axis is None else getattr(figure.axes[0], f"get_{axis}ticklabels")()
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        # Of slanted labels the boxes overlap, the lines of text do not: these have the height of a line between them.
+        boxes += [text.get_window_extent() for text in ticks if not text.get_rotation()]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_result_of_other_settings_is_refused(tmp_path):
