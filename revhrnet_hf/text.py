@@ -1,6 +1,7 @@
-"""Tables and sizes as plain text."""
+"""Tables, sizes and the order of names."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
@@ -26,6 +27,12 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 def size_on_disk(gibibytes: float) -> str:
     """In GiB; below a tenth in MiB, rounded up, so that no size that is not 0 looks as if it were."""
     return f"{gibibytes:.2f} GiB" if gibibytes >= 0.1 else f"{math.ceil(gibibytes * 1024)} MiB"
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """The key that sorts names by the numbers in them: `frame_2` before `frame_10`."""
+    # Every other part is a number, so that two keys are compared text with text and number with number.
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
 def _padded(cell: str, width: int, to_right: bool) -> str:

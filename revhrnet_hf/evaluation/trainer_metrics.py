@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from transformers import EvalPrediction
 
 from ..models.upsampling import MAX_UINT8_CLASSES, upsampled_argmax
@@ -32,7 +33,8 @@ class TrainerMetrics:
     """
 
     def __init__(self, id2label: Mapping[int, str], ignore_index: int = 255):
-        self.names = [id2label[class_id] for class_id in range(len(id2label))]
+        names = {int(class_id): name for class_id, name in id2label.items()}  # in a config.json the ids are text
+        self.names = [names[class_id] for class_id in range(len(names))]
         self.ignore_index = ignore_index
         self.confusion = ConfusionMatrix(len(self.names), ignore_index)
 
@@ -41,11 +43,11 @@ class TrainerMetrics:
 
         Args:
             logits: (batch, classes, h, w), or a model's outputs, of which they are the first.
-            labels: (batch, height, width); rows that Trainer has padded are at the bottom.
+            labels: (batch, height, width); rows that Trainer has padded, on several processes, are at the bottom.
         """
         logits = logits[0] if isinstance(logits, tuple) else logits
         height, width = labels.shape[1:]
-        if self.ignore_index != PADDING:
+        if self.ignore_index != PADDING and _on_several_processes():
             height = int((labels != PADDING).any(dim=2).any(dim=0).sum())
         dtype = torch.uint8 if len(self.names) <= MAX_UINT8_CLASSES else torch.int32
         maps = torch.zeros(labels.shape, dtype=dtype, device=logits.device)
@@ -76,3 +78,7 @@ class TrainerMetrics:
         check_labelled(scores, "the evaluation dataset")
         of_classes = zip(self.names, scores["per_category_iou"], strict=True)
         return {name: scores[name] for name in SUMMARY} | {f"iou_{name}": iou for name, iou in of_classes if not math.isnan(iou)}
+
+
+def _on_several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

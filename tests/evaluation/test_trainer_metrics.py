@@ -106,12 +106,25 @@ def test_what_trainer_has_not_padded_is_no_padding(place):
         TrainerMetrics({0: "a", 1: "b"})(EvalPrediction(np.ones_like(labels), labels))
 
 
-def test_rows_that_trainer_padded_change_no_pixel():
+def test_ignored_rows_at_the_bottom_are_no_padding_on_one_process():
+    logits, labels = torch.randn(1, 3, 12, 16), torch.randint(0, 3, (1, 48, 64))
+    labels[:, 42:] = -100
+    metrics = TrainerMetrics({"0": "a", "1": "b", "2": "c"})  # as in a config.json
+    maps = metrics.label_maps(logits, labels)
+    expected = torch.nn.functional.interpolate(logits, (48, 64), mode="bilinear").argmax(1)
+    assert torch.equal(maps.long(), expected)
+    correct = (expected == labels)[:, :42].float().mean()
+    assert metrics(EvalPrediction(maps, labels))["overall_accuracy"] == pytest.approx(correct.item())
+
+
+def test_rows_that_trainer_padded_change_no_pixel(monkeypatch):
     """Other processes may have taller images: then the label maps are padded with -100 before they are predicted."""
     logits = torch.randn(2, 3, 5, 7)
     labels = torch.randint(0, 3, (2, 17, 23))
     padded = torch.nn.functional.pad(labels, (0, 0, 0, 6), value=-100)
     metrics = TrainerMetrics(dict(enumerate("abc")))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     alone, with_padding = metrics.label_maps(logits, labels), metrics.label_maps((logits, None), padded)
     expected = torch.nn.functional.interpolate(logits, (17, 23), mode="bilinear").argmax(1)
     assert torch.equal(alone.long(), expected)

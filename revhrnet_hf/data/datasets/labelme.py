@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...errors import DataError, did_you_mean, first_few
+from ...text import natural_order
 from ..annotation import SHAPE_POINTS, is_whole, pack_annotation, shown
 from ..archive import DataFolder, leads_outside
 from ..listing import MAX_NAMED, ListedSample, image_size
@@ -61,7 +62,7 @@ def labelme_pairs(data_folder: DataFolder, folder: str, ids: Mapping[str, int]) 
         location = data_folder.location(image)
         annotation = None if location is None else _annotation(content, location, ids, data_folder.expected(file))
         pairs[image_id] = ListedSample(image, file, image_id, annotation)
-    return dict(sorted(pairs.items()))
+    return {image_id: pairs[image_id] for image_id in sorted(pairs, key=natural_order)}
 
 
 def images_without_file(data_folder: DataFolder, images: list[str], files: Mapping[str, dict[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from ...errors import DataError, first_few
+from ...text import natural_order
 from ..archive import DataFolder
 from ..listing import MAX_NAMED, ListedSample, listed_paths
 
@@ -79,7 +80,7 @@ def pair_files(
             f"The label map {data_folder.expected(lossy[0])} ({len(lossy)} such in {labels}/) is in a format that changes the "
             "ids when it compresses: save label maps as PNG, from the originals."
         )
-    ids = sorted({*image_files, *label_files})
+    ids = sorted({*image_files, *label_files}, key=natural_order)
     if not ids:
         raise DataError(
             f"{data_folder.expected(images)} and {data_folder.expected(labels)} hold no images ({', '.join(IMAGES)}): put them "

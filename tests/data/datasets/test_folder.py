@@ -311,6 +311,12 @@ def test_suffixes_that_the_table_names(tmp_path):
         load(own)
 
 
+def test_frames_follow_each_other_as_they_are_numbered(tmp_path):
+    """Blocks of consecutive frames (`--interval_block`) and parts such as train[:80%] go by this order."""
+    write_files(tmp_path, "images/train", "masks/train", names=[f"frame_{number}" for number in (10, 2, 1, 11, 9)])
+    assert ids_of(tmp_path, "train")["train"] == [f"frame_{number}" for number in (1, 2, 9, 10, 11)]
+
+
 def test_names_in_either_form_of_unicode(tmp_path):
     own = write_files(tmp_path / "own", "train/images", "train/masks", names=["Stra\u00dfe", "f\u00fcr"])
     composed = own / "train" / "masks" / "f\u00fcr.png"
