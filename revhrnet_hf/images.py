@@ -8,6 +8,7 @@ decoder, whatever its name.
 import glob
 import io
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,18 @@ from PIL.Image import Transpose
 
 from .errors import DataError
 from .io import whole_file
-from .models.rgb import FORMATS, MEGAPIXELS_VARIABLE, TO_UPRIGHT, apply_pixel_limit, as_rgb, exif_orientation
+from .models.rgb import (
+    FORMATS,
+    GREY_RANGE,
+    MEGAPIXELS_VARIABLE,
+    TO_UPRIGHT,
+    apply_pixel_limit,
+    as_rgb,
+    exif_orientation,
+    grey_range,
+)
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jp2", ".j2k", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
@@ -34,6 +46,9 @@ EXCHANGES_SIDES = (5, 6, 7, 8)
 METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 TURNED = "revhrnet_turned"  # key of an image's `info`: the orientation that was applied to it
 PNG_METADATA = (b"eXIf", b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+
+NEVER_SEVERAL = ("JPEG", "MPO")  # MPO: a photograph with a smaller copy of itself
+NEW_SUBFILE_TYPE, COPY_OR_MASK = 254, 0b101  # a tag of TIFF, and its bits for a smaller copy and for a mask
 
 Size = tuple[int, int]  # (width, height) in pixels, as in Pillow
 Colour = tuple[int, int, int]  # red, green, blue, 0–255
@@ -83,13 +98,14 @@ class ImageFile:
 
 
 def read_image(path: str | Path) -> PIL.Image.Image:
-    """Reads a file as an upright RGB image.
+    """Reads a file as an upright RGB image; see `decode_image` for a file that holds several.
 
     Raises:
         DataError: the file is missing, damaged, too large or not an image; the message names it.
     """
     with unreadable_is_data_error("Image", str(path)):
-        return ImageFile(Path(path).read_bytes()).rgb()
+        data = Path(path).read_bytes()
+    return decode_image(data, str(path))
 
 
 def save_image(image: PIL.Image.Image, path: str | Path) -> None:
@@ -144,8 +160,17 @@ def find_files(
             raise DataError(f"there is no image or folder {path}")
     first: dict[str, FoundFile] = {}
     for file in found:
-        first.setdefault(os.path.realpath(file.path), file)  # not `Path.resolve`, which raises for a link to itself
+        first.setdefault(place_of(file.path), file)
     return list(first.values())
+
+
+def place_of(path: str | Path) -> str:
+    """A file's path in its folder's own place: the same by whatever way the folder was named.
+
+    Two links to one file are two files with results of their own: some tools keep files of the same content once.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)  # not `Path.resolve`, which raises for a link to itself
 
 
 def _images_in(folder: Path, recursive: bool, without: Path | None) -> list[FoundFile]:
@@ -185,9 +210,33 @@ def _is_below(path: Path, folder: Path | None) -> bool:
 
 
 def decode_image(data: bytes, source: str) -> PIL.Image.Image:
-    """Decodes a file's bytes to an upright RGB image; a DataError calls the file `source`."""
+    """Decodes a file's bytes to an upright RGB image; a DataError calls the file `source`.
+
+    Of a file that holds several images (a stack in a TIFF file, an animation) it is the first one, and a warning says so.
+    """
     with unreadable_is_data_error("Image", source):
-        return ImageFile(data).rgb()
+        image = ImageFile(data).rgb()
+    if others := _number_of_others(data):
+        logger.warning("%s holds %d images: only the first one is read, of %d×%d pixels", source, 1 + others, *image.size)
+    return image
+
+
+def _number_of_others(data: bytes) -> int:
+    """The images in a file after its first one, without previews: those of JPEG files, smaller copies and masks in TIFF files."""
+    header = open_header(io.BytesIO(data))
+    if header.format in NEVER_SEVERAL:
+        return 0
+    try:
+        count = getattr(header, "n_frames", 1)
+        if header.format != "TIFF":
+            return count - 1
+        others = 0
+        for number in range(1, count):
+            header.seek(number)
+            others += not header.tag_v2.get(NEW_SUBFILE_TYPE, 0) & COPY_OR_MASK
+        return others
+    except Exception:  # decoders raise many kinds; the first image has been read, and what follows is damaged
+        return 0
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -326,10 +375,15 @@ def _oriented(image: PIL.Image.Image, orientation: int, as_stored: bool) -> PIL.
     if orientation == 1:
         return image
     if as_stored:
-        return _without_orientation(image.transpose(TO_STORED[orientation]) if turned_by_pillow else image.copy())
-    upright = _without_orientation(image.copy() if turned_by_pillow else image.transpose(TO_UPRIGHT[orientation]))
-    upright.info[TURNED] = orientation
-    return upright
+        turned = image.transpose(TO_STORED[orientation]) if turned_by_pillow else image.copy()
+    else:
+        turned = image.copy() if turned_by_pillow else image.transpose(TO_UPRIGHT[orientation])
+    turned = _without_orientation(turned)
+    if not as_stored:
+        turned.info[TURNED] = orientation
+    if image.mode.startswith("I;16"):
+        turned.info[GREY_RANGE] = grey_range(image)
+    return turned
 
 
 def _without_orientation(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -306,6 +306,56 @@ def test_dark_images_of_16_bits_are_dark(suffix, tmp_path):
     assert np.asarray(read_image(tmp_path / f"dark.{suffix}"))[0, :, 0].tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("turn", [1, 6])
+@pytest.mark.parametrize(("bits", "white"), [(12, "greatest"), (16, "zero")])
+def test_tiff_files_say_which_values_are_black_and_white(room, turn, bits, white, tmp_path):
+    """Pillow writes neither 12 bits nor 16 bits of which 0 is white, so its file is changed by hand."""
+    grey = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
+    values = np.rint(grey / 255 * (2**bits - 1)).astype(np.uint16)
+    if white == "zero":
+        values = 2**bits - 1 - values
+    stream = io.BytesIO()
+    PIL.Image.fromarray(values).save(stream, "TIFF", tiffinfo={ORIENTATION: turn})
+    pixels = values.tobytes()
+    if bits == 12:  # two values in three bytes
+        first, second = values.reshape(-1, 2).T
+        packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8)
+        pixels = packed.tobytes().ljust(len(pixels), b"\0")
+    content = stream.getvalue().replace(values.tobytes(), pixels)
+    for tag, before, after in ((258, 16, bits), (262, 1, 1 if white == "greatest" else 0)):
+        entry = struct.pack("<HHI", tag, 3, 1)
+        content = content.replace(entry + struct.pack("<H", before), entry + struct.pack("<H", after))
+    (tmp_path / "x.tif").write_bytes(content)
+    found = ROOMS[room](tmp_path / "x.tif", content)
+    expected = UPRIGHT[turn](grey)
+    assert np.array_equal(np.asarray(found), np.repeat(expected[..., None], 3, 2))
+
+
+@pytest.mark.parametrize(("kind", "several"), [("TIFF", True), ("GIF", True), ("WEBP", True), ("PNG", True), ("MPO", False)])
+def test_of_several_images_in_a_file_the_first_is_read_and_the_others_are_said(kind, several, tmp_path, caplog):
+    first, others = PIL.Image.new("RGB", (8, 6), "red"), [PIL.Image.new("RGB", (8, 6), colour) for colour in ("lime", "blue")]
+    first.save(tmp_path / "x", kind, save_all=True, append_images=others)
+    colour = np.asarray(read_image(tmp_path / "x"))[0, 0]
+    assert colour[0] > 250 and max(colour[1:]) < 5
+    said = f"{tmp_path}/x holds 3 images: only the first one is read, of 8×6 pixels"
+    assert [record.getMessage() for record in caplog.records] == [said] * several
+
+
+def test_smaller_copies_and_masks_in_a_tiff_file_are_no_other_images(tmp_path, caplog):
+    """As in GeoTIFF files with overviews."""
+    pages = [PIL.Image.new("L", (8 // 2**number, 8 // 2**number), number) for number in range(3)]
+    for page, kind in zip(pages[1:], (1, 4), strict=True):
+        page.encoderinfo = {"tiffinfo": {254: kind}}
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    with PIL.Image.open(tmp_path / "x.tif") as written:
+        assert written.n_frames == 3
+        written.seek(2)
+        assert written.tag_v2[254] == 4
+    assert read_image(tmp_path / "x.tif").size == (8, 8)
+    assert not caplog.records
+
+
 def test_pillow_without_avif_reads_the_other_formats():
     """AVIF is a format of Pillow 11.3 and newer, and open(formats=…) raises a KeyError for one that is unknown."""
     program = """

@@ -4,7 +4,6 @@ An address is fetched by http or https only, into memory, up to a limit of size 
 server has chosen.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import PIL.Image
 from ..defaults import MAX_DOWNLOAD
 from ..download import download
 from ..errors import DataError
-from ..images import decode_image, find_files, read_image
+from ..images import decode_image, find_files, place_of, read_image
 from ..models import fetching
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -77,7 +76,7 @@ def find_sources(
             sources.setdefault(text, Source(text, PurePath(name.stem), _is_video(name), limit))
             continue
         for file in find_files([text], recursive, VIDEO_SUFFIXES, without):
-            sources.setdefault(os.path.realpath(file.path), Source(str(file.path), file.name, _is_video(file.path)))
+            sources.setdefault(place_of(file.path), Source(str(file.path), file.name, _is_video(file.path)))
     return list(sources.values())
 
 

@@ -25,6 +25,7 @@ KNOWN = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 FORMATS = tuple(name for name in KNOWN if name in PIL.Image.OPEN)
 
 ORIENTATION = 0x0112  # the EXIF tag
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second one
 # EXIF orientation → the operation that turns the stored image upright; orientation 1 is upright already.
 TO_UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -35,6 +36,7 @@ TO_UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+GREY_RANGE = "revhrnet_grey_range"  # key of an image's `info`; see `grey_range`
 MEGAPIXELS_VARIABLE = "REVHRNET_MAX_MEGAPIXELS"
 QUOTED_CHARACTERS = 120
 
@@ -133,8 +135,9 @@ def on_white(image: PIL.Image.Image) -> PIL.Image.Image:
 def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
     """A grey image of more than 8 bits (modes `I;16…`, `I` and `F`) as 8-bit grey; any other image unchanged.
 
-    Pillow's own conversion clips at 255 instead of scaling, which turns nearly all of such an image white. Mode `I` holds 16-bit
-    values. Mode `F` holds values from 0 to 1 if none is larger, and from 0 to 255 otherwise.
+    Pillow's own conversion clips at 255 instead of scaling, which turns nearly all of such an image white. A TIFF file says how
+    many bits there are and whether 0 is white. Mode `I` holds 16-bit values. Mode `F` holds values from 0 to 1 if none is larger,
+    and from 0 to 255 otherwise.
 
     Raises:
         ValueError: an image of mode `I` has values outside 0–65535, or of mode `F` outside 0–255; or its range is not clear: mode
@@ -143,28 +146,44 @@ def eight_bit_grey(image: PIL.Image.Image) -> PIL.Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
-    grey = _grey_of_floats(values) if image.mode == "F" else _grey_of_integers(values, _has_16_bits(image))
+    if image.mode == "F":
+        grey = _grey_of_floats(values)
+    elif image.mode == "I":
+        grey = _grey_of_integers(values, image.format == "PPM")
+    else:
+        grey = _scaled(values, *grey_range(image))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # a grey PNG may declare one value as transparent; the new image would lose this
         grey[values == transparent] = 255
     return PIL.Image.fromarray(grey)
 
 
-def _has_16_bits(image: PIL.Image.Image) -> bool:
-    """Whether it is sure, however dark the image is. Mode `I` has 32 bits; Pillow scales a PGM file's values to 16 of them."""
-    return image.mode != "I" or image.format == "PPM"
+def grey_range(image: PIL.Image.Image) -> tuple[int, int]:
+    """The values of black and white in an image of mode `I;16…`. Pillow gives those of a TIFF file as they are stored.
+
+    A copy of an image does not have the file's tags; who makes one keeps the range in its `info`, under `GREY_RANGE`.
+    """
+    tags = getattr(image, "tag_v2", {})
+    black, white = 0, 2 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
+    return image.info.get(GREY_RANGE) or ((white, black) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else (black, white))
 
 
-def _grey_of_integers(values: np.ndarray, have_16_bits: bool) -> np.ndarray:
-    values = values.astype(np.int64)
+def _grey_of_integers(values: np.ndarray, are_16_bits: bool) -> np.ndarray:
+    """Of 32-bit integers; Pillow scales a PGM file's to 16 bits, so that it is sure what they are, however dark the image is."""
     _check_range(values, GREATEST_16_BIT)
     largest = values.max(initial=0)
-    if 0 < largest <= GREATEST_8_BIT and not have_16_bits:  # black, or numbers of 8 bits in an image of 32?
+    if 0 < largest <= GREATEST_8_BIT and not are_16_bits:  # black, or numbers of 8 bits in an image of 32?
         raise ValueError(
             f"its pixels hold 32-bit numbers up to {largest}, which may be of 0 to {GREATEST_8_BIT} or of 0 to "
             f"{GREATEST_16_BIT}: convert them to 8 or 16 bits"
         )
-    return ((values + 128) // 257).astype(np.uint8)
+    return _scaled(values, 0, GREATEST_16_BIT)
+
+
+def _scaled(values: np.ndarray, black: int, white: int) -> np.ndarray:
+    """Grey from 0 to 255, rounded."""
+    span = abs(white - black)
+    return ((np.abs(values.astype(np.int64) - black) * GREATEST_8_BIT + span // 2) // span).astype(np.uint8)
 
 
 def _grey_of_floats(values: np.ndarray) -> np.ndarray:
