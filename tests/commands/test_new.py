@@ -130,7 +130,7 @@ def odd_suffixes(folder):
 def jfif(folder):
     """Images of a kind that is seldom named so, which must not be overlooked beside the masks."""
     draw(folder, "images/{}.jfif", "masks/{}.png", as_ids, range(6))
-    return {"train": None, "val": None}, ["class_0", "class_1", "class_2"]
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
 
 
 def images_and_masks(folder):

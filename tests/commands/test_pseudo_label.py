@@ -128,7 +128,7 @@ def test_dataset_is_what_the_loader_reads(tiny_checkpoint, photos, tmp_path, cap
 
 def test_image_whose_suffix_the_loader_does_not_look_for(tiny_checkpoint, photos, tmp_path):
     shutil.copy(photos / "c.jfif", tmp_path / "c.picture")
-    label(tiny_checkpoint, tmp_path / "c.picture", tmp_path / "pseudo", "--min_confidence", "0")
+    label(tiny_checkpoint, tmp_path / "c.picture", tmp_path / "pseudo", "--min_confidence", "0.01")
     (row,) = load_segmentation_dataset("folder", tmp_path / "pseudo", "train")
     assert np.array_equal(np.array(row["image"]), np.array(read_image(photos / "c.jfif")))
 
