@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ..errors import DataError
 from ..images import Colour
 from .archive import DataFolder
-from .label_table import CVAT_NAME, read_label_table
+from .label_table import CVAT_NAME, assign, read_label_table
 
 MAX_BYTES = 262_144
 COLOUR_LINE = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)")  # CamVid's label_colors.txt
@@ -32,6 +32,20 @@ class ClassList:
     by_id: dict[int, str] = field(default_factory=dict)
     by_colour: dict[Colour, str] = field(default_factory=dict)
     in_order: bool = False
+
+    def add(self, value: int | Colour, name: str, where: str) -> None:
+        """Enters a class by its id or colour. A line may be there twice.
+
+        Raises:
+            DataError: another class has the id or colour, or a channel is not from 0 to 255; the message begins with `where`.
+        """
+
+        def error(message: str) -> DataError:
+            return DataError(f"{where}, the class {name!r}: {message}")
+
+        names = self.by_colour if isinstance(value, tuple) else self.by_id
+        if names.get(value) != name:
+            assign(names, value, name, lambda other: f"the class {other!r}", error)
 
 
 def find_class_list(data_folder: DataFolder) -> ClassList | None:
@@ -85,17 +99,17 @@ def _read_csv(data_folder: DataFolder, file: str) -> ClassList:
         raise DataError(
             f"{data_folder.expected(file)} needs the columns `Pixel Value, Class` or `name,r,g,b`, and has {', '.join(titles)}."
         )
-    found = ClassList(file)
+    found, where = ClassList(file), data_folder.expected(file)
     for row in rows:
         try:
-            if value is not None:
-                found.by_id[int(row[value])] = row[name]
-            if None not in channels:
-                found.by_colour[tuple(int(row[channel]) for channel in channels)] = row[name]
+            raw_id = None if value is None else int(row[value])
+            colour = None if None in channels else tuple(int(row[channel]) for channel in channels)
+            called = row[name]
         except (ValueError, IndexError) as error:
-            raise DataError(
-                f"{data_folder.expected(file)}: the line {', '.join(row)!r} has no numbers where they belong."
-            ) from error
+            raise DataError(f"{where}: the line {', '.join(row)!r} has no numbers where they belong.") from error
+        for stands_for in (raw_id, colour):
+            if stands_for is not None:
+                found.add(stands_for, called, where)
     return found
 
 
@@ -103,7 +117,7 @@ def _read_colours(data_folder: DataFolder, file: str) -> ClassList:
     found = ClassList(file)
     for line in _lines(data_folder, file):
         if match := COLOUR_LINE.fullmatch(line):
-            found.by_colour[tuple(map(int, match.groups()[:3]))] = match[4].strip()
+            found.add(tuple(map(int, match.groups()[:3])), match[4].strip(), data_folder.expected(file))
     return found
 
 
@@ -117,33 +131,33 @@ def _read_names(data_folder: DataFolder, file: str) -> ClassList:
         return _read_colours(data_folder, file)
     if len(names) == 1:
         names = [name.strip() for name in names[0].split(",") if name.strip()]
-    if by_id := _numbered(names, data_folder.expected(file)):
-        return ClassList(file, by_id)
+    if (found := _numbered(names, file, data_folder.expected(file))) is not None:
+        return found
     if names and names[0] in IGNORED_NAMES - {"void"} and names[0].startswith("_"):
         names = names[1:]
     return ClassList(file, dict(enumerate(names)), in_order=True)
 
 
-def _numbered(names: list[str], source: str) -> dict[int, str]:
-    """Id → name, if each name has its id before it; empty if they have none.
+def _numbered(names: list[str], file: str, where: str) -> ClassList | None:
+    """The classes of `file`, if each name has its id before it; None if they have none, or there are no names.
 
     Raises:
         DataError: some names have an id and others none, or two have the same. (In `2 wheels` the number is part of the name,
             if other names begin without one.)
     """
     matches = [NUMBERED_LINE.fullmatch(name) for name in names]
-    if all(matches):
-        by_id = {int(match[1]): match[3] for match in matches}
-        if len(by_id) == len(names):
-            return by_id
-        raise DataError(f"{source} has two names with one number: give each class its own id, or leave the numbers out.")
+    if names and all(matches):
+        found = ClassList(file)
+        for match in matches:
+            found.add(int(match[1]), match[3], where)
+        return found
     if any(match is not None and match[2].strip() for match in matches):
         plain = names[matches.index(None)]
         raise DataError(
-            f"{source} has numbers before some names and none before {plain!r}: write the id before each name, or before none "
+            f"{where} has numbers before some names and none before {plain!r}: write the id before each name, or before none "
             "(the first name then has the id 0)."
         )
-    return {}
+    return None
 
 
 def _lines(data_folder: DataFolder, file: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from .limits import JSON_BYTES
 BACKGROUND = "background"
 # Names of a category for pixels without an object, which labelme and other tools write.
 BACKGROUND_NAMES = (BACKGROUND, "_background_", "__background__")
+NO_GROUP = "none"  # the supercategory of a category that belongs to no group
 LARGEST_ID = (1 << 31) - 1
 MOST = 254  # classes besides background; 255 is ignored
 KEY = re.compile(r'"categories"\s*:\s*(?=\[)')
@@ -46,7 +47,7 @@ def is_coco_file(label_space: str) -> bool:
 def read_own_categories(location: str) -> OwnCategories:
     """The classes of a COCO-format file, without categories that only group others.
 
-    Roboflow writes such a category before the real ones: they all name it as their `supercategory`, and no object has it.
+    Those are the `group_names` of which there is no annotation in the file.
 
     Args:
         location: the file's location (see archive.py).
@@ -89,6 +90,16 @@ def category_names(categories: list[Any], location: str) -> dict[int, str]:
     return names
 
 
+def group_names(categories: list[Any]) -> dict[int, str]:
+    """Id → name of the categories that may only group others, in a list that `category_names` accepts.
+
+    Roboflow writes such a category before the real ones: they name it as their `supercategory`, and its own is "none".
+    """
+    above = {record["id"]: record.get("supercategory") for record in categories}
+    named = [name for name in above.values() if name != NO_GROUP]
+    return {record["id"]: record["name"] for record in categories if above[record["id"]] == NO_GROUP and record["name"] in named}
+
+
 @lru_cache(maxsize=8)
 def _read(location: str, stamp: str) -> OwnCategories:
     content = parse_json(read_text(location, JSON_BYTES), location)
@@ -96,9 +107,8 @@ def _read(location: str, stamp: str) -> OwnCategories:
     names = category_names(categories, location)
     used = [record.get("category_id") for record in annotations if isinstance(record, dict)]
     used = {category_id for category_id in used if type(category_id) is int}
-    # Some tools write each category as its own supercategory.
-    groups = [record.get("supercategory") for record in categories if record.get("supercategory") != record["name"]]
-    names = {key: name for key, name in sorted(names.items()) if key in used or name not in groups}
+    groups = group_names(categories)
+    names = {key: name for key, name in sorted(names.items()) if key in used or key not in groups}
     background = [key for key, name in names.items() if is_background(name)]
     classes = {key: name for key, name in names.items() if key not in background}
     for name, count in Counter(classes.values()).items():

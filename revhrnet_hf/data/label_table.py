@@ -36,9 +36,11 @@ takes the classes from the one beside the YAML file, or from the one in an archi
 
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import yaml
 import yaml.constructor
@@ -69,6 +71,8 @@ IGNORED = 255
 MAX_CLASSES = 255
 FEWEST_CLASSES = 2
 LARGEST_ID = 65535  # of 16-bit PNGs
+Owner = TypeVar("Owner")  # a class, by its train id or by its name
+Error = Callable[[str], DataError]  # message → the error that says where
 
 
 @dataclass
@@ -189,11 +193,7 @@ def _read_cvat(text: str, source: str) -> LabelTable:
         table.names.append(name)
         if match["colour"]:
             colour = tuple(map(int, match["colour"].split(",")))
-            if max(colour) > 255:
-                raise error(f"a colour is red,green,blue, each from 0 to 255, not {match['colour']}.")
-            if colour in table.raw_colours:
-                raise error(f"the colour {colour} belongs to the class {table.names[table.raw_colours[colour]]!r} already.")
-            table.raw_colours[colour] = train_id
+            assign(table.raw_colours, colour, train_id, lambda train_id: f"the class {table.names[train_id]!r}", error)
             coloured.append(name)
         table.colours.append(colour if match["colour"] else default_palette(train_id + 1)[train_id])
     if coloured and coloured != table.names:
@@ -203,6 +203,26 @@ def _read_cvat(text: str, source: str) -> LabelTable:
         table.raw_ids = {train_id: train_id for train_id in range(len(table.names))} | {IGNORED: IGNORED}
     _check_class_count(table, f"Label table {source}: ")
     return table
+
+
+def assign(owners: dict[Any, Owner], value: int | Colour, owner: Owner, called: Callable[[Owner], str], error: Error) -> None:
+    """Enters the class, or what else, that an id or colour stands for.
+
+    Args:
+        owners: id or colour → what it stands for.
+        called: how a message calls an owner.
+        error: makes an error, which says where, of a message.
+
+    Raises:
+        DataError: the id or colour has an owner already, or the colour a channel out of range.
+    """
+    is_colour = isinstance(value, tuple)
+    if is_colour and not 0 <= min(value) <= max(value) <= 255:
+        raise error(f"a colour is red,green,blue, each from 0 to 255, not {','.join(map(str, value))}.")
+    if value in owners:
+        kind = "colour" if is_colour else "id"
+        raise error(f"the {kind} {value} belongs to {called(owners[value])} already: correct one of the two.")
+    owners[value] = owner
 
 
 def _check_class_count(table: LabelTable, where: str) -> None:
@@ -373,14 +393,10 @@ class _Reader:
         return folder
 
     def _assign_id(self, node: yaml.Node, raw_id: int, train_id: int) -> None:
-        if raw_id in self.result.raw_ids:
-            raise self._error(node, f"the id {raw_id} belongs to {self._owner(self.result.raw_ids[raw_id])} already.")
-        self.result.raw_ids[raw_id] = train_id
+        assign(self.result.raw_ids, raw_id, train_id, self._owner, partial(self._error, node))
 
     def _assign_colour(self, node: yaml.Node, colour: Colour, train_id: int) -> None:
-        if colour in self.result.raw_colours:
-            raise self._error(node, f"the colour {colour} belongs to {self._owner(self.result.raw_colours[colour])} already.")
-        self.result.raw_colours[colour] = train_id
+        assign(self.result.raw_colours, colour, train_id, self._owner, partial(self._error, node))
 
     def _owner(self, train_id: int) -> str:
         return "ignore" if train_id == IGNORED else f"the class {self.result.names[train_id]!r}"

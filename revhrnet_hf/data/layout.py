@@ -16,6 +16,7 @@ from itertools import groupby, product
 from pathlib import PurePosixPath
 
 from ..errors import DataError, first_few
+from ..images import SUFFIXES
 from .archive import DataFolder
 from .datasets.folder import (
     HELD_OUT_FROM,
@@ -33,7 +34,7 @@ from .datasets.folder import (
     split_pattern,
 )
 from .datasets.labelme import labelme_files
-from .datasets.pairing import IMAGES, LABEL_SUFFIXES, Affix, images_below, pair_files, read_split_list
+from .datasets.pairing import LABEL_SUFFIXES, Affix, images_below, pair_files, read_split_list
 from .label_table import ANY, SPLIT
 from .listing import MAX_NAMED, ListedSample
 
@@ -99,7 +100,7 @@ def find_layout(data_folder: DataFolder) -> Layout:
     folders = _image_folders(data_folder)
     if not folders:
         raise DataError(
-            f"{data_folder.root} holds no images ({', '.join(IMAGES)}): give the folder that holds images and masks."
+            f"{data_folder.root} holds no images ({', '.join(SUFFIXES)}): give the folder that holds images and masks."
             + _other_formats(data_folder, has_images=False)
         )
     sources, is_divided = sources_without_table(data_folder)
@@ -187,7 +188,7 @@ def _are_paired(folders: dict[str, list[str]], images: str, labels: str) -> bool
         return {f"{name.removeprefix(folder)}/{stem}" for name, stems in found for stem in stems}
 
     known, masks = below(images), below(labels)
-    ends = ("", *LABEL_SUFFIXES, *IMAGES)
+    ends = ("", *LABEL_SUFFIXES, *SUFFIXES)
     paired = sum(any(mask.lower().endswith(end) and mask[: len(mask) - len(end)] in known for end in ends) for mask in masks)
     return paired > 0 and paired >= FEWEST_PAIRED * min(len(known), len(masks))
 

@@ -15,7 +15,9 @@ from .label_space import SINGLE_BAND, LabelSpace, displayed_colours, single_band
 FEW_BITS = re.compile(r"L;([24])")  # Pillow's names for grey of 2 and 4 bits, which it scales to 8 bits
 DEEP_COLOUR = re.compile(r"(LA|La|RGB|RGBA|RGBX|RGBa|CMYK);16")  # Pillow drops the lower 8 bits of these
 LARGEST_OF_16_BITS = 65535
-LOSSY = ("JPEG", "MPO")
+# Pillow's names of formats, and of compressions in a TIFF, that change ids. Some need not, but their headers do not tell.
+LOSSY = {"AVIF": "AVIF", "JPEG": "JPEG", "JPEG2000": "JPEG 2000", "MPO": "JPEG", "WEBP": "WebP"}
+LOSSY_IN_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP"}
 BLACK_AND_WHITE = {(0, 0, 0), (255, 255, 255)}
 
 
@@ -44,7 +46,7 @@ def translate_file(
             decoded if the part does not tell how.
 
     Raises:
-        DataError: as `LabelSpace.translate_image`, or the file has colours of 16 bits.
+        DataError: as `LabelSpace.translate_image`, or the file has colours of 16 bits or a lossy compression.
     """
     max_value = _max_value(file, source)
     image, encoding = _without_grey_palette(file.pixels(data=data), file.header.format, max_value)
@@ -60,10 +62,10 @@ def translate_file(
 
 def _max_value(file: ImageFile, source: str) -> int:
     """The number in the file that Pillow displays as white; a DataError if the numbers in it are not those that were saved."""
-    if file.header.format in LOSSY:
+    if compression := _lossy_compression(file.header):
         raise DataError(
-            f"Label map {source} is a JPEG file, whatever its name says, and JPEG changes the numbers at edges: save it as PNG, "
-            "from the original."
+            f"Label map {source} is compressed as {compression}, whatever its name says, and {compression} can change the "
+            "numbers at edges: save it as PNG, from the original."
         )
     arguments = file.tile.args if file.tile else None
     raw_mode, *rest = (arguments,) if isinstance(arguments, str) else arguments or ("",)
@@ -76,6 +78,13 @@ def _max_value(file: ImageFile, source: str) -> int:
         return rest[0]
     bits = FEW_BITS.match(str(raw_mode))
     return 2 ** int(bits[1]) - 1 if bits else 255
+
+
+def _lossy_compression(header: PIL.Image.Image) -> str | None:
+    """The name of a compression that can change the ids, found by the file's header; None if it has none."""
+    if header.format == "TIFF":
+        return LOSSY_IN_TIFF.get(header.info.get("compression"))
+    return LOSSY.get(header.format)
 
 
 def _without_grey_palette(image: PIL.Image.Image, kind: str, max_value: int) -> tuple[PIL.Image.Image, Encoding]:

@@ -23,10 +23,9 @@ import yaml
 from PIL import Image
 
 from ..data.archive import is_hidden
-from ..data.datasets.pairing import IMAGES
 from ..data.label_table import FEWEST_CLASSES, IGNORED, MAX_CLASSES, USUAL_NAME, read_label_table
 from ..errors import CheckpointError, DataError, RecipeError, did_you_mean, first_few
-from ..images import Colour, read_image, save_image
+from ..images import SUFFIXES, Colour, read_image, save_image
 from ..io import remove, write_folder, write_json, write_text
 from ..text import table
 from ..viz.figures import confidence_triptych, palette_png
@@ -291,7 +290,7 @@ class PseudoLabels:
         return used
 
     def _add_image(self, image: Path, folder: Path) -> None:
-        if image.suffix.lower() not in IMAGES:  # a kind of file that the loader does not look for
+        if image.suffix.lower() not in SUFFIXES:  # a kind of file that the loader does not look for
             save_image(read_image(image), folder / f"{image.stem}.png")
         elif self.link:
             (folder / image.name).symlink_to(image.resolve())

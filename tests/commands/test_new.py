@@ -127,6 +127,12 @@ def odd_suffixes(folder):
     return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
 
 
+def jfif(folder):
+    """Images of a kind that is seldom named so, which must not be overlooked beside the masks."""
+    draw(folder, "images/{}.jfif", "masks/{}.png", as_ids, range(6))
+    return {"train": range(6), "val": None}, ["class_0", "class_1", "class_2"]
+
+
 def images_and_masks(folder):
     for split, numbers in (("training", range(4)), ("validation", range(4, 6))):
         draw(folder, f"{split}/images/{{}}.jpg", f"{split}/masks/{{}}.png", as_binary, numbers, classes=2)
@@ -332,7 +338,7 @@ LAYOUTS = [
     glued_prefixes, prefixes_in_two_folders, labelme, labelme_in_splits, kaggle_with_test, names_with_splits, masks_of_no_split,
     nnu_net, capitals, years, cities, beside_in_several,
     two_trees, two_folders_each, split_named_twice, labelme_of_cameras, lists_beside_odd_folders, list_of_a_test,
-    labelme_with_lists, uavid, areas_above_splits, two_words_for_a_split, bdd100k,
+    labelme_with_lists, uavid, areas_above_splits, two_words_for_a_split, bdd100k, jfif,
 ]  # fmt: skip
 
 

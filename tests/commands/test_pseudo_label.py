@@ -52,7 +52,7 @@ pseudo_label.main(sys.argv[2:])
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Three images: one is stored turned, one is of a kind that the loader does not look for."""
+    """Three images, of which one is stored turned."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for name, size in (("a.png", (40, 60)), ("turned.jpg", (40, 60)), ("c.jfif", (64, 48))):
         image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
@@ -124,6 +124,13 @@ def test_dataset_is_what_the_loader_reads(tiny_checkpoint, photos, tmp_path, cap
     printed = capsys.readouterr().out
     assert "temperature 0.8" in printed and "sky & <b>clouds</b>" in printed
     assert not (tmp_path / "pseudo" / ".pseudo_label.work").exists()
+
+
+def test_image_whose_suffix_the_loader_does_not_look_for(tiny_checkpoint, photos, tmp_path):
+    shutil.copy(photos / "c.jfif", tmp_path / "c.picture")
+    label(tiny_checkpoint, tmp_path / "c.picture", tmp_path / "pseudo", "--min_confidence", "0.01")
+    (row,) = load_segmentation_dataset("folder", tmp_path / "pseudo", "train")
+    assert np.array_equal(np.array(row["image"]), np.array(read_image(photos / "c.jfif")))
 
 
 def test_class_balanced(tiny_checkpoint, photos, tmp_path):

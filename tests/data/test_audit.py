@@ -161,6 +161,9 @@ def test_folder_of_ones_own(tmp_path, run_script, capsys):
     (tmp_path / "labels.yaml").write_text("name: own\nnames: [road, car]\n")
     assert run_script("folder", tmp_path) == 0
     assert ["car", "1", "50.000", "1", "50.000", "1"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    PIL.Image.new("L", (3, 2)).save(tmp_path / "val" / "labels" / "a.png", format="TIFF", compression="jpeg")
+    assert run_script("folder", tmp_path) == 1
+    assert "is compressed as JPEG, whatever its name says" in capsys.readouterr().out
     (tmp_path / "val" / "labels" / "a.png").unlink()
     assert run_script("folder", tmp_path) == 1
 

@@ -65,13 +65,39 @@ def test_damaged_lists(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("0: sky\nroad\n", "has numbers before some names and none before 'road': write the id before each name, or before none"),
-        ("sky\n1 road\n2: car\n", "has numbers before some names and none before 'sky'"),
-        ("0: sky\n0: road\n", "has two names with one number: give each class its own id"),
-        ("3 wheels\n3 doors\n", "has two names with one number"),
+        (
+            "0: sky\nroad\n",
+            " has numbers before some names and none before 'road': write the id before each name",
+        ),
+        ("sky\n1 road\n2: car\n", " has numbers before some names and none before 'sky'"),
+        ("0: sky\n0: road\n", ", the class 'road': the id 0 belongs to the class 'sky' already: correct one of the two"),
+        ("3 wheels\n3 doors\n", ", the class 'doors': the id 3 belongs to the class 'wheels' already"),
     ],
 )
 def test_numbers_that_are_not_clear(tmp_path, text, said):
     (tmp_path / "classes.txt").write_text(text)
-    with pytest.raises(DataError, match=f"{tmp_path}/classes.txt {said}"):
+    with pytest.raises(DataError, match=f"{tmp_path}/classes.txt{said}"):
         find_class_list(DataFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("class_dict.csv", "name,r,g,b\nC,0,1,2\nC2,0,1,2\n", r"'C2': the colour \(0, 1, 2\) belongs to the class 'C' already"),
+        ("label_colors.txt", "0 128 192 Bike\n0 128 192 Bus\n", r"'Bus': the colour \(0, 128, 192\) belongs to the class 'Bike'"),
+        ("_classes.csv", "Pixel Value, Class\n2, dog\n2, horse\n", "'horse': the id 2 belongs to the class 'dog' already"),
+        ("classes.txt", "0 0 0 sky\n0 0 0 road\n", r"'road': the colour \(0, 0, 0\) belongs to the class 'sky' already"),
+        ("class_dict.csv", "name,r,g,b\nC,0,128,256\n", "'C': a colour is red,green,blue, each from 0 to 255, not 0,128,256"),
+        ("class_dict.csv", "name,r,g,b\nC,-1,0,0\n", "'C': a colour is red,green,blue, each from 0 to 255, not -1,0,0"),
+        ("label_colors.txt", "300 0 0 Bike\n", "'Bike': a colour is red,green,blue, each from 0 to 255, not 300,0,0"),
+    ],
+)
+def test_classes_that_share_an_id_or_a_colour(tmp_path, file, text, said):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DataError, match=f"{tmp_path}/{file}, the class {said}"):
+        find_class_list(DataFolder(tmp_path))
+
+
+def test_the_same_line_twice(tmp_path):
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nC,1,2,3\nC,1,2,3\n")
+    assert find_class_list(DataFolder(tmp_path)).by_colour == {(1, 2, 3): "C"}

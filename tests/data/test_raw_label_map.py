@@ -14,6 +14,7 @@ import pytest
 from revhrnet_hf.data import LabelMap, LabelSpace, get_label_space
 from revhrnet_hf.data.raw_label_map import raw_content
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.models.rgb import FORMATS
 
 CLASSES = ("a", "b", "c")
 COLOURS = ((200, 0, 0), (0, 200, 0), (7, 7, 7))
@@ -220,13 +221,30 @@ def test_numbers_that_are_no_ids_of_classes(tmp_path):
         raw_content(str(tmp_path / "map.tif"))
 
 
-def test_jpeg_under_the_name_of_a_png_is_refused(tmp_path):
-    data = saved(PIL.Image.new("L", (8, 8), 3), "JPEG")
+@pytest.mark.parametrize(
+    ("kind", "options", "called"),
+    [
+        ("JPEG", {}, "JPEG"),
+        ("JPEG2000", {"irreversible": True}, "JPEG 2000"),
+        ("WEBP", {"quality": 50}, "WebP"),
+        ("AVIF", {"quality": 50}, "AVIF"),
+        ("TIFF", {"compression": "jpeg"}, "JPEG"),
+    ],
+)
+def test_lossy_files_are_refused_whatever_their_name(tmp_path, kind, options, called):
+    if kind not in FORMATS:
+        pytest.skip("Pillow before 11.3 has no AVIF")
+    data = saved(PIL.Image.new("L", (8, 8), 3), kind, **options)
     (tmp_path / "mask.png").write_bytes(data)
-    with pytest.raises(DataError, match="is a JPEG file, whatever its name says"):
+    with pytest.raises(DataError, match=f"is compressed as {called}, whatever its name says, and {called} can change"):
         read(data, table(ids={3: 0}))
-    with pytest.raises(DataError, match=r"mask\.png is a JPEG file, whatever its name says"):
+    with pytest.raises(DataError, match=rf"mask\.png is compressed as {called}, whatever its name says"):
         raw_content(str(tmp_path / "mask.png"))
+
+
+def test_lossless_tiff_files_are_read():
+    for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        assert read(saved(PIL.Image.new("L", (2, 1), 1), "TIFF", compression=compression), IDS) == [[0, 0]]
 
 
 def test_a_turned_label_map_is_read_upright():

@@ -25,7 +25,7 @@ from ...images import Colour
 from ..annotation import category_train_id, labelled_pixels, pack_annotation, shapes, shown
 from ..archive import DataFolder, leads_outside
 from ..builder import SegmentationBuilder
-from ..coco_categories import BACKGROUND, category_names, is_background, is_coco_file, json_object, listed_categories
+from ..coco_categories import BACKGROUND, category_names, group_names, is_background, is_coco_file, json_object, listed_categories
 from ..label_space import LABEL_SPACES, LabelSpace, find_label_space
 from ..label_table import SPLIT
 from ..listing import LONG_CHECK, MAX_NAMED, ListedSample, files_digest, image_size
@@ -457,7 +457,14 @@ class _AnnotationFile:
     def category_of(self, record: dict[str, Any], space: LabelSpace, where: str) -> int:
         """The annotation's category, as a raw id of `space`."""
         category_id = self.field(record, "category_id", int, where)
-        category_train_id(category_id, COCO81 if space is VOC21 else space, f"{self.location}: {where}")
+        known = COCO81 if space is VOC21 else space
+        if category_id not in known.raw_ids and (group := group_names(self.records("categories")).get(category_id)):
+            raise DataError(
+                f"{self.location}: {where} has the category {category_id}, {group!r}, which is no class of label space "
+                f"{space.name!r}: no annotation has it in the file of the classes, and other categories name it as their "
+                "supercategory. Give the annotation one of those, or give a file in which it occurs as label_space."
+            )
+        category_train_id(category_id, known, f"{self.location}: {where}")
         return VOC_ID_OF_CATEGORY[category_id] if space is VOC21 else category_id
 
     def _side(self, record: dict[str, Any], side: str, where: str) -> int | None:

@@ -12,11 +12,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...errors import DataError, did_you_mean, first_few
+from ...images import SUFFIXES
 from ...text import natural_order
 from ..annotation import SHAPE_POINTS, is_whole, pack_annotation, shown
 from ..archive import DataFolder, leads_outside
 from ..listing import MAX_NAMED, ListedSample, image_size
-from .pairing import IMAGES
 
 BACKGROUND_LABELS = ("background", "_background_")
 UNLABELLED = 0  # the id of pixels that no shape covers
@@ -97,7 +97,7 @@ class _ImageFiles:
         if folder not in self._by_stem:
             found = self._by_stem[folder] = defaultdict(list)
             for name in self._data_folder.files(folder):
-                if name.lower().endswith(IMAGES):
+                if name.lower().endswith(SUFFIXES):
                     found[PurePosixPath(name).stem].append(name)
         return self._by_stem[folder]
 

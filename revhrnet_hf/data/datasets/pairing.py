@@ -15,13 +15,13 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from ...errors import DataError, first_few
+from ...images import SUFFIXES
 from ...text import natural_order
 from ..archive import DataFolder
 from ..listing import MAX_NAMED, ListedSample, listed_paths
 
-LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
-LOSSY = (".jpg", ".jpeg", ".webp", ".jp2")
-IMAGES = (*LOSSLESS, *LOSSY, ".ppm")
+LOSSLESS = (".bmp", ".gif", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff")  # of label maps
+LOSSY = tuple(suffix for suffix in SUFFIXES if suffix not in LOSSLESS)
 
 # A label map's name may be its image's name with one of these suffixes, in lower case. A label table sets another (label_suffix).
 LABEL_SUFFIXES = (
@@ -83,8 +83,8 @@ def pair_files(
     ids = sorted({*image_files, *label_files}, key=natural_order)
     if not ids:
         raise DataError(
-            f"{data_folder.expected(images)} and {data_folder.expected(labels)} hold no images ({', '.join(IMAGES)}): put them "
-            "there."
+            f"{data_folder.expected(images)} and {data_folder.expected(labels)} hold no images ({', '.join(SUFFIXES)}): put "
+            "them there."
         )
     return {
         i: ListedSample(
@@ -126,7 +126,7 @@ def _label_maps_by_id(
 def _possible_ids(stem: str) -> Iterator[str]:
     """The possible ids of a label map, its name itself first."""
     yield stem
-    for ending in (*LABEL_SUFFIXES, *IMAGES):
+    for ending in (*LABEL_SUFFIXES, *SUFFIXES):
         if stem.lower().endswith(ending):
             yield stem[: -len(ending)]
 
@@ -143,7 +143,7 @@ def _claim(data_folder: DataFolder, files: dict[str, str], image_id: str, file: 
 def images_below(data_folder: DataFolder, folder: str, without: str | None = None) -> Iterator[str]:
     """Paths of the image files in `folder` and its sub-folders, except the sub-folder `without`."""
     for name in data_folder.files(folder):
-        if name.lower().endswith(IMAGES):
+        if name.lower().endswith(SUFFIXES):
             yield _joined(folder, name)
     for name in data_folder.folders(folder):
         below = _joined(folder, name)

@@ -218,6 +218,25 @@ def test_roboflows_group_is_no_class(tmp_path):
     assert np.array_equal(ids_of(load(folder)), drawn((1, CAT_BOX)))
 
 
+def test_category_that_others_name_is_a_class_unless_it_only_groups_them(tmp_path):
+    """Only one with the supercategory "none" may be a group: others are classes, also if train does not show them."""
+    own = [{"id": 1, "name": "car", "supercategory": "vehicle"}, {"id": 2, "name": "vehicle", "supercategory": "thing"}]
+    for split, category in (("train", 1), ("valid", 2)):
+        write_split(tmp_path, "Roboflow", split, own, [annotation(5, 0, category, CAT_BOX)])
+    assert label_space_of(load(tmp_path)).names == ("background", "car", "vehicle")
+    assert np.array_equal(ids_of(load(tmp_path, "valid")), drawn((2, CAT_BOX)))
+
+
+def test_annotation_of_a_group_is_explained(tmp_path):
+    own = [{"id": 0, "name": "pets", "supercategory": "none"}, *CATS_AND_DOGS]
+    write_split(tmp_path, "Roboflow", "train", own)
+    write_split(tmp_path, "Roboflow", "valid", own, [annotation(5, 0, 0, CAT_BOX)])
+    with pytest.raises(DataError, match=r"annotation 5 has the category 0, 'pets', which is no class .* as label_space"):
+        load(tmp_path, "valid")
+    given = tmp_path / "valid" / "_annotations.coco.json"
+    assert np.array_equal(ids_of(load(tmp_path, "valid", str(given))), drawn((1, CAT_BOX)))
+
+
 def test_ids_from_zero_and_categories_that_name_themselves(tmp_path):
     categories = [{"id": 0, "name": "cat", "supercategory": "cat"}, {"id": 1, "name": "dog"}, {"id": 2, "name": "cow"}]
     things = [annotation(5, 0, 0, CAT_BOX), annotation(6, 0, 1, DOG_BOX)]

@@ -12,6 +12,7 @@ from revhrnet_hf.data.archive import DataFolder
 from revhrnet_hf.data.datasets.folder import Folder
 from revhrnet_hf.data.label_space import find_label_space
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.images import SUFFIXES
 
 TABLE = "names:\n  road: 7\n  car: [26, 27]\nignore: [0, 255]\n"
 TRAIN_ID = {7: 0, 26: 1, 27: 1, 0: 255, 255: 255}
@@ -201,6 +202,25 @@ def test_jpeg_label_maps_are_refused(own):
     label_map.unlink()
     with pytest.raises(DataError, match=r"b\.JPG \(1 such in train/labels/\) is in a format that changes the ids"):
         load(own)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_images_have_the_suffixes_that_predict_reads(own, suffix):
+    image = own / "train" / "images" / "b.jpg"
+    image.rename(image.with_suffix(suffix))  # the content decides how it is read
+    assert load(own)["image_id"][:] == ["a", "b", "north/a"]
+    assert load(own)[1]["image"].size == (8, 6)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_label_maps_have_lossless_suffixes(own, suffix):
+    label_map = own / "train" / "labels" / "b.png"
+    label_map.rename(label_map.with_suffix(suffix))
+    if suffix in (".bmp", ".gif", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"):
+        assert len(load(own)) == 3
+    else:
+        with pytest.raises(DataError, match=rf"b\{suffix} \(1 such in train/labels/\) is in a format that changes the ids"):
+            load(own)
 
 
 def test_other_files_are_passed_over(own):
