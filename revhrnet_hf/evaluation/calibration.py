@@ -169,11 +169,10 @@ def fit_temperature(counts: CalibrationCounts) -> float:
 
 
 def likelihood_at(counts: CalibrationCounts, temperature: float) -> float:
-    """Mean negative log-likelihood of a pixel at any temperature within the grid, interpolated by cubics."""
+    """Mean negative log-likelihood of a pixel, interpolated by cubics; NaN at a temperature outside the grid."""
     inverse = 1 / np.array(TEMPERATURES[::-1])
     values, slopes = counts.likelihood[:2, ::-1]
-    inside = min(max(1 / temperature, inverse[0]), inverse[-1])
-    return float(CubicHermiteSpline(inverse, values, slopes)(inside)) / counts.pixels
+    return float(CubicHermiteSpline(inverse, values, slopes, extrapolate=False)(1 / temperature)) / counts.pixels
 
 
 def expected_calibration_error(bins: np.ndarray) -> float:
@@ -224,7 +223,7 @@ def format_calibration(result: dict[str, Any]) -> str:
                 name,
                 f"{part['temperature']:.4g}",
                 f"{100 * part['expected_calibration_error']:.2f}",
-                f"{part['negative_log_likelihood']:.4f}",
+                "–" if math.isnan(part["negative_log_likelihood"]) else f"{part['negative_log_likelihood']:.4f}",
             ]
             for name, part in zip(("checkpoint", "fitted to this split"), parts, strict=True)
         ),
