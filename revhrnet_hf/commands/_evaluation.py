@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..cli import inference_settings
 from ..data import label_space_of, load_segmentation_dataset
-from ..errors import RecipeError, RevHRNetError
+from ..errors import DataError, RecipeError, RevHRNetError
 from ..evaluation.calibration import (
     Calibration,
     CalibrationCounts,
@@ -171,15 +171,23 @@ class Job:
     def calibrate(self, work: WorkFolder) -> dict[str, Any] | None:
         """Fits the temperature to the records, and runs the model again to count the confidences at that temperature.
 
+        If none can be fitted, it warns, and the confidences are those at the checkpoint's temperature alone.
+
         Returns:
             `calibration_result`; None unless it is asked for, and where no pixel is labelled.
         """
         if self.calibration is None:
             return None
         before = self.counted(work)
+        self.state.wait_for_everyone()  # all have read, so that the main process may remove the records
         if not before.pixels:
             return None
-        temperature = fit_temperature(before)
+        try:
+            temperature = fit_temperature(before)
+        except DataError as error:  # on all processes, which have the same counts
+            if self.state.is_main_process:
+                logger.warning("the calibration is that of the checkpoint's temperature alone: %s", error)
+            return calibration_result(before, self.calibration.temperature, not_fitted=str(error))
         recorder = Recorder(self.evaluation.label_space)
         again = replace(self, recorder=recorder, calibration=replace(self.calibration, temperature=temperature))
         second = again.work_folder("calibrated.work")
@@ -190,7 +198,7 @@ class Job:
         self.state.wait_for_everyone()  # all have read
         if self.state.is_main_process:
             second.remove()
-        return calibration_result(before, after, self.calibration.temperature, temperature)
+        return calibration_result(before, self.calibration.temperature, after, temperature)
 
     def counted(self, work: WorkFolder) -> CalibrationCounts:
         """The sum of all images' confidences, the same bits on every process."""
@@ -212,6 +220,8 @@ class Job:
             if self.args.report:
                 self.write_report(result, totals)
         work.remove()
+        if self.args.save_temperature:
+            self.save_temperature(calibration)
 
     def check_submission(self, records: Sequence[ImageRecord]) -> None:
         submission, folder = self.recorder.submission, self.recorder.submission_dir
@@ -240,11 +250,16 @@ class Job:
         if calibration is not None:
             result["calibration"] = calibration
         self.write(result, matrix, totals)
-        if args.save_temperature:
-            temperature = calibration["fitted"]["temperature"]
-            save_temperature(args.checkpoint, temperature)
-            print(f"saved: temperature {temperature:.4g} in {Path(args.checkpoint) / 'config.json'}")
         return result, totals
+
+    def save_temperature(self, calibration: dict[str, Any]) -> None:
+        """Writes the fitted temperature into the checkpoint's config; a DataError if there is none."""
+        checkpoint = self.args.checkpoint
+        if calibration["fitted"] is None:
+            raise DataError(f"--save_temperature: {checkpoint} keeps its temperature: {calibration['not_fitted']}")
+        temperature = calibration["fitted"]["temperature"]
+        save_temperature(checkpoint, temperature)
+        print(f"saved: temperature {temperature:.4g} in {Path(checkpoint) / 'config.json'}")
 
     def write(self, result: dict, matrix: np.ndarray, totals: np.ndarray) -> None:
         """Writes the JSON and the files beside it; if they lie in the checkpoint's folder, updates its model card too."""

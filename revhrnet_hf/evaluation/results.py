@@ -150,7 +150,8 @@ def confusion_caption(result: Mapping[str, Any]) -> str:
 
 def calibration_caption(result: Mapping[str, Any]) -> str:
     """The text below a reliability diagram of a result."""
-    return f"{_measured(result)}. On the diagonal, confidence is accuracy; below it, the network is too sure of itself."
+    text = f"{_measured(result)}. On the diagonal, confidence is accuracy; below it, the network is too sure of itself."
+    return text if result["calibration"]["fitted"] else f"{text} No temperature can be fitted to this split."
 
 
 def _measured(result: Mapping[str, Any]) -> str:

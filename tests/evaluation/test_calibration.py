@@ -89,7 +89,7 @@ def test_temperature_is_that_of_a_search_over_all_logits(true_temperature):
 def test_likelihood_beyond_the_grid_is_not_known(temperature):
     logits, truth = drawn(1)
     counts = counted(logits, truth)
-    result = calibration_result(counts, counts, temperature, 2.0)
+    result = calibration_result(counts, temperature)
     assert np.isnan(result["checkpoint"]["negative_log_likelihood"])
     assert format_calibration(result).splitlines()[1].endswith(" –")
     for end in (0.25, 16.0):

@@ -723,6 +723,34 @@ def test_calibration(sure, predictable, tmp_path, capsys):
             evaluate.main(given)
 
 
+def test_calibration_that_no_temperature_fits(sure, camvid, tmp_path, capsys, caplog):
+    """Label maps that are the predictions: all is written, at the checkpoint's temperature, and nothing is saved."""
+    pytest.importorskip("matplotlib")
+    caplog.set_level(logging.INFO, "revhrnet_hf")
+    own, certain = shutil.copytree(sure, tmp_path / "own"), shutil.copytree(camvid, tmp_path / "certain")
+    model, image_processor = load_checkpoint(own)
+    for file in (certain / "val").iterdir():
+        label_map = segment(model, image_processor, PIL.Image.open(file)).label_map
+        PIL.Image.fromarray(label_map.astype(np.uint8)).save(certain / "valannot" / file.name)
+    given = arguments(own, certain, "--output", tmp_path / "scores.json", "--calibration", "--plot")
+    evaluate.main(given)
+    assert "checkpoint's temperature alone: no temperature can be fitted, as the best one is below 0.25" in caplog.text
+    written = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    result = written["calibration"]
+    assert written["scores"]["overall_accuracy"] == 1
+    assert result["fitted"] is None and "below 0.25" in result["not_fitted"]
+    assert result["checkpoint"]["temperature"] == 1 and result["checkpoint"]["expected_calibration_error"] > 0
+    [row] = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("fitted")]
+    assert row == ["fitted", "to", "this", "split", "–", "–", "–"]
+    with PIL.Image.open(tmp_path / "scores_reliability.png") as figure:
+        assert figure.height > figure.width > 300  # one diagram
+    before = (own / "config.json").read_bytes()
+    with pytest.raises(DataError, match=r"--save_temperature: .* keeps its temperature: no temperature can be fitted"):
+        evaluate.main([*given, "--save_temperature", "--worst", "1"])
+    assert (own / "config.json").read_bytes() == before and list((tmp_path / "scores_worst").iterdir())
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.slow
 def test_calibration_of_several_processes(sure, predictable, tmp_path):
     """Two processes count the pixels that one counts, and give its numbers but for the rounding of float32."""
