@@ -238,10 +238,13 @@ class Job:
         scores, matrix = score_records(records, evaluation.label_space, args.absent_as_zero)
         check_labelled(scores, f"the split {args.split!r} of {args.dataset_name}")
         totals = class_totals_by_image(records, len(names))
-        intervals = None if args.absent_as_zero else bootstrap_intervals(totals, block=args.interval_block)
+        is_single = np.count_nonzero(totals[:, 1].any(axis=1)) < 2  # image with a labelled pixel
+        intervals = None if args.absent_as_zero or is_single else bootstrap_intervals(totals, block=args.interval_block)
         never_predicted = [] if self.sources is None else [name for name, of in zip(names, self.sources, strict=True) if not of]
         print(format_scores(scores, names, intervals, never_predicted))
         print(f"images: {len(records)}; {evaluation.settings}")
+        if is_single and not args.absent_as_zero:
+            print("no 95 % intervals: one labelled image does not tell how much images differ")
         if calibration is not None:
             print(format_calibration(calibration))
         result = evaluation.result(scores, intervals, matrix, never_predicted, self.state.device.type, self.state.num_processes)

@@ -326,6 +326,19 @@ def test_a_split_without_a_labelled_pixel_is_an_error(checkpoint, camvid, tmp_pa
     assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("scores*"))
 
 
+def test_one_labelled_image_has_no_intervals(checkpoint, camvid, tmp_path, capsys):
+    one = Path(shutil.copytree(camvid, tmp_path / "one"))
+    for file in sorted((one / "valannot").iterdir())[1:]:
+        PIL.Image.fromarray(np.full((36, 52), 11, np.uint8)).save(file)
+    evaluate.main(arguments(checkpoint, one, "--output", tmp_path / "scores.json"))
+    record = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert record["confidence_intervals_95"] is None and "interval_block" not in record["settings"]
+    printed = capsys.readouterr().out
+    [mean_iou] = [line.split() for line in printed.splitlines() if line.startswith("mIoU")]
+    assert mean_iou == ["mIoU", f"{100 * record['scores']['mean_iou']:.2f}"]
+    assert "no 95 % intervals: one labelled image" in printed
+
+
 def own_folder(folder, camvid):
     (folder / "val").mkdir(parents=True)
     (folder / "val" / "images").symlink_to(camvid / "val")
