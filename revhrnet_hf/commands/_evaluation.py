@@ -37,14 +37,20 @@ from ..evaluation.predict import Predicted, segment
 from ..evaluation.records import ImageRecord, WorkFolder, class_totals_by_image
 from ..evaluation.report import best_and_worst, shown_images, terms_of
 from ..evaluation.results import (
+    CONFUSION,
     OWN,
+    RELIABILITY,
+    REPORT,
+    WORST,
     Evaluation,
+    beside,
     calibration_caption,
     check_replaceable,
     confusion_caption,
     digest_of_data,
     digest_of_weights,
     result_stem,
+    stale_drawings,
 )
 from ..evaluation.scores import (
     bootstrap_intervals,
@@ -61,7 +67,7 @@ from ..hub.model_card import refresh_model_card
 from ..io import LOG_FILE, write_json
 from ..viz.curves import read_log
 from ..viz.figures import colours_of, untinted_classes
-from ..viz.report import Report, ShownImage, check_report_place, write_report
+from ..viz.report import Report, ShownImage, check_report_place, is_report, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -266,30 +272,43 @@ class Job:
 
     def write(self, result: dict, matrix: np.ndarray, totals: np.ndarray) -> None:
         """Writes the JSON and the files beside it; if they lie in the checkpoint's folder, updates its model card too."""
+        self.remove_stale_drawings(result)
         names, images = self.evaluation.label_space.names, self.output.with_suffix(".csv")
         write_image_scores(images, names, self.evaluation.image_ids, totals)
         written = [self.output, images]
         if self.args.plot:
             from ..viz.plots import confusion_figure, reliability_figure, save_figure  # matplotlib is an extra
 
-            written.append(self.output.with_name(f"{self.output.stem}_confusion.png"))
+            written.append(beside(self.output, CONFUSION))
             save_figure(confusion_figure(matrix, names, confusion_caption(result)), written[-1])
             if "calibration" in result:
-                written.append(self.output.with_name(f"{self.output.stem}_reliability.png"))
+                written.append(beside(self.output, RELIABILITY))
                 save_figure(reliability_figure(result["calibration"], calibration_caption(result)), written[-1])
         write_json(self.output, result)
         if self.output.parent.resolve() == Path(self.args.checkpoint).resolve():
             refresh_model_card(self.output.parent)
         print(f"written: {', '.join(map(str, written))}")
 
+    def remove_stale_drawings(self, result: dict[str, Any]) -> None:
+        """Removes the drawings of the result that is replaced, as far as they would not show the new one."""
+        stale = stale_drawings(self.output, self.evaluation.identity(), result)
+        stale = [path for path in stale if path != beside(self.output, REPORT) or is_report(path)]
+        for path in stale:
+            path.unlink()
+        folder = beside(self.output, WORST)
+        if stale and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if stale:
+            print(f"removed, as they show what is replaced: {', '.join(map(str, stale))}")
+
     def draw_worst_images(self, totals: np.ndarray) -> None:
-        folder, worst = self.output.with_name(f"{self.output.stem}_worst"), worst_images(totals, self.args.worst)
+        folder, worst = beside(self.output, WORST), worst_images(totals, self.args.worst)
         draw_worst_images(folder, self.shown(worst, image_mean_ious(totals)), self.evaluation.label_space)
         print(f"written: the {len(worst)} worst images, truth above prediction, in {folder}")
 
     def write_report(self, result: dict[str, Any], totals: np.ndarray) -> None:
         """Writes the report of this evaluation; with the curves and the recipe of the run whose checkpoint is evaluated."""
-        path, args, space = report_file(self.output), self.args, self.evaluation.label_space
+        path, args, space = beside(self.output, REPORT), self.args, self.evaluation.label_space
         mean_ious = image_mean_ious(totals)
         best, worst = (list(self.shown(rows, mean_ious)) for rows in best_and_worst(mean_ious))
         report = Report(
@@ -335,9 +354,15 @@ def refuse_scores_without_label_maps(args: argparse.Namespace, dataset: datasets
         raise RecipeError(f"The split {args.split!r} has no label maps, so no scores for {', '.join(asked)}")
 
 
-def report_file(output: Path) -> Path:
-    """The report beside a result's JSON file."""
-    return output.with_name(f"{output.stem}_report.html")
+def say_what_is_replaced(args: argparse.Namespace, output: Path, earlier: dict[str, Any]) -> None:
+    """Logs that an earlier result of the same evaluation will be replaced; as a warning if that holds more than the new one."""
+    had = {"boundary": "boundary_iou" in earlier.get("scores", {}), "calibration": "calibration" in earlier}
+    lost = " ".join(f"--{option}" for option, was_asked in had.items() if was_asked and not getattr(args, option))
+    text = f"the scores of an earlier run of the same evaluation in {output} will be replaced"
+    if lost:
+        logger.warning("%s, and those of %s will be lost: to keep them, end this run and give %s too", text, lost, lost)
+    else:
+        logger.info(text)
 
 
 def run_of(checkpoint: Path) -> dict[str, Any]:
@@ -383,10 +408,11 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
         compiled=args.compile,
         weights=on_main_process(state, lambda: digest_of_weights(args.checkpoint)) if Path(args.checkpoint).is_dir() else None,
     )
-    if not args.overwrite and check_replaceable(output, evaluation.identity()) and state.is_main_process:
-        logger.info("the scores of an earlier run of the same evaluation in %s will be replaced", output)
+    earlier = None if args.overwrite else check_replaceable(output, evaluation.identity())
+    if earlier is not None and state.is_main_process:
+        say_what_is_replaced(args, output, earlier)
     if args.report:
-        check_report_place(report_file(output))
+        check_report_place(beside(output, REPORT))
     submission = args.submission and submission_format(args.dataset, space)
     recorder = Recorder(space, args.boundary, instances, submission, args.submission)
     model, image_processor = load_for_inference(

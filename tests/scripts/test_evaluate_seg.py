@@ -413,6 +413,30 @@ def test_a_file_of_something_else_is_not_overwritten(checkpoint, camvid, tmp_pat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_no_drawing_of_other_data_stays_beside_new_scores(sure, camvid, tmp_path, caplog, capsys):
+    """Those of the same data do, but for a reliability diagram that the scores do not hold; the scores that go are named."""
+    pytest.importorskip("matplotlib")
+    caplog.set_level(logging.INFO, "revhrnet_hf")
+    given = arguments(sure, camvid, "--output", tmp_path / "scores.json")
+    everything = ["--boundary", "--calibration", "--plot", "--report", "--worst", "1"]
+    (tmp_path / "scores_worst").mkdir()
+    (tmp_path / "scores_worst" / "mine.png").touch()
+    evaluate.main([*given, *everything])
+    evaluate.main([*given, *everything])
+    drawings = {tmp_path / f"scores_{what}" for what in ("confusion.png", "reliability.png", "report.html", "worst")}
+    assert all(path.exists() for path in drawings) and len(list((tmp_path / "scores_worst").iterdir())) == 2
+    assert "lost" not in caplog.text and "removed" not in capsys.readouterr().out
+    evaluate.main(given)
+    assert "replaced, and those of --boundary --calibration will be lost" in caplog.text
+    assert {path for path in drawings if not path.exists()} == {tmp_path / "scores_reliability.png"}
+    other = Path(shutil.copytree(camvid, tmp_path / "other"))
+    relabelled(other)
+    evaluate.main([*given, "--data_dir", str(other), "--overwrite"])
+    assert {path for path in drawings if path.exists()} == {tmp_path / "scores_worst"}
+    assert [path.name for path in (tmp_path / "scores_worst").iterdir()] == ["mine.png"]
+    assert f"removed, as they show what is replaced: {tmp_path / 'scores_confusion.png'}" in capsys.readouterr().out
+
+
 def test_scores_of_another_checkpoint_of_the_same_name_are_not_overwritten(camvid, tmp_path):
     best = [save_checkpoint(tmp_path / run / "best", SPACE.id2label) for run in "ab"]
     other = SegformerForSemanticSegmentation.from_pretrained(best[1])
