@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..cli import inference_settings
 from ..data import label_space_of, load_segmentation_dataset
-from ..errors import DataError, RecipeError, RevHRNetError
+from ..errors import CheckpointError, DataError, RecipeError, RevHRNetError
 from ..evaluation.calibration import (
     Calibration,
     CalibrationCounts,
@@ -366,13 +366,16 @@ def say_what_is_replaced(args: argparse.Namespace, output: Path, earlier: dict[s
 
 
 def run_of(checkpoint: Path) -> dict[str, Any]:
-    """Curves and recipe of the run that has written a checkpoint's folder, as far as its files are there."""
+    """Curves and recipe of the run that has written a checkpoint's folder, as far as its files are there and can be read."""
     log, recipe = checkpoint.parent / LOG_FILE, checkpoint / "recipe.yaml"
     found: dict[str, Any] = {}
     if recipe.is_file():
         found["recipe"] = recipe.read_text(encoding="utf-8")
         if log.is_file():
-            found["curves"] = read_log(log)
+            try:
+                found["curves"] = read_log(log)
+            except (CheckpointError, OSError) as error:
+                logger.warning("the report has no curves: %s", error)
     return found
 
 

@@ -193,7 +193,7 @@ def test_windows_scales_and_all_that_can_be_written(checkpoint, camvid, tmp_path
     assert figure.width >= 52 and figure.height > 2 * 36 + 3 * 20  # with three headings
 
 
-def test_report(camvid, tmp_path):
+def test_report(camvid, tmp_path, caplog):
     """Its scores and its worst image are those of the JSON and the CSV; a run's recipe and curves are in it; it is replaced."""
     run = tmp_path / "run"
     save_checkpoint(run / "best", SPACE.id2label)
@@ -208,6 +208,11 @@ def test_report(camvid, tmp_path):
         worst = min(csv.DictReader(file), key=lambda row: float(row["mean_iou"]))
     assert text.index(f"<h3>{worst['image_id']} · mIoU {100 * float(worst['mean_iou']):.1f} %</h3>") == text.index("<h3>")
     assert "dataset: camvid  # marked" in text and "<h2>Curves</h2>" in text
+    (run / "log.jsonl").write_text("damaged\n")
+    evaluate.main(arguments(run / "best", camvid, "--report"))
+    assert "the report has no curves" in caplog.text and "log.jsonl, line 1 is no entry of a log" in caplog.text
+    text = (run / "best" / "scores_camvid_val_report.html").read_text(encoding="utf-8")
+    assert "dataset: camvid  # marked" in text and "<h2>Curves</h2>" not in text
     (run / "best" / "scores_camvid_val_report.html").write_text("my notes")
     with pytest.raises(DataError, match="no report of this program"):
         evaluate.main(arguments(run / "best", camvid, "--report"))
