@@ -60,6 +60,12 @@ def write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
+def whole_lines(path: Path) -> str:
+    """A text file in UTF-8, without a last line that was cut off, as by a kill or a full disk: one without a newline."""
+    data = path.read_bytes()  # bytes, because a cut-off line may end within a character
+    return data[: data.rfind(b"\n") + 1].decode("utf-8")
+
+
 def read_values(path: Path, read: Callable[[str], Any] = json.loads, kind: type = dict) -> Any:
     """The values in a JSON or YAML file, a mapping unless `kind` says otherwise; a CheckpointError that names the file."""
     try:

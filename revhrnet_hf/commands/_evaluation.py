@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..cli import inference_settings
 from ..data import label_space_of, load_segmentation_dataset
-from ..errors import RecipeError, RevHRNetError
+from ..errors import CheckpointError, DataError, RecipeError, RevHRNetError
 from ..evaluation.calibration import (
     Calibration,
     CalibrationCounts,
@@ -37,14 +37,20 @@ from ..evaluation.predict import Predicted, segment
 from ..evaluation.records import ImageRecord, WorkFolder, class_totals_by_image
 from ..evaluation.report import best_and_worst, shown_images, terms_of
 from ..evaluation.results import (
+    CONFUSION,
     OWN,
+    RELIABILITY,
+    REPORT,
+    WORST,
     Evaluation,
+    beside,
     calibration_caption,
     check_replaceable,
     confusion_caption,
     digest_of_data,
     digest_of_weights,
     result_stem,
+    stale_drawings,
 )
 from ..evaluation.scores import (
     bootstrap_intervals,
@@ -61,7 +67,7 @@ from ..hub.model_card import refresh_model_card
 from ..io import LOG_FILE, write_json
 from ..viz.curves import read_log
 from ..viz.figures import colours_of, untinted_classes
-from ..viz.report import Report, ShownImage, check_report_place, write_report
+from ..viz.report import Report, ShownImage, check_report_place, is_report, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -171,15 +177,23 @@ class Job:
     def calibrate(self, work: WorkFolder) -> dict[str, Any] | None:
         """Fits the temperature to the records, and runs the model again to count the confidences at that temperature.
 
+        If none can be fitted, it warns, and the confidences are those at the checkpoint's temperature alone.
+
         Returns:
             `calibration_result`; None unless it is asked for, and where no pixel is labelled.
         """
         if self.calibration is None:
             return None
         before = self.counted(work)
+        self.state.wait_for_everyone()  # all have read, so that the main process may remove the records
         if not before.pixels:
             return None
-        temperature = fit_temperature(before)
+        try:
+            temperature = fit_temperature(before)
+        except DataError as error:  # on all processes, which have the same counts
+            if self.state.is_main_process:
+                logger.warning("the calibration is that of the checkpoint's temperature alone: %s", error)
+            return calibration_result(before, self.calibration.temperature, not_fitted=str(error))
         recorder = Recorder(self.evaluation.label_space)
         again = replace(self, recorder=recorder, calibration=replace(self.calibration, temperature=temperature))
         second = again.work_folder("calibrated.work")
@@ -190,7 +204,7 @@ class Job:
         self.state.wait_for_everyone()  # all have read
         if self.state.is_main_process:
             second.remove()
-        return calibration_result(before, after, self.calibration.temperature, temperature)
+        return calibration_result(before, self.calibration.temperature, after, temperature)
 
     def counted(self, work: WorkFolder) -> CalibrationCounts:
         """The sum of all images' confidences, the same bits on every process."""
@@ -212,6 +226,8 @@ class Job:
             if self.args.report:
                 self.write_report(result, totals)
         work.remove()
+        if self.args.save_temperature:
+            self.save_temperature(calibration)
 
     def check_submission(self, records: Sequence[ImageRecord]) -> None:
         submission, folder = self.recorder.submission, self.recorder.submission_dir
@@ -228,10 +244,13 @@ class Job:
         scores, matrix = score_records(records, evaluation.label_space, args.absent_as_zero)
         check_labelled(scores, f"the split {args.split!r} of {args.dataset_name}")
         totals = class_totals_by_image(records, len(names))
-        intervals = None if args.absent_as_zero else bootstrap_intervals(totals, block=args.interval_block)
+        is_single = np.count_nonzero(totals[:, 1].any(axis=1)) < 2  # image with a labelled pixel
+        intervals = None if args.absent_as_zero or is_single else bootstrap_intervals(totals, block=args.interval_block)
         never_predicted = [] if self.sources is None else [name for name, of in zip(names, self.sources, strict=True) if not of]
         print(format_scores(scores, names, intervals, never_predicted))
         print(f"images: {len(records)}; {evaluation.settings}")
+        if is_single and not args.absent_as_zero:
+            print("no 95 % intervals: one labelled image does not tell how much images differ")
         if calibration is not None:
             print(format_calibration(calibration))
         result = evaluation.result(scores, intervals, matrix, never_predicted, self.state.device.type, self.state.num_processes)
@@ -240,38 +259,56 @@ class Job:
         if calibration is not None:
             result["calibration"] = calibration
         self.write(result, matrix, totals)
-        if args.save_temperature:
-            temperature = calibration["fitted"]["temperature"]
-            save_temperature(args.checkpoint, temperature)
-            print(f"saved: temperature {temperature:.4g} in {Path(args.checkpoint) / 'config.json'}")
         return result, totals
+
+    def save_temperature(self, calibration: dict[str, Any]) -> None:
+        """Writes the fitted temperature into the checkpoint's config; a DataError if there is none."""
+        checkpoint = self.args.checkpoint
+        if calibration["fitted"] is None:
+            raise DataError(f"--save_temperature: {checkpoint} keeps its temperature: {calibration['not_fitted']}")
+        temperature = calibration["fitted"]["temperature"]
+        save_temperature(checkpoint, temperature)
+        print(f"saved: temperature {temperature:.4g} in {Path(checkpoint) / 'config.json'}")
 
     def write(self, result: dict, matrix: np.ndarray, totals: np.ndarray) -> None:
         """Writes the JSON and the files beside it; if they lie in the checkpoint's folder, updates its model card too."""
+        self.remove_stale_drawings(result)
         names, images = self.evaluation.label_space.names, self.output.with_suffix(".csv")
         write_image_scores(images, names, self.evaluation.image_ids, totals)
         written = [self.output, images]
         if self.args.plot:
             from ..viz.plots import confusion_figure, reliability_figure, save_figure  # matplotlib is an extra
 
-            written.append(self.output.with_name(f"{self.output.stem}_confusion.png"))
+            written.append(beside(self.output, CONFUSION))
             save_figure(confusion_figure(matrix, names, confusion_caption(result)), written[-1])
             if "calibration" in result:
-                written.append(self.output.with_name(f"{self.output.stem}_reliability.png"))
+                written.append(beside(self.output, RELIABILITY))
                 save_figure(reliability_figure(result["calibration"], calibration_caption(result)), written[-1])
         write_json(self.output, result)
         if self.output.parent.resolve() == Path(self.args.checkpoint).resolve():
             refresh_model_card(self.output.parent)
         print(f"written: {', '.join(map(str, written))}")
 
+    def remove_stale_drawings(self, result: dict[str, Any]) -> None:
+        """Removes the drawings of the result that is replaced, as far as they would not show the new one."""
+        stale = stale_drawings(self.output, self.evaluation.identity(), result)
+        stale = [path for path in stale if path != beside(self.output, REPORT) or is_report(path)]
+        for path in stale:
+            path.unlink()
+        folder = beside(self.output, WORST)
+        if stale and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        if stale:
+            print(f"removed, as they show what is replaced: {', '.join(map(str, stale))}")
+
     def draw_worst_images(self, totals: np.ndarray) -> None:
-        folder, worst = self.output.with_name(f"{self.output.stem}_worst"), worst_images(totals, self.args.worst)
+        folder, worst = beside(self.output, WORST), worst_images(totals, self.args.worst)
         draw_worst_images(folder, self.shown(worst, image_mean_ious(totals)), self.evaluation.label_space)
         print(f"written: the {len(worst)} worst images, truth above prediction, in {folder}")
 
     def write_report(self, result: dict[str, Any], totals: np.ndarray) -> None:
         """Writes the report of this evaluation; with the curves and the recipe of the run whose checkpoint is evaluated."""
-        path, args, space = report_file(self.output), self.args, self.evaluation.label_space
+        path, args, space = beside(self.output, REPORT), self.args, self.evaluation.label_space
         mean_ious = image_mean_ious(totals)
         best, worst = (list(self.shown(rows, mean_ious)) for rows in best_and_worst(mean_ious))
         report = Report(
@@ -317,19 +354,28 @@ def refuse_scores_without_label_maps(args: argparse.Namespace, dataset: datasets
         raise RecipeError(f"The split {args.split!r} has no label maps, so no scores for {', '.join(asked)}")
 
 
-def report_file(output: Path) -> Path:
-    """The report beside a result's JSON file."""
-    return output.with_name(f"{output.stem}_report.html")
+def say_what_is_replaced(args: argparse.Namespace, output: Path, earlier: dict[str, Any]) -> None:
+    """Logs that an earlier result of the same evaluation will be replaced; as a warning if that holds more than the new one."""
+    had = {"boundary": "boundary_iou" in earlier.get("scores", {}), "calibration": "calibration" in earlier}
+    lost = " ".join(f"--{option}" for option, was_asked in had.items() if was_asked and not getattr(args, option))
+    text = f"the scores of an earlier run of the same evaluation in {output} will be replaced"
+    if lost:
+        logger.warning("%s, and those of %s will be lost: to keep them, end this run and give %s too", text, lost, lost)
+    else:
+        logger.info(text)
 
 
 def run_of(checkpoint: Path) -> dict[str, Any]:
-    """Curves and recipe of the run that has written a checkpoint's folder, as far as its files are there."""
+    """Curves and recipe of the run that has written a checkpoint's folder, as far as its files are there and can be read."""
     log, recipe = checkpoint.parent / LOG_FILE, checkpoint / "recipe.yaml"
     found: dict[str, Any] = {}
     if recipe.is_file():
         found["recipe"] = recipe.read_text(encoding="utf-8")
         if log.is_file():
-            found["curves"] = read_log(log)
+            try:
+                found["curves"] = read_log(log)
+            except (CheckpointError, OSError) as error:
+                logger.warning("the report has no curves: %s", error)
     return found
 
 
@@ -365,10 +411,11 @@ def prepare(args: argparse.Namespace, state: accelerate.PartialState) -> Job:
         compiled=args.compile,
         weights=on_main_process(state, lambda: digest_of_weights(args.checkpoint)) if Path(args.checkpoint).is_dir() else None,
     )
-    if not args.overwrite and check_replaceable(output, evaluation.identity()) and state.is_main_process:
-        logger.info("the scores of an earlier run of the same evaluation in %s will be replaced", output)
+    earlier = None if args.overwrite else check_replaceable(output, evaluation.identity())
+    if earlier is not None and state.is_main_process:
+        say_what_is_replaced(args, output, earlier)
     if args.report:
-        check_report_place(report_file(output))
+        check_report_place(beside(output, REPORT))
     submission = args.submission and submission_format(args.dataset, space)
     recorder = Recorder(space, args.boundary, instances, submission, args.submission)
     model, image_processor = load_for_inference(

@@ -169,11 +169,10 @@ def fit_temperature(counts: CalibrationCounts) -> float:
 
 
 def likelihood_at(counts: CalibrationCounts, temperature: float) -> float:
-    """Mean negative log-likelihood of a pixel at any temperature within the grid, interpolated by cubics."""
+    """Mean negative log-likelihood of a pixel, interpolated by cubics; NaN at a temperature outside the grid."""
     inverse = 1 / np.array(TEMPERATURES[::-1])
     values, slopes = counts.likelihood[:2, ::-1]
-    inside = min(max(1 / temperature, inverse[0]), inverse[-1])
-    return float(CubicHermiteSpline(inverse, values, slopes)(inside)) / counts.pixels
+    return float(CubicHermiteSpline(inverse, values, slopes, extrapolate=False)(1 / temperature)) / counts.pixels
 
 
 def expected_calibration_error(bins: np.ndarray) -> float:
@@ -195,12 +194,19 @@ def reliability(bins: np.ndarray) -> list[dict[str, Any]]:
     return rows
 
 
-def calibration_result(before: CalibrationCounts, after: CalibrationCounts, temperature: float, fitted: float) -> dict[str, Any]:
+def calibration_result(
+    before: CalibrationCounts,
+    temperature: float,
+    after: CalibrationCounts | None = None,
+    fitted: float | None = None,
+    not_fitted: str | None = None,
+) -> dict[str, Any]:
     """The scores of a split's calibration, as they are written to JSON.
 
     Args:
         before: counted at `temperature`, that of the checkpoint.
-        after: counted at `fitted`, the temperature that fits this split best.
+        after: counted at `fitted`, the temperature that fits this split best; both None if none can be fitted.
+        not_fitted: why none can be fitted.
     """
 
     def at(counts: CalibrationCounts, value: float) -> dict[str, Any]:
@@ -211,25 +217,32 @@ def calibration_result(before: CalibrationCounts, after: CalibrationCounts, temp
             "reliability": reliability(counts.bins),
         }
 
-    return {"pixels": before.pixels, "checkpoint": at(before, temperature), "fitted": at(after, fitted)}
+    result = {"pixels": before.pixels, "checkpoint": at(before, temperature)}
+    if after is None:
+        return {**result, "fitted": None, "not_fitted": not_fitted}
+    return {**result, "fitted": at(after, fitted)}
 
 
 def format_calibration(result: dict[str, Any]) -> str:
-    """The scores of `calibration_result` as a table: at the checkpoint's own temperature, and at the one fitted to the split."""
-    parts = result["checkpoint"], result["fitted"]
-    summary = [
-        ["calibration", ">temperature", ">ECE %", ">negative log-likelihood"],
-        *(
-            [
-                name,
-                f"{part['temperature']:.4g}",
-                f"{100 * part['expected_calibration_error']:.2f}",
-                f"{part['negative_log_likelihood']:.4f}",
-            ]
-            for name, part in zip(("checkpoint", "fitted to this split"), parts, strict=True)
-        ),
+    """The scores of `calibration_result` as a table: at the checkpoint's own temperature, and at the one fitted to the split.
+
+    A dash stands for what is not known.
+    """
+    titles = ["calibration", ">temperature", ">ECE %", ">negative log-likelihood"]
+    names = {"checkpoint": "checkpoint", "fitted": "fitted to this split"}
+    return table([titles, *([name, *_cells(result[part])] for part, name in names.items())])
+
+
+def _cells(part: dict[str, Any] | None) -> list[str]:
+    """The numbers at one temperature; dashes if no temperature was fitted."""
+    if part is None:
+        return ["–"] * 3
+    likelihood = part["negative_log_likelihood"]
+    return [
+        f"{part['temperature']:.4g}",
+        f"{100 * part['expected_calibration_error']:.2f}",
+        "–" if math.isnan(likelihood) else f"{likelihood:.4f}",
     ]
-    return table(summary)
 
 
 def temperature_of(config) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..io import lock_file, read_values, write_json
+from ..io import lock_file, read_values, whole_lines, write_json
 from .calibration import CalibrationCounts
 
 SETTINGS, LOCK = "settings.json", "lock"
@@ -170,7 +170,7 @@ class WorkFolder:
 
     def read(self) -> dict[int, ImageRecord]:
         """All records so far, by the images' rows in the dataset."""
-        lines = (line for part in sorted(self.folder.glob(PARTS)) for line in _whole_lines(part).splitlines())
+        lines = (line for part in sorted(self.folder.glob(PARTS)) for line in whole_lines(part).splitlines())
         return {record.index: record for record in map(ImageRecord.from_json, lines)}
 
     def append_to(self, process_index: int) -> "RecordFile":
@@ -202,7 +202,7 @@ class RecordFile:
 
     def __init__(self, file: Path):
         if file.exists():
-            os.truncate(file, len(_whole_lines(file).encode("utf-8")))
+            os.truncate(file, len(whole_lines(file).encode("utf-8")))
         self._stream = file.open("a", encoding="utf-8")
 
     def write(self, record: ImageRecord) -> None:
@@ -214,8 +214,3 @@ class RecordFile:
 
     def __exit__(self, *_):
         self._stream.close()
-
-
-def _whole_lines(file: Path) -> str:
-    data = file.read_bytes()  # bytes, because a cut-off line may end within a character
-    return data[: data.rfind(b"\n") + 1].decode("utf-8")

@@ -23,7 +23,7 @@ from ..data.label_space import LabelSpace
 from ..data.listing import LONG_CHECK
 from ..data.loading import STORED
 from ..errors import RecipeError
-from ..io import sha256_of
+from ..io import sha256_of, without_nan
 from ..versions import versions
 from .settings import InferenceSettings
 
@@ -33,6 +33,8 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # beside a run's newest 
 DATA = ("dataset", "loader", "split", "label_space", "label_table", "image_ids", "data")
 IDENTITY = ("checkpoint", "weights", *DATA, "absent_as_zero", "dtype", "inference")
 """Fields of a result; two results that differ in one of them are of different evaluations."""
+CONFUSION, RELIABILITY, REPORT, WORST = "confusion.png", "reliability.png", "report.html", "worst"  # see `beside`
+WORST_DRAWINGS = "[0-9]*_*.png"  # in the folder of the worst images
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def confusion_caption(result: Mapping[str, Any]) -> str:
 
 def calibration_caption(result: Mapping[str, Any]) -> str:
     """The text below a reliability diagram of a result."""
-    return f"{_measured(result)}. On the diagonal, confidence is accuracy; below it, the network is too sure of itself."
+    text = f"{_measured(result)}. On the diagonal, confidence is accuracy; below it, the network is too sure of itself."
+    return text if result["calibration"]["fitted"] else f"{text} No temperature can be fitted to this split."
 
 
 def _measured(result: Mapping[str, Any]) -> str:
@@ -290,8 +293,51 @@ def digest_of_data(dataset: datasets.Dataset, more_files: Sequence[str] = ()) ->
     return digest.hexdigest()[:16]
 
 
-def check_replaceable(output: Path, identity: dict[str, Any]) -> bool:
-    """Whether the file holds an earlier result of the same evaluation; False where there is no file.
+def beside(output: Path, what: str) -> Path:
+    """The file or folder of drawings that belongs to a result's JSON file, such as its `CONFUSION`."""
+    return output.with_name(f"{output.stem}_{what}")
+
+
+def is_result(path: Path) -> bool:
+    """Whether the file is the JSON file of an evaluation."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(result, dict) and {"scores", "confusion_matrix", "settings"} <= result.keys()
+
+
+def drawings_of(output: Path) -> list[Path]:
+    """The drawings and the report that an evaluation has written beside its JSON file; none if that is no result."""
+    if not is_result(output):
+        return []
+    files = (beside(output, what) for what in (CONFUSION, RELIABILITY, REPORT))
+    return [path for path in (*files, *sorted(beside(output, WORST).glob(WORST_DRAWINGS))) if path.is_file()]
+
+
+def stale_drawings(output: Path, identity: dict[str, Any], result: Mapping[str, Any]) -> list[Path]:
+    """The drawings beside an earlier result that do not show the result that will replace it.
+
+    These are all drawings of another evaluation. Those of the same evaluation show the new result too, but for a reliability
+    diagram of confidences that the new result does not hold: at another temperature, or without `calibration`.
+
+    Args:
+        output: the JSON file.
+        identity, result: `Evaluation.identity` and contents of the new result.
+    """
+    drawings = drawings_of(output)
+    try:
+        earlier = check_replaceable(output, identity)
+    except RecipeError:  # of another evaluation
+        return drawings
+    calibration = without_nan(result.get("calibration"))
+    if earlier is None or (calibration is not None and earlier.get("calibration") == calibration):
+        return []
+    return [path for path in drawings if path == beside(output, RELIABILITY)]
+
+
+def check_replaceable(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The earlier result of the same evaluation that the file holds; None where there is no file.
 
     Args:
         output: the JSON file.
@@ -301,7 +347,7 @@ def check_replaceable(output: Path, identity: dict[str, Any]) -> bool:
         RecipeError: the file holds anything else.
     """
     if not output.exists():
-        return False
+        return None
     advice = "give another --output, or --overwrite to replace it"
     try:
         before = json.loads(output.read_text(encoding="utf-8"))
@@ -313,4 +359,4 @@ def check_replaceable(output: Path, identity: dict[str, Any]) -> bool:
     other = [key for key in IDENTITY if key in known and known[key] != identity[key]]
     if other:
         raise RecipeError(f"{output} holds the scores of another evaluation ({', '.join(other)} differ): {advice}")
-    return True
+    return before

@@ -171,7 +171,7 @@ def paired_difference(
         confidence, num_draws, seed, block: as for `bootstrap_intervals`.
 
     Returns:
-        The difference of the means, and [low, high].
+        The difference of the means, and [low, high], both NaN for a single image.
 
     Raises:
         ValueError: the images or classes are not the same in number, or there are fewer than two blocks.
@@ -186,14 +186,17 @@ def paired_difference(
     def of_all(runs: np.ndarray) -> float:
         return float(np.mean(_scores_of_draws(runs.sum(1).astype(np.float64))["mean_iou"]))
 
+    difference = of_all(first) - of_all(second)
+    if first.shape[1] == block == 1:  # every draw would be this image
+        return difference, [math.nan, math.nan]
     outside = _share_outside(confidence, first.shape[1] / block)
-    return of_all(first) - of_all(second), _interval(of_draws(first) - of_draws(second), outside)
+    return difference, _interval(of_draws(first) - of_draws(second), outside)
 
 
 def _draw_totals(totals: np.ndarray, num_draws: int, generator: np.random.Generator, block: int) -> np.ndarray:
     """(draws, 3, classes): the sums over the images of each draw. After the last image blocks go on with the first one."""
     num_images, counts = len(totals), totals.astype(np.float64)  # whole numbers, so float64 sums them exactly
-    if not 1 <= block <= max(1, num_images // 2):
+    if not 1 <= block <= num_images // 2:
         raise ValueError(f"blocks of {block} images cannot be drawn from {num_images}: there must be two blocks or more")
     num_blocks, draws = -(-num_images // block), []
     for first in range(0, num_draws, DRAWS_AT_ONCE):
@@ -229,8 +232,6 @@ def _share_outside(confidence: float, units: float) -> float:
     The mean of `units` draws has 1 − 1/units of the variance that it estimates, and the estimate itself varies, as Student's t
     takes into account. T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69 (2015).
     """
-    if units <= 1:
-        return (1 - confidence) / 2
     student = stdtrit(units - 1, (1 + confidence) / 2)
     return float(ndtr(-math.sqrt(units / (units - 1)) * student))
 

@@ -22,6 +22,7 @@ from ..viz.figures import (
 )
 from ..viz.fonts import font_for
 from ..viz.report import ShownImage
+from .results import WORST_DRAWINGS
 
 OPACITY = 0.6
 
@@ -35,7 +36,7 @@ def draw_worst_images(folder: Path, images: Iterable[ShownImage], label_space: L
         label_space: of the label maps.
     """
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("[0-9]*_*.png"):
+    for old in folder.glob(WORST_DRAWINGS):
         old.unlink()
     for rank, shown in enumerate(images, 1):
         save_image(truth_above_prediction(shown, label_space), folder / f"{rank:03d}_{shown.name.replace('/', '_')}.png")

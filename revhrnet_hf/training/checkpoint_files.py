@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from .. import models
 from ..errors import CheckpointError
+from ..evaluation.results import drawings_of, is_result
 from ..io import CHECKSUMS, PICKLES, sha256_of, write_folder
 
 CHANGING = {"README.md"}  # the model card, which people edit and evaluations write anew: it has no checksum
@@ -126,24 +127,14 @@ def result_files(folder: Path) -> set[Path]:
     """The files that `revhrnet evaluate` has written into a checkpoint folder: records, and the files named after each record."""
     found = set()
     for record in folder.glob("scores_*.json"):
-        if _is_record(record):
-            beside = (f"{record.stem}_{what}" for what in ("confusion.png", "reliability.png", "report.html"))
-            found |= {record, record.with_suffix(".csv"), *map(record.with_name, beside)}
-            found |= set(record.with_name(f"{record.stem}_worst").glob("[0-9]*_*.png"))
+        if is_result(record):
+            found |= {record, record.with_suffix(".csv"), *drawings_of(record)}
     for work in folder.glob(".scores_*.work"):  # an evaluation that was interrupted
         found |= {work / "settings.json", work / "lock", *work.glob("part_*.jsonl")}
     for old in folder.glob(OLD_RESULTS.format("*")):
         if _is_folder(old):
             found |= result_files(old)
     return found & set(_files(folder))
-
-
-def _is_record(path: Path) -> bool:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and {"scores", "confusion_matrix", "settings"} <= record.keys()
 
 
 def tracker_files(folder: Path) -> set[Path]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..adapters import merged
 from ..data import label_space_of
-from ..errors import DataError, RecipeError, RunStopped
+from ..errors import CheckpointError, DataError, RecipeError, RunStopped
 from ..evaluation import ConfusionMatrix, Predicted, evaluate_dataset, format_scores, predict_label_maps
 from ..evaluation.report import best_and_worst, shown_images, terms_of
 from ..evaluation.scores import image_mean_ious
@@ -188,7 +188,7 @@ class EvaluationHook:
             with self._as_in_checkpoints():
                 report = self._report(output_dir, scores, state)
             write_report(output_dir / REPORT_FILE, report)
-        except (OSError, DataError) as error:
+        except (OSError, DataError, CheckpointError) as error:  # of the log, that one
             logger.warning(f"{output_dir / REPORT_FILE} was not written, and training continues: {error}")
 
     def _report(self, output_dir: Path, scores: dict[str, Any], state: TrainingState) -> Report:

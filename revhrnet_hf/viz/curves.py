@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
-from ..io import LOG_FILE
+from ..io import LOG_FILE, whole_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,11 +50,11 @@ def _logs(run: Path) -> list[Path]:
 
 
 def read_log(path: Path) -> Curves:
-    """The curves of one log.jsonl; a CheckpointError if it is none."""
+    """The curves of one log.jsonl; a CheckpointError if it is none. A last line that was cut off is left out."""
     curves = Curves(str(path.parent), [], [])
     by_name = {"loss": curves.losses, "validation_loss": curves.validation_losses, "mean_iou": curves.mean_ious}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = whole_lines(path).splitlines()
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is no log of a run: {error}") from error
     for number, line in enumerate(lines, 1):

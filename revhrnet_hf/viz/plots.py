@@ -220,19 +220,20 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str], caption: str = ""
 
 @_plain_text
 def reliability_figure(calibration: Mapping[str, Any], caption: str = "") -> Figure:
-    """A reliability diagram at the checkpoint's temperature, and one at the fitted temperature beside it.
+    """A reliability diagram at the checkpoint's temperature, and one at the fitted temperature beside it, if there is one.
 
     Args:
         calibration: of `calibration_result`.
         caption: below the diagrams.
     """
     side, gap, left, share_height = 2.6, 0.35, 0.6, 0.7
-    width = left + 2 * side + gap + 2 * MARGIN
+    parts = [(name, calibration[name]) for name in ("checkpoint", "fitted") if calibration[name] is not None]
+    width = left + len(parts) * side + (len(parts) - 1) * gap + 2 * MARGIN
     lines = textwrap.wrap(caption, int((width - 2 * MARGIN) / CHARACTER_WIDTH))
     below = 2 * MARGIN + LINE_HEIGHT * len(lines) + 0.45
     height = below + share_height + 0.15 + side + TITLE_HEIGHT + LINE_HEIGHT
     figure = Figure(figsize=(width, height))
-    for column, (name, part) in enumerate((("checkpoint", calibration["checkpoint"]), ("fitted", calibration["fitted"]))):
+    for column, (name, part) in enumerate(parts):
         x = (left + column * (side + gap)) / width
         upper = figure.add_axes((x, (below + share_height + 0.15) / height, side / width, side / height))
         lower = figure.add_axes((x, below / height, side / width, share_height / height))

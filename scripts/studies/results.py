@@ -197,7 +197,8 @@ def _differences(row: Row, baseline: str) -> tuple[str, str, str]:
         return "" if row.network == baseline else GAP, "", ""
     value, (low, high) = row.difference
     each = ", ".join(f"{difference:+.3f}" for difference in row.by_seed)
-    return _with_interval(value, half_width(row.by_seed), "+.3f"), each, f"{low:+.3f} to {high:+.3f}"
+    over_images = GAP if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"  # one image has no interval
+    return _with_interval(value, half_width(row.by_seed), "+.3f"), each, over_images
 
 
 def tables(study: Study, rows: Sequence[Row]) -> str:

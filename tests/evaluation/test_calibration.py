@@ -22,8 +22,10 @@ from revhrnet_hf.evaluation.calibration import (
     TEMPERATURES,
     Calibration,
     CalibrationCounts,
+    calibration_result,
     expected_calibration_error,
     fit_temperature,
+    format_calibration,
     likelihood_at,
     likelihood_sums,
     reliability,
@@ -81,6 +83,17 @@ def test_temperature_is_that_of_a_search_over_all_logits(true_temperature):
     for temperature in (0.3, 1.0, 1.1, 1 / found.x, 9.0):
         expected = brute_force_likelihood(logits, truth, temperature)
         assert likelihood_at(counts, temperature) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 40.0])
+def test_likelihood_beyond_the_grid_is_not_known(temperature):
+    logits, truth = drawn(1)
+    counts = counted(logits, truth)
+    result = calibration_result(counts, temperature)
+    assert np.isnan(result["checkpoint"]["negative_log_likelihood"])
+    assert format_calibration(result).splitlines()[1].endswith(" –")
+    for end in (0.25, 16.0):
+        assert likelihood_at(counts, end) == pytest.approx(brute_force_likelihood(logits, truth, end), rel=1e-4)
 
 
 @pytest.mark.parametrize("classes", [2, 5])

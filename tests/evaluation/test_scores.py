@@ -157,7 +157,8 @@ def test_blocks_of_images_are_drawn_one_by_one_here():
     for block in (0, 6):
         with pytest.raises(ValueError, match=f"blocks of {block} images cannot be drawn from 11"):
             bootstrap_intervals(totals, block=block)
-    assert bootstrap_intervals(totals[:1])["mean_iou"][0] == bootstrap_intervals(totals[:1])["mean_iou"][1]
+    with pytest.raises(ValueError, match="blocks of 1 images cannot be drawn from 1: there must be two blocks"):
+        bootstrap_intervals(totals[:1])
 
 
 def test_an_interval_in_blocks_covers_what_one_of_dependent_images_does_not():
@@ -192,5 +193,9 @@ def test_paired_difference_against_brute_force():
     assert difference == pytest.approx(np.mean([*map(mean_iou, runs[0])]) - np.mean([*map(mean_iou, runs[1])]))
     assert interval == ends(by_draw, 7)
     assert paired_difference(runs[0], runs[0])[1] == [0, 0]
+    single, interval = paired_difference(*(one[:, :1] for one in runs))
+    means = [np.mean([mean_iou(totals[:1]) for totals in one]) for one in runs]
+    assert single == pytest.approx(means[0] - means[1])
+    assert np.isnan(interval).all()
     with pytest.raises(ValueError, match="different images"):
         paired_difference(runs[0], runs[1][:, 1:])

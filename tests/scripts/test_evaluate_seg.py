@@ -193,7 +193,7 @@ def test_windows_scales_and_all_that_can_be_written(checkpoint, camvid, tmp_path
     assert figure.width >= 52 and figure.height > 2 * 36 + 3 * 20  # with three headings
 
 
-def test_report(camvid, tmp_path):
+def test_report(camvid, tmp_path, caplog):
     """Its scores and its worst image are those of the JSON and the CSV; a run's recipe and curves are in it; it is replaced."""
     run = tmp_path / "run"
     save_checkpoint(run / "best", SPACE.id2label)
@@ -208,6 +208,11 @@ def test_report(camvid, tmp_path):
         worst = min(csv.DictReader(file), key=lambda row: float(row["mean_iou"]))
     assert text.index(f"<h3>{worst['image_id']} · mIoU {100 * float(worst['mean_iou']):.1f} %</h3>") == text.index("<h3>")
     assert "dataset: camvid  # marked" in text and "<h2>Curves</h2>" in text
+    (run / "log.jsonl").write_text("damaged\n")
+    evaluate.main(arguments(run / "best", camvid, "--report"))
+    assert "the report has no curves" in caplog.text and "log.jsonl, line 1 is no entry of a log" in caplog.text
+    text = (run / "best" / "scores_camvid_val_report.html").read_text(encoding="utf-8")
+    assert "dataset: camvid  # marked" in text and "<h2>Curves</h2>" not in text
     (run / "best" / "scores_camvid_val_report.html").write_text("my notes")
     with pytest.raises(DataError, match="no report of this program"):
         evaluate.main(arguments(run / "best", camvid, "--report"))
@@ -326,6 +331,19 @@ def test_a_split_without_a_labelled_pixel_is_an_error(checkpoint, camvid, tmp_pa
     assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("scores*"))
 
 
+def test_one_labelled_image_has_no_intervals(checkpoint, camvid, tmp_path, capsys):
+    one = Path(shutil.copytree(camvid, tmp_path / "one"))
+    for file in sorted((one / "valannot").iterdir())[1:]:
+        PIL.Image.fromarray(np.full((36, 52), 11, np.uint8)).save(file)
+    evaluate.main(arguments(checkpoint, one, "--output", tmp_path / "scores.json"))
+    record = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert record["confidence_intervals_95"] is None and "interval_block" not in record["settings"]
+    printed = capsys.readouterr().out
+    [mean_iou] = [line.split() for line in printed.splitlines() if line.startswith("mIoU")]
+    assert mean_iou == ["mIoU", f"{100 * record['scores']['mean_iou']:.2f}"]
+    assert "no 95 % intervals: one labelled image" in printed
+
+
 def own_folder(folder, camvid):
     (folder / "val").mkdir(parents=True)
     (folder / "val" / "images").symlink_to(camvid / "val")
@@ -398,6 +416,30 @@ def test_a_file_of_something_else_is_not_overwritten(checkpoint, camvid, tmp_pat
         evaluate.main(given)
     assert json.loads(output.read_text(encoding="utf-8")) == {"my": "notes"}
     assert not list(tmp_path.glob(".*"))
+
+
+def test_no_drawing_of_other_data_stays_beside_new_scores(sure, camvid, tmp_path, caplog, capsys):
+    """Those of the same data do, but for a reliability diagram that the scores do not hold; the scores that go are named."""
+    pytest.importorskip("matplotlib")
+    caplog.set_level(logging.INFO, "revhrnet_hf")
+    given = arguments(sure, camvid, "--output", tmp_path / "scores.json")
+    everything = ["--boundary", "--calibration", "--plot", "--report", "--worst", "1"]
+    (tmp_path / "scores_worst").mkdir()
+    (tmp_path / "scores_worst" / "mine.png").touch()
+    evaluate.main([*given, *everything])
+    evaluate.main([*given, *everything])
+    drawings = {tmp_path / f"scores_{what}" for what in ("confusion.png", "reliability.png", "report.html", "worst")}
+    assert all(path.exists() for path in drawings) and len(list((tmp_path / "scores_worst").iterdir())) == 2
+    assert "lost" not in caplog.text and "removed" not in capsys.readouterr().out
+    evaluate.main(given)
+    assert "replaced, and those of --boundary --calibration will be lost" in caplog.text
+    assert {path for path in drawings if not path.exists()} == {tmp_path / "scores_reliability.png"}
+    other = Path(shutil.copytree(camvid, tmp_path / "other"))
+    relabelled(other)
+    evaluate.main([*given, "--data_dir", str(other), "--overwrite"])
+    assert {path for path in drawings if path.exists()} == {tmp_path / "scores_worst"}
+    assert [path.name for path in (tmp_path / "scores_worst").iterdir()] == ["mine.png"]
+    assert f"removed, as they show what is replaced: {tmp_path / 'scores_confusion.png'}" in capsys.readouterr().out
 
 
 def test_scores_of_another_checkpoint_of_the_same_name_are_not_overwritten(camvid, tmp_path):
@@ -721,6 +763,34 @@ def test_calibration(sure, predictable, tmp_path, capsys):
     ):
         with pytest.raises(RecipeError, match=message):
             evaluate.main(given)
+
+
+def test_calibration_that_no_temperature_fits(sure, camvid, tmp_path, capsys, caplog):
+    """Label maps that are the predictions: all is written, at the checkpoint's temperature, and nothing is saved."""
+    pytest.importorskip("matplotlib")
+    caplog.set_level(logging.INFO, "revhrnet_hf")
+    own, certain = shutil.copytree(sure, tmp_path / "own"), shutil.copytree(camvid, tmp_path / "certain")
+    model, image_processor = load_checkpoint(own)
+    for file in (certain / "val").iterdir():
+        label_map = segment(model, image_processor, PIL.Image.open(file)).label_map
+        PIL.Image.fromarray(label_map.astype(np.uint8)).save(certain / "valannot" / file.name)
+    given = arguments(own, certain, "--output", tmp_path / "scores.json", "--calibration", "--plot")
+    evaluate.main(given)
+    assert "checkpoint's temperature alone: no temperature can be fitted, as the best one is below 0.25" in caplog.text
+    written = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    result = written["calibration"]
+    assert written["scores"]["overall_accuracy"] == 1
+    assert result["fitted"] is None and "below 0.25" in result["not_fitted"]
+    assert result["checkpoint"]["temperature"] == 1 and result["checkpoint"]["expected_calibration_error"] > 0
+    [row] = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("fitted")]
+    assert row == ["fitted", "to", "this", "split", "–", "–", "–"]
+    with PIL.Image.open(tmp_path / "scores_reliability.png") as figure:
+        assert figure.height > figure.width > 300  # one diagram
+    before = (own / "config.json").read_bytes()
+    with pytest.raises(DataError, match=r"--save_temperature: .* keeps its temperature: no temperature can be fitted"):
+        evaluate.main([*given, "--save_temperature", "--worst", "1"])
+    assert (own / "config.json").read_bytes() == before and list((tmp_path / "scores_worst").iterdir())
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow

@@ -353,6 +353,18 @@ def write_run(run, output_dir, mean_iou, totals, **values):
     np.savez(folder / "totals.npz", totals=totals)
 
 
+def test_one_image_has_no_interval_of_a_difference(tmp_path):
+    from studies.results import read_rows, score_cells
+
+    plan = study(seeds=[1], baseline="ours")
+    for run in plan.runs({}):
+        right = 4 if run.network == "ours" else 2
+        write_run(run, tmp_path, 0.5, np.array([[[right] * 2, [4, 4], [4, 4]]]))
+    titles, _, other, *_ = score_cells(plan, read_rows(plan, tmp_path))
+    found = dict(zip(titles, other, strict=True))
+    assert (found["to ours"], found["interval over images"]) == ("-0.667", "–")
+
+
 def test_table_shows_gaps_intervals_and_differences(tmp_path):
     from studies.results import cost_cells, read_rows, score_cells, write_results
 

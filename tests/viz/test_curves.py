@@ -66,6 +66,12 @@ def test_bad_input(tmp_path):
         read_curves([tmp_path])
 
 
+def test_a_last_line_that_was_cut_off_is_left_out(chain):
+    with (chain / "log.jsonl").open("ab") as log:
+        log.write('{"epoch": 1, "step": 4, "iou": {"Straße'.encode()[:-2])  # within a letter
+    assert read_curves([chain])[1].mean_ious == [(1, 0.5), (2, 0.75), (3, 0.625)]
+
+
 def test_a_log_that_is_no_text_is_named(tmp_path):
     (tmp_path / "log.jsonl").write_bytes(b'{"step": 1, "time": 0.0}\n\xff\xfe\n')
     with pytest.raises(CheckpointError, match=r"log\.jsonl is no log of a run: .*can't decode"):
