@@ -266,6 +266,21 @@ def test_a_report_lies_beside_the_checkpoint(recipe, mini_camvid, tmp_path, capl
     np.testing.assert_allclose(stage.evaluation.mean_ious, expected, atol=1e-6)
 
 
+def test_a_damaged_log_costs_the_report_only(recipe, mini_camvid, tmp_path, caplog):
+    recipe.epochs = 1
+    stage = Stage(recipe, mini_camvid, tmp_path)
+    write = stage.evaluation.write_report
+
+    def damage_and_write(*arguments):
+        with (tmp_path / "log.jsonl").open("a") as log:
+            log.write("{not JSON\n")
+        write(*arguments)
+
+    stage.evaluation.write_report = damage_and_write
+    assert "mean_iou" in stage.run()
+    assert "report.html was not written, and training continues" in caplog.text and not (tmp_path / "report.html").exists()
+
+
 def test_images_resized_for_the_network(recipe, mini_camvid, tmp_path):
     """With `eval_size` the checkpoint's own processor resizes, and scores are still those of native label maps."""
     recipe.epochs, recipe.eval_size = 1, 64  # of 96×128 images
