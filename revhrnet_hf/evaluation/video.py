@@ -19,6 +19,7 @@ from PIL.Image import Transpose
 from ..errors import DataError
 from ..images import check_size, to_rgb
 from ..io import whole_file
+from .containers import missing_bytes
 
 # Counter-clockwise degrees by which a player turns the stored frames → the operation that does so.
 TURNS = {90: Transpose.ROTATE_90, 180: Transpose.ROTATE_180, 270: Transpose.ROTATE_270}
@@ -54,18 +55,19 @@ class VideoFile:
         width: of the frames that were read last, upright, in pixels; 0 before.
 
     Raises:
-        DataError: it cannot be opened, or has no video in it.
+        DataError: it cannot be opened, its end is missing, or it has no video in it.
     """
 
     def __init__(self, file: Path | str | bytes, name: str):
         self.name = name
         with _unreadable(name):
+            _check_whole(file, name)
             self.container = av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file))
         if not self.container.streams.video:
             self.container.close()
             raise DataError(f"Video {name} cannot be read: there is no video in it. Leave it out.")
         self.stream = self.container.streams.video[0]
-        self.stream.thread_type = "AUTO"
+        self.stream.thread_type = "SLICE"  # FFmpeg's frame threads lose the errors of the last frames
         self.rate = self.stream.average_rate or self.stream.guessed_rate or USUAL_RATE
         self.time_base = self.stream.time_base or 1 / self.rate
         self.frames = self.stream.frames or None
@@ -99,6 +101,17 @@ class VideoFile:
             yield Frame(image, before)
         if before is None:
             raise DataError(f"Video {self.name} cannot be read: no frame of it can be decoded. Leave it out.")
+
+
+def _check_whole(file: Path | str | bytes, name: str) -> None:
+    """Raises a DataError if the end of the file is missing."""
+    with io.BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
+        missing = missing_bytes(opened)
+    if missing:
+        raise DataError(
+            f"Video {name} cannot be read: it was cut off, and the last {missing} bytes are missing. Fetch it again, or "
+            "leave it out."
+        )
 
 
 def _upright(frame) -> PIL.Image.Image:

@@ -1,5 +1,6 @@
 """Videos as PyAV and the file format's own specification have them: frames, times, turns, odd sizes, damage."""
 
+import io
 import struct
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from revhrnet_hf.errors import DataError
+from revhrnet_hf.evaluation.containers import missing_bytes
 from revhrnet_hf.evaluation.video import VideoFile, write_video
 
 CORNERS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)]  # top left, top right, bottom left, bottom right
@@ -28,11 +30,22 @@ def colours_of(image):
     return np.array([image.getpixel((x, y)) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)])
 
 
-def write(path, images, rate=Fraction(25), times=None, **options):
+class Pipe:
+    """Takes a file from start to end: no size can be written into its header afterwards."""
+
+    def __init__(self):
+        self.written = b""
+
+    def write(self, data):
+        self.written += bytes(data)
+        return len(data)
+
+
+def write(path, images, rate=Fraction(25), times=None, codec="libx264", **options):
     """A file that PyAV alone has written, with one encoder's defaults."""
-    with av.open(str(path), "w", **options) as container:
-        stream = container.add_stream("libx264", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = *images[0].size, "yuv444p"
+    with av.open(path if isinstance(path, Pipe) else str(path), "w", **options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *images[0].size, "yuv444p" if codec == "libx264" else "yuv420p"
         stream.codec_context.time_base = 1 / rate
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_image(image)
@@ -115,6 +128,54 @@ def test_what_cannot_be_read(tmp_path, monkeypatch):
     path = write(tmp_path / "clip.mp4", [corners()] * 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with VideoFile(path, "clip.mp4") as video, pytest.raises(DataError, match=r"64×48 pixels are more than 0 megapixels"):
+        list(video)
+
+
+FASTSTART = {"options": {"movflags": "faststart"}}  # the index first, so that the rest can be read without the end
+CONTAINERS = {"mkv": {}, "webm": {"codec": "libvpx"}, "avi": {"codec": "mpeg4"}, "mp4": FASTSTART, "mov": FASTSTART}
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_a_video_that_was_cut_off_is_an_error(tmp_path, suffix):
+    """FFmpeg decodes what is left and is content."""
+    images = [corners(brightness=9 * number) for number in range(12)]
+    path = write(tmp_path / f"clip.{suffix}", images, **CONTAINERS[suffix])
+    whole = path.read_bytes()
+    with VideoFile(path, "clip") as video:
+        assert len(list(video)) == 12
+    for missing in (1, 300, len(whole) // 3):
+        path.write_bytes(whole[:-missing])
+        for file in (path, whole[:-missing]):
+            with pytest.raises(DataError, match=rf"Video clip cannot be read: it was cut off, and the last {missing} bytes"):
+                VideoFile(file, "clip")
+
+
+@pytest.mark.parametrize("kind", ["matroska", "webm", "avi", "mp4", "mpegts", "mpeg", "h264"])
+def test_what_has_no_size_in_its_header_is_whole(kind):
+    pipe = Pipe()
+    codec = {"webm": "libvpx", "avi": "mpeg4", "mpeg": "mpeg2video"}.get(kind, "libx264")
+    options = {"movflags": "frag_keyframe+empty_moov"} if kind == "mp4" else {}
+    write(pipe, [corners(brightness=9 * number) for number in range(12)], format=kind, codec=codec, options=options)
+    with VideoFile(pipe.written, "stream") as video:
+        assert len(list(video)) == 12
+
+
+@pytest.mark.parametrize("head", [b"\x1a\x45\xdf\xa3", b"RIFF", b"\0\0\0\x08ftyp", b"\0\0\0\x08ftyp\0\0\0\1mdat"])
+def test_sizes_in_noise_are_no_traceback(head):
+    random = np.random.default_rng(0)
+    for length in range(60):
+        assert missing_bytes(io.BytesIO(head + random.bytes(length))) >= 0
+    assert missing_bytes(io.BytesIO(b"")) == missing_bytes(io.BytesIO(head[:3])) == 0
+
+
+def test_a_damaged_last_frame_is_an_error(tmp_path):
+    """Threads that decode whole frames lose its error."""
+    path = write(tmp_path / "clip.mp4", [corners(brightness=9 * number) for number in range(6)], options={"bf": "0"})
+    with av.open(str(path)) as container:
+        place, size = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][-1]
+    data = path.read_bytes()
+    damaged = data[:place] + bytes(size) + data[place + size :]
+    with VideoFile(damaged, "clip") as video, pytest.raises(DataError, match=r"Video clip cannot be read \(Invalid data"):
         list(video)
 
 
