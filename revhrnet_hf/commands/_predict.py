@@ -186,7 +186,7 @@ class Predictor:
             for number, frame in enumerate(video):
                 found = segment(self.model, self.image_processor, frame.image, self.settings, name=f"frame {number} of {source}")
                 counts += np.bincount(found.label_map.ravel(), minlength=len(counts))
-                writer.write(self._coloured(frame.image, found.label_map), frame.time)
+                writer.write(self._coloured(frame.image, found.label_map), frame.time, frame.pixel_aspect)
                 if labels is not None:
                     palette_png(found.label_map, self.palette).save(labels / f"{number:06d}.png")
                 bar.update()

@@ -41,12 +41,14 @@ class Pipe:
         return len(data)
 
 
-def write(path, images, rate=Fraction(25), times=None, codec="libx264", **options):
+def write(path, images, rate=Fraction(25), times=None, codec="libx264", pixel_aspect=None, **options):
     """A file that PyAV alone has written, with one encoder's defaults."""
     with av.open(path if isinstance(path, Pipe) else str(path), "w", **options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *images[0].size, "yuv444p" if codec == "libx264" else "yuv420p"
         stream.codec_context.time_base = 1 / rate
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_image(image)
             frame.pts, frame.time_base = (times or range(len(images)))[number], 1 / rate
@@ -105,6 +107,22 @@ def test_times_survive(tmp_path, rate, times):
                 assert average == rate
     np.testing.assert_allclose(seconds[1], seconds[0], atol=1e-4)
     np.testing.assert_allclose(np.subtract(seconds[1], seconds[1][0]), np.array(times or range(6)) / float(rate), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "turned.mp4", "clip.mkv"])
+@pytest.mark.parametrize("pixel_aspect", [None, Fraction(2), Fraction(8, 9)])
+def test_the_shape_of_pixels_survives(tmp_path, name, pixel_aspect):
+    """Camcorders and DVDs have pixels that are no squares: the overlay is shown as wide as the video."""
+    path = write(tmp_path / name, [corners()] * 2, pixel_aspect=pixel_aspect)
+    expected = pixel_aspect or Fraction(1)
+    if name == "turned.mp4":
+        turn_in_the_header(path, (0, 1, -1, 0))
+        expected = 1 / expected
+    with VideoFile(path, name) as video, write_video(tmp_path / "out.mp4", video.rate, video.time_base) as writer:
+        for frame in video:
+            writer.write(*frame)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == expected
 
 
 @pytest.mark.parametrize("size", [(33, 47), (34, 47), (33, 48), (1, 1)])
