@@ -41,6 +41,8 @@ RUST_ERROR = re.compile(r"\(os error (\d+)\)$")  # the end of a SafetensorError 
 
 # A folder that is being written or replaced is called `.NAME.revhrnet-new-…`: no other program uses such names.
 FRESH, OLD = "revhrnet-new", "revhrnet-old"
+LONG_NAME = 100  # bytes of a name above which temporary names have its digest instead
+LONGEST_NAME = 255  # bytes of a file's name that file systems take; of UTF-16, units
 
 
 @contextmanager
@@ -51,7 +53,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         OSError: it cannot be written, for example because the disk is full; the error names `path`.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = _hidden(path, f"{os.getpid()}.part")
     try:
         with _errors_name(path, partial):
             yield partial
@@ -79,6 +81,12 @@ def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
+
+
+def is_name_too_long(name: str) -> bool:
+    """Whether file systems refuse a file of this name."""
+    length = len(name.encode("utf-16-le", "surrogatepass")) // 2 if sys.platform == "win32" else len(os.fsencode(name))
+    return length > LONGEST_NAME
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -211,7 +219,17 @@ def write_folder(
 
 
 def _beside(target: Path, kind: str) -> Path:
-    return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
+    return _hidden(target, f"{kind}-{secrets.token_hex(4)}")
+
+
+def _hidden(path: Path, ending: str) -> Path:
+    """`.NAME.ending` beside a path, with a digest for a long name: file systems that take the path's name take this one too."""
+    return path.with_name(f".{_short(path.name)}.{ending}")
+
+
+def _short(name: str) -> str:
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONG_NAME else hashlib.sha256(encoded).hexdigest()[:16]
 
 
 def recover_folder(target: Path, carry_over: CarryOver | None = None) -> None:
@@ -219,7 +237,7 @@ def recover_folder(target: Path, carry_over: CarryOver | None = None) -> None:
 
     No other process may be writing the folder meanwhile. `carry_over` is as for `write_folder`.
     """
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.({FRESH}|{OLD})-[0-9a-f]{{8}}")
+    pattern = re.compile(rf"\.{re.escape(_short(target.name))}\.({FRESH}|{OLD})-[0-9a-f]{{8}}")
     beside = sorted(target.parent.iterdir()) if target.parent.is_dir() else []
     for path, match in [(path, match) for path in beside if (match := pattern.fullmatch(path.name))]:
         if match[1] == OLD and not target.exists():

@@ -9,7 +9,18 @@ import sys
 import pytest
 
 from revhrnet_hf.escape import ReaderEndedError
-from revhrnet_hf.io import recover_folder, remove, whole_file, without_folders, write_folder, write_text
+from revhrnet_hf.io import (
+    OLD,
+    _beside,
+    is_name_too_long,
+    recover_folder,
+    remove,
+    whole_file,
+    without_folders,
+    write_folder,
+    write_text,
+)
+from revhrnet_hf.training.checkpoint_files import PARTIAL
 
 
 def names(folder):
@@ -79,6 +90,24 @@ def test_errors_of_other_files_and_of_pipes_stay(tmp_path):
         with pytest.raises(type(error), match=re.escape(str(error))) as caught, whole_file(tmp_path / "x"):
             raise error
         assert caught.value is error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of as many units of UTF-16")
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
+def test_temporary_names_of_long_names_are_short(tmp_path, name):
+    assert not is_name_too_long(name) and is_name_too_long(name + "xx")
+    write_text(tmp_path / name, "whole")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "whole")]
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        write_folder(tmp_path / name, lambda folder: (folder / "a").write_text("whole"))
+    assert names(tmp_path) == [name]
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / name / "a") as partial:
+        assert PARTIAL.fullmatch(partial.name)
+        raise KeyboardInterrupt
+    _beside(tmp_path / name, OLD).mkdir()
+    recover_folder(tmp_path / name)
+    assert names(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("there", [False, True])
