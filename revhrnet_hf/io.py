@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from safetensors import SafetensorError
 
 from .errors import CheckpointError
 
@@ -36,22 +37,56 @@ LOG_FILE = "log.jsonl"  # the numbers of a run, in its folder; one JSON object a
 CHECKSUMS = "SHA256SUMS"  # in a checkpoint: what `sha256sum -c SHA256SUMS` checks
 LAST, BEST = "last", "best"  # checkpoints in a run's folder: the newest, and the one with the best scores
 
+RUST_ERROR = re.compile(r"\(os error (\d+)\)$")  # the end of a SafetensorError that is the operating system's
+
 # A folder that is being written or replaced is called `.NAME.revhrnet-new-…`: no other program uses such names.
 FRESH, OLD = "revhrnet-new", "revhrnet-old"
+LONG_NAME = 100  # bytes of a name above which temporary names have its digest instead
+LONGEST_NAME = 255  # bytes of a file's name that file systems take; of UTF-16, units
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; the file is moved to `path` at the end, so that it is never there half-written."""
+    """Gives a temporary path beside `path`; the file is moved to `path` at the end, so that it is never there half-written.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full; the error names `path`.
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = _hidden(path, f"{os.getpid()}.part")
     try:
-        yield partial
-        flush(partial)  # else the new name may reach the disk before the contents
-        os.replace(partial, path)
-        flush(path.parent)
+        with _errors_name(path, partial):
+            yield partial
+            flush(partial)  # else the new name may reach the disk before the contents
+            os.replace(partial, path)
+            flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
+    """Errors of the operating system name the target, where they name the temporary path or, as when a disk is full, nothing."""
+    try:
+        yield
+    except ConnectionError:  # of a pipe or the network: no file is to blame
+        raise
+    except OSError as error:
+        named = temporary if error.filename is None else Path(error.filename)
+        if error.errno is None or not named.is_relative_to(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(target / named.relative_to(temporary))) from error
+    except SafetensorError as error:
+        number = RUST_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
+
+
+def is_name_too_long(name: str) -> bool:
+    """Whether file systems refuse a file of this name."""
+    length = len(name.encode("utf-16-le", "surrogatepass")) // 2 if sys.platform == "win32" else len(os.fsencode(name))
+    return length > LONGEST_NAME
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -161,11 +196,15 @@ def write_folder(
         fill: called with an empty folder beside `target`; if it raises, `target` stays as it was.
         keep_old_as: the new path of the old folder (whatever lies there is replaced); None deletes the old folder.
         carry_over: moves files that must survive from the old folder to the new one.
+
+    Raises:
+        OSError: it cannot be written, for example because the disk is full; the error names `target` or a file in it.
     """
     fresh, old = _beside(target, FRESH), keep_old_as or _beside(target, OLD)
     fresh.mkdir(parents=True)
     try:
-        fill(fresh)
+        with _errors_name(target, fresh):
+            fill(fresh)
         for path in (*fresh.rglob("*"), fresh):
             flush(path)
         replaces = os.path.lexists(target)
@@ -186,7 +225,17 @@ def write_folder(
 
 
 def _beside(target: Path, kind: str) -> Path:
-    return target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}")
+    return _hidden(target, f"{kind}-{secrets.token_hex(4)}")
+
+
+def _hidden(path: Path, ending: str) -> Path:
+    """`.NAME.ending` beside a path, with a digest for a long name: file systems that take the path's name take this one too."""
+    return path.with_name(f".{_short(path.name)}.{ending}")
+
+
+def _short(name: str) -> str:
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONG_NAME else hashlib.sha256(encoded).hexdigest()[:16]
 
 
 def recover_folder(target: Path, carry_over: CarryOver | None = None) -> None:
@@ -194,7 +243,7 @@ def recover_folder(target: Path, carry_over: CarryOver | None = None) -> None:
 
     No other process may be writing the folder meanwhile. `carry_over` is as for `write_folder`.
     """
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.({FRESH}|{OLD})-[0-9a-f]{{8}}")
+    pattern = re.compile(rf"\.{re.escape(_short(target.name))}\.({FRESH}|{OLD})-[0-9a-f]{{8}}")
     beside = sorted(target.parent.iterdir()) if target.parent.is_dir() else []
     for path, match in [(path, match) for path in beside if (match := pattern.fullmatch(path.name))]:
         if match[1] == OLD and not target.exists():

@@ -1,10 +1,26 @@
 """Files and folders are replaced whole, and what others have put beside them stays."""
 
+import errno
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
-from revhrnet_hf.io import recover_folder, remove, without_folders, write_folder, write_text
+from revhrnet_hf.escape import ReaderEndedError
+from revhrnet_hf.io import (
+    OLD,
+    _beside,
+    is_name_too_long,
+    recover_folder,
+    remove,
+    whole_file,
+    without_folders,
+    write_folder,
+    write_text,
+)
+from revhrnet_hf.training.checkpoint_files import PARTIAL
 
 
 def names(folder):
@@ -21,6 +37,77 @@ def test_a_file_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
     contents, name, folder = steps
     assert (name, folder) == (str(target), str(tmp_path)) and contents.startswith(str(tmp_path / ".result.json."))
     assert target.read_text() == "whole"
+
+
+# What a process does that may write no more than a kilobyte into a file, and the file that its error then names.
+FULL = {
+    "write_text('x.txt', 'x' * 9999)": "x.txt",
+    "save_image(noise, 'x.png')": "x.png",
+    "write_folder(Path('x'), lambda folder: (folder / 'a').write_bytes(bytes(9999)))": "x",
+    "write_folder(Path('x'), lambda folder: save_image(noise, folder / 'a'))": "x/a",
+    "write_folder(Path('x'), lambda folder: save_file({'a': np.zeros(999)}, folder / 'a'))": "x",
+    "write_frames(Path('x.mp4'))": "x.mp4",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
+    program = f"""
+import resource
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+from revhrnet_hf.cli import run
+from revhrnet_hf.evaluation.video import write_video
+from revhrnet_hf.images import save_image
+from revhrnet_hf.io import write_folder, write_text
+noise = Image.effect_noise((99, 99), 50).convert("RGB")
+def write_frames(path):
+    with write_video(path, Fraction(5), Fraction(1, 5)) as writer:
+        for time in range(9):
+            writer.write(noise, time)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+for work in {list(FULL)}:
+    try:
+        run(lambda: eval(work))
+    except SystemExit as end:
+        assert end.code == 1
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("[libx264")]
+    assert said == [f"error: {named}: {os.strerror(errno.EFBIG)}" for named in FULL.values()]
+    assert (done.returncode, names(tmp_path)) == (0, [])
+
+
+def test_errors_of_other_files_and_of_pipes_stay(tmp_path):
+    for error in (
+        FileNotFoundError(errno.ENOENT, "No such file", "other.txt"),
+        ReaderEndedError(errno.EPIPE, "Broken pipe"),
+        OSError("of no file"),
+    ):
+        with pytest.raises(type(error), match=re.escape(str(error))) as caught, whole_file(tmp_path / "x"):
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of as many units of UTF-16")
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127])
+def test_temporary_names_of_long_names_are_short(tmp_path, name):
+    assert not is_name_too_long(name) and is_name_too_long(name + "xx")
+    write_text(tmp_path / name, "whole")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "whole")]
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        write_folder(tmp_path / name, lambda folder: (folder / "a").write_text("whole"))
+    assert names(tmp_path) == [name]
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / name / "a") as partial:
+        assert PARTIAL.fullmatch(partial.name)
+        raise KeyboardInterrupt
+    _beside(tmp_path / name, OLD).mkdir()
+    recover_folder(tmp_path / name)
+    assert names(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("there", [False, True])

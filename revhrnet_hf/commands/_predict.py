@@ -22,7 +22,7 @@ from ..errors import DataError, RecipeError, first_few
 from ..evaluation import InferenceSettings, load_for_inference, segment
 from ..evaluation.sources import Source, find_sources
 from ..images import allow_megapixels, save_image
-from ..io import write_folder
+from ..io import is_name_too_long, write_folder
 from ..viz.figures import (
     class_shares,
     confidence_png,
@@ -55,9 +55,9 @@ def predict_sources(args: argparse.Namespace) -> None:
     )
     names, palette = names_and_palette(model.config)
     predictor = Predictor(args, model, image_processor, settings, names, palette, untinted_of(model.config))
-    unreadable = [source for source, files in outputs.items() if not predictor.predict(source, files)]
-    if unreadable:
-        raise DataError(f"{len(unreadable)} of {len(sources)} images could not be read: {', '.join(map(str, unreadable))}")
+    skipped = [source for source, files in outputs.items() if not predictor.predict(source, files)]
+    if skipped:
+        raise DataError(f"{len(skipped)} of {len(sources)} images could not be segmented: {', '.join(map(str, skipped))}")
 
 
 def check_videos(videos: Sequence[Source], args: argparse.Namespace) -> None:
@@ -93,7 +93,8 @@ def output_files(sources: Sequence[Source], args: argparse.Namespace) -> dict[So
                     f"{owner} and {source} would both be written to {output}: predict them one after the other with different "
                     "--output_dir"
                 )
-            if output.exists() and not args.overwrite:
+            # The name of a file that cannot be there is an error of this source alone; see `Predictor.predict`.
+            if not is_name_too_long(output.name) and output.exists() and not args.overwrite:
                 raise DataError(f"{output} is there already: give --overwrite, or another --output_dir")
         outputs[source] = files
     return outputs
@@ -125,8 +126,9 @@ class Predictor:
         return overlay_legend(self.names, self.palette, self.untinted)
 
     def predict(self, source: Source, files: dict[str, Path]) -> bool:
-        """Segments an image or a video and writes its files. If it cannot be read, a warning says so, and False is returned."""
+        """Segments an image or a video and writes its files. If it cannot be, a warning says why, and False is returned."""
         try:
+            check_names(source, files)
             if source.is_video:
                 self._video(source, files)
             else:
@@ -186,7 +188,7 @@ class Predictor:
             for number, frame in enumerate(video):
                 found = segment(self.model, self.image_processor, frame.image, self.settings, name=f"frame {number} of {source}")
                 counts += np.bincount(found.label_map.ravel(), minlength=len(counts))
-                writer.write(self._coloured(frame.image, found.label_map), frame.time)
+                writer.write(self._coloured(frame.image, found.label_map), frame.time, frame.pixel_aspect)
                 if labels is not None:
                     palette_png(found.label_map, self.palette).save(labels / f"{number:06d}.png")
                 bar.update()
@@ -200,6 +202,13 @@ class Predictor:
         width = max(len(self.names[index]) for index in shares)
         for index, pixels in shares.items():
             print(f"  {self.names[index]:<{width}}  {100 * pixels:5.1f} %")
+
+
+def check_names(source: Source, files: dict[str, Path]) -> None:
+    """Raises a DataError if file systems refuse the name of one of a source's files."""
+    for file in files.values():
+        if is_name_too_long(file.name):
+            raise DataError(f"{source} cannot be segmented: {file.name} is too long a name for a file. Give it a shorter name.")
 
 
 def make_folders(files: dict[str, Path]) -> None:

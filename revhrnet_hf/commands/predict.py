@@ -17,7 +17,7 @@ For a video clip.mp4 the overlay is clip_overlay.mp4, with the frames' times and
 With --frame_labels the label maps are clip_labels/000000.png … Videos need the extra `video`: pip install "revhrnet_hf[video]"
 
 Files in folders that are no images are skipped, and so are videos there: name them, or give a pattern. If an image or a video
-cannot be read, a warning names it, the others are segmented, and the exit status is 1.
+cannot be read, or segmented, a warning names it, the others are segmented, and the exit status is 1.
 """
 
 import argparse

@@ -64,22 +64,26 @@ class NetworkInput:
         return tuple(start * edge / own for start, edge, own in zip(self.place, target, self.size, strict=True))
 
 
-def network_inputs(image_processor, image: PIL.Image.Image, settings: InferenceSettings) -> list[NetworkInput]:
+def network_inputs(
+    image_processor, image: PIL.Image.Image, settings: InferenceSettings, name: str = "the image"
+) -> list[NetworkInput]:
     """The image as the network takes it, once for each scale.
 
     With windows or scales the image processor's padding is switched off.
 
     Args:
         image: of any mode; it is converted to RGB.
+        name: what errors call it.
 
     Raises:
         CheckpointError: the image processor does not show the whole image and nothing else.
+        DataError: the image is larger than the size to which the image processor pads.
         ValueError: the image's values are outside the valid range (see `as_rgb`).
     """
     check_shows_whole_images(image_processor)
     image = as_rgb(image)  # before it is scaled: Pillow resizes palette and 1-bit images by nearest neighbour
     if settings.is_whole:
-        return [_whole(image_processor, image)]
+        return [_whole(image_processor, image, name)]
     own = _unpadded(image_processor, image)
     height, width = own.size
     inputs = []
@@ -90,12 +94,28 @@ def network_inputs(image_processor, image: PIL.Image.Image, settings: InferenceS
     return inputs
 
 
-def _whole(image_processor, image) -> NetworkInput:
+def _whole(image_processor, image, name) -> NetworkInput:
     if not getattr(image_processor, PADDING, None):
         return _unpadded(image_processor, image)
     unpadded = _unpadded(image_processor, image)
+    _check_fits_padding(image_processor, image, unpadded.size, name)
     padded = image_processor(images=[image], return_tensors="pt", **_switched_off(image_processor, *CUTTING))
     return NetworkInput(padded, _place_in(image_processor, padded["pixel_values"], unpadded), unpadded.size)
+
+
+def _check_fits_padding(image_processor, image: PIL.Image.Image, size: Size, name: str) -> None:
+    """Raises a DataError if an image, resized to (height, width) `size`, is larger than the fixed size it is to be padded to."""
+    fixed = getattr(image_processor, "pad_size", None)
+    if not fixed or isinstance(fixed, int):  # an int is what sizes are made multiples of
+        return
+    limit = fixed.get("height"), fixed.get("width")
+    if None not in limit and any(edge > most for edge, most in zip(size, limit, strict=True)):
+        resized = "" if size == (image.height, image.width) else f", resized to {_by(size)}"
+        raise DataError(
+            f"{name} cannot be segmented: its {_by((image.height, image.width))} pixels (height×width{resized}) are more than "
+            f"the {_by(limit)} to which the checkpoint's {type(image_processor).__name__} pads images (pad_size). Use windows "
+            "(--window), which are not padded, or set do_resize and a size in its preprocessor_config.json."
+        )
 
 
 def _unpadded(image_processor, image, **options) -> NetworkInput:
@@ -230,7 +250,7 @@ class Samples(Dataset):
         if references is not None:
             image, references = orient_to_fit(image, references.size), torch.from_numpy(np.array(references))
             _check_same_size(row["image_id"], (image.height, image.width), tuple(references.shape))
-        inputs = network_inputs(self.image_processor, image, self.settings)
+        inputs = network_inputs(self.image_processor, image, self.settings, f"image {row['image_id']}")
         return Sample(self.indices[position], row["image_id"], inputs, (image.height, image.width), references)
 
 

@@ -68,10 +68,11 @@ def segment(
 
     Raises:
         CheckpointError: the model's logits are not finite, or its image processor does not show it the whole image.
+        DataError: the image is larger than the size to which the image processor pads.
         RecipeError: the GPU's memory is not enough for an image or window of this size.
     """
     size = tuple(target_size or (image.height, image.width))
-    inputs = network_inputs(image_processor, image, settings)
+    inputs = network_inputs(image_processor, image, settings, name)
     with inference(model):
         views = run_at_all_scales(ForwardPass(model, settings, sources, name), inputs, size)
         label_map = _label_map(views, size, settings.average).cpu().numpy()

@@ -1,5 +1,6 @@
 """How a network is run on an image: on the whole image or in windows, at which scales, mirrored or not."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -46,8 +47,8 @@ class InferenceSettings:
                 raise RecipeError(
                     f"stride {self.stride} must be at least 1 and at most the window {self.window}, or pixels would be left out"
                 )
-        if not self.scales or min(self.scales) <= 0:
-            raise RecipeError(f"scales {self.scales}: give one or more factors above 0")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):  # NaN is in no range
+            raise RecipeError(f"scales {self.scales}: give one or more finite factors above 0")
         if self.average not in ("softmax", "exp"):
             raise RecipeError(f"average {self.average!r}: 'softmax' and 'exp' are known")
         if self.batch_size < 1:

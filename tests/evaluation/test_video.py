@@ -28,12 +28,14 @@ def colours_of(image):
     return np.array([image.getpixel((x, y)) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)])
 
 
-def write(path, images, rate=Fraction(25), times=None, **options):
+def write(path, images, rate=Fraction(25), times=None, pixel_aspect=None, **options):
     """A file that PyAV alone has written, with one encoder's defaults."""
     with av.open(str(path), "w", **options) as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = *images[0].size, "yuv444p"
         stream.codec_context.time_base = 1 / rate
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_image(image)
             frame.pts, frame.time_base = (times or range(len(images)))[number], 1 / rate
@@ -94,6 +96,22 @@ def test_times_survive(tmp_path, rate, times):
     np.testing.assert_allclose(np.subtract(seconds[1], seconds[1][0]), np.array(times or range(6)) / float(rate), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "turned.mp4", "clip.mkv"])
+@pytest.mark.parametrize("pixel_aspect", [None, Fraction(2), Fraction(8, 9)])
+def test_the_shape_of_pixels_survives(tmp_path, name, pixel_aspect):
+    """Camcorders and DVDs have pixels that are no squares: the overlay is shown as wide as the video."""
+    path = write(tmp_path / name, [corners()] * 2, pixel_aspect=pixel_aspect)
+    expected = pixel_aspect or Fraction(1)
+    if name == "turned.mp4":
+        turn_in_the_header(path, (0, 1, -1, 0))
+        expected = 1 / expected
+    with VideoFile(path, name) as video, write_video(tmp_path / "out.mp4", video.rate, video.time_base) as writer:
+        for frame in video:
+            writer.write(*frame)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == expected
+
+
 @pytest.mark.parametrize("size", [(33, 47), (34, 47), (33, 48), (1, 1)])
 def test_odd_sides_are_longer_by_a_copy_of_the_last_line(tmp_path, size):
     image = Image.new("RGB", size, (180, 60, 40))
@@ -115,6 +133,26 @@ def test_what_cannot_be_read(tmp_path, monkeypatch):
     path = write(tmp_path / "clip.mp4", [corners()] * 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with VideoFile(path, "clip.mp4") as video, pytest.raises(DataError, match=r"64×48 pixels are more than 0 megapixels"):
+        list(video)
+
+
+def test_a_video_that_was_cut_off_is_an_error(tmp_path):
+    """With its index first, so that what is left can be read: it names frames that are not there."""
+    images = [corners(brightness=9 * number) for number in range(12)]
+    path = write(tmp_path / "clip.mp4", images, options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+    with VideoFile(path, "clip") as video, pytest.raises(DataError, match="Video clip cannot be read"):
+        list(video)
+
+
+def test_a_damaged_last_frame_is_an_error(tmp_path):
+    """Threads that decode whole frames lose its error."""
+    path = write(tmp_path / "clip.mp4", [corners(brightness=9 * number) for number in range(6)], options={"bf": "0"})
+    with av.open(str(path)) as container:
+        place, size = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size][-1]
+    data = path.read_bytes()
+    damaged = data[:place] + bytes(size) + data[place + size :]
+    with VideoFile(damaged, "clip") as video, pytest.raises(DataError, match=r"Video clip cannot be read \(Invalid data"):
         list(video)
 
 

@@ -138,6 +138,9 @@ def test_inference_options_are_evaluations(revhrnet, image, tmp_path):
     expected = segment(*load_checkpoint(revhrnet), Image.open(image), settings).label_map
     written = np.asarray(Image.open(tmp_path / "out" / "street_labels.png"))
     np.testing.assert_array_equal(written, expected)
+    for scale in ("nan", "inf", "0"):
+        with pytest.raises(RecipeError, match="give one or more finite factors above 0"):
+            predict.main([revhrnet, str(image), "--output_dir", str(tmp_path / "other"), "--scales", "1", scale])
     with pytest.raises(RecipeError, match="stride"):
         predict.main([revhrnet, str(image), "--output_dir", str(tmp_path / "other"), "--stride", "9", "9"])
     assert not (tmp_path / "other").exists()
@@ -204,7 +207,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(segformer, image, tmp
     (folder / "album.jpg").mkdir()
     (folder / "older").mkdir()
     lying.save(folder / "older" / "inner.png")
-    message = r"^4 of 6 images could not be read: .*cut\.png, .*drawing\.png, .*moved\.jpg, .*page\.jpg$"
+    message = r"^4 of 6 images could not be segmented: .*cut\.png, .*drawing\.png, .*moved\.jpg, .*page\.jpg$"
     with pytest.raises(DataError, match=message):
         predict.main([segformer, str(folder), "--output_dir", str(tmp_path / "out")])
     written = sorted(path.name for path in (tmp_path / "out").glob("*_labels.png"))
@@ -215,11 +218,29 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(segformer, image, tmp
     assert [line.split(" cannot be read")[0].rpartition("/")[2] for line in said] == unreadable
 
 
+def test_a_name_that_is_too_long_or_an_image_above_the_padding_does_not_end_the_batch(revhrnet, image, tmp_path, caplog):
+    checkpoint = shutil.copytree(revhrnet, tmp_path / "checkpoint")
+    RevHRNetImageProcessor(do_pad=True, pad_size={"height": 64, "width": 96}).save_pretrained(checkpoint)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b" * 245, "z"):
+        shutil.copy(image, folder / f"{name}.png")
+    Image.open(image).resize((97, 50)).save(folder / "large.png")
+    out = ["--output_dir", str(tmp_path / "out")]
+    with pytest.raises(DataError, match=r"^2 of 4 images could not be segmented: .*/bbb\S+, .*/large\.png$"):
+        predict.main([str(checkpoint), str(folder), *out])
+    assert [path.name for path in sorted((tmp_path / "out").glob("*_labels.png"))] == ["a_labels.png", "z_labels.png"]
+    long, large = (line.removeprefix(f"skipped: {folder}/") for line in caplog.messages if line.startswith("skipped: "))
+    assert long.startswith("bbb") and "too long a name for a file" in long
+    assert large.startswith("large.png cannot be segmented: its 50×97 pixels") and "64×96" in large and "--window" in large
+    predict.main([str(checkpoint), str(folder / "large.png"), *out, "--window", "64", "64"])
+
+
 def test_the_limit_on_pixels_is_an_option(segformer, image, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     monkeypatch.setenv("REVHRNET_MAX_MEGAPIXELS", "0.002")
     arguments = [segformer, str(image), "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(DataError, match="1 of 1 images could not be read"):
+    with pytest.raises(DataError, match="1 of 1 images could not be segmented"):
         predict.main(arguments)
     assert "--max_megapixels" in caplog.text
     predict.main([*arguments, "--max_megapixels", "0.01"])
@@ -305,7 +326,7 @@ def test_addresses(segformer, image, tmp_path, caplog):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         given = [f"{address}/street.png?size=large", f"{address}/gone.png"]
-        with pytest.raises(DataError, match=r"1 of 2 images could not be read: http://.*/gone\.png$"):
+        with pytest.raises(DataError, match=r"1 of 2 images could not be segmented: http://.*/gone\.png$"):
             predict.main([segformer, *given, "--output_dir", str(tmp_path / "out")])
         with pytest.raises(DataError, match="1 of 1 images"):
             predict.main([segformer, given[0], "--output_dir", str(tmp_path / "small"), "--max_download", "0.0001"])
@@ -371,7 +392,7 @@ def test_videos(segformer, clip, tmp_path, capsys):
 
 def test_a_damaged_video_leaves_nothing(segformer, clip, image, tmp_path, caplog):
     clip.write_bytes(clip.read_bytes()[:-2000])  # the index is at the end
-    with pytest.raises(DataError, match=r"1 of 2 images could not be read: .*clip\.mp4"):
+    with pytest.raises(DataError, match=r"1 of 2 images could not be segmented: .*clip\.mp4"):
         predict.main([segformer, str(clip), str(image), "--output_dir", str(tmp_path / "out"), "--frame_labels"])
     assert written(tmp_path / "out") == ["street_labels.png", "street_overlay.png"]
     assert "Video " in caplog.text and "cannot be read" in caplog.text
