@@ -63,9 +63,9 @@ def test_links_to_one_file_have_results_of_their_own(tmp_path):
     """As in folders of tools that keep files of the same content once. By two ways to one folder a file is found once."""
     images, way = tmp_path / "images", tmp_path / "way"
     images.mkdir()
-    Image.new("RGB", (2, 2)).save(tmp_path / "content")
+    Image.new("RGB", (2, 2)).save(tmp_path / "content.png")
     for name in ("a.png", "b.png"):
-        (images / name).symlink_to(tmp_path / "content")
+        (images / name).symlink_to(tmp_path / "content.png")
     way.symlink_to(images)
     out = tmp_path / "out"
     assert [name for name, _ in seen(find_sources([images, way, way / "*.png", images / ".." / "images"], without=out))] == [
