@@ -64,6 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     from studies.results import write_results
     from studies.runner import copy_records, diverged, do_run, find_run, waiting
 
+    if args.devices and (args.report_only or args.times):
+        raise RecipeError("--devices is for trainings: leave it out with --report_only or --times")
     register_peers()
     study = Study.from_yaml(args.study)
     if args.only is not None:

@@ -352,6 +352,12 @@ class RevHRNetImageProcessorMixin:
         new_sizes = [resized_size(native, size) for native in native_sizes] if do_resize else native_sizes
         if do_pad:
             height, width = padded_size(new_sizes, size_divisor, pad_size)
+            if too_large := [size for size in new_sizes if size[0] > height or size[1] > width]:
+                found = "×".join(map(str, too_large[0]))
+                raise ValueError(
+                    f"an image of {found} pixels (height×width) is larger than pad_size, {height}×{width}: pass a larger one, "
+                    "or do_resize=True with a size that fits"
+                )
             pad_size = SizeDict(height=height, width=width)
         elif return_tensors is not None and len(set(new_sizes)) > 1:
             found = ", ".join(f"{height}×{width}" for height, width in dict.fromkeys(new_sizes))

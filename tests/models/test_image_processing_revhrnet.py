@@ -305,6 +305,13 @@ def test_padding_without_a_divisor_and_to_a_given_size(processor_class):
 
 
 @twins
+def test_an_image_above_the_padded_size_is_named(processor_class):
+    image = np.zeros((40, 30, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"an image of 40×30 pixels .* is larger than pad_size, 32×64: pass a larger one"):
+        processor_class(do_pad=True, pad_size={"height": 32, "width": 64})(image)
+
+
+@twins
 def test_unequal_sizes_cannot_be_stacked_without_padding(processor_class):
     images = [random_image(37, 53), random_image(40, 30)]
     assert [p.shape for p in processor_class()(images)["pixel_values"]] == [(3, 37, 53), (3, 40, 30)]

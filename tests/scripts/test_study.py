@@ -821,6 +821,14 @@ def test_each_device_has_one_run_at_a_time(tmp_path, monkeypatch, visible, devic
     assert set(done) == {"4", "7"} and sorted("".join(done.values())) == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("option", ["--report_only", "--times"])
+def test_devices_are_refused_where_nothing_is_trained(option):
+    import study as program
+
+    with pytest.raises(RecipeError, match="--devices is for trainings"):
+        program.main(["study.yaml", "--data_dir", "x", "--output_dir", "out", option, "--devices", "0"])
+
+
 @pytest.mark.parametrize("visible", ["6,7", "", "GPU-a,GPU-b"])
 def test_a_device_that_this_program_may_not_use_is_refused(monkeypatch, visible):
     from studies.runner import work_through
